@@ -1,0 +1,1 @@
+"""Reading benchmarks: expressions, frames, masks, samples, batches."""

@@ -1,0 +1,62 @@
+"""Rank, world size, and the seeded random generators that make a sample a pure function of its number."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+Item = TypeVar("Item")
+
+
+def rank() -> int:
+    """This process's number among all processes, also before the process group exists (torchrun, SLURM)."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
+def world_size() -> int:
+    """Number of processes that share the work."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+
+
+def local_rank() -> int:
+    """This process's number on its own machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def device() -> torch.device:
+    """The GPU of this process, or the CPU where there is none."""
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def shard(items: Sequence[Item], index: int, count: int) -> list[Item]:
+    """Every ``count``-th item from ``index`` on: disjoint shares that together hold every item once."""
+    return list(items[index::count])
+
+
+def generator(*key: int) -> np.random.Generator:
+    """A generator that depends on ``key`` alone, equal on every machine, rank and worker."""
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def sum_over_ranks(values: dict[str, float], where: torch.device | str = "cpu") -> dict[str, float]:
+    """The sum of each value over all ranks; every rank passes the same keys."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return dict(values)
+    total = torch.tensor(list(values.values()), dtype=torch.float64, device=where)
+    dist.all_reduce(total)
+    return dict(zip(values, total.tolist(), strict=True))
+
+
+def barrier() -> None:
+    """Wait for all ranks; nothing to wait for outside a process group."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,1 @@
+"""Scoring of predictions: no torch, no models."""

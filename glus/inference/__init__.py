@@ -1,0 +1,1 @@
+"""Segmenting videos with a trained model, and writing the result."""

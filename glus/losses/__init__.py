@@ -1,0 +1,1 @@
+"""Training losses: pure functions, and the objective that weighs them."""

@@ -1,0 +1,164 @@
+"""The data types that cross package borders, and the legend of shape letters.
+
+Shape letters, used as suffixes of tensor names (``embeds_NQC``):
+
+====== ==============================================================================
+``B``  videos of a batch
+``N``  expressions of a batch; each is one conversation and points at one video
+``K``  context frames, spread over the whole video
+``Q``  query frames, each answered with one [SEG]
+``F``  frames of one conversation, ``K + Q``
+``P``  visual tokens of a frame after pooling
+``L``  tokens of a conversation after every image became ``P`` tokens
+``M``  visual tokens of a whole batch, in the order of their placeholders
+``D``  width of the language model
+``C``  width of SAM2
+``S``  side of SAM2's square input; ``m = S / 4`` is the side of its mask logits
+``T``  frames of a video
+``V``  vocabulary
+``E``  expressions of one video at inference
+``H W`` height and width of the original frames
+====== ==============================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One sentence about one video: the unit that is trained on, predicted and scored.
+
+    ``frames`` are the frame names exactly as the dataset spells them, in temporal order.
+    ``annotation_ids`` address the masks of the referred objects in the dataset's mask store; empty means that
+    nothing in the video fits the sentence. ``group`` is the subset under which a benchmark reports the expression
+    (Shapes: the kind; "" where a benchmark has no subsets).
+    """
+
+    dataset: str
+    video: str
+    exp_id: str
+    text: str
+    frames: tuple[str, ...]
+    object_ids: tuple[int, ...]
+    annotation_ids: tuple[str, ...]
+    group: str = ""
+
+    @property
+    def name(self) -> str:
+        """``dataset/video/exp_id``: how messages call this expression."""
+        return f"{self.dataset}/{self.video}/{self.exp_id}"
+
+
+@dataclass(frozen=True)
+class ObjectKey:
+    """What one [SEG] stands for: the key by which the contrastive loss finds positives and negatives."""
+
+    dataset: str
+    video: str
+    exp_id: str
+    frame: str
+    object_ids: frozenset[int]
+
+
+@dataclass
+class TrainSample:
+    """One video with its drawn frames and sentences, before collation (numpy, CPU)."""
+
+    context_clip: np.ndarray
+    """(K, s, s, 3) uint8: CLIP crops of the context frames."""
+    query_clip: np.ndarray
+    """(Q, s, s, 3) uint8: CLIP crops of the query frames."""
+    query_frames: np.ndarray
+    """(Q, H, W, 3) uint8 RGB."""
+    conversations: list[Conversation]
+    """One per expression."""
+    target_masks: list[np.ndarray]
+    """One (Q, H, W) uint8 array of 0/1 per expression."""
+    object_keys: list[list[ObjectKey]]
+    """Q keys per expression."""
+    names: list[str]
+    """``Expression.name`` of each expression."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A tokenised conversation, images already expanded to their placeholders."""
+
+    input_ids: np.ndarray
+    """(L,) int64; each image is ``P`` times ``tokens.IMAGE_ID``."""
+    seg_positions: np.ndarray
+    """(Q,) int64: the position *before* each [SEG], whose state predicts it and is its embedding."""
+
+
+@dataclass
+class Batch:
+    """Rows of expressions pointing at rows of videos; each frame of a video is held once."""
+
+    context_clip: torch.Tensor
+    """(B, K, 3, s, s) uint8."""
+    query_clip: torch.Tensor
+    """(B, Q, 3, s, s) uint8."""
+    query_frames: list[torch.Tensor]
+    """B tensors (Q, H, W, 3) uint8; SAM2's resize happens on the device."""
+    input_ids: torch.Tensor
+    """(N, L) int64, right-padded."""
+    attention_mask: torch.Tensor
+    """(N, L) bool, False on padding."""
+    seg_positions: torch.Tensor
+    """(N, Q) int64."""
+    video_index: torch.Tensor
+    """(N,) int64, the row of the video each expression belongs to."""
+    target_masks: list[torch.Tensor]
+    """N tensors (Q, H, W) uint8 of 0/1."""
+    object_keys: list[list[ObjectKey]] = field(default_factory=list)
+    """N lists of Q keys."""
+    names: list[str] = field(default_factory=list)
+    """N expression names."""
+
+    @property
+    def num_masks(self) -> int:
+        """Number of (expression, query frame) pairs, which is also the number of [SEG]."""
+        return self.seg_positions.numel()
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on ``device``."""
+
+        def move(value: object) -> object:
+            if isinstance(value, torch.Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+                return [tensor.to(device, non_blocking=True) for tensor in value]
+            return value
+
+        return Batch(**{name: move(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
+
+
+@dataclass
+class GlusOutput:
+    """What one forward pass of the model gives for a batch."""
+
+    seg_logits_NQV: torch.Tensor
+    """Vocabulary logits at the positions that predict [SEG]."""
+    seg_embeds_NQC: torch.Tensor
+    """[SEG] embeddings: the prompts of the mask decoder."""
+    mask_logits_NQmm: torch.Tensor
+    """Low-resolution mask logits."""
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """The answer to all expressions of a video in one frame."""
+
+    frame: int
+    """Index of the frame in the video."""
+    masks_EHW: np.ndarray
+    """bool, at the frame's own resolution."""
+    scores_E: np.ndarray
+    """float32 in [0, 1]: probability of [SEG] where it was to be predicted."""
+    has_seg_E: np.ndarray
+    """bool: whether [SEG] was the most likely token; where not, the mask is empty unless ``force_seg``."""
