@@ -349,6 +349,15 @@ class TrainConfig:
 
 
 @dataclass
+class ModelFolderConfig:
+    """``config.yaml`` of a model folder: what travels with the weights."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+
+@dataclass
 class PredictConfig:
     """``scripts/predict.py``."""
 

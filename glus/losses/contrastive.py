@@ -1,0 +1,139 @@
+"""Object contrastive loss: [SEG] embeddings of one object agree, whatever sentence asked for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from glus.structures import ObjectKey
+
+
+def object_contrastive_loss(
+    anchor_RC: torch.Tensor, positive_RC: torch.Tensor, negative_RGC: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """InfoNCE over cosine similarities, per anchor, as a log-sum-exp in float32.
+
+    ``-log(exp(s+/tau) / (exp(s+/tau) + sum_g exp(s-_g/tau)))`` (GLUS paper; released utils/contrastive_loss.py, which
+    sums exponentials in bfloat16).
+
+    Args:
+        anchor_RC: embeddings with gradient.
+        positive_RC: one positive each.
+        negative_RGC: G negatives each.
+        temperature: tau > 0.
+
+    Returns:
+        (R,) float32, >= 0.
+    """
+    anchor = F.normalize(anchor_RC.float(), dim=-1)
+    others = torch.cat([positive_RC[:, None], negative_RGC], dim=1).float()
+    logits = (F.normalize(others, dim=-1) @ anchor[..., None])[..., 0] / temperature
+    return logits.logsumexp(1) - logits[:, 0]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Indices into the queue from which an anchor's positive and negatives are drawn."""
+
+    positive: np.ndarray
+    negative: np.ndarray
+
+
+class ContrastiveQueue:
+    """The last [SEG] embeddings of this rank with the objects they stand for, first in first out.
+
+    A positive of an anchor is an entry of the same video and frame whose expression is another one that names the
+    same objects. Negatives are all other entries except those of the anchor's own expression; by default they include
+    the same objects at other frames, as released. An expression without objects is never an anchor or a positive.
+
+    Args:
+        size: entries kept.
+        num_negatives: negatives drawn with replacement per anchor; fewer candidates than that, and it has no term.
+        datasets: names of the datasets that feed the queue; None: all.
+        exclude_same_objects: take no entry of the same objects of the same video as a negative.
+    """
+
+    def __init__(
+        self, size: int, num_negatives: int, datasets: Sequence[str] | None = None, exclude_same_objects: bool = False
+    ):
+        self.num_negatives = num_negatives
+        self.datasets = None if datasets is None else frozenset(datasets)
+        self.exclude_same_objects = exclude_same_objects
+        self.keys: deque[ObjectKey] = deque(maxlen=size)
+        self.embeds: deque[torch.Tensor] = deque(maxlen=size)
+
+    def feeds(self, key: ObjectKey) -> bool:
+        """Whether this dataset takes part."""
+        return self.datasets is None or key.dataset in self.datasets
+
+    def push(self, keys: Sequence[ObjectKey], embeds_RC: torch.Tensor) -> None:
+        """Append embeddings (detached) in order; the oldest fall out."""
+        for key, embed in zip(keys, embeds_RC.detach(), strict=True):
+            if self.feeds(key):
+                self.keys.append(key)
+                self.embeds.append(embed)
+
+    def candidates(self, anchors: Sequence[ObjectKey]) -> list[Candidates | None]:
+        """For each anchor the entries to draw from; None where it gets no term."""
+        return _candidates(anchors, list(self.keys), self.num_negatives, self.feeds, self.exclude_same_objects)
+
+    def count_terms(self, micro_batches: Sequence[Sequence[ObjectKey]]) -> int:
+        """Terms that the coming micro-batches will give, known from the keys alone; the queue is not changed."""
+        keys = self.keys.copy()
+        count = 0
+        for anchors in micro_batches:
+            keys.extend(key for key in anchors if self.feeds(key))
+            found = _candidates(anchors, list(keys), self.num_negatives, self.feeds, self.exclude_same_objects)
+            count += sum(candidate is not None for candidate in found)
+        return count
+
+    def loss(
+        self, keys: Sequence[ObjectKey], embeds_RC: torch.Tensor, temperature: float, rng: np.random.Generator
+    ) -> torch.Tensor:
+        """Push the embeddings, then the loss of each that has positive and negatives: (terms,), maybe empty.
+
+        Args:
+            keys: R keys.
+            embeds_RC: with gradient.
+            temperature: see ``object_contrastive_loss``.
+            rng: draws one positive and the negatives of each anchor.
+        """
+        self.push(keys, embeds_RC)
+        anchors, positives, negatives = [], [], []
+        for row, candidate in enumerate(self.candidates(keys)):
+            if candidate is not None:
+                anchors.append(row)
+                positives.append(int(rng.choice(candidate.positive)))
+                negatives.append(rng.choice(candidate.negative, self.num_negatives))
+        if not anchors:
+            return embeds_RC.new_zeros(0, dtype=torch.float32)
+        entries = torch.stack(list(self.embeds))
+        where = torch.as_tensor(np.stack(negatives), device=entries.device)
+        return object_contrastive_loss(embeds_RC[anchors], entries[positives], entries[where], temperature)
+
+
+def _candidates(
+    anchors: Sequence[ObjectKey], keys: list[ObjectKey], num_negatives: int, feeds: Callable[[ObjectKey], bool], exclude_same_objects: bool
+) -> list[Candidates | None]:
+    by_expression: dict[tuple, list[int]] = {}
+    by_objects: dict[tuple, list[int]] = {}
+    for i, key in enumerate(keys):
+        by_expression.setdefault((key.dataset, key.video, key.exp_id), []).append(i)
+        by_objects.setdefault((key.dataset, key.video, key.object_ids), []).append(i)
+    found: list[Candidates | None] = []
+    for anchor in anchors:
+        own = by_expression.get((anchor.dataset, anchor.video, anchor.exp_id), [])
+        same = by_objects.get((anchor.dataset, anchor.video, anchor.object_ids), []) if anchor.object_ids else []
+        positive = [i for i in same if keys[i].frame == anchor.frame and keys[i].exp_id != anchor.exp_id]
+        is_negative = np.ones(len(keys), dtype=bool)
+        is_negative[own] = False
+        is_negative[same if exclude_same_objects else positive] = False
+        negative = np.flatnonzero(is_negative)
+        usable = feeds(anchor) and positive and len(negative) >= num_negatives
+        found.append(Candidates(np.asarray(positive), negative) if usable else None)
+    return found

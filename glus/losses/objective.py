@@ -1,0 +1,124 @@
+"""The objective: a table of terms, each a sum over the batch divided by a count of the whole global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from glus.losses.contrastive import ContrastiveQueue
+from glus.losses.language import seg_cross_entropy
+from glus.losses.mask import binary_cross_entropy, dice_loss
+from glus.structures import Batch, GlusOutput, ObjectKey
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What the terms read: rows are (expression, query frame) pairs."""
+
+    seg_logits_RV: torch.Tensor
+    seg_id: int
+    masks: list[tuple[torch.Tensor, torch.Tensor]]
+    """(logits_RHW, target_RHW) per frame size of the batch; together R rows."""
+
+
+def _per_mask(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[LossInputs], torch.Tensor]:
+    return lambda inputs: torch.cat([loss(logits, target) for logits, target in inputs.masks])
+
+
+TERMS: dict[str, Callable[[LossInputs], torch.Tensor]] = {
+    "seg": lambda inputs: seg_cross_entropy(inputs.seg_logits_RV, inputs.seg_id),
+    "bce": _per_mask(binary_cross_entropy),
+    "dice": _per_mask(dice_loss),
+}
+"""Name -> function giving one value per (expression, query frame). To add a loss: a line here and a weight."""
+
+
+class GlusObjective:
+    """Weighted sum of the terms and of the object contrastive loss, which alone has a state: its queue.
+
+    Args:
+        weights: term -> weight; names are those of ``TERMS`` and "contrastive".
+        seg_id: id of [SEG].
+        queue: of the contrastive loss; None if that has weight 0.
+        temperature: of the contrastive loss.
+        min_terms: fewer contrastive terms than this in the global batch count as none.
+
+    Raises:
+        ValueError: a weight names no term.
+    """
+
+    def __init__(
+        self,
+        weights: dict[str, float],
+        seg_id: int,
+        queue: ContrastiveQueue | None = None,
+        temperature: float = 0.07,
+        min_terms: int = 1,
+    ):
+        unknown = sorted(set(weights) - set(TERMS) - {"contrastive"})
+        if unknown:
+            raise ValueError(f"loss.weights.{unknown[0]}: no such term; known are {', '.join([*TERMS, 'contrastive'])}")
+        if weights.get("contrastive", 0) > 0 and queue is None:
+            raise ValueError("loss.weights.contrastive > 0 needs a queue")
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+        self.seg_id = seg_id
+        self.queue = queue
+        self.temperature = temperature
+        self.min_terms = min_terms
+
+    def counts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Denominator of each term for the coming micro-batches of one optimizer step on this rank.
+
+        Known before any forward pass, so that the sum over ranks can divide each micro-batch's loss.
+        """
+        num_masks = sum(batch.num_masks for batch in batches)
+        counts: dict[str, float] = {name: num_masks for name in self.weights if name in TERMS}
+        if "contrastive" in self.weights and self.queue is not None:
+            counts["contrastive"] = self.queue.count_terms([_flat_keys(batch) for batch in batches])
+        return counts
+
+    def __call__(
+        self, output: GlusOutput, batch: Batch, denominators: dict[str, float], rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
+        """The weighted terms of a micro-batch and their "total", float32 scalars.
+
+        Args:
+            output: of the model.
+            batch: what it was given.
+            denominators: ``counts`` of all micro-batches of the step, summed over ranks.
+            rng: draws positives and negatives.
+        """
+        inputs = LossInputs(output.seg_logits_NQV.flatten(0, 1), self.seg_id, _masks_by_size(output, batch))
+        terms = {}
+        for name, weight in self.weights.items():
+            if name in TERMS:
+                terms[name] = weight * TERMS[name](inputs).sum() / denominators[name]
+        if "contrastive" in self.weights and self.queue is not None:
+            embeds_RC = output.seg_embeds_NQC.flatten(0, 1)
+            losses = self.queue.loss(_flat_keys(batch), embeds_RC, self.temperature, rng)
+            enough = denominators["contrastive"] >= max(self.min_terms, 1)
+            scale = self.weights["contrastive"] / denominators["contrastive"] if enough else 0.0
+            terms["contrastive"] = losses.sum() * scale
+        terms["total"] = torch.stack(list(terms.values())).sum()
+        return terms
+
+
+def _flat_keys(batch: Batch) -> list[ObjectKey]:
+    return [key for keys in batch.object_keys for key in keys]
+
+
+def _masks_by_size(output: GlusOutput, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits resized to their frames (bilinear, float32) beside the targets, one entry per frame size."""
+    rows_by_size: dict[torch.Size, list[int]] = {}
+    for row, target in enumerate(batch.target_masks):
+        rows_by_size.setdefault(target.shape[-2:], []).append(row)
+    masks = []
+    for size, rows in rows_by_size.items():
+        logits = output.mask_logits_NQmm[rows].float()
+        logits = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False).flatten(0, 1)
+        masks.append((logits, torch.cat([batch.target_masks[row] for row in rows])))
+    return masks

@@ -1,0 +1,204 @@
+"""From config to network: the only place where a config meets a module, and the table of what is trained."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from glus.config import FuserGamma, ModelConfig, ModelFolderConfig, Precision, load_config, to_yaml
+from glus.models.clip import ClipEncoder, build_vision_tower
+from glus.models.glus import Glus, SegHead
+from glus.models.language import LanguageModel, add_lora, build_llama
+from glus.models.sam2 import Sam2Segmenter, build_sam2
+from glus.models.weights import load_strict, read_clip_folder, read_tensors, write_tensors
+from glus.tokens import Vocabulary
+
+log = logging.getLogger(__name__)
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "clip": ("clip.",),
+    "projector": ("projector.",),
+    "lora": (".lora_A.", ".lora_B."),
+    "embeddings": ("language.llama.model.embed_tokens.",),
+    "lm_head": ("language.llama.lm_head.",),
+    "llm": ("language.llama.",),
+    "seg_head": ("seg_head.",),
+    "mask_decoder": ("segmenter.sam.sam_mask_decoder.",),
+    "image_encoder": ("segmenter.sam.image_encoder.",),
+    "memory": ("segmenter.sam.memory_attention.", "segmenter.sam.memory_encoder.", "segmenter.sam.no_mem_embed"),
+    "prompt_encoder": ("segmenter.sam.sam_prompt_encoder.",),
+}
+"""What ``model.trainable`` may name: part -> substrings of the parameter names it stands for."""
+
+_DECODER = "segmenter.sam.sam_mask_decoder."
+NEVER_UPDATED = (
+    f"{_DECODER}conv_s0.",
+    f"{_DECODER}conv_s1.",
+    f"{_DECODER}iou_prediction_head.",
+    f"{_DECODER}pred_obj_score_head.",
+    *(f"{_DECODER}output_hypernetworks_mlps.{i}." for i in (1, 2, 3)),
+)
+"""Parameters of the mask decoder that are declared trainable, as released, yet never change: the convolutions run
+with the frozen image encoder under no_grad, and the other heads' outputs reach no loss."""
+
+_DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
+TRAINED_FILE = "trained.safetensors"
+COMPLETE_FILE = "model.safetensors"
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model folder in memory."""
+
+    glus: Glus
+    vocabulary: Vocabulary
+    config: ModelFolderConfig
+
+
+def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
+    """The network, with the weights the config names, its trained parts marked by ``requires_grad``.
+
+    Args:
+        config: sizes, weights, trainable parts.
+        load_weights: False leaves everything at random (a complete model file follows, or the meta device).
+
+    Raises:
+        FileNotFoundError: a weights file is missing.
+        ValueError: weights do not fit, or ``model.trainable`` names no part.
+    """
+    glus = Glus(
+        clip=ClipEncoder(build_vision_tower(config.clip.architecture), config.clip.select_layer, config.clip.pool),
+        projector=nn.Linear(config.clip.architecture["hidden_size"], config.llm.architecture["hidden_size"]),
+        language=LanguageModel(build_llama(config.llm.architecture, config.llm.vocab_size)),
+        seg_head=nn.Identity(),  # type: ignore[arg-type]  # needs SAM2's width, set below
+        segmenter=Sam2Segmenter(
+            build_sam2(config.segmenter.variant, config.segmenter.overrides),
+            config.segmenter.multimask_fallback,
+            memory_gradient=not config.memory.detach,
+        ),
+        memory_frames=config.memory.num_frames,
+        memory_stride=config.memory.stride,
+        memory_enabled=config.memory.enabled,
+        memory_detach=config.memory.detach,
+    )
+    glus.seg_head = SegHead(glus.language.width, glus.segmenter.width)
+    if load_weights:
+        load_parts(glus, config)
+    if config.llm.lora_rank:
+        llm = config.llm
+        add_lora(glus.language.llama, llm.lora_rank, llm.lora_alpha, llm.lora_dropout, llm.lora_targets)
+    if config.segmenter.fuser_gamma is FuserGamma.identity:
+        glus.segmenter.set_fuser_identity()
+    mark_trainable(glus, config.trainable)
+    return glus.to(_DTYPES[config.precision])
+
+
+def load_parts(glus: Glus, config: ModelConfig) -> None:
+    """Load the pretrained towers the config names, each strictly."""
+    if config.clip.weights:
+        load_strict(glus.clip.vision_model, read_clip_folder(config.clip.weights), config.clip.weights)
+    if config.segmenter.weights:
+        load_strict(glus.segmenter.sam, read_tensors(config.segmenter.weights), config.segmenter.weights)
+    if config.llm.weights:
+        load_strict(glus.language.llama, read_tensors(config.llm.weights), config.llm.weights)
+
+
+def mark_trainable(glus: nn.Module, parts: list[str]) -> None:
+    """Set ``requires_grad`` of every parameter: True where a part of ``parts`` contains it, else False.
+
+    Raises:
+        ValueError: a part is unknown, or matches no parameter.
+    """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise ValueError(f"model.trainable: unknown part {unknown[0]!r}; known are {', '.join(PARTS)}")
+    names = dict(glus.named_parameters())
+    for part in parts:
+        if not any(key in name for name in names for key in PARTS[part]):
+            raise ValueError(f"model.trainable: {part!r} matches no parameter (is model.llm.lora_rank 0?)")
+    keys = [key for part in parts for key in PARTS[part]]
+    for name, parameter in names.items():
+        parameter.requires_grad_(any(key in name for key in keys))
+
+
+def trainable_names(glus: nn.Module) -> list[str]:
+    """Names of the parameters that are trained."""
+    return [name for name, parameter in glus.named_parameters() if parameter.requires_grad]
+
+
+def save_model(
+    folder: str | Path,
+    tensors: dict[str, torch.Tensor],
+    config: ModelFolderConfig,
+    vocabulary: Vocabulary,
+    complete: bool,
+    metadata: dict[str, str],
+) -> None:
+    """Write a model folder: config, tokenizer, weights. It appears whole or not at all.
+
+    Args:
+        folder: must not exist.
+        tensors: the trained ones, or all.
+        config: what ``load_model`` builds from.
+        vocabulary: its files are copied.
+        complete: ``tensors`` is the whole state dict (an export), not only what was trained (a checkpoint).
+        metadata: strings kept in the weights file (step, commit).
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    (temporary / CONFIG_FILE).write_text(to_yaml(config))
+    for name in ("tokenizer.model", "added_tokens.json"):
+        shutil.copyfile(vocabulary.folder / name, temporary / name)
+    write_tensors(temporary / (COMPLETE_FILE if complete else TRAINED_FILE), tensors, metadata)
+    os.replace(temporary, folder)
+
+
+def find_model_folder(path: str | Path) -> Path:
+    """The model folder that ``path`` is, or the newest checkpoint of the run folder that it is.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    path = Path(path)
+    is_model = [(path / name).is_file() for name in (COMPLETE_FILE, TRAINED_FILE)]
+    if any(is_model):
+        return path
+    checkpoints = [p for p in path.glob("checkpoints/step_*") if p.suffix != ".tmp"]
+    if not checkpoints:
+        raise FileNotFoundError(
+            f"weights={path}: neither a model folder ({COMPLETE_FILE} or {TRAINED_FILE}) nor a run with checkpoints/"
+        )
+    return max(checkpoints, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def load_model(path: str | Path, precision: Precision | None = None) -> LoadedModel:
+    """Build and strictly load a model folder (or the newest checkpoint of a run), in evaluation mode.
+
+    Args:
+        path: see ``find_model_folder``.
+        precision: replaces the saved one; None keeps it.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: weights or config do not fit.
+    """
+    folder = find_model_folder(path)
+    config = load_config(ModelFolderConfig, OmegaConf.load(folder / CONFIG_FILE))  # type: ignore[arg-type]
+    if precision is not None:
+        config.model.precision = precision
+    config.model.llm.tokenizer = str(folder)
+    is_complete = (folder / COMPLETE_FILE).is_file()
+    glus = build_glus(config.model, load_weights=not is_complete)
+    file = folder / (COMPLETE_FILE if is_complete else TRAINED_FILE)
+    load_strict(glus, read_tensors(file), file, only=None if is_complete else trainable_names(glus))
+    return LoadedModel(glus.eval(), Vocabulary(folder), config)

@@ -1,0 +1,185 @@
+"""Glus: the verbs of the method, and the unroll over query frames that training and pre-training share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from glus.models.clip import ClipEncoder
+from glus.models.language import LanguageModel
+from glus.models.memory import MemoryBank
+from glus.models.sam2 import DecodedMasks, FrameFeatures, Sam2Segmenter
+from glus.structures import Batch, GlusOutput
+
+
+class SegHead(nn.Module):
+    """[SEG] state -> prompt embedding: Linear, ReLU, Linear (the release's ``text_hidden_fcs``).
+
+    Args:
+        width: of the language model (D).
+        prompt_width: of SAM2 (C).
+    """
+
+    def __init__(self, width: int, prompt_width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, prompt_width)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., C)."""
+        return self.fc2(torch.relu(self.fc1(states)))
+
+
+def segment_step(
+    segmenter: Sam2Segmenter,
+    bank: MemoryBank,
+    step: int,
+    frame: FrameFeatures,
+    prompt_RC: torch.Tensor,
+    rows: Sequence[int],
+    memorize: bool = True,
+) -> DecodedMasks:
+    """Segment one frame for some rows: recall, condition, decode, memorize.
+
+    Args:
+        segmenter: SAM2.
+        bank: memories of this pass; it is written.
+        step: number of the frame in processing order.
+        frame: features, one row per entry of ``rows``.
+        prompt_RC: prompts, likewise.
+        rows: the expressions (rows of the bank) to segment; the others get a hole at this step.
+        memorize: write this frame's memory; not worth it where no later frame follows.
+
+    Returns:
+        Masks in the order of ``rows``.
+    """
+    place = {row: slot for slot, row in enumerate(rows)}
+    groups = list(bank.recall(step, rows))
+    if len(groups) == 1:
+        conditioned = segmenter.condition(frame, groups[0].memories)
+    else:
+        parts, order = [], []
+        for group in groups:
+            slots = [place[row] for row in group.rows]
+            parts.append(segmenter.condition(frame.rows(slots), group.memories).image_NChw)
+            order += slots
+        image_RChw = torch.cat(parts)[torch.as_tensor(order, device=prompt_RC.device).argsort()]
+        conditioned = frame.with_image(image_RChw)
+    decoded = segmenter.decode(conditioned, prompt_RC)
+    if memorize and bank.enabled:
+        bank.store(step, segmenter.memorize(conditioned, decoded.logits_Nmm), rows)
+    return decoded
+
+
+class Glus(nn.Module):
+    """Context and query frames and a sentence in; one mask per query frame out.
+
+    Args:
+        clip: what the LLM sees through.
+        projector: CLIP width -> LLM width.
+        language: the LLM.
+        seg_head: [SEG] state -> mask decoder prompt.
+        segmenter: SAM2.
+        memory_frames: memories read at most in training.
+        memory_stride: distance of strided memories in training.
+        memory_enabled: off, each frame is segmented by itself.
+        memory_detach: memories carry no gradient.
+    """
+
+    def __init__(
+        self,
+        clip: ClipEncoder,
+        projector: nn.Linear,
+        language: LanguageModel,
+        seg_head: SegHead,
+        segmenter: Sam2Segmenter,
+        memory_frames: int = 7,
+        memory_stride: int = 1,
+        memory_enabled: bool = True,
+        memory_detach: bool = True,
+    ):
+        super().__init__()
+        self.clip = clip
+        self.projector = projector
+        self.language = language
+        self.seg_head = seg_head
+        self.segmenter = segmenter
+        self.memory_frames = memory_frames
+        self.memory_stride = memory_stride
+        self.memory_enabled = memory_enabled
+        self.memory_detach = memory_detach
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """P, which the tokenizer needs to expand each image."""
+        return self.clip.tokens_per_frame
+
+    def memory_bank(self, stride: int | None = None) -> MemoryBank:
+        """An empty bank for one pass; ``stride`` defaults to training's."""
+        stride = stride or self.memory_stride
+        return MemoryBank(self.memory_frames, stride, self.memory_enabled, self.memory_detach)
+
+    def vision_tokens(self, crops_BFCss: torch.Tensor) -> torch.Tensor:
+        """Visual tokens of frames: (B, F, 3, s, s) uint8 -> (B, F, P, D)."""
+        trained = any(parameter.requires_grad for parameter in self.clip.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            features = self.clip(crops_BFCss.flatten(0, 1))
+        return self.projector(features).unflatten(0, crops_BFCss.shape[:2])
+
+    def seg_embeddings(
+        self,
+        input_ids_NL: torch.Tensor,
+        attention_mask_NL: torch.Tensor,
+        visual_MD: torch.Tensor,
+        seg_positions_NQ: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt embeddings and vocabulary logits at the positions that predict [SEG].
+
+        Args:
+            input_ids_NL: int64, right-padded, image placeholders expanded.
+            attention_mask_NL: bool.
+            visual_MD: visual tokens of all rows in placeholder order.
+            seg_positions_NQ: int64, one position before each [SEG].
+
+        Returns:
+            embeds (N, Q, C) and logits (N, Q, V); logits are taken at these positions only.
+        """
+        states_NLD = self.language.states(input_ids_NL, attention_mask_NL, visual_MD)
+        index = seg_positions_NQ[..., None].expand(-1, -1, states_NLD.shape[-1])
+        states_NQD = states_NLD.gather(1, index)
+        return self.seg_head(states_NQD), self.language.logits(states_NQD)
+
+    def segment_clip(
+        self, query_frames: list[torch.Tensor], video_index: torch.Tensor, embeds_NQC: torch.Tensor
+    ) -> torch.Tensor:
+        """Mask logits (N, Q, m, m) of the query frames, in order, each reading the memories of those before it.
+
+        Args:
+            query_frames: B tensors (Q, H, W, 3) uint8; each frame is encoded once for all its expressions.
+            video_index: (N,) row of the video of each expression.
+            embeds_NQC: prompts.
+        """
+        num_rows, num_query = embeds_NQC.shape[:2]
+        images = torch.cat([self.segmenter.prepare_frames(frames) for frames in query_frames])
+        features = self.segmenter.encode_frames(images)
+        bank = self.memory_bank()
+        masks = []
+        for q in range(num_query):
+            frame = features.rows(video_index * num_query + q)
+            decoded = segment_step(
+                self.segmenter, bank, q, frame, embeds_NQC[:, q], range(num_rows), memorize=q + 1 < num_query
+            )
+            masks.append(decoded.logits_Nmm)
+        return torch.stack(masks, dim=1)
+
+    def forward(self, batch: Batch) -> GlusOutput:
+        """The training forward pass; sampling, text and losses live elsewhere."""
+        tokens_BFPD = self.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], dim=1))
+        visual_MD = tokens_BFPD[batch.video_index].flatten(0, 2)
+        embeds_NQC, logits_NQV = self.seg_embeddings(
+            batch.input_ids, batch.attention_mask, visual_MD, batch.seg_positions
+        )
+        masks_NQmm = self.segment_clip(batch.query_frames, batch.video_index, embeds_NQC)
+        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm)

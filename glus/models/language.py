@@ -1,0 +1,100 @@
+"""The language model: build it, give it LoRA, splice visual tokens into its input, read states and logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from glus import compat
+from glus.tokens import IMAGE_ID
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+
+def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausalLM:
+    """A LLaMA with random weights, SDPA attention and an untied head.
+
+    Args:
+        architecture: fields of ``transformers.LlamaConfig``.
+        vocab_size: rows of the embedding table and of the head.
+    """
+    compat.prepare_torchvision()
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        **architecture,
+        vocab_size=vocab_size,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config)
+
+
+def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, targets: list[str]) -> None:
+    """Put LoRA adapters into the named projections, in place; the module names of the LLM stay.
+
+    Args:
+        rank: rank of the adapters.
+        alpha: their scale is ``alpha / rank``.
+        dropout: before the down projection, in training.
+        targets: names of linear layers, such as ``q_proj``.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
+    inject_adapter_in_model(config, llama)
+
+
+class LanguageModel(nn.Module):
+    """Verbs over a LLaMA: states of spliced conversations, logits where they are wanted.
+
+    Args:
+        llama: the model, with or without LoRA adapters.
+    """
+
+    def __init__(self, llama: LlamaForCausalLM):
+        super().__init__()
+        self.llama = llama
+        self.width: int = llama.config.hidden_size
+
+    def states(
+        self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor, visual_MD: torch.Tensor
+    ) -> torch.Tensor:
+        """Final states (after the last RMSNorm) of conversations.
+
+        Args:
+            input_ids_NL: int64, right-padded; ``tokens.IMAGE_ID`` where a visual token goes.
+            attention_mask_NL: bool, False on padding.
+            visual_MD: visual tokens of all rows, in the order of their placeholders (row by row).
+
+        Returns:
+            (N, L, D).
+
+        Raises:
+            ValueError: the number of visual tokens differs from that of the placeholders.
+        """
+        hidden = self.llama.model(
+            inputs_embeds=self.splice(input_ids_NL, visual_MD), attention_mask=attention_mask_NL, use_cache=False
+        )
+        return hidden.last_hidden_state
+
+    def splice(self, input_ids_NL: torch.Tensor, visual_MD: torch.Tensor) -> torch.Tensor:
+        """Token embeddings with visual tokens at their placeholders: (N, L, D)."""
+        is_image_NL = input_ids_NL == IMAGE_ID
+        embeds_NLD = self.llama.model.embed_tokens(input_ids_NL.masked_fill(is_image_NL, 0))
+        # masked_scatter raises by itself when there are too few tokens; too many would pass in silence. The count is
+        # compared on the CPU only, where reading it costs no synchronisation.
+        if is_image_NL.device.type == "cpu" and int(is_image_NL.sum()) != len(visual_MD):
+            raise ValueError(f"{int(is_image_NL.sum())} image placeholders but {len(visual_MD)} visual tokens")
+        return embeds_NLD.masked_scatter(is_image_NL[..., None], visual_MD.to(embeds_NLD.dtype))
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Vocabulary logits (..., V) of states (..., D)."""
+        return self.llama.lm_head(states)

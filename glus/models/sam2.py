@@ -1,0 +1,258 @@
+"""SAM2 as GLUS uses it: the only file that imports sam2.
+
+GLUS calls SAM2's parts one by one and differs from SAM2's own tracker in what it feeds them: the prompt is the [SEG]
+embedding alone, memory is read without temporal encoding and object pointers, and the memory encoder sees the
+memory-*conditioned* feature (released GLUS.py:187-286, 729-777).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from glus.models.memory import FrameMemory
+
+SAM2_MEAN = (0.485, 0.456, 0.406)
+SAM2_STD = (0.229, 0.224, 0.225)
+STABILITY_DELTA = 0.05
+STABILITY_THRESHOLD = 0.98
+"""sam2's build_sam2(apply_postprocessing=True): a mask is stable if shifting its threshold by +-delta changes its
+area by less than 2 %."""
+IDENTITY_GAMMA = 1e-6
+"""Layer scale at which a fuser block of the memory encoder is practically the identity: its value before loading."""
+
+
+@dataclass(frozen=True)
+class FrameFeatures:
+    """SAM2's features of a batch of frames; after ``condition``, those that decoder and memory encoder see."""
+
+    high_NChw: tuple[torch.Tensor, torch.Tensor]
+    """(N, C/8, S/4, S/4) and (N, C/4, S/8, S/8)."""
+    image_NChw: torch.Tensor
+    """(N, C, S/16, S/16)."""
+    position_1Chw: torch.Tensor
+    """(1, C, S/16, S/16): 2-D sine encoding."""
+
+    def rows(self, index: torch.Tensor | Sequence[int]) -> FrameFeatures:
+        """The features of some frames, repeated as often as ``index`` names them."""
+        where = torch.as_tensor(index, device=self.image_NChw.device)
+        high = (self.high_NChw[0][where], self.high_NChw[1][where])
+        return FrameFeatures(high, self.image_NChw[where], self.position_1Chw)
+
+    def with_image(self, image_NChw: torch.Tensor) -> FrameFeatures:
+        """The same frames with another lowest level."""
+        return FrameFeatures(self.high_NChw, image_NChw, self.position_1Chw)
+
+
+@dataclass(frozen=True)
+class DecodedMasks:
+    """The mask decoder's answer to one prompt per row."""
+
+    logits_Nmm: torch.Tensor
+    """Chosen mask, low resolution, any real number; > 0 is foreground."""
+    all_logits_N4mm: torch.Tensor
+    """The single mask and the three alternatives."""
+    predicted_iou_N4: torch.Tensor
+    """In [0, 1]."""
+    stability_N: torch.Tensor
+    """Of the single mask, in [0, 1]."""
+    used_multimask_N: torch.Tensor
+    """bool: the fallback replaced the single mask."""
+
+
+def build_sam2(variant: str, overrides: dict[str, Any]) -> nn.Module:
+    """A ``sam2.modeling.sam2_base.SAM2Base`` with random weights.
+
+    sam2's own ``build_sam2`` needs the global Hydra it initialises on import, which clashes with an application's;
+    so the packaged YAML is read directly, and a Hydra that only the import initialised is cleared.
+
+    Args:
+        variant: file name of a packaged configuration, such as ``sam2_hiera_l`` or ``sam2.1_hiera_b+``.
+        overrides: dotted keys below its ``model`` -> value.
+
+    Raises:
+        ValueError: no such variant.
+    """
+    had_hydra = GlobalHydra.instance().is_initialized()
+    folder = importlib.resources.files("sam2") / "configs"
+    if not had_hydra:
+        GlobalHydra.instance().clear()
+    configs = {
+        Path(str(file)).stem: file
+        for family in ("sam2", "sam2.1")
+        for file in (folder / family).iterdir()
+        if str(file).endswith(".yaml")
+    }
+    if variant not in configs:
+        raise ValueError(f"model.segmenter.variant={variant!r}: sam2 packages {', '.join(sorted(configs))}")
+    config = OmegaConf.create(configs[variant].read_text())
+    for key, value in overrides.items():
+        OmegaConf.update(config, f"model.{key}", value, merge=False, force_add=True)
+    return instantiate(config.model, _recursive_=True)
+
+
+def stability_scores(logits_Nmm: torch.Tensor) -> torch.Tensor:
+    """Share of a mask's area that survives raising the threshold from -delta to +delta: (N,) float32 in [0, 1].
+
+    1 where even the larger area is empty (sam2's ``_get_stability_scores``).
+    """
+    inner_N = (logits_Nmm > STABILITY_DELTA).flatten(1).sum(-1).float()
+    outer_N = (logits_Nmm > -STABILITY_DELTA).flatten(1).sum(-1).float()
+    return torch.where(outer_N > 0, inner_N / outer_N, torch.ones_like(outer_N))
+
+
+def upsample_masks(logits_Nmm: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Mask logits at ``size`` = (H, W): bilinear in float32, no post-processing (released GLUS.py:756)."""
+    return F.interpolate(logits_Nmm[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _is_trained(*modules: nn.Module) -> bool:
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
+class Sam2Segmenter(nn.Module):
+    """SAM2's verbs. Holds no state of a video.
+
+    What ``requires_grad`` nowhere runs under no_grad: the image encoder if it is frozen; memory attention and memory
+    encoder if they are frozen, unless ``memory_gradient`` asks for gradients *through* them.
+
+    Args:
+        sam: a SAM2Base.
+        multimask_fallback: in evaluation mode, replace an unstable mask by the alternative of highest predicted IoU.
+        memory_gradient: let gradients flow through memory attention and memory encoder though they are frozen.
+    """
+
+    def __init__(self, sam: nn.Module, multimask_fallback: bool, memory_gradient: bool = False):
+        super().__init__()
+        self.sam: Any = sam
+        self.multimask_fallback = multimask_fallback
+        self.memory_gradient = memory_gradient
+        self.image_size: int = sam.image_size  # type: ignore[assignment]
+        self.width: int = sam.hidden_dim  # type: ignore[assignment]
+        self.register_buffer("mean_C11", torch.tensor(SAM2_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std_C11", torch.tensor(SAM2_STD).view(3, 1, 1), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return self.sam.no_mem_embed.dtype
+
+    def prepare_frames(self, frames_FHWC: torch.Tensor) -> torch.Tensor:
+        """SAM2's input: (F, H, W, 3) uint8 -> (F, 3, S, S) float32, squashed to a square (aspect ratio is not kept)."""
+        pixels = frames_FHWC.permute(0, 3, 1, 2).to(torch.float32) / 255
+        side = (self.image_size, self.image_size)
+        pixels = F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
+        return (pixels - self.mean_C11.float()) / self.std_C11.float()
+
+    def encode_frames(self, image_F3SS: torch.Tensor) -> FrameFeatures:
+        """Image features of prepared frames.
+
+        The decoder's two high-resolution projections run here, once per frame, hence under the encoder's no_grad.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(self.sam.image_encoder)):
+            out = self.sam.forward_image(image_F3SS.to(self.dtype))
+            high_4, high_8, image = (level.to(self.dtype) for level in out["backbone_fpn"])
+            position = out["vision_pos_enc"][-1][:1].to(self.dtype)
+        return FrameFeatures((high_4, high_8), image, position)
+
+    def condition(self, frame: FrameFeatures, memories: Sequence[FrameMemory]) -> FrameFeatures:
+        """The frame as it looks with ``memories`` in mind; without any, the no-memory embedding is added.
+
+        Args:
+            frame: N rows.
+            memories: N rows each; an unordered set, since there is no temporal encoding.
+        """
+        with self._memory_grad():
+            if not memories:
+                return frame.with_image(frame.image_NChw + self.sam.no_mem_embed.view(1, -1, 1, 1))
+            n, c, h, w = frame.image_NChw.shape
+            features = torch.cat([memory.features_NChw.flatten(2) for memory in memories], dim=2)
+            position = torch.cat([memory.position_1Chw.flatten(2) for memory in memories], dim=2)
+            attended = self.sam.memory_attention(
+                curr=[frame.image_NChw.flatten(2).permute(2, 0, 1)],
+                curr_pos=[frame.position_1Chw.flatten(2).permute(2, 0, 1).expand(-1, n, -1)],
+                memory=features.permute(2, 0, 1),
+                memory_pos=position.permute(2, 0, 1).expand(-1, n, -1),
+                num_obj_ptr_tokens=0,
+            )
+            return frame.with_image(attended.permute(1, 2, 0).reshape(n, c, h, w))
+
+    def decode(self, conditioned: FrameFeatures, prompt_NC: torch.Tensor) -> DecodedMasks:
+        """Masks for one prompt embedding per row; the prompt is the only sparse token, there is no mask prompt."""
+        n, c, h, w = conditioned.image_NChw.shape
+        dense = self.sam.sam_prompt_encoder.no_mask_embed.weight.view(1, c, 1, 1).expand(n, c, h, w)
+        logits, iou, _, _ = self.sam.sam_mask_decoder.predict_masks(
+            image_embeddings=conditioned.image_NChw,
+            image_pe=self.dense_position(),
+            sparse_prompt_embeddings=prompt_NC[:, None],
+            dense_prompt_embeddings=dense,
+            repeat_image=False,
+            high_res_features=list(conditioned.high_NChw),
+        )
+        single = logits[:, 0]
+        stability = stability_scores(single)
+        use = torch.zeros_like(stability, dtype=torch.bool)
+        if self.multimask_fallback and not self.training:
+            use = stability < STABILITY_THRESHOLD
+            best = logits[torch.arange(n, device=logits.device), 1 + iou[:, 1:].argmax(-1)]
+            single = torch.where(use[:, None, None], best, single)
+        return DecodedMasks(single, logits, iou, stability, use)
+
+    def memorize(self, conditioned: FrameFeatures, logits_Nmm: torch.Tensor) -> FrameMemory:
+        """Memory of a frame with its predicted masks; soft, not binarised."""
+        with self._memory_grad():
+            side = (self.image_size, self.image_size)
+            mask = torch.sigmoid(upsample_masks(logits_Nmm, side).to(self.dtype))
+            mask = mask * self.sam.sigmoid_scale_for_mem_enc + self.sam.sigmoid_bias_for_mem_enc
+            out = self.sam.memory_encoder(conditioned.image_NChw, mask[:, None], skip_mask_sigmoid=True)
+        return FrameMemory(out["vision_features"], out["vision_pos_enc"][0][:1].to(self.dtype))
+
+    def dense_position(self) -> torch.Tensor:
+        """(1, C, h, w): random-frequency encoding of the feature grid, in the dtype of its Gaussian matrix.
+
+        sam2 1.1.0 computes the grid in float32 and fails on a bfloat16 matrix; the released GLUS computed in bfloat16.
+        """
+        gaussian = self.sam.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        h, w = self.sam.sam_prompt_encoder.image_embedding_size
+        ones = torch.ones((h, w), device=gaussian.device, dtype=gaussian.dtype)
+        grid = torch.stack([(ones.cumsum(1) - 0.5) / w, (ones.cumsum(0) - 0.5) / h], dim=-1)
+        angles = (2 * grid - 1) @ gaussian * (2 * math.pi)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).permute(2, 0, 1)[None]
+
+    def point_prompt(self, points_N2: torch.Tensor) -> torch.Tensor:
+        """(N, C): SAM2's own embedding of a foreground click, for pre-training a small SAM2.
+
+        Args:
+            points_N2: float x, y in [0, 1] of the frame's width and height.
+        """
+        encoder = self.sam.sam_prompt_encoder
+        gaussian = encoder.pe_layer.positional_encoding_gaussian_matrix
+        angles = (2 * points_N2.to(gaussian.dtype) - 1) @ gaussian * (2 * math.pi)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1) + encoder.point_embeddings[1].weight
+
+    def no_prompt(self, count: int) -> torch.Tensor:
+        """(count, C): SAM2's embedding of "no point here", for pre-training a small SAM2."""
+        return self.sam.sam_prompt_encoder.not_a_point_embed.weight.expand(count, -1)
+
+    def set_fuser_identity(self) -> None:
+        """Reset the layer scales of the memory encoder's fuser, as the released evaluator (unknowingly) does."""
+        with torch.no_grad():
+            for layer in self.sam.memory_encoder.fuser.layers:
+                layer.gamma.fill_(IDENTITY_GAMMA)
+
+    def _memory_grad(self) -> torch.autograd.grad_mode.set_grad_enabled:
+        wanted = self.memory_gradient or _is_trained(
+            self.sam.image_encoder, self.sam.memory_attention, self.sam.memory_encoder
+        )
+        return torch.set_grad_enabled(torch.is_grad_enabled() and wanted)
