@@ -1,0 +1,75 @@
+"""From configs to the training stream: the only place of the data layer that takes configs apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import torch
+from torch.utils.data import DataLoader
+
+from glus.config import DataConfig, DatasetConfig, FramesConfig
+from glus.data.collate import collate
+from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings
+from glus.data.frames import FrameStore
+from glus.data.index import read_expressions, require_annotations, trainable
+from glus.data.masks import open_masks
+from glus.data.tokenization import ConversationTokenizer
+from glus.structures import Batch
+
+
+def build_dataset(dataset: DatasetConfig, num_query: int) -> RefVOSDataset:
+    """One split to train on.
+
+    Raises:
+        FileNotFoundError, ValueError: files missing or malformed, no public masks, or only videos shorter than
+            ``num_query`` frames.
+    """
+    expressions = read_expressions(dataset)
+    require_annotations(dataset, expressions)
+    return RefVOSDataset(trainable(expressions, num_query), FrameStore(dataset), open_masks(dataset))
+
+
+def build_mixture(
+    data: DataConfig, frames: FramesConfig, tokenizer: ConversationTokenizer, clip_size: int, seed: int
+) -> Mixture:
+    """The stream of training samples that ``data.mixture`` describes.
+
+    Args:
+        data: datasets and weights.
+        frames: which frames a conversation sees.
+        tokenizer: the model's.
+        clip_size: side of CLIP's input in pixels.
+        seed: decides every sample.
+    """
+    if not data.mixture:
+        raise ValueError("data.mixture is empty: name at least one dataset to train on, e.g. data=shapes")
+    settings = SampleSettings(frames, data.expressions_per_video, clip_size, tokenizer)
+    items = list(data.mixture.values())
+    datasets = [build_dataset(item.dataset, frames.num_query) for item in items]
+    return Mixture(datasets, [item.weight for item in items], settings, seed)
+
+
+def build_loader(
+    mixture: Mixture, sample_numbers: Iterable[list[int]], num_workers: int, pad_id: int
+) -> Iterator[Batch]:
+    """Batches in the order of ``sample_numbers``, whatever the number of workers.
+
+    An error in a worker is raised here with its message. Workers run with one torch thread each (DataLoader's own
+    rule). The loader has a generator of its own, so that the number of workers leaves torch's global one alone.
+
+    Args:
+        mixture: the stream.
+        sample_numbers: the micro-batches of this rank, as numbers of samples; may be endless.
+        num_workers: loader processes; 0 loads in this process.
+        pad_id: token on padding.
+    """
+    loader: DataLoader[Batch] = DataLoader(
+        mixture,  # type: ignore[arg-type]  # collate turns its samples into batches
+        batch_sampler=sample_numbers,  # type: ignore[arg-type]  # any iterable of lists will do
+        num_workers=num_workers,
+        collate_fn=partial(collate, pad_id=pad_id),
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+    return iter(loader)

@@ -1,0 +1,51 @@
+"""Samples -> one batch: rows of expressions pointing at rows of videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from glus.structures import Batch, Conversation, TrainSample
+
+
+def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
+    """The samples as one batch; conversations are padded on the right.
+
+    Args:
+        samples: B videos with equal numbers of context and query frames.
+        pad_id: token on padding; attention never reaches it.
+    """
+    conversations = [conversation for sample in samples for conversation in sample.conversations]
+    input_ids, attention_mask = _pad(conversations, pad_id)
+    rows = [row for row, sample in enumerate(samples) for _ in sample.conversations]
+    return Batch(
+        context_clip=_channels_first([sample.context_clip for sample in samples]),
+        query_clip=_channels_first([sample.query_clip for sample in samples]),
+        query_frames=[torch.from_numpy(sample.query_frames) for sample in samples],
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        seg_positions=torch.from_numpy(np.stack([conversation.seg_positions for conversation in conversations])),
+        video_index=torch.tensor(rows, dtype=torch.int64),
+        target_masks=[torch.from_numpy(mask) for sample in samples for mask in sample.target_masks],
+        object_keys=[keys for sample in samples for keys in sample.object_keys],
+        names=[name for sample in samples for name in sample.names],
+    )
+
+
+def _pad(conversations: Sequence[Conversation], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, L) int64 ids and the (N, L) bool mask of those that are not padding."""
+    longest = max(len(conversation.input_ids) for conversation in conversations)
+    input_ids = torch.full((len(conversations), longest), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros((len(conversations), longest), dtype=torch.bool)
+    for row, conversation in enumerate(conversations):
+        length = len(conversation.input_ids)
+        input_ids[row, :length] = torch.from_numpy(conversation.input_ids)
+        attention_mask[row, :length] = True
+    return input_ids, attention_mask
+
+
+def _channels_first(crops: list[np.ndarray]) -> torch.Tensor:
+    """B arrays (F, s, s, 3) -> (B, F, 3, s, s)."""
+    return torch.from_numpy(np.stack(crops)).permute(0, 1, 4, 2, 3).contiguous()

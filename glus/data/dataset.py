@@ -1,0 +1,165 @@
+"""Training samples: one video, its drawn frames, and some of its sentences with their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from glus import distributed
+from glus.config import FramesConfig
+from glus.data import prompts, sampling
+from glus.data.frames import FrameStore
+from glus.data.masks import MaskStore
+from glus.data.tokenization import ConversationTokenizer
+from glus.data.transforms import clip_crop
+from glus.structures import Expression, ObjectKey, TrainSample
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How a training sample is made from a video."""
+
+    frames: FramesConfig
+    """Numbers of context and query frames, and where query frames come from."""
+    expressions_per_video: int
+    """Sentences per sample at most."""
+    clip_size: int
+    """Side of CLIP's input in pixels."""
+    tokenizer: ConversationTokenizer
+
+
+class RefVOSDataset:
+    """The videos of one split with their sentences.
+
+    Args:
+        expressions: those that may be trained on; all of one split.
+        frames: the split's frames.
+        masks: the split's masks.
+
+    Raises:
+        ValueError: no expression, or two expressions of a video list different frames.
+    """
+
+    def __init__(self, expressions: Sequence[Expression], frames: FrameStore, masks: MaskStore):
+        if not expressions:
+            raise ValueError(f"dataset {frames.name!r} has no expression to train on")
+        self.name = frames.name
+        self._frames, self._masks = frames, masks
+        by_video: dict[str, list[Expression]] = {}
+        for expression in expressions:
+            known = by_video.setdefault(expression.video, [])
+            if known and known[0].frames != expression.frames:
+                raise ValueError(
+                    f"{expression.name} lists other frames than {known[0].name}; expected those of the video"
+                )
+            known.append(expression)
+        self._videos = list(by_video.values())
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self._videos)
+
+    def draw(self, settings: SampleSettings, rng: np.random.Generator) -> TrainSample:
+        """A random video of the split with up to ``expressions_per_video`` of its sentences, drawn without replacement.
+
+        Context frames do not depend on query frames; they may coincide.
+
+        Raises:
+            FileNotFoundError, ValueError: a frame or mask is missing or unreadable, or sizes differ; nothing is
+                drawn in its stead.
+        """
+        video = self._videos[rng.integers(len(self._videos))]
+        count = min(settings.expressions_per_video, len(video))
+        chosen = [video[i] for i in rng.choice(len(video), count, replace=False)]
+        num_frames, want = len(video[0].frames), settings.frames
+        query = sampling.query_indices_train(num_frames, want.num_query, want.query_sampling, rng)
+        context = sampling.context_indices_train(num_frames, want.num_context, rng)
+        conversations = [
+            settings.tokenizer.train(prompts.draw_turns(e.text, want.num_query, rng), want.num_context, e.name)
+            for e in chosen
+        ]
+        pixels = self._read_frames(video[0], sorted({*context, *query}))
+        size = pixels[query[0]].shape[:2]
+        return TrainSample(
+            context_clip=_clip_crops(pixels, context, settings.clip_size),
+            query_clip=_clip_crops(pixels, query, settings.clip_size),
+            query_frames=np.stack([pixels[i] for i in query]),
+            conversations=conversations,
+            target_masks=[self._masks.read(e, query, size) for e in chosen],
+            object_keys=[[_key(e, i) for i in query] for e in chosen],
+            names=[e.name for e in chosen],
+        )
+
+    def _read_frames(self, expression: Expression, indices: Sequence[int]) -> dict[int, np.ndarray]:
+        """Each frame decoded once, (H, W, 3) uint8; all of one size."""
+        pixels = {i: self._frames.read(expression.video, expression.frames[i]) for i in indices}
+        first = indices[0]
+        for i, frame in pixels.items():
+            if frame.shape != pixels[first].shape:
+                (height, width), (first_height, first_width) = frame.shape[:2], pixels[first].shape[:2]
+                raise ValueError(
+                    f"{self.name}/{expression.video}: frame {expression.frames[i]} is {height}x{width}, but frame "
+                    f"{expression.frames[first]} is {first_height}x{first_width} (height x width); "
+                    "expected one size per video"
+                )
+        return pixels
+
+
+class Mixture(Dataset[TrainSample]):
+    """An endless stream of training samples from several datasets.
+
+    ``mixture[g]`` is a pure function of the seed and of g = 0, 1, ...: its generator is seeded by (seed, epoch,
+    index in the epoch), an epoch being as many samples as there are videos. So a sample does not depend on rank,
+    worker or on what was drawn before, and a run that resumes at sample g goes on as if it had never stopped.
+
+    Args:
+        datasets: at least one, with different names.
+        weights: share of draws of each, positive, relative to each other.
+        settings: how a sample is made.
+        seed: not negative.
+
+    Raises:
+        ValueError: no dataset, a name given twice, or a weight that is not positive.
+    """
+
+    def __init__(
+        self, datasets: Sequence[RefVOSDataset], weights: Sequence[float], settings: SampleSettings, seed: int
+    ):
+        names = [dataset.name for dataset in datasets]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"a mixture needs at least one dataset, each with a name of its own; found {names}")
+        if len(weights) != len(names) or min(weights) <= 0:
+            raise ValueError(f"a mixture needs one positive weight per dataset; found {list(weights)} for {names}")
+        self.datasets = list(datasets)
+        self.shares = np.asarray(weights, np.float64) / np.sum(weights)
+        self.settings = settings
+        self.seed = seed
+        self.epoch_length = sum(len(dataset) for dataset in datasets)
+
+    def __getitem__(self, number: int) -> TrainSample:
+        """Sample ``number`` of the stream, counted from 0 over all ranks and steps."""
+        assert number >= 0, f"sample numbers count from 0, got {number}"
+        epoch, index = divmod(number, self.epoch_length)
+        rng = distributed.generator(self.seed, epoch, index)
+        dataset = self.datasets[rng.choice(len(self.datasets), p=self.shares)]
+        return dataset.draw(self.settings, rng)
+
+
+def _clip_crops(pixels: dict[int, np.ndarray], indices: Sequence[int], size: int) -> np.ndarray:
+    """(F, size, size, 3) uint8, also for no frame."""
+    return (
+        np.stack([clip_crop(pixels[i], size) for i in indices]) if indices else np.zeros((0, size, size, 3), np.uint8)
+    )
+
+
+def _key(expression: Expression, frame: int) -> ObjectKey:
+    return ObjectKey(
+        expression.dataset,
+        expression.video,
+        expression.exp_id,
+        expression.frames[frame],
+        frozenset(expression.object_ids),
+    )

@@ -1,0 +1,84 @@
+"""Which frames a conversation sees: context frames over the whole video, query frames to be segmented.
+
+All functions are pure; randomness comes only from the ``rng`` they are given. The bins of a video are those of
+``linspace(0, T, n + 1)`` cut to whole numbers, as in the released GLUS.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from glus.config import QuerySampling
+
+
+def context_indices_eval(num_frames: int, num_context: int) -> list[int]:
+    """The K context frames of a video at inference: near the middle of K equal bins, fixed for the video.
+
+    Frame j is ``min(edge[j] + ceil(T / K) // 2, edge[j + 1] - 1)`` (released GLUS, there K = 4); a bin that is empty
+    because the video has fewer than K frames gives its left edge.
+
+    Returns:
+        K indices in 0..T-1, ascending.
+    """
+    if num_context == 0:
+        return []
+    edges = _edges(num_frames, num_context)
+    half = math.ceil(num_frames / num_context) // 2
+    return [max(left, min(left + half, right - 1)) for left, right in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def context_indices_train(num_frames: int, num_context: int, rng: np.random.Generator) -> list[int]:
+    """One random frame from each of K equal bins of the video; an empty bin (T < K) gives its left edge.
+
+    Returns:
+        K indices in 0..T-1, ascending.
+    """
+    if num_context == 0:
+        return []
+    edges = _edges(num_frames, num_context)
+    return [int(rng.integers(left, max(right, left + 1))) for left, right in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def query_indices_train(
+    num_frames: int, num_query: int, sampling: QuerySampling, rng: np.random.Generator
+) -> list[int]:
+    """The Q frames that a training conversation asks about, ascending.
+
+    ``consecutive``: neighbours, the start uniform in 0..T-Q. ``uniform``: one random frame from each of Q bins.
+
+    Raises:
+        ValueError: the video has fewer than Q frames.
+    """
+    if num_frames < num_query:
+        raise ValueError(f"a video of {num_frames} frames has no {num_query} query frames")
+    if sampling is QuerySampling.uniform:
+        return context_indices_train(num_frames, num_query, rng)
+    start = int(rng.integers(num_frames - num_query + 1))
+    return list(range(start, start + num_query))
+
+
+def query_window(order: Sequence[int], step: int, num_query: int, sampling: QuerySampling) -> list[int]:
+    """The frames that a prompt shows at inference: at most Q, the last of them is the one to segment.
+
+    Args:
+        order: frames in the order they are processed (forward, backward, from a key frame).
+        step: position in ``order`` of the frame to segment.
+        num_query: Q.
+        sampling: ``consecutive``: the frames just before in ``order``. ``uniform``: those at distances of
+            ``ceil(len(order) / Q)``. Positions before the first are left out.
+
+    Returns:
+        Frames in the order they are processed.
+    """
+    distance = 1 if sampling is QuerySampling.consecutive else math.ceil(len(order) / num_query)
+    positions = [step - distance * back for back in range(num_query - 1, -1, -1)]
+    return [order[position] for position in positions if position >= 0]
+
+
+def _edges(num_frames: int, num_bins: int) -> list[int]:
+    """The ``num_bins + 1`` edges of equal bins of 0..T; every left edge is a frame of the video."""
+    assert num_frames >= 1, "a video has at least one frame"
+    return [int(edge) for edge in np.linspace(0, num_frames, num_bins + 1, dtype=int)]

@@ -1,0 +1,169 @@
+"""Conversations as token ids, and the vocabulary of small models.
+
+The ids are those that the released GLUS saw in training: its tokenizer cuts the text at added tokens, strips white
+space next to "[SEG]", "<im_start>" and "<im_end>" (not next to "</s>"), and gives each piece to SentencePiece by
+itself, so that each piece starts with SentencePiece's dummy prefix "▁". Written out, with sp for SentencePiece and
+IMAGE for <im_start>, P placeholders, <im_end>::
+
+    opening    <s> sp("{system} USER:") (IMAGE x K  sp("{context sentence}")  if K > 0)
+    turn       IMAGE sp("{question} ASSISTANT: {answer left of [SEG]}") [SEG] sp(".") </s>
+    training   opening  turn  (sp("USER:") turn) x (Q - 1)
+    inference  opening  (turn sp("USER:")) x (n - 1)  IMAGE sp("{question} ASSISTANT: Sure, ... result is ")
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from glus.data import prompts
+from glus.structures import Conversation
+from glus.tokens import IMAGE_ID, Vocabulary, write_added_tokens
+
+
+class ConversationTokenizer:
+    """Turns of a conversation -> token ids in which every image is ``tokens_per_frame`` placeholders.
+
+    Args:
+        vocabulary: the model's own.
+        tokens_per_frame: P, the visual tokens of a frame (``model.tokens_per_frame``).
+    """
+
+    def __init__(self, vocabulary: Vocabulary, tokens_per_frame: int):
+        if tokens_per_frame < 1:
+            raise ValueError(f"tokens_per_frame={tokens_per_frame}: expected at least 1")
+        self.vocabulary = vocabulary
+        self.tokens_per_frame = tokens_per_frame
+
+    def train(self, turns: Sequence[prompts.Turn], num_context: int, name: str) -> Conversation:
+        """A whole conversation, one turn per query frame.
+
+        Args:
+            turns: Q questions and answers.
+            num_context: K.
+            name: the sample, for messages.
+
+        Raises:
+            ValueError: the conversation does not hold exactly one [SEG] per turn.
+        """
+        ids = self._opening(num_context)
+        for number, turn in enumerate(turns):
+            if number > 0:
+                ids += self.vocabulary.encode(prompts.USER)
+            ids += self._turn(turn)
+        return self._conversation(ids, len(turns), name)
+
+    def window(self, text: str, num_context: int, num_query: int, trailing_space: bool = True) -> Conversation:
+        """The prompt of one step at inference; the next token the model predicts is to be [SEG].
+
+        No prompt depends on what the model answered before, so all prompts of a video are known in advance.
+
+        Args:
+            text: the expression as written; it is cleaned as the released GLUS does at inference.
+            num_context: K.
+            num_query: frames of the window, 1..Q; the last one is segmented.
+            trailing_space: end in the lone "▁" that the released prompt ends in. It never stands there in training.
+
+        Returns:
+            Ids whose last position is the only ``seg_positions``.
+        """
+        turn = prompts.inference_turn(text)
+        ids = self._opening(num_context)
+        for _ in range(num_query - 1):
+            ids += self._turn(turn) + self.vocabulary.encode(prompts.USER)
+        ids += self._question(turn, " " if trailing_space else "")
+        return Conversation(np.array(ids, np.int64), np.array([len(ids) - 1], np.int64))
+
+    def _image(self) -> list[int]:
+        return [self.vocabulary.image_start_id, *[IMAGE_ID] * self.tokens_per_frame, self.vocabulary.image_end_id]
+
+    def _opening(self, num_context: int) -> list[int]:
+        """What stands before the first query frame; equal for all expressions and steps of a video."""
+        ids = [self.vocabulary.bos_id, *self.vocabulary.encode(f"{prompts.SYSTEM} {prompts.USER}")]
+        if num_context > 0:
+            ids += self._image() * num_context + self.vocabulary.encode(prompts.CONTEXT)
+        return ids
+
+    def _question(self, turn: prompts.Turn, ending: str = "") -> list[int]:
+        """A query frame, its question, and the answer up to [SEG]."""
+        lead = f" {turn.lead}" if turn.lead else ""
+        return self._image() + self.vocabulary.encode(f"{turn.question} {prompts.ASSISTANT}{lead}{ending}")
+
+    def _turn(self, turn: prompts.Turn) -> list[int]:
+        ids = [*self._question(turn), self.vocabulary.seg_id]
+        return [*ids, *self.vocabulary.encode(turn.tail), self.vocabulary.eos_id]
+
+    def _conversation(self, ids: list[int], num_query: int, name: str) -> Conversation:
+        array = np.array(ids, np.int64)
+        positions = np.flatnonzero(array == self.vocabulary.seg_id)
+        if len(positions) != num_query:
+            raise ValueError(f"conversation of {name} holds {len(positions)} [SEG] for {num_query} query frames")
+        return Conversation(array, positions - 1)
+
+
+def train_vocabulary(folder: str | Path, sentences: Iterable[str], size: int) -> None:
+    """Write the vocabulary of a small model to ``folder``: ``tokenizer.model`` and ``added_tokens.json``.
+
+    Settings are LLaMA's (byte-pair encoding with byte fallback, dummy prefix, no normalisation, digits apart), but
+    each fixed part of the templates is one piece, so that a small language model spends its tokens on frames and
+    expressions. The same sentences give the same file, byte for byte.
+
+    Args:
+        folder: created if need be.
+        sentences: expressions, cleaned as in training; their frequent words become whole pieces.
+        size: SentencePiece ids at most; fewer where the sentences give no more.
+
+    Raises:
+        ValueError: no sentence, or ``size`` is too small for bytes, letters and template parts.
+    """
+    sentences = sorted(prompts.clean_expression(sentence, strip=True) for sentence in sentences)
+    if not sentences:
+        raise ValueError(f"no sentence to train the vocabulary in {folder} on")
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=written,
+            model_type="bpe",
+            vocab_size=size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            byte_fallback=True,
+            split_digits=True,
+            add_dummy_prefix=True,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            user_defined_symbols=template_pieces(),
+            num_threads=1,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"cannot train a vocabulary of {size} pieces in {folder}: {error}") from error
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(written.getvalue())
+    write_added_tokens(folder)
+
+
+def template_pieces() -> list[str]:
+    """The fixed parts of all conversations as SentencePiece spells them ("▁" for a space), without repetition.
+
+    Each starts with the space before it and ends with a word, so an expression's words keep their own leading space
+    and are cut into pieces in the same way whatever stands around them.
+    """
+    parts = [f"{prompts.SYSTEM} {prompts.USER}", prompts.CONTEXT, prompts.USER]
+    for question in prompts.QUESTIONS:
+        before, _, after = question.partition("{expression}")
+        parts += [before.rstrip(), f"{after.lstrip()} {prompts.ASSISTANT}"]
+    for answer in prompts.ANSWERS:
+        turn = prompts.Turn("", answer)
+        parts += [turn.lead, turn.tail]
+    return list(dict.fromkeys("▁" + part.replace(" ", "▁") for part in parts if part))
