@@ -393,6 +393,22 @@ class ScoreConfig:
     """Only the first so many videos, as ``predict.py max_videos``; null: all."""
 
 
+@dataclass
+class CompareConfig:
+    """``scripts/compare.py``."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    predictions: dict[str, str] = MISSING
+    """Label of a model -> folder of its predictions; the first is the one the summary is about."""
+    output: str = MISSING
+    """Summary JSON in percent; the scores of every expression go beside it, with the suffix ``.csv``."""
+    num_workers: int = 2
+    """Processes; results do not depend on it."""
+    max_videos: int | None = None
+    """Only the first so many videos, as ``predict.py max_videos``; null: all."""
+
+
 def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
     """The typed form of a composed config.
 

@@ -1,0 +1,266 @@
+"""Does the model listen to the sentence? Its score beside those of answers that cannot have.
+
+For every expression, J&F against its ground truth of
+
+- ``model``: the prediction;
+- ``all_objects``: every annotated object of the video at once;
+- ``random_object``: one object of the video drawn at random (the exact expectation, nothing is sampled);
+- ``other_sentence``: the model's prediction for another sentence of the video about entirely different objects (the
+  mean over all such sentences);
+- ``empty``: nothing.
+
+Where an answer does not exist (no sentence about different objects; no object in the video) the expression is left out
+of that row alone, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from glus.config import DatasetConfig
+from glus.data.frames import FrameStore
+from glus.data.masks import open_masks
+from glus.evaluation.metrics import boundary_accuracy, region_similarity
+from glus.evaluation.report import csv_text
+from glus.evaluation.score import (
+    CHUNK_FRAMES,
+    Video,
+    check_predictions_dir,
+    map_videos,
+    read_prediction,
+    read_scored_videos,
+)
+from glus.structures import Expression
+
+ROWS = ("model", "all_objects", "random_object", "other_sentence", "empty")
+"""The answers that are compared; ``model`` comes first."""
+SENTENCE_BLIND = ("all_objects", "random_object", "other_sentence")
+"""The rows that ``model`` must beat to show that it uses the sentence."""
+ABSENT = "absent"
+"""The group whose expressions name no object (Shapes)."""
+UNGROUPED = "all"
+"""How the only group is called where a dataset has none."""
+
+Scores = dict[str, float]
+"""J&F in [0, 1] by row; a row that does not exist for the expression is left out."""
+FrameScores = dict[str, np.ndarray]
+"""The same for each of some frames: (F,) float64 by row."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of one model's predictions for every expression, in dataset order."""
+
+    expressions: tuple[Expression, ...]
+    scores: tuple[Scores, ...]
+
+    def table(self) -> dict[str, dict[str, float | None]]:
+        """J&F in percent by group and row, then ``overall`` (unweighted mean over the groups) and ``overall_present``
+        (the same without the group ``absent``); None where no expression has the row."""
+        groups = self._groups()
+        table = {name: {row: _mean_percent(scores, row) for row in ROWS} for name, scores in groups.items()}
+        present = {name: rows for name, rows in table.items() if name != ABSENT}
+        return {**table, "overall": _mean_of_groups(table), "overall_present": _mean_of_groups(present)}
+
+    def excluded(self) -> dict[str, dict[str, int]]:
+        """By group and row, how many expressions do not have the row; only counts above 0."""
+        counts = {
+            name: {row: sum(row not in score for score in scores) for row in ROWS}
+            for name, scores in self._groups().items()
+        }
+        return {name: kept for name, rows in counts.items() if (kept := {r: n for r, n in rows.items() if n})}
+
+    def _groups(self) -> dict[str, list[Scores]]:
+        groups: dict[str, list[Scores]] = {}
+        for expression, scores in zip(self.expressions, self.scores, strict=True):
+            groups.setdefault(expression.group or UNGROUPED, []).append(scores)
+        reserved = {"overall", "overall_present", "other_models"}.intersection(groups)
+        if reserved:
+            raise ValueError(
+                f"a group of expressions is called {sorted(reserved)[0]!r}, which the summary needs itself"
+            )
+        return groups
+
+
+def compare_predictions(
+    dataset: DatasetConfig,
+    predictions: Mapping[str, str | Path],
+    num_workers: int = 1,
+    max_videos: int | None = None,
+) -> dict[str, Comparison]:
+    """Compare each model's predictions with the answers that ignore the sentence.
+
+    Args:
+        dataset: the split, with its ground truth.
+        predictions: label of a model -> its folder ``<video>/<exp_id>/<frame>.png``.
+        num_workers: processes; results do not depend on it.
+        max_videos: only the first so many videos of the split.
+
+    Returns:
+        A comparison per label, in the given order.
+
+    Raises:
+        FileNotFoundError: a folder or a file of the dataset does not exist.
+        ValueError: a prediction is missing or unusable, no predictions are given, or the split has no ground truth.
+        RuntimeError: a process died.
+    """
+    if not predictions:
+        raise ValueError("nothing to compare: expected predictions={label: folder}")
+    for folder in predictions.values():
+        check_predictions_dir(folder)
+    videos = read_scored_videos(dataset)[:max_videos]
+    open_comparer = partial(VideoComparer, dataset, {label: Path(folder) for label, folder in predictions.items()})
+    results = list(map_videos(open_comparer, videos, num_workers))
+    expressions = tuple(expression for video in videos for expression in video)
+    return {
+        label: Comparison(expressions, tuple(scores for result in results for scores in result[label]))
+        for label in predictions
+    }
+
+
+class VideoComparer:
+    """Compares one video at a time; holds the open ground truth of the split."""
+
+    def __init__(self, dataset: DatasetConfig, predictions: dict[str, Path]) -> None:
+        self.predictions = predictions
+        self.masks = open_masks(dataset)
+        self.frames = FrameStore(dataset)
+
+    def __call__(self, video: Video) -> dict[str, list[Scores]]:
+        """By label, the rows of each expression of the video."""
+        size = self.frames.size(video[0].video, video[0].frames[0])
+        num_frames = len(video[0].frames)
+        chunks = [
+            self._compare_frames(video, range(start, min(start + CHUNK_FRAMES, num_frames)), size)
+            for start in range(0, num_frames, CHUNK_FRAMES)
+        ]
+        return {
+            label: [
+                {row: float(np.mean(np.concatenate([chunk[label][index][row] for chunk in chunks]))) for row in rows}
+                for index, rows in enumerate(chunks[0][label])
+            ]
+            for label in self.predictions
+        }
+
+    def _compare_frames(self, video: Video, frames: range, size: tuple[int, int]) -> dict[str, list[FrameScores]]:
+        """By label, the rows of each expression in some frames; every mask is read once."""
+        names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
+        objects = {name: self.masks.read(replace(video[0], annotation_ids=(name,)), frames, size) for name in names}
+        nothing = np.zeros((len(frames), *size), dtype=np.uint8)
+        targets = [_union([objects[name] for name in e.annotation_ids], nothing) for e in video]
+        blind = [_sentence_blind_scores(list(objects.values()), nothing, target) for target in targets]
+        compared = {}
+        for label, folder in self.predictions.items():
+            answers = [_read_complete(folder, expression, frames, size) for expression in video]
+            compared[label] = [
+                _model_scores(video, answers, index, targets[index]) | blind[index] for index in range(len(video))
+            ]
+        return compared
+
+
+def rows_as_csv(comparisons: Mapping[str, Comparison]) -> str:
+    """Every expression's rows as CSV in [0, 1]; an empty cell where the expression does not have the row."""
+    return csv_text(
+        [
+            {"model_label": label, "video": e.video, "exp_id": e.exp_id, "group": e.group, "text": e.text}
+            | {row: scores.get(row) for row in ROWS}
+            for label, comparison in comparisons.items()
+            for e, scores in zip(comparison.expressions, comparison.scores, strict=True)
+        ]
+    )
+
+
+def summary(comparisons: Mapping[str, Comparison]) -> dict[str, object]:
+    """The first model's ``{kind: {row: percent}}`` and, if there are more, theirs under ``other_models``."""
+    tables = {label: comparison.table() for label, comparison in comparisons.items()}
+    first, *others = tables
+    result: dict[str, object] = dict(tables[first])
+    if others:
+        result["other_models"] = {label: tables[label] for label in others}
+    return result
+
+
+def print_comparison(label: str, comparison: Comparison, console: Console) -> None:
+    """One line per kind with all rows in percent and the margin of ``model`` over the best sentence-blind row."""
+    table = Table(title=f"J&F of {escape(label)} and of answers that ignore the sentence", title_justify="left")
+    table.add_column("kind")
+    for column in (*ROWS, "margin"):
+        table.add_column(column, justify="right")
+    for kind, rows in comparison.table().items():
+        table.add_row(escape(kind), *(_decimals(rows[row]) for row in ROWS), _decimals(margin(rows), sign="+"))
+    console.print(table)
+    for kind, rows_excluded in comparison.excluded().items():
+        for row, count in rows_excluded.items():
+            console.print(f"{kind}: {count} expressions have no {row} and are left out of that row", markup=False)
+
+
+def margin(rows: Mapping[str, float | None]) -> float | None:
+    """Points by which ``model`` beats the best row that ignores the sentence; None if either does not exist."""
+    blind = [value for row in SENTENCE_BLIND if (value := rows[row]) is not None]
+    model = rows["model"]
+    return None if model is None or not blind else model - max(blind)
+
+
+def _model_scores(video: Video, answers: Sequence[np.ndarray], index: int, target_FHW: np.ndarray) -> FrameScores:
+    """Rows made of the model's answers: to this expression, and to those about entirely different objects."""
+    own = set(video[index].annotation_ids)
+    others = [
+        frame_scores(answer, target_FHW)
+        for expression, answer in zip(video, answers, strict=True)
+        if expression.annotation_ids and own.isdisjoint(expression.annotation_ids)
+    ]
+    scores = {"model": frame_scores(answers[index], target_FHW)}
+    return scores | ({"other_sentence": np.mean(others, axis=0)} if others else {})
+
+
+def _sentence_blind_scores(
+    objects: Sequence[np.ndarray], nothing_FHW: np.ndarray, target_FHW: np.ndarray
+) -> FrameScores:
+    """Rows made of the ground truth of the video's objects alone."""
+    scores = {
+        "all_objects": frame_scores(_union(objects, nothing_FHW), target_FHW),
+        "empty": frame_scores(nothing_FHW, target_FHW),
+    }
+    if objects:
+        scores["random_object"] = np.mean([frame_scores(mask, target_FHW) for mask in objects], axis=0)
+    return scores
+
+
+def frame_scores(prediction_FHW: np.ndarray, target_FHW: np.ndarray) -> np.ndarray:
+    """(F,) float64: J&F of each frame."""
+    return (region_similarity(prediction_FHW, target_FHW) + boundary_accuracy(prediction_FHW, target_FHW)) / 2
+
+
+def _union(masks: Sequence[np.ndarray], nothing_FHW: np.ndarray) -> np.ndarray:
+    return np.bitwise_or.reduce([nothing_FHW, *masks])
+
+
+def _read_complete(folder: Path, expression: Expression, frames: range, size: tuple[int, int]) -> np.ndarray:
+    """Predicted masks (F, H, W); ValueError if one is missing, for comparing incomplete answers would say nothing."""
+    masks_FHW, unusable = read_prediction(folder, expression, frames, size)
+    if unusable:
+        raise ValueError(f"{next(iter(unusable.values()))} (a comparison needs complete predictions: see score.py)")
+    return masks_FHW
+
+
+def _mean_percent(scores: Sequence[Scores], row: str) -> float | None:
+    values = [score[row] for score in scores if row in score]
+    return 100 * float(np.mean(values)) if values else None
+
+
+def _mean_of_groups(table: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Unweighted mean over the groups that have the row."""
+    columns = {row: [value for rows in table.values() if (value := rows[row]) is not None] for row in ROWS}
+    return {row: float(np.mean(values)) if values else None for row, values in columns.items()}
+
+
+def _decimals(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.1f}"

@@ -1,0 +1,127 @@
+"""The comparison with sentence-blind answers, on a benchmark whose scores are known by hand."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from glus.config import DatasetConfig
+from glus.evaluation.baselines import (
+    ROWS,
+    compare_predictions,
+    margin,
+    print_comparison,
+    rows_as_csv,
+    summary,
+)
+
+ONE_OF_TWO = 100 * (1 / 2 + 2 / 3) / 2
+"""J&F between one box and two equal boxes: J 1/2; precision 1 and recall 1/2, or the reverse, hence F 2/3."""
+EXPECTED = {
+    # a/one/0, a/one/1: two objects, the other sentence gets 0; b/0: its only object, and nobody else's sentence
+    "appearance": {
+        "model": 100.0,
+        "all_objects": (2 * ONE_OF_TWO + 100) / 3,
+        "random_object": (50 + 50 + 100) / 3,
+        "other_sentence": 0.0,
+        "empty": (0 + 0 + 50) / 3,
+    },
+    "multi": {
+        "model": 100.0,
+        "all_objects": 100.0,
+        "random_object": ONE_OF_TWO,
+        "other_sentence": None,
+        "empty": 0.0,
+    },
+    "absent": {"model": 100.0, "all_objects": 0.0, "random_object": 0.0, "other_sentence": 0.0, "empty": 100.0},
+}
+
+
+def mean(kinds: tuple[str, ...], row: str) -> float:
+    return float(np.mean([value for kind in kinds if (value := EXPECTED[kind][row]) is not None]))
+
+
+def test_known_answers(dataset: DatasetConfig, perfect: Path) -> None:
+    result = summary(compare_predictions(dataset, {"perfect": perfect}))
+    assert list(result) == ["appearance", "multi", "absent", "overall", "overall_present"]
+    expected = dict(EXPECTED)
+    expected["overall"] = {row: mean(("appearance", "multi", "absent"), row) for row in ROWS}
+    expected["overall_present"] = {row: mean(("appearance", "multi"), row) for row in ROWS}
+    for kind, rows in expected.items():
+        assert list(result[kind]) == list(ROWS)
+        assert result[kind] == {row: None if value is None else pytest.approx(value) for row, value in rows.items()}
+
+
+def test_expressions_without_a_row_are_counted(dataset: DatasetConfig, perfect: Path) -> None:
+    comparison = compare_predictions(dataset, {"perfect": perfect})["perfect"]
+    assert comparison.excluded() == {"appearance": {"other_sentence": 1}, "multi": {"other_sentence": 1}}
+
+
+def test_other_sentence_is_the_models_own_answer(dataset: DatasetConfig, perfect: Path) -> None:
+    """A model that always answers with the left box: right for a/one/0, and for "another sentence" of it."""
+    for exp_id in ("1", "2", "10"):
+        shutil.rmtree(perfect / "a/one" / exp_id)
+        shutil.copytree(perfect / "a/one/0", perfect / "a/one" / exp_id)
+    comparison = compare_predictions(dataset, {"left": perfect}, max_videos=1)["left"]
+    rows = {e.exp_id: scores for e, scores in zip(comparison.expressions, comparison.scores, strict=True)}
+    assert (rows["0"]["model"], rows["0"]["other_sentence"]) == (1.0, 1.0)
+    assert (rows["1"]["model"], rows["1"]["other_sentence"]) == (0.0, 0.0)
+    assert rows["2"]["model"] == pytest.approx(ONE_OF_TWO / 100)
+    assert "other_sentence" not in rows["2"]
+    assert (rows["10"]["model"], rows["10"]["other_sentence"]) == (0.0, 0.0)
+
+
+def test_two_models(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
+    shutil.copytree(perfect, tmp_path / "worse")
+    for name in ("00000", "00001"):
+        Image.fromarray(np.zeros((12, 14), np.uint8)).save(tmp_path / "worse/b/0" / f"{name}.png")
+    comparisons = compare_predictions(dataset, {"worse": tmp_path / "worse", "perfect": perfect})
+    result = summary(comparisons)
+    assert result["appearance"]["model"] == pytest.approx((100 + 100 + 50) / 3)
+    assert list(result["other_models"]) == ["perfect"]
+    assert result["other_models"]["perfect"]["appearance"]["model"] == 100.0
+    rows = list(csv.DictReader(rows_as_csv(comparisons).splitlines()))
+    assert len(rows) == 10
+    assert {row["model_label"] for row in rows} == {"worse", "perfect"}
+    assert [row["other_sentence"] for row in rows[:5]] == ["0.0", "0.0", "", "0.0", ""]
+
+
+def test_chunks_and_workers_change_nothing(dataset: DatasetConfig, perfect: Path, monkeypatch) -> None:
+    whole = summary(compare_predictions(dataset, {"m": perfect}))
+    assert summary(compare_predictions(dataset, {"m": perfect}, num_workers=2)) == whole
+    monkeypatch.setattr("glus.evaluation.baselines.CHUNK_FRAMES", 2)
+    assert summary(compare_predictions(dataset, {"m": perfect})) == whole
+
+
+def test_incomplete_predictions_are_an_error(dataset: DatasetConfig, perfect: Path) -> None:
+    (perfect / "b/0/00001.png").unlink()
+    with pytest.raises(ValueError, match=r"tiny/b/0, frame 00001: .* is missing"):
+        compare_predictions(dataset, {"m": perfect})
+    with pytest.raises(FileNotFoundError, match="no folder of predictions"):
+        compare_predictions(dataset, {"m": perfect / "misspelt"})
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare_predictions(dataset, {})
+
+
+def test_without_groups_there_is_one_kind(dataset: DatasetConfig, perfect: Path) -> None:
+    dataset.groups = None
+    result = summary(compare_predictions(dataset, {"m": perfect}))
+    assert list(result) == ["all", "overall", "overall_present"]
+    assert result["all"] == result["overall"]
+
+
+def test_margin_and_table(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
+    assert margin({"model": 60.0, "all_objects": 20.0, "random_object": 30.0, "other_sentence": None}) == 30.0
+    assert margin({"model": None, "all_objects": 20.0, "random_object": 30.0, "other_sentence": None}) is None
+    console = Console(record=True, width=100, file=(tmp_path / "log").open("w"))
+    print_comparison("perfect", compare_predictions(dataset, {"m": perfect})["m"], console)
+    text = console.export_text()
+    assert "overall_present" in text
+    assert "margin" in text
+    assert "multi: 1 expressions have no other_sentence" in text

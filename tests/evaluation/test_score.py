@@ -1,0 +1,246 @@
+"""Scoring is strict, and its numbers depend on nothing but the masks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from glus.config import DatasetConfig, Missing
+from glus.data.index import read_expressions
+from glus.evaluation.report import Answer, Report, print_report, write_report
+from glus.evaluation.score import UnusablePrediction, map_videos, read_mask, score_predictions
+
+
+def scores(report: Report) -> dict[str, tuple[float, float]]:
+    return {f"{score.video}/{score.exp_id}": (score.j, score.f) for score in report.expressions}
+
+
+def test_perfect_predictions(dataset: DatasetConfig, perfect: Path) -> None:
+    report = score_predictions(dataset, perfect)
+    assert list(scores(report)) == ["a/one/0", "a/one/1", "a/one/2", "a/one/10", "b/0"]
+    assert set(scores(report).values()) == {(1.0, 1.0)}
+    assert (report.overall.jf, report.overall.num_expressions) == (1.0, 5)
+    assert (report.overall.no_target_accuracy, report.overall.target_accuracy) == (1.0, 1.0)
+    assert report.problems == ()
+    assert report.warnings == ()
+
+
+def test_groups_and_overall_are_means_over_expressions(dataset: DatasetConfig, perfect: Path) -> None:
+    for name in ("00000", "00005"):
+        Image.fromarray(np.zeros((16, 20), np.uint8)).save(perfect / "a/one/0" / f"{name}.png")
+    noise = np.zeros((16, 20), np.uint8)
+    noise[0, 0] = 1
+    for name in ("00000", "00005", "00010"):
+        Image.fromarray(noise).save(perfect / "a/one/10" / f"{name}.png")
+    report = score_predictions(dataset, perfect)
+    assert scores(report)["a/one/0"] == (np.mean([0.0, 0.0, 1.0]),) * 2
+    assert scores(report)["a/one/10"] == (0.0, 0.0)
+    assert list(report.groups) == ["appearance", "multi", "absent"]
+    assert report.groups["appearance"].j == np.mean([np.mean([0.0, 0.0, 1.0]), 1.0, 1.0])
+    assert [group.num_expressions for group in report.groups.values()] == [3, 1, 1]
+    assert report.overall.j == np.mean([np.mean([0.0, 0.0, 1.0]), 1.0, 1.0, 0.0, 1.0])
+    assert report.overall.no_target_accuracy == 0.0
+    assert math.isnan(report.groups["absent"].target_accuracy)
+
+
+def test_no_groups(dataset: DatasetConfig, perfect: Path) -> None:
+    dataset.groups = None
+    assert score_predictions(dataset, perfect).groups == {}
+
+
+def damage_nothing_there(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def damage_short(folder: Path) -> None:
+    (folder / "00005.png").unlink()
+
+
+def damage_size(folder: Path) -> None:
+    Image.fromarray(np.zeros((20, 16), np.uint8)).save(folder / "00005.png")
+
+
+def damage_bytes(folder: Path) -> None:
+    data = (folder / "00005.png").read_bytes()
+    (folder / "00005.png").write_bytes(data[: len(data) // 2])
+
+
+def damage_empty(folder: Path) -> None:
+    (folder / "00005.png").write_bytes(b"")
+
+
+DAMAGES = [
+    (damage_nothing_there, "tiny/a/one/1: no folder", 0.0),
+    (damage_short, "tiny/a/one/1, frame 00005: .*00005.png is missing", 2 / 3),
+    (damage_size, "tiny/a/one/1, frame 00005: .*00005.png is 20x16, .* 16x20", 2 / 3),
+    (damage_bytes, "tiny/a/one/1, frame 00005: .*00005.png is not a readable PNG", 2 / 3),
+    (damage_empty, "tiny/a/one/1, frame 00005: .*00005.png is not a readable PNG", 2 / 3),
+]
+
+
+@pytest.mark.parametrize(("damage", "message", "score"), DAMAGES)
+def test_missing_predictions(damage, message: str, score: float, dataset: DatasetConfig, perfect: Path) -> None:
+    damage(perfect / "a/one/1")
+
+    zero = score_predictions(dataset, perfect, Missing.zero)
+    assert scores(zero)["a/one/1"] == (pytest.approx(score), pytest.approx(score))
+    assert zero.overall.j == pytest.approx((4 + score) / 5)
+    assert (zero.overall.num_expressions, zero.overall.num_incomplete) == (5, 1)
+    assert len(zero.problems) == 1
+    with pytest.raises(ValueError, match=message.replace(": no folder", ", frame 00000: .* is missing")):
+        score_predictions(dataset, perfect, Missing.error)
+
+    drop = score_predictions(dataset, perfect, Missing.drop)
+    assert (drop.overall.num_expressions, drop.overall.num_incomplete, drop.overall.j) == (4, 1, 1.0)
+    assert (drop.groups["appearance"].num_expressions, drop.groups["appearance"].num_incomplete) == (2, 1)
+    assert drop.problems == zero.problems
+
+
+def test_a_missing_answer_is_not_an_empty_one(dataset: DatasetConfig, perfect: Path) -> None:
+    shutil.rmtree(perfect / "a/one/10")
+    report = score_predictions(dataset, perfect)
+    assert scores(report)["a/one/10"] == (0.0, 0.0)
+    assert report.expressions[3].answer is Answer.missing
+    assert report.overall.no_target_accuracy == 0.0
+
+
+def test_everything_dropped_has_no_mean(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    report = score_predictions(dataset, tmp_path / "nothing", Missing.drop)
+    assert report.overall.num_expressions == 0
+    assert math.isnan(report.overall.jf)
+    write_report(report, tmp_path / "nothing")
+    assert json.loads((tmp_path / "nothing" / "report.json").read_text())["overall"]["jf"] is None
+
+
+def test_unexpected_predictions_are_listed(dataset: DatasetConfig, perfect: Path) -> None:
+    shutil.copytree(perfect / "b/0", perfect / "b/7")
+    shutil.copytree(perfect / "b/0", perfect / "other/video/0")
+    shutil.copy(perfect / "b/0/00000.png", perfect / "b/0/00002.png")
+    report = score_predictions(dataset, perfect)
+    assert report.overall.jf == 1.0
+    assert report.problems == ()
+    assert report.warnings == (
+        f"{perfect}/b/0: 1 PNGs of no frame, the first 00002.png",
+        f"{perfect}/b/7: 2 PNGs of no expression",
+        f"{perfect}/other/video/0: 2 PNGs of no expression",
+    )
+
+
+def test_the_folder_and_the_ground_truth_must_exist(dataset: DatasetConfig, perfect: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder of predictions"):
+        score_predictions(dataset, perfect / "misspelt")
+    (Path(dataset.root) / "valid" / "mask_dict.json").unlink()
+    for num_workers in (1, 2):
+        with pytest.raises(FileNotFoundError, match=r"mask_dict\.json"):
+            score_predictions(dataset, perfect, num_workers=num_workers)
+
+
+def test_max_videos(dataset: DatasetConfig, perfect: Path) -> None:
+    report = score_predictions(dataset, perfect, max_videos=1)
+    assert {score.video for score in report.expressions} == {"a/one"}
+    assert report.warnings == ()  # predictions of the other videos are not unexpected
+
+
+def test_any_nonzero_pixel_is_foreground(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    masks = {path.relative_to(perfect): rng.random((16, 20)) < 0.3 for path in perfect.rglob("a/one/*/*.png")}
+    results = []
+    for number, scale in enumerate((1, 3, 255)):
+        for name, mask in masks.items():
+            path = tmp_path / str(number) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask.astype(np.uint8) * np.uint8(scale)).save(path)
+        results.append(scores(score_predictions(dataset, tmp_path / str(number), max_videos=1)))
+    assert results[0] == results[1] == results[2]
+
+
+def test_read_mask_understands_every_kind_of_png(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random((6, 9)) < 0.5
+    grey = mask.astype(np.uint8)
+    palette = Image.fromarray(grey * 2)
+    palette = palette.convert("P")
+    palette.putpalette([0, 0, 0] * 256)  # black in every colour: only the index counts
+    images = {
+        "one_bit": Image.fromarray(mask),
+        "grey": Image.fromarray(grey),
+        "grey16": Image.fromarray(grey.astype(np.uint16) * 256),
+        "palette": palette,
+        "rgb": Image.fromarray(np.stack([0 * grey, 0 * grey, grey], axis=2)),
+        "rgba": Image.fromarray(np.stack([grey, grey, grey, 0 * grey + 255], axis=2)),
+        "la": Image.fromarray(grey).convert("LA"),
+    }
+    for name, image in images.items():
+        image.save(tmp_path / f"{name}.png")
+        assert (read_mask(tmp_path / f"{name}.png", (6, 9)) == mask).all(), name
+    Image.fromarray(grey).save(tmp_path / "jpeg.png", format="JPEG")
+    with pytest.raises(UnusablePrediction, match="not a readable PNG"):
+        read_mask(tmp_path / "jpeg.png", (6, 9))
+
+
+def test_read_mask_notices_every_damage(tmp_path: Path) -> None:
+    mask = np.zeros((40, 50), bool)
+    mask[10:20, 5:33] = True
+    path = tmp_path / "mask.png"
+    Image.fromarray(mask).save(path)
+    data = path.read_bytes()
+    last_needed = data.index(b"IEND") - 4
+    for position in range(0, last_needed, 3):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        with pytest.raises(UnusablePrediction):
+            read_mask(path, mask.shape)
+        path.write_bytes(data[:position])
+        with pytest.raises(UnusablePrediction):
+            read_mask(path, mask.shape)
+
+
+def test_long_videos_are_scored_in_chunks(dataset: DatasetConfig, perfect: Path, monkeypatch) -> None:
+    damage_short(perfect / "a/one/1")
+    whole = score_predictions(dataset, perfect)
+    monkeypatch.setattr("glus.evaluation.score.CHUNK_FRAMES", 2)
+    assert score_predictions(dataset, perfect) == whole
+
+
+def test_worker_count_changes_nothing(dataset: DatasetConfig, perfect: Path) -> None:
+    damage_short(perfect / "a/one/1")
+    reports = [score_predictions(dataset, perfect, num_workers=number) for number in (1, 2, 5)]
+    assert reports[0] == reports[1] == reports[2]
+    with pytest.raises(ValueError, match="a/one/1, frame 00005"):
+        score_predictions(dataset, perfect, Missing.error, num_workers=2)
+
+
+def test_a_dead_worker_is_an_error(dataset: DatasetConfig) -> None:
+    videos = [[expression] for expression in read_expressions(dataset)]
+    with pytest.raises(RuntimeError, match="a scoring process died"):
+        list(map_videos(partial(os._exit, 9), videos, 2))
+
+
+def test_report_files_and_table(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
+    damage_short(perfect / "a/one/1")
+    report = score_predictions(dataset, perfect)
+    write_report(report, tmp_path / "report")
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["per_expression.csv", "report.json"]
+    summary = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert summary["overall"]["jf"] == report.overall.jf
+    assert summary["groups"]["multi"]["num_expressions"] == 1
+    assert summary["missing"] == "zero"
+    assert summary["problems"] == list(report.problems)
+    rows = list(csv.DictReader((tmp_path / "report" / "per_expression.csv").open()))
+    assert [float(row["j"]) for row in rows] == [score.j for score in report.expressions]
+    assert [row["exp_id"] for row in rows] == ["0", "1", "2", "10", "0"]
+    console = Console(record=True, width=100, file=(tmp_path / "log").open("w"))
+    print_report(report, console)
+    text = console.export_text()
+    assert "all expressions" in text
+    assert "93.33" in text
+    assert "00005.png is missing" in text

@@ -1,0 +1,77 @@
+"""The two programs: what they print, write and return."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from glus.config import DatasetConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(dataset: DatasetConfig, tmp_path: Path):
+    """Runs a program of ``scripts/`` on the tiny benchmark, in an empty folder, with the given overrides."""
+    groups = tmp_path / "configs"
+    for name, content in (
+        ("paths/default", {"data": "data", "weights": "weights", "outputs": "outputs"}),
+        (
+            "dataset/tiny",
+            {"name": "tiny", "layout": "mevis", "root": dataset.root, "split": "valid", "groups": "kinds.json"},
+        ),
+        ("dataset/shapes_valid", {"name": "none"}),
+    ):
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+
+    def run_script(script: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "scripts" / script), "dataset=tiny", *overrides]
+        command.append(f"hydra.searchpath=[file://{groups}]")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+    return run_script
+
+
+def test_score(run, perfect: Path, tmp_path: Path) -> None:
+    good = run("score.py", f"predictions={perfect}", "output=report")
+    assert good.returncode == 0, good.stderr
+    assert "all expressions" in good.stdout
+    assert json.loads((tmp_path / "cwd/report/report.json").read_text())["overall"]["jf"] == 1.0
+    assert sorted(path.name for path in (tmp_path / "cwd").iterdir()) == ["report"]  # Hydra leaves nothing behind
+
+    (perfect / "b/0/00000.png").unlink()
+    incomplete = run("score.py", f"predictions={perfect}", "num_workers=1")
+    assert incomplete.returncode == 1
+    assert "00000.png is missing" in incomplete.stdout
+    assert json.loads((perfect / "report.json").read_text())["overall"]["num_incomplete"] == 1
+
+    strict = run("score.py", f"predictions={perfect}", "missing=error")
+    assert strict.returncode == 1
+    assert strict.stderr.startswith("error: tiny/b/0, frame 00000")
+    assert "Traceback" not in strict.stderr
+
+
+def test_compare(run, perfect: Path, tmp_path: Path) -> None:
+    result = run("compare.py", f"predictions={{ours: {perfect}, theirs: {perfect}}}", "output=out/summary.json")
+    assert result.returncode == 0, result.stderr
+    assert "J&F of ours" in result.stdout
+    summary = json.loads((tmp_path / "cwd/out/summary.json").read_text())
+    assert list(summary) == ["appearance", "multi", "absent", "overall", "overall_present", "other_models"]
+    assert list(summary["other_models"]) == ["theirs"]
+    assert (tmp_path / "cwd/out/summary.csv").is_file()
+    assert sorted(path.name for path in (tmp_path / "cwd").iterdir()) == ["out"]
+
+    wrong = run("compare.py", "predictions={ours: nowhere}", "output=summary.json")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("error: no folder of predictions nowhere")
+    assert "Traceback" not in wrong.stderr
