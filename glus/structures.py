@@ -23,6 +23,7 @@ Shape letters, used as suffixes of tensor names (``embeds_NQC``):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -127,15 +128,21 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(value: object) -> object:
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which ``to`` copies while the GPU works; a DataLoader calls it."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        def changed(value: object) -> object:
             if isinstance(value, torch.Tensor):
-                return value.to(device, non_blocking=True)
+                return change(value)
             if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-                return [tensor.to(device, non_blocking=True) for tensor in value]
+                return [change(tensor) for tensor in value]
             return value
 
-        return Batch(**{name: move(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
+        return Batch(**{name: changed(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def context_indices_eval(num_frames: int, num_context: int) -> list[int]:
         return []
     edges = _edges(num_frames, num_context)
     half = math.ceil(num_frames / num_context) // 2
-    return [max(left, min(left + half, right - 1)) for left, right in zip(edges[:-1], edges[1:], strict=True)]
+    return [max(left, min(left + half, right - 1)) for left, right in pairwise(edges)]
 
 
 def context_indices_train(num_frames: int, num_context: int, rng: np.random.Generator) -> list[int]:
@@ -39,7 +40,7 @@ def context_indices_train(num_frames: int, num_context: int, rng: np.random.Gene
     if num_context == 0:
         return []
     edges = _edges(num_frames, num_context)
-    return [int(rng.integers(left, max(right, left + 1))) for left, right in zip(edges[:-1], edges[1:], strict=True)]
+    return [int(rng.integers(left, max(right, left + 1))) for left, right in pairwise(edges)]
 
 
 def query_indices_train(

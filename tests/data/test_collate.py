@@ -1,0 +1,48 @@
+import numpy as np
+import torch
+
+from glus.data.collate import collate
+from glus.structures import Conversation, ObjectKey, TrainSample
+
+PAD = 9
+
+
+def sample(video, lengths, height, num_context=2, num_query=3):
+    rng = np.random.default_rng(len(video))
+    keys = [ObjectKey("d", video, "0", str(q), frozenset({1})) for q in range(num_query)]
+    return TrainSample(
+        context_clip=rng.integers(0, 256, (num_context, 4, 4, 3), dtype=np.uint8),
+        query_clip=rng.integers(0, 256, (num_query, 4, 4, 3), dtype=np.uint8),
+        query_frames=rng.integers(0, 256, (num_query, height, 7, 3), dtype=np.uint8),
+        conversations=[Conversation(np.arange(1, n + 1), np.arange(num_query)) for n in lengths],
+        target_masks=[np.full((num_query, height, 7), i % 2, np.uint8) for i in range(len(lengths))],
+        object_keys=[keys] * len(lengths),
+        names=[f"d/{video}/{i}" for i in range(len(lengths))],
+    )
+
+
+def test_rows_of_expressions_point_at_rows_of_videos():
+    first, second = sample("a", [5, 7], height=6), sample("bb", [4], height=8)
+    batch = collate([first, second], PAD)
+    assert batch.context_clip.shape == (2, 2, 3, 4, 4)
+    assert batch.query_clip.shape == (2, 3, 3, 4, 4)
+    torch.testing.assert_close(batch.query_clip[1, 2, 0], torch.from_numpy(second.query_clip[2, ..., 0]))
+    assert [tuple(frames.shape) for frames in batch.query_frames] == [(3, 6, 7, 3), (3, 8, 7, 3)]
+    assert batch.video_index.tolist() == [0, 0, 1]
+    assert batch.names == ["d/a/0", "d/a/1", "d/bb/0"]
+    assert [tuple(mask.shape) for mask in batch.target_masks] == [(3, 6, 7), (3, 6, 7), (3, 8, 7)]
+    assert batch.seg_positions.shape == (3, 3)
+    assert batch.num_masks == 9
+    assert batch.object_keys[2][1] == ObjectKey("d", "bb", "0", "1", frozenset({1}))
+
+
+def test_padding_is_on_the_right_and_masked():
+    batch = collate([sample("a", [5, 7], height=6)], PAD)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, PAD, PAD], [1, 2, 3, 4, 5, 6, 7]]
+    assert batch.attention_mask.dtype == torch.bool
+    assert batch.attention_mask.sum(1).tolist() == [5, 7]
+
+
+def test_a_batch_may_have_no_context_frames():
+    batch = collate([sample("a", [5], height=6, num_context=0)], PAD)
+    assert batch.context_clip.shape == (1, 0, 3, 4, 4)
