@@ -392,6 +392,9 @@ class ScoreConfig:
     max_videos: int | None = None
     """Only the first so many videos, as ``predict.py max_videos``; null: all."""
 
+    def __post_init__(self) -> None:
+        _check_scoring(self.num_workers, self.max_videos)
+
 
 @dataclass
 class CompareConfig:
@@ -407,6 +410,14 @@ class CompareConfig:
     """Processes; results do not depend on it."""
     max_videos: int | None = None
     """Only the first so many videos, as ``predict.py max_videos``; null: all."""
+
+    def __post_init__(self) -> None:
+        _check_scoring(self.num_workers, self.max_videos)
+
+
+def _check_scoring(num_workers: int, max_videos: int | None) -> None:
+    _require(num_workers >= 1, "num_workers", "at least 1", num_workers)
+    _require(max_videos is None or max_videos >= 1, "max_videos", "null (all) or at least 1", max_videos)
 
 
 def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:

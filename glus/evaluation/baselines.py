@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -190,10 +191,11 @@ def summary(comparisons: Mapping[str, Comparison]) -> dict[str, object]:
 
 def print_comparison(label: str, comparison: Comparison, console: Console) -> None:
     """One line per kind with all rows in percent and the margin of ``model`` over the best sentence-blind row."""
-    table = Table(title=f"J&F of {escape(label)} and of answers that ignore the sentence", title_justify="left")
-    table.add_column("kind")
+    title = f"J&F of {escape(label)} and of answers that ignore the sentence, percent"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("kind", no_wrap=True)
     for column in (*ROWS, "margin"):
-        table.add_column(column, justify="right")
+        table.add_column(column.replace("_", " "), justify="right")
     for kind, rows in comparison.table().items():
         table.add_row(escape(kind), *(_decimals(rows[row]) for row in ROWS), _decimals(margin(rows), sign="+"))
     console.print(table)

@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -125,9 +126,9 @@ def group_scores(scores: Sequence[ExpressionScore]) -> dict[str, GroupScore]:
 
 def print_report(report: Report, console: Console) -> None:
     """A table in percent with a line per group and one for all expressions; then problems and warnings."""
-    table = Table(title=f"{report.dataset} ({report.split})", title_justify="left")
-    table.add_column("group")
-    for column in ("J", "F", "J&F", "N-acc", "T-acc", "expressions", "incomplete"):
+    table = Table(title=f"{report.dataset} ({report.split}), percent", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("group", no_wrap=True)
+    for column in ("J", "F", "J&F", "N-acc", "T-acc", "num", "incomplete"):
         table.add_column(column, justify="right")
     for name, score in {**report.groups, "all expressions": report.overall}.items():
         percents = (score.j, score.f, score.jf, score.no_target_accuracy, score.target_accuracy)
