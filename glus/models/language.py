@@ -85,6 +85,10 @@ class LanguageModel(nn.Module):
         )
         return hidden.last_hidden_state
 
+    def checkpoint_gradients(self) -> None:
+        """From now on, recompute each layer in the backward pass instead of keeping its activations."""
+        self.llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
     def splice(self, input_ids_NL: torch.Tensor, visual_MD: torch.Tensor) -> torch.Tensor:
         """Token embeddings with visual tokens at their placeholders: (N, L, D)."""
         is_image_NL = input_ids_NL == IMAGE_ID

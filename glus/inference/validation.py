@@ -1,0 +1,61 @@
+"""Scores of a model during training, on a few videos, shared among the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from glus import distributed
+from glus.config import DatasetConfig
+from glus.data.frames import DatasetVideo, FrameStore
+from glus.data.index import read_expressions
+from glus.data.masks import open_masks
+from glus.inference.predictor import VideoPredictor
+from glus.structures import Expression
+
+Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class Validation:
+    """Mean of each metric over the expressions of the first videos of a split, in percent.
+
+    A quick look, not the final score: that is ``scripts/predict.py`` and ``scripts/score.py`` over the whole split.
+
+    Args:
+        predictor: wraps the model in training.
+        dataset: a split with masks.
+        metrics: name -> function of (T, H, W) prediction and target, giving one value per frame.
+        num_videos: how many videos.
+    """
+
+    def __init__(self, predictor: VideoPredictor, dataset: DatasetConfig, metrics: dict[str, Metric], num_videos: int):
+        self.predictor = predictor
+        self.metrics = metrics
+        self.frames = FrameStore(dataset)
+        self.masks = open_masks(dataset)
+        by_video: dict[str, list[Expression]] = {}
+        for expression in read_expressions(dataset):
+            by_video.setdefault(expression.video, []).append(expression)
+        self.videos = list(by_video.values())[:num_videos]
+
+    def __call__(self) -> dict[str, float]:
+        """Mean of each metric, and of all of them ("J&F"); every rank calls it and gets the same."""
+        sums: dict[str, float] = dict.fromkeys([*self.metrics, "count"], 0.0)
+        for expressions in distributed.shard(self.videos, distributed.rank(), distributed.world_size()):
+            for name, value in self._score_video(expressions).items():
+                sums[name] += value
+        sums = distributed.sum_over_ranks(sums, self.predictor.device)
+        means = {name: 100 * sums[name] / sums["count"] for name in self.metrics}
+        return {**means, "&".join(self.metrics): float(np.mean(list(means.values())))}
+
+    def _score_video(self, expressions: list[Expression]) -> dict[str, float]:
+        video = DatasetVideo(self.frames, expressions[0].video, expressions[0].frames)
+        results = list(self.predictor.segment(video, [expression.text for expression in expressions]))
+        predicted_ETHW = np.stack([result.masks_EHW for result in results], axis=1)
+        sums: dict[str, float] = dict.fromkeys(self.metrics, 0.0)
+        for expression, predicted_THW in zip(expressions, predicted_ETHW, strict=True):
+            target = self.masks.read(expression, range(len(results)), predicted_THW.shape[-2:])
+            for name, metric in self.metrics.items():
+                sums[name] += float(np.mean(metric(predicted_THW, target)))
+        return {**sums, "count": len(expressions)}

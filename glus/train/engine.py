@@ -1,0 +1,115 @@
+"""DeepSpeed, behind four verbs: the only file that imports it. The same engine on one CPU and on many GPUs."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from glus import distributed
+from glus.config import TrainerConfig
+from glus.structures import Batch, GlusOutput
+from glus.train.optim import build_adamw, warmup_decay
+
+
+def init_distributed() -> None:
+    """Join the process group: NCCL on GPUs, gloo on CPUs; a process that no launcher started is a group of one.
+
+    The SLURM variables are translated, so ``srun python scripts/train.py`` needs no launcher either.
+    """
+    os.environ.setdefault("RANK", str(distributed.rank()))
+    os.environ.setdefault("LOCAL_RANK", str(distributed.local_rank()))
+    os.environ.setdefault("WORLD_SIZE", str(distributed.world_size()))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(distributed.local_rank())
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)
+
+
+class Engine:
+    """A model, its optimizer and its schedule, sharded by ZeRO.
+
+    Args:
+        model: its parameters with ``requires_grad`` are optimised.
+        trainer: optimizer, schedule and ZeRO settings.
+        accumulation: micro-batches per optimizer step.
+    """
+
+    def __init__(self, model: nn.Module, trainer: TrainerConfig, accumulation: int):
+        self.model = model
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = build_adamw(parameters, trainer.learning_rate, trainer.betas, trainer.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_decay(trainer.warmup_steps, trainer.steps))
+        self._engine, _, _, self._schedule = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=schedule,
+            config=_deepspeed_config(trainer, accumulation, next(iter(parameters)).dtype),
+        )
+        self._zero_stage = trainer.zero_stage
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return torch.device(self._engine.device)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the coming optimizer step."""
+        return float(self._engine.optimizer.param_groups[0]["lr"])
+
+    @property
+    def grad_norm(self) -> float:
+        """Global L2 norm of the last optimizer step's gradients, before clipping."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def __call__(self, batch: Batch) -> GlusOutput:
+        """The forward pass of a micro-batch that is already on ``device``."""
+        return self._engine(batch)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate gradients of a micro-batch's share of the loss.
+
+        The loss is divided by counts of the global batch already; DeepSpeed averages gradients over ranks, which the
+        factor undoes, and must not divide by the accumulation steps.
+        """
+        self._engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """To be called after each micro-batch; the last one of an optimizer step updates the parameters."""
+        self._engine.step()
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """Inside, every rank holds all parameters whole, and the model can be used without the engine."""
+        if self._zero_stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters(list(self.model.parameters()))
+
+    def trained_tensors(self) -> dict[str, torch.Tensor]:
+        """The trained parameters by name, whole, on the CPU. A collective call: every rank makes it."""
+        with self.gathered():
+            return {
+                name: parameter.detach().cpu().clone()
+                for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad
+            }
+
+
+def _deepspeed_config(trainer: TrainerConfig, accumulation: int, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": trainer.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": trainer.max_grad_norm,
+        "bf16": {"enabled": dtype is torch.bfloat16},
+        "zero_optimization": {"stage": trainer.zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,  # torch's own AdamW, the same on CPU and GPU
+        "steps_per_print": 10**9,
+    }
