@@ -18,7 +18,7 @@ def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
         pad_id: token on padding; attention never reaches it.
     """
     conversations = [conversation for sample in samples for conversation in sample.conversations]
-    input_ids, attention_mask = _pad(conversations, pad_id)
+    input_ids, attention_mask, seg_positions = pad_conversations(conversations, pad_id)
     rows = [row for row, sample in enumerate(samples) for _ in sample.conversations]
     return Batch(
         context_clip=_channels_first([sample.context_clip for sample in samples]),
@@ -26,7 +26,7 @@ def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
         query_frames=[torch.from_numpy(sample.query_frames) for sample in samples],
         input_ids=input_ids,
         attention_mask=attention_mask,
-        seg_positions=torch.from_numpy(np.stack([conversation.seg_positions for conversation in conversations])),
+        seg_positions=seg_positions,
         video_index=torch.tensor(rows, dtype=torch.int64),
         target_masks=[torch.from_numpy(mask) for sample in samples for mask in sample.target_masks],
         object_keys=[keys for sample in samples for keys in sample.object_keys],
@@ -34,8 +34,19 @@ def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
     )
 
 
-def _pad(conversations: Sequence[Conversation], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, L) int64 ids and the (N, L) bool mask of those that are not padding."""
+def pad_conversations(
+    conversations: Sequence[Conversation], pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Conversations as rows of equal length, padded on the right.
+
+    Args:
+        conversations: N of them, each with equally many [SEG].
+        pad_id: token on padding; attention never reaches it.
+
+    Returns:
+        (N, L) int64 ids, the (N, L) bool mask of those that are not padding, and the (N, Q) int64 positions before
+        each [SEG].
+    """
     longest = max(len(conversation.input_ids) for conversation in conversations)
     input_ids = torch.full((len(conversations), longest), pad_id, dtype=torch.int64)
     attention_mask = torch.zeros((len(conversations), longest), dtype=torch.bool)
@@ -43,7 +54,8 @@ def _pad(conversations: Sequence[Conversation], pad_id: int) -> tuple[torch.Tens
         length = len(conversation.input_ids)
         input_ids[row, :length] = torch.from_numpy(conversation.input_ids)
         attention_mask[row, :length] = True
-    return input_ids, attention_mask
+    seg_positions = torch.from_numpy(np.stack([conversation.seg_positions for conversation in conversations]))
+    return input_ids, attention_mask, seg_positions
 
 
 def _channels_first(crops: list[np.ndarray]) -> torch.Tensor:

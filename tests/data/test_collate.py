@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from glus.data.collate import collate
+from glus.data.collate import collate, pad_conversations
 from glus.structures import Conversation, ObjectKey, TrainSample
 
 PAD = 9
@@ -46,3 +46,11 @@ def test_padding_is_on_the_right_and_masked():
 def test_a_batch_may_have_no_context_frames():
     batch = collate([sample("a", [5], height=6, num_context=0)], PAD)
     assert batch.context_clip.shape == (1, 0, 3, 4, 4)
+
+
+def test_padded_conversations_keep_their_positions():
+    rows = [Conversation(np.array([4, 5]), np.array([1])), Conversation(np.array([6, 7, 8]), np.array([2]))]
+    input_ids, attention_mask, seg_positions = pad_conversations(rows, PAD)
+    assert input_ids.tolist() == [[4, 5, PAD], [6, 7, 8]]
+    assert attention_mask.tolist() == [[True, True, False], [True, True, True]]
+    assert seg_positions.tolist() == [[1], [2]]

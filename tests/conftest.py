@@ -1,0 +1,99 @@
+"""A model so small that tests can build, train and run it in seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from glus.config import (
+    ClipConfig,
+    FramesConfig,
+    InferenceConfig,
+    LlmConfig,
+    MemoryConfig,
+    ModelConfig,
+    ModelFolderConfig,
+    SegmenterConfig,
+)
+from glus.data.tokenization import train_vocabulary
+from glus.models.build import LoadedModel, build_glus
+from glus.tokens import Vocabulary
+
+SENTENCES = ["the red circle", "the circle moving left", "the blue square that turns", "all shapes"]
+
+SAM2_OVERRIDES = {
+    "image_size": 64,
+    "image_encoder.trunk.embed_dim": 16,
+    "image_encoder.trunk.stages": [1, 1, 1, 1],
+    "image_encoder.trunk.global_att_blocks": [2],
+    "image_encoder.neck.d_model": 32,
+    "image_encoder.neck.position_encoding.num_pos_feats": 32,
+    "image_encoder.neck.backbone_channel_list": [128, 64, 32, 16],
+    "memory_attention.d_model": 32,
+    "memory_attention.num_layers": 1,
+    "memory_attention.layer.d_model": 32,
+    "memory_attention.layer.dim_feedforward": 64,
+    "memory_attention.layer.dropout": 0.0,
+    "memory_attention.layer.self_attention.embedding_dim": 32,
+    "memory_attention.layer.self_attention.feat_sizes": [4, 4],
+    "memory_attention.layer.self_attention.dropout": 0.0,
+    "memory_attention.layer.cross_attention.embedding_dim": 32,
+    "memory_attention.layer.cross_attention.feat_sizes": [4, 4],
+    "memory_attention.layer.cross_attention.kv_in_dim": 16,
+    "memory_attention.layer.cross_attention.dropout": 0.0,
+    "memory_encoder.out_dim": 16,
+    "memory_encoder.in_dim": 32,
+    "memory_encoder.position_encoding.num_pos_feats": 16,
+    "memory_encoder.mask_downsampler.embed_dim": 32,
+    "memory_encoder.fuser.layer.dim": 32,
+    "memory_encoder.fuser.layer.layer_scale_init_value": 0.1,
+}
+
+
+def tiny_model_config(tokenizer: Path, vocab_size: int) -> ModelConfig:
+    """CLIP of 16 patches, an LLM of two layers, SAM2 at 64 pixels, LoRA and all parts real."""
+    clip = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "projection_dim": 32,
+    }
+    llm = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+    }
+    return ModelConfig(
+        clip=ClipConfig(architecture=clip, pool=4),
+        llm=LlmConfig(architecture=llm, vocab_size=vocab_size, tokenizer=str(tokenizer), lora_rank=2, lora_dropout=0.0),
+        segmenter=SegmenterConfig("sam2_hiera_t", SAM2_OVERRIDES, multimask_fallback=False),
+        memory=MemoryConfig(num_frames=3),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    """Trained on four sentences."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_vocabulary(folder, SENTENCES, 400)
+    return Vocabulary(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_vocabulary: Vocabulary) -> LoadedModel:
+    """Random weights from a fixed seed, in evaluation mode; ``copy.deepcopy(tiny_model.glus)`` to change them."""
+    model = tiny_model_config(tiny_vocabulary.folder, tiny_vocabulary.size)
+    torch.manual_seed(0)
+    glus = build_glus(model).eval()
+    return LoadedModel(glus, tiny_vocabulary, ModelFolderConfig(model, FramesConfig(2, 2), InferenceConfig()))
