@@ -180,6 +180,12 @@ class DatasetConfig:
     """Folder as officially distributed."""
     split: str = MISSING
     """``train``, ``valid_u``, ``valid``, ..."""
+    expressions: str | None = None
+    """Expression file below ``root``; null: where the layout has it."""
+    images: str | None = None
+    """Folder of the videos' frames below ``root``; null: where the layout has it."""
+    masks: str | None = None
+    """Mask file or folder below ``root``; null: where the layout has it."""
     groups: str | None = None
     """Sidecar file below the split folder: {video: {exp_id: group}}; its groups are scored apart (Shapes' kinds)."""
 
@@ -349,6 +355,37 @@ class TrainConfig:
 
 
 @dataclass
+class PretrainConfig:
+    """``tools/pretrain_towers.py``: tokenizer, CLIP tower and SAM2 of a small model, from generated frames."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    output_dir: str = MISSING
+    """Gets ``tokenizer/``, ``clip/`` and ``sam2.pt``."""
+    parts: list[str] = field(default_factory=lambda: ["tokenizer", "clip", "sam2"])
+    """What to make; the three are independent, so two processes can share the work."""
+    num_scenes: int = 300
+    """Generated videos to learn from."""
+    num_frames: int = 16
+    """Their length."""
+    seed: int = 0
+    clip_steps: int = 1200
+    clip_batch_size: int = 32
+    """Frames per step."""
+    sam2_steps: int = 1200
+    sam2_batch_size: int = 6
+    """Clips per step."""
+    sam2_clip_frames: int = 4
+    """Frames per clip in the second part of SAM2's pre-training."""
+    learning_rate: float = 1e-3
+    """Peak of both towers."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.parts) - {"tokenizer", "clip", "sam2"}
+        _require(not unknown, "parts", "names among tokenizer, clip, sam2", self.parts)
+
+
+@dataclass
 class ModelFolderConfig:
     """``config.yaml`` of a model folder: what travels with the weights."""
 
@@ -447,9 +484,9 @@ def to_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _known_keys(schema: Any, full_key: str) -> str:
+def _known_keys(schema: Any, full_key: str | None) -> str:
     """The keys that exist where ``full_key`` was looked for."""
-    for part in full_key.split(".")[:-1]:
+    for part in (full_key or "").split(".")[:-1]:
         inner = next((f for f in fields(schema) if f.name == part), None)
         default = inner.default_factory() if inner and callable(inner.default_factory) else None
         if not is_dataclass(default):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hydra
 import torch
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus import distributed
@@ -82,6 +83,9 @@ def train(config: TrainConfig) -> None:
         eval_every=trainer.eval_every,
         save_every=trainer.save_every,
     ).fit()
+
+
+ConfigStore.instance().store("schema", TrainConfig)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")

@@ -37,7 +37,7 @@ class FrameStore:
 
     def __init__(self, dataset: DatasetConfig):
         self.name = dataset.name
-        self.folder = Path(dataset.root) / dataset.split / "JPEGImages"
+        self.folder = Path(dataset.root) / (dataset.images or f"{dataset.split}/JPEGImages")
 
     def path(self, video: str, frame: str) -> Path:
         """The file of a frame.

@@ -94,7 +94,9 @@ def trainable(expressions: Sequence[Expression], num_frames: int) -> list[Expres
 
 def _expression_file(dataset: DatasetConfig) -> Path:
     root = Path(dataset.root)
-    if dataset.layout is Layout.mevis:
+    if dataset.expressions is not None:
+        candidates = [root / dataset.expressions]
+    elif dataset.layout is Layout.mevis:
         candidates = [root / dataset.split / name for name in MEVIS_FILES]
     else:
         candidates = [root / "meta_expressions" / dataset.split / "meta_expressions.json"]

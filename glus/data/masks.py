@@ -39,10 +39,9 @@ class MaskStore(Protocol):
 
 def open_masks(dataset: DatasetConfig) -> MaskStore:
     """The mask store of a split; it reads nothing before the first mask is asked for."""
-    folder = Path(dataset.root) / dataset.split
-    if dataset.layout is Layout.mevis:
-        return RleMasks(dataset.name, folder / "mask_dict.json")
-    return PaletteMasks(dataset.name, folder / "Annotations")
+    is_mevis = dataset.layout is Layout.mevis
+    path = Path(dataset.root) / (dataset.masks or f"{dataset.split}/{'mask_dict.json' if is_mevis else 'Annotations'}")
+    return RleMasks(dataset.name, path) if is_mevis else PaletteMasks(dataset.name, path)
 
 
 class RleMasks:

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from glus.config import FuserGamma, ModelConfig, ModelFolderConfig, Precision, load_config, to_yaml
+from glus.config import FuserGamma, ModelConfig, ModelFolderConfig, Precision, SegmenterConfig, load_config, to_yaml
 from glus.models.clip import ClipEncoder, build_vision_tower
 from glus.models.glus import Glus, SegHead
 from glus.models.language import LanguageModel, add_lora, build_llama
@@ -79,11 +79,7 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
         projector=nn.Linear(config.clip.architecture["hidden_size"], config.llm.architecture["hidden_size"]),
         language=LanguageModel(build_llama(config.llm.architecture, config.llm.vocab_size)),
         seg_head=nn.Identity(),  # type: ignore[arg-type]  # needs SAM2's width, set below
-        segmenter=Sam2Segmenter(
-            build_sam2(config.segmenter.variant, config.segmenter.overrides),
-            config.segmenter.multimask_fallback,
-            memory_gradient=not config.memory.detach,
-        ),
+        segmenter=build_segmenter(config.segmenter, memory_gradient=not config.memory.detach),
         memory_frames=config.memory.num_frames,
         memory_stride=config.memory.stride,
         memory_enabled=config.memory.enabled,
@@ -99,6 +95,11 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
         glus.segmenter.set_fuser_identity()
     mark_trainable(glus, config.trainable)
     return glus.to(_DTYPES[config.precision])
+
+
+def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> Sam2Segmenter:
+    """SAM2 at random, to be loaded or pre-trained."""
+    return Sam2Segmenter(build_sam2(config.variant, config.overrides), config.multimask_fallback, memory_gradient)
 
 
 def load_parts(glus: Glus, config: ModelConfig) -> None:
