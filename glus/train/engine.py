@@ -29,6 +29,8 @@ def init_distributed() -> None:
     os.environ.setdefault("MASTER_PORT", "29500")
     if torch.cuda.is_available():
         torch.cuda.set_device(distributed.local_rank())
+    # On CPUs DeepSpeed would compile a shared-memory all-reduce for inference (a minute, and a compiler), unused here.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)

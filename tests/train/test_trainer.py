@@ -1,0 +1,44 @@
+"""Arithmetic of batches and schedules, and the loop's guard."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from glus.train.optim import warmup_decay
+from glus.train.trainer import accumulation_steps, micro_batches
+
+
+def test_accumulation_is_derived() -> None:
+    assert accumulation_steps(80, 2, 4) == 10
+    assert accumulation_steps(4, 4, 1) == 1
+    with pytest.raises(ValueError, match=r"trainer.global_batch_size=10 .* 2 x 4 processes = 8"):
+        accumulation_steps(10, 2, 4)
+
+
+@pytest.mark.parametrize(("micro", "world"), [(1, 1), (2, 1), (1, 4), (2, 2), (3, 2)])
+def test_ranks_share_the_same_global_batches(micro: int, world: int) -> None:
+    """Disjoint shares that together are step s's samples, in whatever number of processes."""
+    global_batch, steps = 12, 3
+    per_rank = [list(micro_batches(0, steps, global_batch, micro, rank, world)) for rank in range(world)]
+    accumulation = global_batch // (micro * world)
+    for step in range(steps):
+        window = slice(step * accumulation, (step + 1) * accumulation)
+        drawn = [n for rank in per_rank for n in itertools.chain(*rank[window])]
+        assert sorted(drawn) == list(range(step * global_batch, (step + 1) * global_batch))
+    if world > 1:
+        assert not set(itertools.chain(*per_rank[0])) & set(itertools.chain(*per_rank[1]))
+
+
+def test_continuing_skips_what_was_drawn() -> None:
+    whole = list(micro_batches(0, 5, 4, 2, 0, 1))
+    assert list(micro_batches(2, 5, 4, 2, 0, 1)) == whole[4:]
+
+
+def test_warmup_then_linear_decay() -> None:
+    factor = warmup_decay(warmup_steps=4, total_steps=14)
+    assert [factor(step) for step in range(5)] == [0, 0.25, 0.5, 0.75, 1.0]
+    assert factor(9) == pytest.approx(0.5)
+    assert factor(14) == 0
+    assert warmup_decay(0, 10)(0) == 1.0
