@@ -411,6 +411,37 @@ class PredictConfig:
     max_videos: int | None = None
     """Only the first so many videos, for a quick look; null: all."""
 
+    def __post_init__(self) -> None:
+        for name in ("memory_stride", "max_videos"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, "null or at least 1", value)
+
+
+@dataclass
+class ShowConfig:
+    """``scripts/show.py``."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    predictions: str = MISSING
+    """Folder ``<video>/<exp_id>/<frame>.png``, as ``scripts/predict.py`` writes it."""
+    output_dir: str = MISSING
+    """Folder for the pictures and movies; files of an earlier run with the same names are replaced."""
+    num_videos: int = 4
+    """Videos shown: the first ones of the split."""
+    videos: list[str] | None = None
+    """Ids of the videos to show instead."""
+    num_expressions: int = 4
+    """Sentences shown per video at most: the first of each group in turn."""
+    num_frames: int = 6
+    """Frames of a strip, spread over the video."""
+    frames_per_second: int = 8
+    """Speed of the movies."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_videos", "num_expressions", "num_frames", "frames_per_second"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+
 
 @dataclass
 class ScoreConfig:

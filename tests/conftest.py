@@ -29,8 +29,8 @@ SENTENCES = ["the red circle", "the circle moving left", "the blue square that t
 SAM2_OVERRIDES = {
     "image_size": 64,
     "image_encoder.trunk.embed_dim": 16,
-    "image_encoder.trunk.stages": [1, 1, 1, 1],
-    "image_encoder.trunk.global_att_blocks": [2],
+    "image_encoder.trunk.stages": [1, 1, 2, 1],
+    "image_encoder.trunk.global_att_blocks": [3],
     "image_encoder.neck.d_model": 32,
     "image_encoder.neck.position_encoding.num_pos_feats": 32,
     "image_encoder.neck.backbone_channel_list": [128, 64, 32, 16],
