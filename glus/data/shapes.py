@@ -286,7 +286,7 @@ def appearance_sentences(objects: Sequence[SceneObject]) -> list[Sentence]:
     both = Counter((item.colour, item.shape) for item in objects)
     found = []
     for item in objects:
-        templates = WITH_COLOUR if both[item.colour, item.shape] == 1 else ()
+        templates: tuple[str, ...] = WITH_COLOUR if both[item.colour, item.shape] == 1 else ()
         templates += SHAPE_ONLY if shapes[item.shape] == 1 else ()
         templates += COLOUR_ONLY if colours[item.colour] == 1 else ()
         texts = [template.format(colour=item.colour, shape=item.shape) for template in templates]
