@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausalLM:
     """A LLaMA with random weights, SDPA attention and an untied head.
 
+    Its rotary frequencies are plain float32 tensors on the CPU, which move when they are used. As transformers'
+    buffers they would be rounded when the model (or DeepSpeed) casts itself to bfloat16, which turns positions far
+    into a conversation by whole radians, and they would be lost with ``torch.device("meta")``.
+
     Args:
         architecture: fields of ``transformers.LlamaConfig``.
         vocab_size: rows of the embedding table and of the head.
     """
     compat.prepare_torchvision()
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    config = LlamaConfig(
-        **architecture,
+    fixed: dict[str, Any] = dict(
         vocab_size=vocab_size,
         bos_token_id=1,
         eos_token_id=2,
@@ -34,7 +38,15 @@ def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausal
         use_cache=False,
         attn_implementation="sdpa",
     )
-    return LlamaForCausalLM(config)
+    config = LlamaConfig(**architecture, **fixed)
+    llama = LlamaForCausalLM(config)
+    with torch.device("cpu"):
+        rotary = LlamaRotaryEmbedding(config)
+    for name, frequencies in list(rotary.named_buffers()):
+        delattr(rotary, name)
+        setattr(rotary, name, frequencies.detach().clone())  # no longer of type nn.Buffer
+    llama.model.rotary_emb = rotary
+    return llama
 
 
 def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, targets: list[str]) -> None:

@@ -1,0 +1,127 @@
+"""Splicing, states and LoRA of the language model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from glus.models.glus import Glus
+from glus.models.language import LanguageModel, add_lora, build_llama
+from glus.tokens import IMAGE_ID
+
+ARCHITECTURE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
+
+
+@pytest.fixture
+def language() -> LanguageModel:
+    torch.manual_seed(0)
+    return LanguageModel(build_llama(ARCHITECTURE, vocab_size=50)).eval()
+
+
+def test_visual_tokens_take_their_placeholders_row_by_row(language: LanguageModel) -> None:
+    ids = torch.tensor([[1, IMAGE_ID, IMAGE_ID, 5, IMAGE_ID], [IMAGE_ID, 7, 8, 9, 0]])
+    visual = torch.arange(4.0)[:, None].expand(4, 32) + 100
+    embeds = language.splice(ids, visual)
+    table = language.llama.model.embed_tokens.weight
+    assert torch.equal(embeds[ids == IMAGE_ID], visual)
+    assert torch.equal(embeds[ids != IMAGE_ID], table[ids[ids != IMAGE_ID]])
+
+
+def test_gradients_reach_visual_tokens_and_only_the_embeddings_in_use(language: LanguageModel) -> None:
+    visual = torch.randn(2, 32, requires_grad=True)
+    language.splice(torch.tensor([[3, IMAGE_ID, IMAGE_ID]]), visual).sum().backward()
+    assert torch.equal(visual.grad, torch.ones(2, 32))
+    rows = language.llama.model.embed_tokens.weight.grad.abs().sum(1).nonzero().flatten()
+    assert rows.tolist() == [3]  # not row 0, which stands in for placeholders
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_a_wrong_number_of_visual_tokens_is_an_error(language: LanguageModel, count: int) -> None:
+    ids = torch.tensor([[1, IMAGE_ID, IMAGE_ID, IMAGE_ID]])
+    with pytest.raises(ValueError, match=f"3 image placeholders but {count} visual tokens"):
+        language.splice(ids, torch.zeros(count, 32))
+
+
+def test_padding_changes_no_state(language: LanguageModel) -> None:
+    ids = torch.randint(1, 50, (1, 12), generator=torch.Generator().manual_seed(0))
+    ids[0, 3:5] = IMAGE_ID
+    visual = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
+    alone = language.states(ids, torch.ones_like(ids, dtype=torch.bool), visual)
+    longer = torch.cat([torch.cat([ids, torch.zeros(1, 6, dtype=torch.int64)], 1), torch.full((1, 18), 9)])
+    mask = torch.ones_like(longer, dtype=torch.bool)
+    mask[0, 12:] = False
+    beside = language.states(longer, mask, visual)
+    torch.testing.assert_close(beside[:1, :12], alone, rtol=0, atol=2e-6)
+
+
+def test_states_look_back_only(language: LanguageModel) -> None:
+    ids = torch.randint(1, 50, (1, 10), generator=torch.Generator().manual_seed(0))
+    mask, visual = torch.ones_like(ids, dtype=torch.bool), torch.zeros(0, 32)
+    before = language.states(ids, mask, visual)
+    ids[0, 6] = 1 + ids[0, 6] % 40
+    after = language.states(ids, mask, visual)
+    torch.testing.assert_close(after[:, :6], before[:, :6], rtol=0, atol=1e-6)
+    assert (after[:, 6:] - before[:, 6:]).abs().amax(-1).min() > 1e-3
+
+
+def test_states_are_normalised_and_give_the_models_own_logits(language: LanguageModel) -> None:
+    ids = torch.randint(1, 50, (2, 10), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    states = language.states(ids, mask, torch.zeros(0, 32))
+    torch.testing.assert_close(states.pow(2).mean(-1), torch.ones(2, 10), rtol=1e-2, atol=0)
+    torch.testing.assert_close(language.logits(states), language.llama(input_ids=ids).logits, rtol=0, atol=1e-6)
+
+
+def test_casting_to_bfloat16_keeps_positions_far_into_a_conversation(language: LanguageModel) -> None:
+    """Rounded rotary frequencies are off by a radian at position 700, and the last of many equal tokens drifts."""
+    position = torch.arange(0, 2048)[None]
+    cos, sin = language.llama.model.rotary_emb(torch.zeros(1), position)
+    frequencies = 1 / 10000 ** (torch.arange(0, 16, 2).double() / 16)
+    angles = (position[0, :, None] * frequencies).repeat(1, 2)
+    low = copy.deepcopy(language).to(torch.bfloat16)
+    for rotary_cos, rotary_sin in ((cos, sin), low.llama.model.rotary_emb(torch.zeros(1), position)):
+        torch.testing.assert_close(rotary_cos[0].double(), angles.cos(), rtol=0, atol=5e-4)
+        torch.testing.assert_close(rotary_sin[0].double(), angles.sin(), rtol=0, atol=5e-4)
+
+
+def test_rotary_frequencies_survive_the_meta_device(language: LanguageModel) -> None:
+    with torch.device("meta"):
+        llama = build_llama(ARCHITECTURE, vocab_size=50)
+    llama.to_empty(device="cpu").load_state_dict(language.llama.state_dict())
+    ids = torch.arange(1, 30)[None]
+    assert torch.equal(llama(input_ids=ids).logits, language.llama(input_ids=ids).logits)
+
+
+def test_lora_goes_into_its_targets_and_starts_without_effect(language: LanguageModel) -> None:
+    ids = torch.arange(1, 30)[None]
+    before = language.llama(input_ids=ids).logits
+    linear = {name for name, module in language.llama.named_modules() if isinstance(module, torch.nn.Linear)}
+    add_lora(language.llama, rank=2, alpha=4, dropout=0.0, targets=["q_proj", "v_proj"])
+    adapted = {name.partition(".lora_")[0] for name, _ in language.llama.named_parameters() if ".lora_" in name}
+    assert adapted == {name for name in linear if name.endswith(("q_proj", "v_proj"))}
+    assert len(adapted) == 4
+    assert torch.equal(language.llama(input_ids=ids).logits, before)
+
+
+def test_lora_adds_its_scaled_product(language: LanguageModel) -> None:
+    torch.manual_seed(1)
+    add_lora(language.llama, rank=2, alpha=6, dropout=0.0, targets=["q_proj"])
+    layer = language.llama.model.layers[0].self_attn.q_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    x = torch.randn(5, 32)
+    product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    torch.testing.assert_close(layer(x), x @ (layer.base_layer.weight + 6 / 2 * product).T, rtol=0, atol=1e-5)
+
+
+def test_head_and_embeddings_are_not_tied(glus: Glus) -> None:
+    llama = glus.language.llama
+    assert llama.lm_head.weight.data_ptr() != llama.model.embed_tokens.weight.data_ptr()
