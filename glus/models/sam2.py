@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.resources
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from glus.models.memory import FrameMemory
@@ -29,6 +31,8 @@ STABILITY_DELTA = 0.05
 STABILITY_THRESHOLD = 0.98
 """sam2's build_sam2(apply_postprocessing=True): a mask is stable if shifting its threshold by +-delta changes its
 area by less than 2 %."""
+BACKBONE_STRIDE = 16
+"""Pixels of SAM2's input per cell of its image feature."""
 IDENTITY_GAMMA = 1e-6
 """Layer scale at which a fuser block of the memory encoder is practically the identity: its value before loading."""
 
@@ -75,15 +79,34 @@ def build_sam2(variant: str, overrides: dict[str, Any]) -> nn.Module:
     """A ``sam2.modeling.sam2_base.SAM2Base`` with random weights.
 
     sam2's own ``build_sam2`` needs the global Hydra it initialises on import, which clashes with an application's;
-    so the packaged YAML is read directly, and a Hydra that only the import initialised is cleared.
+    so the packaged YAML is read directly, and a Hydra that only the import initialised is cleared. Inside
+    ``torch.device("meta")`` it is built on the CPU first, since sam2 reads numbers from tensors while it is built.
 
     Args:
         variant: file name of a packaged configuration, such as ``sam2_hiera_l`` or ``sam2.1_hiera_b+``.
-        overrides: dotted keys below its ``model`` -> value.
+        overrides: dotted keys below its ``model`` -> value. The attention's ``feat_sizes`` follow ``image_size``.
 
     Raises:
-        ValueError: no such variant.
+        ValueError: no such variant, or its parts do not take an override.
     """
+    config = _packaged_config(variant)
+    for key, value in overrides.items():
+        OmegaConf.update(config, f"model.{key}", value, merge=False, force_add=True)
+    # Stated here, or the rotary encodings would be recomputed at the first forward pass and kept: as tensors that
+    # autograd refuses, should that pass run under inference_mode.
+    side = config.model.image_size // BACKBONE_STRIDE
+    for attention in ("self_attention", "cross_attention"):
+        OmegaConf.update(config, f"model.memory_attention.layer.{attention}.feat_sizes", [side, side], merge=False)
+    device = torch.empty(0).device
+    try:
+        with torch.device("cpu") if device.type == "meta" else nullcontext():
+            return instantiate(config.model, _recursive_=True).to(device)
+    except InstantiationException as error:
+        raise ValueError(f"model.segmenter.overrides do not fit {variant}: {error}") from error
+
+
+def _packaged_config(variant: str) -> DictConfig:
+    """A configuration that sam2 packages; the global Hydra is left as it was found."""
     had_hydra = GlobalHydra.instance().is_initialized()
     folder = importlib.resources.files("sam2") / "configs"
     if not had_hydra:
@@ -97,9 +120,8 @@ def build_sam2(variant: str, overrides: dict[str, Any]) -> nn.Module:
     if variant not in configs:
         raise ValueError(f"model.segmenter.variant={variant!r}: sam2 packages {', '.join(sorted(configs))}")
     config = OmegaConf.create(configs[variant].read_text())
-    for key, value in overrides.items():
-        OmegaConf.update(config, f"model.{key}", value, merge=False, force_add=True)
-    return instantiate(config.model, _recursive_=True)
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def stability_scores(logits_Nmm: torch.Tensor) -> torch.Tensor:
@@ -140,8 +162,6 @@ class Sam2Segmenter(nn.Module):
         self.memory_gradient = memory_gradient
         self.image_size: int = sam.image_size  # type: ignore[assignment]
         self.width: int = sam.hidden_dim  # type: ignore[assignment]
-        self.register_buffer("mean_C11", torch.tensor(SAM2_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std_C11", torch.tensor(SAM2_STD).view(3, 1, 1), persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,7 +173,10 @@ class Sam2Segmenter(nn.Module):
         pixels = frames_FHWC.permute(0, 3, 1, 2).to(torch.float32) / 255
         side = (self.image_size, self.image_size)
         pixels = F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
-        return (pixels - self.mean_C11.float()) / self.std_C11.float()
+        # Constants, not buffers: casting the model to bfloat16 would round them by up to 0.2 %.
+        mean = torch.tensor(SAM2_MEAN, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(SAM2_STD, device=pixels.device).view(3, 1, 1)
+        return (pixels - mean) / std
 
     def encode_frames(self, image_F3SS: torch.Tensor) -> FrameFeatures:
         """Image features of prepared frames.
