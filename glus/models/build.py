@@ -182,6 +182,17 @@ def find_model_folder(path: str | Path) -> Path:
     return max(checkpoints, key=lambda p: int(p.name.removeprefix("step_")))
 
 
+def load_folder(glus: Glus, folder: Path) -> None:
+    """Load a model folder's weights into a model that is built: all tensors of an export, the trained of a checkpoint.
+
+    Raises:
+        ValueError: they are not exactly the model's tensors (export) or its trainable ones (checkpoint).
+    """
+    is_complete = (folder / COMPLETE_FILE).is_file()
+    file = folder / (COMPLETE_FILE if is_complete else TRAINED_FILE)
+    load_strict(glus, read_tensors(file), file, only=None if is_complete else trainable_names(glus))
+
+
 def load_model(path: str | Path, precision: Precision | None = None) -> LoadedModel:
     """Build and strictly load a model folder (or the newest checkpoint of a run), in evaluation mode.
 
@@ -198,8 +209,8 @@ def load_model(path: str | Path, precision: Precision | None = None) -> LoadedMo
     if precision is not None:
         config.model.precision = precision
     config.model.llm.tokenizer = str(folder)
-    is_complete = (folder / COMPLETE_FILE).is_file()
-    glus = build_glus(config.model, load_weights=not is_complete)
-    file = folder / (COMPLETE_FILE if is_complete else TRAINED_FILE)
-    load_strict(glus, read_tensors(file), file, only=None if is_complete else trainable_names(glus))
+    glus = build_glus(config.model, load_weights=not (folder / COMPLETE_FILE).is_file())
+    load_folder(glus, folder)
+    if config.model.segmenter.fuser_gamma is FuserGamma.identity:
+        glus.segmenter.set_fuser_identity()  # again: a complete file brings the trained scales back
     return LoadedModel(glus.eval(), Vocabulary(folder), config)

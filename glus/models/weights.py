@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -49,18 +51,27 @@ class LoadReport:
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """Tensors of a ``.safetensors``, ``.bin`` or ``.pt`` file, on the CPU; pickles are read with ``weights_only``.
 
-    SAM2's files nest the state dict below ``"model"``; it is unwrapped.
+    SAM2's files nest the state dict below ``"model"``; it is unwrapped. A folder stands for all ``.safetensors``
+    files in it, as transformers shards a large model.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file does not hold a state dict.
+        FileNotFoundError: no such file, or a folder without such files.
+        ValueError: a file does not decode, or does not hold a state dict.
     """
     path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(f"no .safetensors file in {path}")
+        return {name: value for file in files for name, value in read_tensors(file).items()}
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"weights {path} do not decode (cut short? not tensors alone?): {error}") from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
@@ -117,7 +128,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
 def read_clip_folder(folder: str | Path) -> dict[str, torch.Tensor]:
     """Tensors of a transformers CLIP vision tower in a local folder, under the names of transformers 5.
 
-    transformers 4 put ``vision_model.`` before every name; its position ids are a constant and are dropped.
+    transformers 4 put ``vision_model.`` before every name; its position ids are a constant and are dropped. In a
+    folder of a whole CLIP, as OpenAI's are, the text tower and the two projections are left aside.
 
     Raises:
         FileNotFoundError: the folder has no weights file.
@@ -129,5 +141,7 @@ def read_clip_folder(folder: str | Path) -> dict[str, torch.Tensor]:
             break
     else:
         raise FileNotFoundError(f"model.clip.weights={folder}: no model.safetensors or pytorch_model.bin there")
+    if any(name.startswith("text_model.") for name in tensors):
+        tensors = {name: value for name, value in tensors.items() if name.startswith("vision_model.")}
     tensors = {name.removeprefix("vision_model."): value for name, value in tensors.items()}
     return {name: value for name, value in tensors.items() if not name.endswith("embeddings.position_ids")}

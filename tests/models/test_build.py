@@ -1,0 +1,273 @@
+"""What is trained, what a model folder holds, and that it loads to the same model or not at all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glus.config import FuserGamma, ModelFolderConfig, Precision
+from glus.models.build import (
+    COMPLETE_FILE,
+    NEVER_UPDATED,
+    PARTS,
+    TRAINED_FILE,
+    LoadedModel,
+    build_glus,
+    find_model_folder,
+    load_model,
+    mark_trainable,
+    save_model,
+    trainable_names,
+)
+from glus.models.glus import Glus
+from glus.structures import Batch
+
+BatchMaker = Callable[..., Batch]
+UNUSED = ("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "obj_ptr_proj", "mask_downsample.")
+"""SAM2's parameters that GLUS never calls; no part of ``model.trainable`` names them."""
+
+
+def _part(names: list[str], part: str) -> set[str]:
+    return {name for name in names if any(key in name for key in PARTS[part])}
+
+
+def test_every_parameter_belongs_to_a_part_and_parts_do_not_overlap(glus: Glus) -> None:
+    names = [name for name, _ in glus.named_parameters()]
+    found = {part: _part(names, part) for part in PARTS}
+    assert all(found.values()), "a part without parameters"
+    left = set(names) - set().union(*found.values())
+    assert all(name.startswith(f"segmenter.sam.{UNUSED}") or any(key in name for key in UNUSED) for name in left)
+    inside_llm = {"llm", "lora", "embeddings", "lm_head"}
+    for part in PARTS.keys() - inside_llm:
+        for other in PARTS.keys() - {part}:
+            assert not found[part] & found[other], (part, other)
+    for part in inside_llm - {"llm"}:
+        assert found[part] < found["llm"]
+
+
+@pytest.mark.parametrize("parts", [["seg_head"], ["lora", "projector"], list(PARTS), []])
+def test_mark_trainable_sets_exactly_the_named_parts(glus: Glus, parts: list[str]) -> None:
+    mark_trainable(glus, parts)
+    names = [name for name, _ in glus.named_parameters()]
+    assert set(trainable_names(glus)) == set().union(*(_part(names, part) for part in parts))
+
+
+def test_an_unknown_part_is_an_error_that_lists_the_known(glus: Glus) -> None:
+    with pytest.raises(ValueError, match=r"unknown part 'decoder'.*mask_decoder"):
+        mark_trainable(glus, ["seg_head", "decoder"])
+
+
+def test_a_part_that_is_not_there_is_an_error(tiny_model: LoadedModel) -> None:
+    config = copy.deepcopy(tiny_model.config.model)
+    config.llm.lora_rank = 0
+    with pytest.raises(ValueError, match="'lora' matches no parameter"):
+        build_glus(config)
+
+
+def test_never_updated_names_declared_tensors(glus: Glus) -> None:
+    names = trainable_names(glus)
+    for prefix in NEVER_UPDATED:
+        assert any(name.startswith(prefix) for name in names), prefix
+
+
+def _two_steps(glus: Glus, batch: Batch) -> set[str]:
+    """Names of the parameters that two optimizer steps change."""
+    glus.train()
+    before = {name: parameter.detach().clone() for name, parameter in glus.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in glus.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
+    for _ in range(2):
+        output = glus(batch)
+        loss = output.mask_logits_NQmm.square().mean() + output.seg_logits_NQV.float().logsumexp(-1).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name for name, parameter in glus.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_steps_change_what_is_declared_and_nothing_else(
+    glus: Glus, make_batch: BatchMaker, checkpointing: bool
+) -> None:
+    if checkpointing:
+        glus.language.checkpoint_gradients()
+        assert any(getattr(module, "gradient_checkpointing", False) for module in glus.language.modules())
+    expected = {name for name in trainable_names(glus) if not name.startswith(NEVER_UPDATED)}
+    assert len(expected) < len(trainable_names(glus))
+    assert _two_steps(glus, make_batch((2, 1))) == expected
+
+
+def test_gradient_checkpointing_changes_no_gradient(glus: Glus, make_batch: BatchMaker) -> None:
+    batch, gradients = make_batch((2, 1)), []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(glus).train()
+        if checkpointing:
+            model.language.checkpoint_gradients()
+        model(batch).mask_logits_NQmm.square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_frozen_language_model_still_passes_gradients_to_the_projector(glus: Glus, make_batch: BatchMaker) -> None:
+    """Also with gradient checkpointing, whose inputs then carry the only gradient."""
+    mark_trainable(glus, ["projector"])
+    glus.language.checkpoint_gradients()
+    assert _two_steps(glus, make_batch((2, 1))) == {"projector.weight", "projector.bias"}
+
+
+def _randomised(glus: Glus) -> Glus:
+    """Every trained tensor moved, LoRA's zeros too."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in glus.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01 * torch.randn_like(parameter))
+    return glus
+
+
+def _save(
+    folder: Path, model: LoadedModel, glus: Glus, complete: bool, config: ModelFolderConfig | None = None
+) -> None:
+    names = None if complete else set(trainable_names(glus))
+    tensors = {name: tensor for name, tensor in glus.state_dict().items() if names is None or name in names}
+    save_model(folder, tensors, config or model.config, model.vocabulary, complete, {"step": "7"})
+
+
+def _with_towers(model: LoadedModel, glus: Glus, folder: Path) -> LoadedModel:
+    """The same model whose config names weights of its frozen parts, as a trained-only checkpoint needs."""
+    folder.mkdir()
+    config = copy.deepcopy(model.config)
+    save_file(glus.clip.vision_model.state_dict(), folder / "model.safetensors")
+    torch.save({"model": glus.segmenter.sam.state_dict()}, folder / "sam2.pt")
+    plain = {
+        name.replace(".base_layer", ""): value
+        for name, value in glus.language.llama.state_dict().items()
+        if ".lora_" not in name
+    }
+    save_file(plain, folder / "llm.safetensors")
+    config.model.clip.weights = str(folder)
+    config.model.segmenter.weights = str(folder / "sam2.pt")
+    config.model.llm.weights = str(folder / "llm.safetensors")
+    return LoadedModel(glus, model.vocabulary, config)
+
+
+def test_a_complete_folder_loads_to_the_same_model(
+    tiny_model: LoadedModel, glus: Glus, make_batch: BatchMaker, tmp_path: Path
+) -> None:
+    _save(tmp_path / "export", tiny_model, _randomised(glus), complete=True)
+    loaded = load_model(tmp_path / "export")
+    for name, value in glus.state_dict().items():
+        assert torch.equal(loaded.glus.state_dict()[name], value), name
+    assert not loaded.glus.training
+    assert trainable_names(loaded.glus) == trainable_names(glus)
+    with torch.no_grad():
+        batch = make_batch((2, 1))
+        assert torch.equal(loaded.glus(batch).mask_logits_NQmm, glus(batch).mask_logits_NQmm)
+
+
+def test_a_checkpoint_of_trained_tensors_loads_over_its_towers(
+    tiny_model: LoadedModel, glus: Glus, tmp_path: Path
+) -> None:
+    model = _with_towers(tiny_model, glus, tmp_path / "towers")
+    _save(tmp_path / "complete", model, _randomised(glus), complete=True)
+    _save(tmp_path / "trained", model, glus, complete=False)
+    loaded = load_model(tmp_path / "trained")
+    for name, value in glus.state_dict().items():
+        assert torch.equal(loaded.glus.state_dict()[name], value), name
+    sizes = {
+        folder: (tmp_path / folder / file).stat().st_size
+        for folder, file in (("complete", COMPLETE_FILE), ("trained", TRAINED_FILE))
+    }
+    trained = sum(p.numel() for p in glus.parameters() if p.requires_grad)
+    assert 4 * trained <= sizes["trained"] < 4 * trained + 20_000 < sizes["complete"]
+
+
+def test_a_model_folder_can_be_moved_and_says_what_it_needs(
+    tiny_model: LoadedModel, glus: Glus, tmp_path: Path
+) -> None:
+    _save(tmp_path / "here", tiny_model, glus, complete=True)
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {
+        "config.yaml",
+        "tokenizer.model",
+        "added_tokens.json",
+        COMPLETE_FILE,
+    }
+    (tmp_path / "here").rename(tmp_path / "there")
+    loaded = load_model(tmp_path / "there")
+    assert loaded.vocabulary.folder == tmp_path / "there"
+    assert loaded.vocabulary.seg_id == tiny_model.vocabulary.seg_id
+    assert loaded.config.frames == tiny_model.config.frames
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("damage", ["remove", "rename", "reshape", "add"])
+def test_damaged_weights_are_an_error_that_names_the_tensor(
+    tiny_model: LoadedModel, glus: Glus, tmp_path: Path, complete: bool, damage: str
+) -> None:
+    _save(tmp_path / "m", tiny_model, glus, complete)
+    file = tmp_path / "m" / (COMPLETE_FILE if complete else TRAINED_FILE)
+    tensors, name = load_file(file), "seg_head.fc1.weight"
+    if damage == "add":
+        tensors["seg_head.fc3.weight"] = torch.zeros(2)
+        name = "seg_head.fc3.weight"
+    else:
+        value = tensors.pop(name)
+        if damage == "rename":
+            tensors["seg_head.first.weight"] = value
+        if damage == "reshape":
+            tensors[name] = value[:-1].clone()
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=f"do not fit.*{name}"):
+        load_model(tmp_path / "m")
+
+
+def test_identity_gamma_holds_over_a_complete_file(tiny_model: LoadedModel, glus: Glus, tmp_path: Path) -> None:
+    """The file holds the trained scales; the switch is the config's."""
+    config = copy.deepcopy(tiny_model.config)
+    config.model.segmenter = replace(config.model.segmenter, fuser_gamma=FuserGamma.identity)
+    _save(tmp_path / "m", tiny_model, glus, complete=True, config=config)
+    fuser = load_model(tmp_path / "m").glus.segmenter.sam.memory_encoder.fuser
+    assert all(torch.equal(layer.gamma, torch.full_like(layer.gamma, 1e-6)) for layer in fuser.layers)
+    kept = glus.segmenter.sam.memory_encoder.fuser
+    assert all(layer.gamma.min() > 1e-3 for layer in kept.layers)
+
+
+def test_precision_can_be_chosen_when_loading(tiny_model: LoadedModel, glus: Glus, tmp_path: Path) -> None:
+    _save(tmp_path / "m", tiny_model, glus, complete=True)
+    loaded = load_model(tmp_path / "m", precision=Precision.bf16)
+    assert {p.dtype for p in loaded.glus.parameters()} == {torch.bfloat16}
+
+
+def test_building_twice_with_one_seed_gives_one_model(tiny_model: LoadedModel) -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        states.append(build_glus(tiny_model.config.model).state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value), name
+
+
+def test_a_saved_folder_appears_whole(tiny_model: LoadedModel, glus: Glus, tmp_path: Path) -> None:
+    (tmp_path / "m.tmp").mkdir()
+    (tmp_path / "m.tmp" / "left over").write_text("from a killed run")
+    _save(tmp_path / "m", tiny_model, glus, complete=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+    assert not (tmp_path / "m" / "left over").exists()
+
+
+def test_find_model_folder_takes_the_newest_checkpoint(tmp_path: Path) -> None:
+    for step in ("step_9", "step_10", "step_11.tmp"):
+        (tmp_path / "checkpoints" / step).mkdir(parents=True)
+    assert find_model_folder(tmp_path).name == "step_10"
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileNotFoundError, match="neither a model folder"):
+        find_model_folder(tmp_path / "other")
+    (tmp_path / "other" / COMPLETE_FILE).touch()
+    assert find_model_folder(tmp_path / "other") == tmp_path / "other"

@@ -1,0 +1,149 @@
+"""Reading, strict loading and writing of tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from glus.models.weights import load_strict, read_clip_folder, read_tensors, write_tensors
+
+
+def _state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_a_fitting_state_is_copied_and_cast() -> None:
+    module = nn.Linear(3, 2).to(torch.bfloat16)
+    tensors = {"weight": torch.randn(2, 3), "bias": torch.randn(2)}
+    report = load_strict(module, tensors, "somewhere")
+    assert (report.matched, report.is_clean) == (2, True)
+    assert str(report) == "2 matched, 0 missing, 0 unexpected, 0 wrong shape"
+    assert module.weight.dtype is torch.bfloat16
+    assert torch.equal(module.weight, tensors["weight"].to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bias": None}, "1 missing.*missing: bias"),
+        ({"scale": torch.zeros(1)}, "1 unexpected.*unexpected: scale"),
+        ({"weight": torch.zeros(3, 2)}, r"1 wrong shape.*weight is \(3, 2\), expected \(2, 3\)"),
+        ({"bias": None, "biass": torch.zeros(2)}, "missing: bias; unexpected: biass"),
+    ],
+)
+def test_anything_else_is_an_error_and_changes_nothing(change: dict[str, Any], message: str) -> None:
+    module = nn.Linear(3, 2)
+    before = _state(module)
+    tensors = {"weight": torch.ones(2, 3), "bias": torch.ones(2), **change}
+    with pytest.raises(ValueError, match=f"weights of somewhere do not fit: .*{message}"):
+        load_strict(module, {name: value for name, value in tensors.items() if value is not None}, "somewhere")
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
+
+
+def test_only_names_what_must_be_there() -> None:
+    module = nn.Linear(3, 2)
+    weight = module.weight.detach().clone()
+    load_strict(module, {"bias": torch.ones(2)}, "x", only=["bias"])
+    assert torch.equal(module.bias, torch.ones(2))
+    assert torch.equal(module.weight, weight)
+    with pytest.raises(ValueError, match="unexpected: weight"):
+        load_strict(module, {"bias": torch.ones(2), "weight": weight}, "x", only=["bias"])
+
+
+def test_long_lists_are_cut_short() -> None:
+    module = nn.Sequential(*(nn.Linear(1, 1) for _ in range(4)))
+    with pytest.raises(
+        ValueError, match=r"8 missing.*missing: 0\.bias, 0\.weight, 1\.bias, 1\.weight, 2\.bias, \.\.\."
+    ):
+        load_strict(module, {}, "x")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.bin", "w.pt"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_every_file_type_is_read(tmp_path: Path, name: str, nested: bool) -> None:
+    tensors = {"a.b": torch.randn(2, 3), "c": torch.arange(4)}
+    if name.endswith("safetensors"):
+        save_file(tensors, tmp_path / name)
+    else:
+        torch.save({"model": tensors} if nested else tensors, tmp_path / name)
+    found = read_tensors(tmp_path / name)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], value) for key, value in tensors.items())
+
+
+def test_a_folder_is_all_its_shards(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({"b": torch.ones(2)}, tmp_path / "model-00002-of-00002.safetensors")
+    assert read_tensors(tmp_path).keys() == {"a", "b"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \.safetensors file in .*empty"):
+        read_tensors(tmp_path / "empty")
+
+
+def test_a_missing_file_and_one_without_tensors_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*absent\.pt"):
+        read_tensors(tmp_path / "absent.pt")
+    torch.save({"step": 3}, tmp_path / "no.pt")
+    with pytest.raises(ValueError, match=r"no\.pt holds no state dict"):
+        read_tensors(tmp_path / "no.pt")
+
+
+def test_a_pickle_that_runs_code_is_not_read(tmp_path: Path) -> None:
+    torch.save({"a": Path("anything but a tensor")}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match=r"weights .*bad\.pt do not decode"):
+        read_tensors(tmp_path / "bad.pt")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+@pytest.mark.parametrize("length", [0, 7, 300])
+def test_a_file_that_was_cut_short_is_an_error_that_names_it(tmp_path: Path, name: str, length: int) -> None:
+    write = save_file if name.endswith("safetensors") else torch.save
+    write({"a": torch.zeros(100)}, tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:length])
+    with pytest.raises(ValueError, match=rf"weights .*{name} do not decode"):
+        read_tensors(tmp_path / name)
+
+
+def test_written_tensors_are_read_back_exactly_with_their_metadata(tmp_path: Path) -> None:
+    base = torch.randn(4, 6)
+    tensors = {"strided": base.T, "bf16": base.to(torch.bfloat16), "leaf": nn.Parameter(base)}
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, tensors, {"step": "12"})
+    found = read_tensors(path)
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+    assert found["bf16"].dtype is torch.bfloat16
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"step": "12"}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+CLIP = {"embeddings.class_embedding": torch.zeros(2), "encoder.layers.0.mlp.fc1.weight": torch.ones(2, 2)}
+
+
+@pytest.mark.parametrize("form", ["transformers 5", "transformers 4", "whole CLIP"])
+def test_clip_folders_of_every_form_give_the_vision_tower(tmp_path: Path, form: str) -> None:
+    prefix = "" if form == "transformers 5" else "vision_model."
+    tensors = {f"{prefix}{name}": value for name, value in CLIP.items()}
+    if form != "transformers 5":
+        tensors[f"{prefix}embeddings.position_ids"] = torch.arange(3)[None]
+    if form == "whole CLIP":
+        others = (
+            "text_model.final_layer_norm.bias",
+            "text_projection.weight",
+            "visual_projection.weight",
+            "logit_scale",
+        )
+        tensors |= {name: torch.zeros(1) for name in others}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    assert read_clip_folder(tmp_path).keys() == CLIP.keys()
+
+
+def test_a_clip_folder_without_weights_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model\.clip\.weights="):
+        read_clip_folder(tmp_path)
