@@ -1,0 +1,99 @@
+"""Which frames are read, what the bank keeps, and what it forgets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from glus.models.memory import FrameMemory, MemoryBank, memory_frames
+
+
+def _memory(frame: int, rows: int, scale: float = 1.0) -> FrameMemory:
+    """Row r of frame f holds the value 100 f + r."""
+    values = scale * (100 * frame + torch.arange(rows, dtype=torch.float32))
+    return FrameMemory(values.view(-1, 1, 1, 1).expand(-1, 2, 3, 3), torch.zeros(1, 2, 3, 3))
+
+
+def _closed_form(frame: int, num_frames: int, stride: int) -> list[int]:
+    """The released loop, from the nearest strided memory to the farthest."""
+    wanted = {frame - 1}
+    for slot in range(1, num_frames):
+        wanted.add(((frame - 2) // stride) * stride - (slot - 1) * stride)
+    return sorted(f for f in wanted if 0 <= f < frame)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_frames", [1, 2, 4, 7])
+def test_memory_frames_follow_the_closed_form(stride: int, num_frames: int) -> None:
+    for frame in range(60):
+        assert memory_frames(frame, num_frames, stride) == _closed_form(frame, num_frames, stride)
+
+
+def test_memory_counts_of_the_published_setting() -> None:
+    counts = [len(memory_frames(frame, 7, 3)) for frame in range(40)]
+    assert counts[:10] == [0, 1, 2, 2, 2, 3, 3, 3, 4, 4]
+    assert counts.index(7) == 17
+    assert set(counts[17:]) == {7}
+    assert memory_frames(18, 7, 3) == [0, 3, 6, 9, 12, 15, 17]
+    assert memory_frames(5, 7, 1) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 7])
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 7])
+def test_nothing_needed_is_forgotten_and_the_bank_stays_small(stride: int, num_frames: int) -> None:
+    bank = MemoryBank(num_frames, stride)
+    for frame in range(500):
+        (recalled,) = bank.recall(frame, [0, 1])
+        frames = [int(memory.features_NChw[0, 0, 0, 0]) // 100 for memory in recalled.memories]
+        assert frames == memory_frames(frame, num_frames, stride)
+        bank.store(frame, _memory(frame, 2), [0, 1])
+        assert len(bank) <= num_frames
+
+
+def test_a_failed_row_leaves_a_hole_for_itself_alone() -> None:
+    bank = MemoryBank(num_frames=3, stride=1)
+    stored = {0: [0, 1, 2], 1: [0, 2], 2: [2, 0], 3: [1]}
+    for frame, rows in stored.items():
+        memory = torch.tensor([100.0 * frame + row for row in rows]).view(-1, 1, 1, 1)
+        bank.store(frame, FrameMemory(memory, torch.zeros(1, 1, 1, 1)), rows)
+    read: dict[int, list[int]] = {}
+    for recalled in bank.recall(4, [2, 1, 0]):
+        for slot, row in enumerate(recalled.rows):
+            read[row] = [int(memory.features_NChw[slot]) for memory in recalled.memories]
+    assert read == {0: [100, 200], 1: [301], 2: [102, 202]}
+
+
+def test_rows_with_equally_many_memories_of_different_frames_go_together() -> None:
+    bank = MemoryBank(num_frames=3, stride=1)
+    bank.store(0, _memory(0, 2), [0, 1])
+    bank.store(1, FrameMemory(torch.tensor([100.0]).view(1, 1, 1, 1).expand(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)), [0])
+    bank.store(2, FrameMemory(torch.tensor([201.0]).view(1, 1, 1, 1).expand(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)), [1])
+    (recalled,) = bank.recall(3, [0, 1])
+    first, second = (memory.features_NChw[:, 0, 0, 0].tolist() for memory in recalled.memories)
+    assert (first, second) == ([0.0, 1.0], [100.0, 201.0])
+
+
+def test_rows_that_remember_nothing_come_without_memories() -> None:
+    bank = MemoryBank(num_frames=7, stride=1)
+    (recalled,) = bank.recall(0, [0, 1])
+    assert (recalled.rows, recalled.memories) == ([0, 1], [])
+    bank.store(0, _memory(0, 1), [1])
+    groups = {tuple(group.rows): len(group.memories) for group in bank.recall(1, [0, 1])}
+    assert groups == {(0,): 0, (1,): 1}
+
+
+def test_a_bank_that_is_off_stores_nothing() -> None:
+    bank = MemoryBank(num_frames=7, stride=1, enabled=False)
+    bank.store(0, _memory(0, 1), [0])
+    assert len(bank) == 0
+    assert next(bank.recall(1, [0])).memories == []
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_detach_cuts_the_gradient(detach: bool) -> None:
+    bank = MemoryBank(num_frames=7, stride=1, detach=detach)
+    source = torch.ones(2, 2, 3, 3, requires_grad=True)
+    bank.store(0, FrameMemory(source * 2, torch.zeros(1, 2, 3, 3)), [0, 1])
+    bank.store(1, FrameMemory(source * 3, torch.zeros(1, 2, 3, 3)), [0])
+    for recalled in bank.recall(2, [0, 1]):  # a shared frame, and a hole
+        assert all(memory.features_NChw.requires_grad is not detach for memory in recalled.memories)
