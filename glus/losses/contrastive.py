@@ -118,7 +118,11 @@ class ContrastiveQueue:
 
 
 def _candidates(
-    anchors: Sequence[ObjectKey], keys: list[ObjectKey], num_negatives: int, feeds: Callable[[ObjectKey], bool], exclude_same_objects: bool
+    anchors: Sequence[ObjectKey],
+    keys: list[ObjectKey],
+    num_negatives: int,
+    feeds: Callable[[ObjectKey], bool],
+    exclude_same_objects: bool,
 ) -> list[Candidates | None]:
     by_expression: dict[tuple, list[int]] = {}
     by_objects: dict[tuple, list[int]] = {}

@@ -48,7 +48,7 @@ class GlusObjective:
         min_terms: fewer contrastive terms than this in the global batch count as none.
 
     Raises:
-        ValueError: a weight names no term.
+        ValueError: a weight names no term, or no weight is above 0.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class GlusObjective:
         if weights.get("contrastive", 0) > 0 and queue is None:
             raise ValueError("loss.weights.contrastive > 0 needs a queue")
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+        if not self.weights:
+            raise ValueError(f"loss.weights={weights}: at least one weight must be above 0")
         self.seg_id = seg_id
         self.queue = queue
         self.temperature = temperature
