@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -23,14 +23,12 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from glus import distributed
-from glus.config import Precision, PredictConfig, load_config
+from glus.config import PredictConfig, load_config
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import read_expressions
-from glus.data.tokenization import ConversationTokenizer
-from glus.inference.predictor import VideoPredictor
+from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.writer import PredictionWriter, prediction_identity
 from glus.log import run_info, setup_logging
-from glus.models.build import COMPLETE_FILE, TRAINED_FILE, load_model
 from glus.structures import Expression
 
 Video = list[Expression]
@@ -63,22 +61,11 @@ def predict(config: PredictConfig) -> Summary:
         FileNotFoundError: dataset or weights are not where the config says.
         ValueError: they are damaged, or ``output_dir`` holds something else.
     """
-    rank, world_size, device = distributed.rank(), distributed.world_size(), distributed.device()
+    rank, world_size = distributed.rank(), distributed.world_size()
     expressions = read_expressions(config.dataset)
-    model = load_model(config.weights, Precision.fp32 if device.type == "cpu" else None)
-    inference = model.config.inference
-    if config.memory_stride is not None:
-        inference = replace(inference, memory_stride=config.memory_stride)
-    if config.force_seg is not None:
-        inference = replace(inference, force_seg=config.force_seg)
-
-    settings = replace(model.config, inference=inference)
-    names = (COMPLETE_FILE, TRAINED_FILE, "tokenizer.model", "added_tokens.json")
-    model_files = [model.vocabulary.folder / name for name in names if (model.vocabulary.folder / name).is_file()]
-    identity = prediction_identity(config.dataset, expressions, model_files, settings)
+    predictor, model = load_predictor(config.weights, config.memory_stride, config.force_seg)
+    identity = prediction_identity(config.dataset, expressions, model.vocabulary.folder, model.config)
     writer = PredictionWriter(config.output_dir, identity, {"run": run_info(), "weights": config.weights})
-    tokenizer = ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
-    predictor = VideoPredictor(model.glus.to(device), tokenizer, settings.frames, inference)
 
     videos = [list(group) for _, group in groupby(expressions, key=lambda expression: expression.video)]
     share = distributed.shard(videos[: config.max_videos], rank, world_size)

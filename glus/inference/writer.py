@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from glus.config import DatasetConfig, ModelFolderConfig
+from glus.models.build import COMPLETE_FILE, TRAINED_FILE
 from glus.structures import Expression
 
 IDENTITY_FILE = "predict.json"
@@ -127,19 +129,20 @@ class PredictionWriter:
 
 
 def prediction_identity(
-    dataset: DatasetConfig, expressions: Iterable[Expression], model_files: Iterable[Path], settings: ModelFolderConfig
+    dataset: DatasetConfig, expressions: Iterable[Expression], model_folder: Path, settings: ModelFolderConfig
 ) -> dict[str, Any]:
     """What decides the masks, as nested JSON values; two equal identities give equal predictions.
 
     Args:
         dataset: its name and split; where it lies does not matter.
         expressions: all of the split; their hash tells a generated benchmark from one generated anew.
-        model_files: weights and vocabulary; their contents count, not their place.
+        model_folder: the contents of its weights and vocabulary count, not its place.
         settings: the model folder's, with this run's overrides and precision.
     """
     values: Any = OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)
     for irrelevant in ("tokenizer", "lora_dropout"):
         del values["model"]["llm"][irrelevant]
+    files = [model_folder / name for name in (COMPLETE_FILE, TRAINED_FILE, "tokenizer.model", "added_tokens.json")]
     sentences = "\n".join(json.dumps([e.video, e.exp_id, e.text, e.frames]) for e in expressions)
     return {
         "dataset": {
@@ -147,9 +150,44 @@ def prediction_identity(
             "split": dataset.split,
             "expressions": hashlib.sha256(sentences.encode()).hexdigest(),
         },
-        "weights": {file.name: _sha256(file) for file in model_files},
+        "weights": {file.name: _sha256(file) for file in files if file.is_file()},
         **values,
     }
+
+
+@contextmanager
+def whole_folder(path: Path, overwrite: bool, mark: str) -> Iterator[Path]:
+    """A temporary folder to fill, which takes the name ``path`` at the end, and is deleted on an error.
+
+    Args:
+        path: a new or empty folder; with ``overwrite`` also one that was made in the same way, which is replaced.
+        overwrite: allow that.
+        mark: name of a file that shows that a folder was made in the same way.
+
+    Raises:
+        ValueError: ``path`` is a file, or a folder that must not be replaced.
+    """
+    path = path.absolute()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"output {path} is a file; expected the name of a folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / mark).is_file():
+            raise ValueError(
+                f"output {path} holds files, and no {mark} of an earlier run; choose a new or empty folder"
+            )
+        if not overwrite:
+            raise ValueError(f"output {path} holds the result of an earlier run; choose another, or add --overwrite")
+    temporary = hidden_sibling(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(temporary, path)
 
 
 def hidden_sibling(path: Path) -> Path:

@@ -1,0 +1,145 @@
+"""Draw predictions beside the ground truth: a strip per expression, an MP4 and a GIF per video.
+
+    python scripts/show.py dataset=shapes_valid predictions=outputs/quickstart/predictions output_dir=outputs/look
+
+Writes ``<output_dir>/<video>/<exp_id>.png``, ``<video>.mp4`` and ``<video>.gif``, and prints their paths.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig
+from PIL import Image
+
+from glus.config import ShowConfig, load_config
+from glus.data.frames import DatasetVideo, FrameStore
+from glus.data.index import read_expressions
+from glus.data.masks import MaskStore, open_masks
+from glus.data.sampling import context_indices_eval
+from glus.evaluation.score import read_prediction
+from glus.inference.overlay import fit, legend, overlay, palette, side_by_side, strip, titled, write_movie
+from glus.structures import Expression
+
+MOVIE_SIDE = 384
+"""Longer side of a frame in a movie, in pixels."""
+
+
+class MaskReader:
+    """Masks of expressions by source, "ground truth" (where it is public) and "prediction".
+
+    Args:
+        predictions_dir: folder ``<video>/<exp_id>/<frame>.png``.
+        masks: the ground truth, or None where it is not public.
+    """
+
+    def __init__(self, predictions_dir: Path, masks: MaskStore | None):
+        self.predictions_dir = predictions_dir
+        self.masks = masks
+
+    def read(self, expression: Expression, frames: Sequence[int], size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Source -> (F, H, W) bool.
+
+        Raises:
+            ValueError: a prediction is missing or unusable.
+        """
+        predicted, unusable = read_prediction(self.predictions_dir, expression, frames, size)
+        if unusable:
+            raise ValueError(next(iter(unusable.values())))
+        if self.masks is None:
+            return {"prediction": predicted}
+        return {"ground truth": self.masks.read(expression, frames, size) > 0, "prediction": predicted}
+
+
+def choose_videos(expressions: Sequence[Expression], config: ShowConfig) -> list[list[Expression]]:
+    """The sentences to show of each video to show, drawn from the groups in turn.
+
+    Raises:
+        ValueError: ``config.videos`` names one that the split does not have.
+    """
+    videos = {video: list(group) for video, group in groupby(expressions, key=lambda expression: expression.video)}
+    wanted = config.videos if config.videos is not None else list(videos)[: config.num_videos]
+    unknown = [video for video in wanted if video not in videos]
+    if unknown:
+        raise ValueError(f"videos: the split has no {unknown[0]!r}; it has {', '.join(list(videos)[:5])}, ...")
+    return [_in_turn(videos[video])[: config.num_expressions] for video in wanted]
+
+
+def _in_turn(expressions: Sequence[Expression]) -> list[Expression]:
+    """The first of each group, then the second of each, and so on."""
+    earlier: dict[str, int] = {}
+    ranks = []
+    for expression in expressions:
+        ranks.append(earlier.get(expression.group, 0))
+        earlier[expression.group] = ranks[-1] + 1
+    return [expression for _, expression in sorted(zip(ranks, expressions, strict=True), key=lambda pair: pair[0])]
+
+
+def write_strip(path: Path, expression: Expression, video: DatasetVideo, reader: MaskReader, num_frames: int) -> None:
+    """The strip of one sentence, over frames spread over the video."""
+    chosen = sorted(set(context_indices_eval(len(video), num_frames)))
+    frames = [video.read(index) for index in chosen]
+    rows = reader.read(expression, chosen, frames[0].shape[:2])
+    text = f"{expression.text}  ({expression.group})" if expression.group else expression.text
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(strip(text, [video.names[index] for index in chosen], frames, rows)).save(path)
+
+
+def movie_frames(expressions: Sequence[Expression], video: DatasetVideo, reader: MaskReader) -> Iterator[np.ndarray]:
+    """Every frame once per source of masks, all sentences in their colours, above the legend."""
+    colours = palette(len(expressions))
+    for index in range(len(video)):
+        frame = video.read(index)
+        masks = [reader.read(expression, [index], frame.shape[:2]) for expression in expressions]
+        panels = [
+            titled(overlay(*fit(frame, np.concatenate([m[source] for m in masks]), MOVIE_SIDE), colours), source)
+            for source in masks[0]
+        ]
+        picture = side_by_side(panels)
+        texts = [expression.text for expression in expressions]
+        yield np.concatenate([picture, legend(texts, colours, picture.shape[1])])
+
+
+def show(config: ShowConfig) -> list[Path]:
+    """Write all pictures.
+
+    Raises:
+        FileNotFoundError: dataset or predictions are not where the config says.
+        ValueError: a prediction is missing or unusable.
+    """
+    if not Path(config.predictions).is_dir():
+        raise FileNotFoundError(f"no folder of predictions at {config.predictions}")
+    expressions = read_expressions(config.dataset)
+    is_public = any(expression.annotation_ids for expression in expressions)
+    reader = MaskReader(Path(config.predictions), open_masks(config.dataset) if is_public else None)
+    frames = FrameStore(config.dataset)
+    written = []
+    for chosen in choose_videos(expressions, config):
+        video = DatasetVideo(frames, chosen[0].video, chosen[0].frames)
+        folder = Path(config.output_dir) / chosen[0].video
+        for expression in chosen:
+            written.append(folder / f"{expression.exp_id}.png")
+            write_strip(written[-1], expression, video, reader, config.num_frames)
+        for suffix in (".mp4", ".gif"):
+            written.append(folder.with_name(folder.name + suffix))
+            write_movie(written[-1], movie_frames(chosen, video, reader), config.frames_per_second)
+    return written
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="show")
+def main(cfg: DictConfig) -> None:
+    """Entry point; takes Hydra overrides, see ``ShowConfig``."""
+    try:
+        written = show(load_config(ShowConfig, cfg))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    print("\n".join(str(path) for path in written))
+
+
+if __name__ == "__main__":
+    main()
