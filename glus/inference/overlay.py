@@ -83,7 +83,8 @@ def fit(frame_HW3: np.ndarray, masks_EHW: np.ndarray, long_side: int) -> tuple[n
     scale = long_side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     frame = cv2.resize(frame_HW3, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
-    masks = [cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5 for mask in masks_EHW]
+    soft = cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA
+    masks = [cv2.resize(mask.astype(np.float32), size, interpolation=soft) >= 0.5 for mask in masks_EHW]
     return frame, np.array(masks, bool).reshape(len(masks_EHW), *frame.shape[:2])
 
 

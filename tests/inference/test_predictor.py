@@ -172,6 +172,13 @@ def test_impossible_requests(seg_model, texts, order):
         run(seg_model, ArrayVideo(5), texts, order)
 
 
+def test_bfloat16(tiny_model):
+    model = replace(tiny_model, glus=copy.deepcopy(tiny_model.glus).bfloat16())
+    for result in run(model, ArrayVideo(3), force_seg=True):
+        assert result.scores_E.dtype == np.float32
+        assert result.masks_EHW.dtype == bool
+
+
 def test_the_model_returns_to_training(tiny_model):
     model = answering(tiny_model)
     model.glus.train()
