@@ -170,7 +170,7 @@ def write_movie(path: Path, frames: Iterable[np.ndarray], frames_per_second: flo
     even = _of_one_even_size(frames)
     first = next(even)
     if path.suffix == ".gif":
-        images = [Image.fromarray(frame).quantize(128, dither=Image.Dither.NONE) for frame in chain([first], even)]
+        images = [_quantized(frame) for frame in chain([first], even)]
         duration = round(1000 / frames_per_second)
         images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
         return
@@ -182,6 +182,11 @@ def write_movie(path: Path, frames: Iterable[np.ndarray], frames_per_second: flo
             writer.send(np.ascontiguousarray(frame))
     finally:
         writer.close()
+
+
+def _quantized(frame_HW3: np.ndarray) -> Image.Image:
+    """For a GIF. Median cut, Pillow's default, gives up rare colours, such as those of a legend; an octree does not."""
+    return Image.fromarray(frame_HW3).quantize(192, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 
 
 def _of_one_even_size(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -109,6 +109,15 @@ def read_movie(path: Path) -> np.ndarray:
     return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
 
 
+def test_gifs_keep_the_colours_of_the_legend(tmp_path: Path):
+    noise = np.random.default_rng(0).integers(60, 140, (200, 200, 3), dtype=np.uint8)
+    frame = np.concatenate([noise, legend(["a cat"], palette(1), 200)])
+    write_movie(tmp_path / "movie.gif", [frame, frame[::-1]], 4)
+    decoded = read_movie(tmp_path / "movie.gif")[0].astype(int)
+    square = (frame == OKABE_ITO[0]).all(-1)
+    np.testing.assert_allclose(decoded[square], np.broadcast_to(OKABE_ITO[0], (square.sum(), 3)), atol=8)
+
+
 def seek(image: Image.Image, number: int) -> Image.Image:
     image.seek(number)
     return image
