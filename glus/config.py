@@ -350,6 +350,9 @@ class TrainConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
     valid: DatasetConfig | None = None
     """Split that is evaluated during training; null: none."""
+    init: str | None = None
+    """Model folder or run whose weights this run starts from (fine-tuning, a curriculum), with fresh optimizer and
+    schedule; null: the parts' own weights."""
     output_dir: str = MISSING
     """Run folder: resolved config, run info, metrics.jsonl, checkpoints."""
 

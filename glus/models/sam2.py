@@ -246,27 +246,34 @@ class Sam2Segmenter(nn.Module):
 
         sam2 1.1.0 computes the grid in float32 and fails on a bfloat16 matrix; the released GLUS computed in bfloat16.
         """
+        return self._grid_position(*self.sam.sam_prompt_encoder.image_embedding_size)
+
+    def _grid_position(self, h: int, w: int) -> torch.Tensor:
         gaussian = self.sam.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-        h, w = self.sam.sam_prompt_encoder.image_embedding_size
         ones = torch.ones((h, w), device=gaussian.device, dtype=gaussian.dtype)
         grid = torch.stack([(ones.cumsum(1) - 0.5) / w, (ones.cumsum(0) - 0.5) / h], dim=-1)
         angles = (2 * grid - 1) @ gaussian * (2 * math.pi)
         return torch.cat([angles.sin(), angles.cos()], dim=-1).permute(2, 0, 1)[None]
 
-    def point_prompt(self, points_N2: torch.Tensor) -> torch.Tensor:
-        """(N, C): SAM2's own embedding of a foreground click, for pre-training a small SAM2.
+    def mask_prompt(self, masks_RHW: torch.Tensor) -> torch.Tensor:
+        """SAM2's own words for masks: the mean click embedding over a mask's pixels, at the length of one click.
+
+        One embedding for one object (about a click on its centre), several, or none (then SAM2's "no point"). It is the prompt of a small SAM2's
+        pre-training, and the target of the optional loss "prompt". The paper has no such thing.
 
         Args:
-            points_N2: float x, y in [0, 1] of the frame's width and height.
+            masks_RHW: 0 or 1, any type.
+
+        Returns:
+            (R, C) without gradient to the masks.
         """
         encoder = self.sam.sam_prompt_encoder
-        gaussian = encoder.pe_layer.positional_encoding_gaussian_matrix
-        angles = (2 * points_N2.to(gaussian.dtype) - 1) @ gaussian * (2 * math.pi)
-        return torch.cat([angles.sin(), angles.cos()], dim=-1) + encoder.point_embeddings[1].weight
-
-    def no_prompt(self, count: int) -> torch.Tensor:
-        """(count, C): SAM2's embedding of "no point here", for pre-training a small SAM2."""
-        return self.sam.sam_prompt_encoder.not_a_point_embed.weight.expand(count, -1)
+        side = self.image_size // 4
+        share = F.interpolate(masks_RHW[:, None].to(self.dtype), (side, side), mode="area").flatten(1)
+        area = share.sum(1, keepdim=True)
+        mean = F.normalize(share @ self._grid_position(side, side)[0].flatten(1).T, dim=1)
+        click = mean * math.sqrt(self.width / 2) + encoder.point_embeddings[1].weight  # |(sin, cos)|^2 sums to C / 2
+        return torch.where(area > 0, click, encoder.not_a_point_embed.weight)
 
     def set_fuser_identity(self) -> None:
         """Reset the layer scales of the memory encoder's fuser, as the released evaluator (unknowingly) does."""

@@ -5,7 +5,7 @@ pre-trains its own, by dense supervision that generated scenes give for free, an
 
 * CLIP learns to say, from each pooled visual token, what lies in every patch of it: shape, colour, and where the
   object's centre is. (Real CLIP learns from captions; patch labels reach the same kind of features in minutes.)
-* SAM2 learns what SAM2 learns: click -> mask in the first frame, and memory -> mask in later ones.
+* SAM2 learns what SAM2 learns: prompt -> mask in the first frame, and memory -> mask in later ones.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from glus.models.memory import MemoryBank
 from glus.models.sam2 import Sam2Segmenter, upsample_masks
 from glus.train.optim import build_adamw, warmup_decay
 
-SCENE_STREAM = 2
+SCENE_STREAM = 100
 """Number of the generator stream of these scenes; the benchmark's splits are other streams."""
 ROWS_PER_VIDEO = 4
 """Targets drawn in each clip of SAM2's pre-training; the image encoder runs once for all of them."""
+PROMPT_NOISE = 0.05
+"""Standard deviation of the noise on prompts, whose own entries are about 0.7: the LLM's will not be perfect."""
 SINGLE_FRAME_SHARE = 0.6
-"""First part of SAM2's pre-training that sees single frames: clicks are learned before memory (measured: three-frame
+"""First part of SAM2's pre-training that sees single frames: prompts are learned before memory (measured: three-frame
 clips from the start had not left IoU 0.2 after 350 steps, single frames reached 0.5 in as many seconds)."""
 BACKGROUND_WEIGHT = 0.2
 """Of background patches in the patch labels' cross-entropy; four out of five patches are background."""
@@ -149,7 +151,7 @@ def pretrain_sam2(
     seed: int,
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Train SAM2 end to end: clicks on one object, two, or none; in later frames half of the clicks are left out.
+    """Train SAM2 end to end: prompts for one object, two, or none; in later frames half are left out.
 
     Args:
         segmenter: all of it is trained, with gradients through the memory.
@@ -158,8 +160,8 @@ def pretrain_sam2(
         batch_size: clips per step, each with ``ROWS_PER_VIDEO`` targets.
         num_frames: consecutive frames per clip.
         learning_rate: peak.
-        seed: decides clips and clicks.
-        report: gets the loss and the IoU of clicked and remembered frames of every step.
+        seed: decides clips and prompts.
+        report: gets the loss and the IoU of the first frame and of later ones of every step.
     """
     optimizer = build_adamw(segmenter.parameters(), learning_rate, (0.9, 0.98), 0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_decay(steps // 20 + 1, steps))
@@ -192,13 +194,11 @@ class _Clip:
     frames_FHWC: torch.Tensor
     video_R: torch.Tensor
     targets_RTHW: torch.Tensor
-    points_RT22: torch.Tensor
-    """Clicks as x, y in [0, 1], up to two per row."""
-    is_clicked_RT2: torch.Tensor
+    is_prompted_RT: torch.Tensor
 
 
 def _draw_clip(rng: np.random.Generator, scenes: Sequence[Scene], batch_size: int, num_frames: int) -> _Clip:
-    frames, videos, targets, points, clicked = [], [], [], [], []
+    frames, videos, targets, prompted = [], [], [], []
     for video in range(batch_size):
         scene = scenes[int(rng.integers(len(scenes)))]
         start = int(rng.integers(len(scene.frames_THW3) - num_frames + 1))
@@ -207,45 +207,22 @@ def _draw_clip(rng: np.random.Generator, scenes: Sequence[Scene], batch_size: in
         for _ in range(ROWS_PER_VIDEO):
             count = int(rng.choice([0, 1, 2], p=[0.1, 0.65, 0.25]))
             chosen = rng.choice(len(scene.objects), count, replace=False)
-            masks = scene.masks_OTHW[chosen, window]
             videos.append(video)
-            targets.append(masks.any(0) if count else np.zeros(scene.masks_OTHW[0, window].shape, bool))
-            where, has = _clicks(rng, masks, num_frames)
-            points.append(where)
-            clicked.append(has)
+            targets.append(scene.masks_OTHW[chosen, window].any(0))
+            prompted.append([t == 0 or rng.random() < 0.5 for t in range(num_frames)])
     return _Clip(
         torch.as_tensor(np.concatenate(frames)),
         torch.as_tensor(videos),
         torch.as_tensor(np.stack(targets)),
-        torch.as_tensor(np.stack(points)),
-        torch.as_tensor(np.stack(clicked)),
+        torch.as_tensor(prompted),
     )
 
 
-def _clicks(rng: np.random.Generator, masks_OTHW: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """A click near the middle of each visible object, (T, 2, 2) x, y in [0, 1]; left out of half of the later frames."""
-    points, clicked = np.zeros((num_frames, 2, 2), np.float32), np.zeros((num_frames, 2), bool)
-    for t in range(num_frames):
-        if t and rng.random() < 0.5:
-            continue
-        for slot, mask in enumerate(masks_OTHW[:, t]):
-            rows, columns = np.nonzero(mask)
-            if len(rows):
-                pick = int(rng.integers(len(rows)))
-                nearness = rng.random()  # 1: the centroid, 0: any visible pixel
-                x = nearness * columns.mean() + (1 - nearness) * columns[pick]
-                y = nearness * rows.mean() + (1 - nearness) * rows[pick]
-                points[t, slot] = (x + 0.5) / mask.shape[1], (y + 0.5) / mask.shape[0]
-                clicked[t, slot] = True
-    return points, clicked
-
-
 def _prompts(segmenter: Sam2Segmenter, clip: _Clip, t: int) -> torch.Tensor:
-    """Sum of the click embeddings of each row, or "no point" where it has none: (R, C)."""
-    points, clicked = clip.points_RT22[:, t], clip.is_clicked_RT2[:, t]
-    embeds = segmenter.point_prompt(points.flatten(0, 1)).unflatten(0, points.shape[:2])
-    summed = (embeds * clicked[..., None]).sum(1)
-    return torch.where(clicked.any(1)[:, None], summed, segmenter.no_prompt(len(summed)))
+    """Noisy mask prompts of each row, or "no point" where it is left to the memory: (R, C)."""
+    hidden = ~clip.is_prompted_RT[:, t, None, None]
+    prompts = segmenter.mask_prompt(clip.targets_RTHW[:, t].masked_fill(hidden, False))
+    return prompts + PROMPT_NOISE * torch.randn_like(prompts)
 
 
 def _mean_iou(masks: torch.Tensor, targets: torch.Tensor) -> float:
