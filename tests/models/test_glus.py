@@ -98,6 +98,34 @@ def test_seg_embeddings_are_read_one_position_before_seg(glus: Glus, make_batch:
         torch.testing.assert_close(logits[row], glus.language.logits(states[row, found - 1]))
 
 
+def test_the_language_model_sees_context_frames_before_query_frames(glus: Glus, make_batch: BatchMaker) -> None:
+    batch = make_batch((2, 1), 1, 2)
+    visual = []
+    for video in batch.video_index.tolist():
+        for crops in (batch.context_clip[video], batch.query_clip[video]):
+            visual.append(glus.vision_tokens(crops[None]).flatten(0, 2))
+    embeds, logits = glus.seg_embeddings(batch.input_ids, batch.attention_mask, torch.cat(visual), batch.seg_positions)
+    output = _forward(glus, batch)
+    torch.testing.assert_close(output.seg_embeds_NQC, embeds, rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.seg_logits_NQV, logits, rtol=0, atol=1e-5)
+
+
+def test_memories_are_made_of_the_conditioned_feature(glus: Glus) -> None:
+    segmenter, bank = glus.segmenter, MemoryBank(num_frames=3, stride=1)
+    prompt = torch.randn(1, segmenter.width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        image = segmenter.prepare_frames(torch.full((1, 40, 56, 3), 90, dtype=torch.uint8))
+        frame = segmenter.encode_frames(image)
+        for step in range(2):
+            conditioned = segmenter.condition(frame, next(bank.recall(step, [0])).memories)
+            decoded = segment_step(segmenter, bank, step, frame, prompt, [0])
+            expected = segmenter.memorize(conditioned, decoded.logits_Nmm)
+            stored = next(bank.recall(step + 1, [0])).memories[-1]
+            torch.testing.assert_close(stored.features_NChw, expected.features_NChw)
+            raw = segmenter.memorize(frame, decoded.logits_Nmm)
+            assert (stored.features_NChw - raw.features_NChw).abs().max() > 1e-4
+
+
 def test_each_query_frame_is_segmented_with_its_own_prompt(glus: Glus, make_batch: BatchMaker) -> None:
     batch = make_batch((2, 1), 1, 2)
     glus.memory_enabled = False
@@ -202,7 +230,7 @@ def _steps(glus: Glus, rows_of_step: list[list[int]], num_rows: int) -> dict[int
     """Masks of each row over steps in which only some rows have a [SEG]."""
     segmenter, generator = glus.segmenter, torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (len(rows_of_step), 40, 56, 3), dtype=torch.uint8, generator=generator)
-    prompts = torch.randn(len(rows_of_step), 3, segmenter.width, generator=generator)
+    prompts = torch.randn(len(rows_of_step), num_rows, segmenter.width, generator=generator)
     bank = MemoryBank(num_frames=3, stride=1)
     masks: dict[int, list[torch.Tensor]] = {row: [] for row in range(num_rows)}
     with torch.no_grad():
@@ -216,11 +244,18 @@ def _steps(glus: Glus, rows_of_step: list[list[int]], num_rows: int) -> dict[int
     return masks
 
 
-def test_rows_with_holes_are_segmented_as_if_alone(glus: Glus) -> None:
-    pattern = [[0, 1, 2], [2, 0], [1, 2], [], [0, 1, 2], [2, 1, 0]]
-    together = _steps(glus, pattern, 3)
-    for row in range(3):
-        alone = _steps(glus, [[row] if row in rows else [] for rows in pattern], 3)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        [[0, 1, 2], [2, 0], [1, 2], [], [0, 1, 2], [2, 1, 0]],
+        [[0, 3], [0, 1, 2, 3], [3, 2, 0, 1]],  # groups {0, 3} and {1, 2} interleave
+    ],
+)
+def test_rows_with_holes_are_segmented_as_if_alone(glus: Glus, pattern: list[list[int]]) -> None:
+    num_rows = 1 + max(pattern[-1])
+    together = _steps(glus, pattern, num_rows)
+    for row in range(num_rows):
+        alone = _steps(glus, [[row] if row in rows else [] for rows in pattern], num_rows)
         for mask, expected in zip(together[row], alone[row], strict=True):
             torch.testing.assert_close(mask, expected, rtol=0, atol=1e-5)
 

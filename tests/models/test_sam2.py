@@ -148,13 +148,27 @@ def test_dense_position_is_sam2s_own(segmenter: Sam2Segmenter) -> None:
     assert torch.isfinite(low).all()
 
 
-def test_a_click_is_embedded_as_sam2_embeds_it(segmenter: Sam2Segmenter) -> None:
-    points = torch.tensor([[0.25, 0.75], [0.5, 0.1]])
+def test_a_small_mask_is_prompted_as_a_click_on_it(segmenter: Sam2Segmenter) -> None:
+    """One cell of the mask grid, so one position; SAM2 adds half a pixel to a click's whole-pixel coordinates."""
     encoder, side = segmenter.sam.sam_prompt_encoder, segmenter.image_size
-    labels = torch.ones(2, 1, dtype=torch.int32)
-    sparse, _ = encoder(points=(points[:, None] * side - 0.5, labels), boxes=None, masks=None)
-    torch.testing.assert_close(segmenter.point_prompt(points), sparse[:, 0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(segmenter.no_prompt(2), sparse[:, 1], rtol=0, atol=0)  # SAM2's padding point
+    masks = torch.zeros(3, 32, 48, dtype=torch.uint8)
+    masks[0, 2:4, 3:6] = 1  # of a 16x16 grid: row 1, column 1
+    masks[1, 30:32, 45:48] = 1  # the last cell
+    points = torch.tensor([[1.5 / 16, 1.5 / 16], [15.5 / 16, 15.5 / 16]])
+    clicks, _ = encoder(
+        points=(points[:, None] * side - 0.5, torch.ones(2, 1, dtype=torch.int32)), boxes=None, masks=None
+    )
+    prompts = segmenter.mask_prompt(masks)
+    torch.testing.assert_close(prompts[:2], clicks[:, 0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(prompts[2], clicks[0, 1], rtol=0, atol=0)  # empty: SAM2's padding point
+
+
+def test_the_prompt_of_any_mask_is_finite_and_as_long_as_a_clicks(segmenter: Sam2Segmenter) -> None:
+    masks = torch.stack([torch.ones(40, 56), torch.zeros(40, 56), (torch.rand(40, 56) > 0.9).float()])
+    prompts = segmenter.mask_prompt(masks)
+    lengths = (prompts - segmenter.sam.sam_prompt_encoder.point_embeddings[1].weight).norm(dim=1)
+    torch.testing.assert_close(lengths[[0, 2]], torch.full((2,), (segmenter.width / 2) ** 0.5), rtol=1e-4, atol=0)
+    assert torch.isfinite(segmenter.to(torch.bfloat16).mask_prompt(masks).float()).all()
 
 
 def test_without_memories_the_no_memory_embedding_is_added(segmenter: Sam2Segmenter) -> None:
@@ -172,6 +186,25 @@ def test_memories_are_an_unordered_set(segmenter: Sam2Segmenter) -> None:
         segmenter.condition(frame, [memories[i] for i in (2, 0, 1)]).image_NChw, forward, rtol=0, atol=1e-6
     )
     assert (segmenter.condition(frame, memories[:2]).image_NChw - forward).abs().max() > 1e-5
+
+
+def test_memories_are_read_cell_by_cell_with_their_position(segmenter: Sam2Segmenter) -> None:
+    """Against SAM2's own attention: (cells, rows, channels), the cells of all memories one after another."""
+    frame, memories = _features(segmenter), _memories(segmenter, 3)
+
+    def cells(maps_NChw: torch.Tensor) -> torch.Tensor:
+        rows = [[maps[:, y, x] for y in range(4) for x in range(4)] for maps in maps_NChw.expand(2, -1, -1, -1)]
+        return torch.stack([torch.stack(row) for row in rows], dim=1)
+
+    expected = segmenter.sam.memory_attention(
+        curr=cells(frame.image_NChw),
+        curr_pos=cells(frame.position_1Chw),
+        memory=torch.cat([cells(memory.features_NChw) for memory in memories]),
+        memory_pos=torch.cat([cells(memory.position_1Chw) for memory in memories]),
+    )
+    conditioned = segmenter.condition(frame, memories)
+    torch.testing.assert_close(cells(conditioned.image_NChw), expected, rtol=0, atol=1e-6)
+    assert memories[0].position_1Chw.std() > 0.1
 
 
 def test_memory_is_soft_and_made_of_the_conditioned_feature(segmenter: Sam2Segmenter) -> None:
