@@ -31,7 +31,7 @@ def prepare_torchvision() -> torch.library.Library | None:
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
         return None
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

@@ -199,7 +199,9 @@ class MixtureItem:
     """Share of draws, relative to the other datasets' weights."""
 
     def __post_init__(self) -> None:
-        _require(self.weight > 0, "data.mixture.*.weight", "a positive weight (delete the entry to drop it)", self.weight)
+        _require(
+            self.weight > 0, "data.mixture.*.weight", "a positive weight (delete the entry to drop it)", self.weight
+        )
 
 
 @dataclass
@@ -244,9 +246,7 @@ class ContrastiveConfig:
 class LossConfig:
     """Weights of the terms of the objective; a weight of 0 switches a term off."""
 
-    weights: dict[str, float] = field(
-        default_factory=lambda: {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1}
-    )
+    weights: dict[str, float] = field(default_factory=lambda: {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1})
     """Names are those of ``losses.objective.TERMS`` and "contrastive" (METHOD 1.9; GLUS-A trains without it)."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
@@ -372,13 +372,13 @@ class PretrainConfig:
     num_frames: int = 16
     """Their length."""
     seed: int = 0
-    clip_steps: int = 1200
+    clip_steps: int = 1500
     clip_batch_size: int = 32
     """Frames per step."""
-    sam2_steps: int = 1200
+    sam2_steps: int = 1600
     sam2_batch_size: int = 6
     """Clips per step."""
-    sam2_clip_frames: int = 4
+    sam2_clip_frames: int = 3
     """Frames per clip in the second part of SAM2's pre-training."""
     learning_rate: float = 1e-3
     """Peak of both towers."""

@@ -24,7 +24,8 @@ def world_size() -> int:
     """Number of processes that share the work."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    # Of the job step (srun), not SLURM_NTASKS: a program that sbatch runs without srun is one process, not many.
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
 
 
 def local_rank() -> int:
@@ -34,7 +35,9 @@ def local_rank() -> int:
 
 def device() -> torch.device:
     """The GPU of this process, or the CPU where there is none."""
-    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())  # srun may show a task its own GPU only
 
 
 def shard(items: Sequence[Item], index: int, count: int) -> list[Item]:

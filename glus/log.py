@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from glus import distributed
 from glus.config import WandbConfig, to_yaml
@@ -74,7 +74,10 @@ class MetricsLog:
             import wandb
 
             self._wandb = wandb.init(
-                project=wandb_config.project, mode=wandb_config.mode, dir=str(folder), name=folder.name
+                project=wandb_config.project,
+                mode=cast('Literal["online", "offline"]', wandb_config.mode),  # checked by WandbConfig
+                dir=str(folder),
+                name=folder.name,
             )
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -37,7 +37,8 @@ def train(config: TrainConfig) -> None:
     """Build every part, then fit."""
     init_distributed()
     setup_logging()
-    rank, world_size, trainer, run = distributed.rank(), distributed.world_size(), config.trainer, Path(config.output_dir)
+    rank, world_size = distributed.rank(), distributed.world_size()
+    trainer, run = config.trainer, Path(config.output_dir)
     accumulation = accumulation_steps(trainer.global_batch_size, trainer.micro_batch_size, world_size)
     if rank == 0:
         write_run_folder(run, config)

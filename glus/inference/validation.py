@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Validation:
         num_videos: how many videos.
     """
 
-    def __init__(self, predictor: VideoPredictor, dataset: DatasetConfig, metrics: dict[str, Metric], num_videos: int):
+    def __init__(self, predictor: VideoPredictor, dataset: DatasetConfig, metrics: Mapping[str, Metric], num_videos: int):
         self.predictor = predictor
         self.metrics = metrics
         self.frames = FrameStore(dataset)

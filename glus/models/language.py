@@ -64,6 +64,17 @@ def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, tar
     inject_adapter_in_model(config, llama)
 
 
+def merge_lora(llama: LlamaForCausalLM) -> None:
+    """Add every adapter to the projection it adapts (``W += B A alpha / rank``) and take the adapters out, in place."""
+    from peft.tuners.lora import LoraLayer
+
+    adapters = [(name, module) for name, module in llama.named_modules() if isinstance(module, LoraLayer)]
+    for name, adapter in adapters:
+        adapter.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(llama.get_submodule(parent), child, adapter.get_base_layer())
+
+
 class LanguageModel(nn.Module):
     """Verbs over a LLaMA: states of spliced conversations, logits where they are wanted.
 

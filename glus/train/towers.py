@@ -27,17 +27,21 @@ from glus.models.clip import ClipEncoder
 from glus.models.glus import segment_step
 from glus.models.memory import MemoryBank
 from glus.models.sam2 import Sam2Segmenter, upsample_masks
-from glus.train.optim import build_adamw, warmup_decay
+from glus.train.optim import build_adamw, warmup_hold_decay
 
 SCENE_STREAM = 100
 """Number of the generator stream of these scenes; the benchmark's splits are other streams."""
 ROWS_PER_VIDEO = 4
 """Targets drawn in each clip of SAM2's pre-training; the image encoder runs once for all of them."""
+PLACE_WAVES = np.array([1.0, 2.0, 3.0, 4.0])
+"""Half waves across the frame, in which patches tell where their object's centre is."""
 PROMPT_NOISE = 0.05
 """Standard deviation of the noise on prompts, whose own entries are about 0.7: the LLM's will not be perfect."""
-SINGLE_FRAME_SHARE = 0.6
-"""First part of SAM2's pre-training that sees single frames: prompts are learned before memory (measured: three-frame
-clips from the start had not left IoU 0.2 after 350 steps, single frames reached 0.5 in as many seconds)."""
+WARMUP_STEPS = 60
+SINGLE_FRAME_IOU, SINGLE_FRAME_SHARE = 0.65, 0.6
+"""SAM2 sees single frames until the running mean of their IoU reaches the first, or for this share of the steps at
+most: prompts are learned before memory (measured: three-frame clips from the start had not left IoU 0.2 after 350
+steps, single frames reached 0.5 in as many seconds). When the jump to following the prompt comes varies."""
 BACKGROUND_WEIGHT = 0.2
 """Of background patches in the patch labels' cross-entropy; four out of five patches are background."""
 
@@ -55,8 +59,9 @@ class PatchLabels:
     """(G*G,) int64, 0 = background, else 1 + index into SHAPES."""
     colour: np.ndarray
     """(G*G,) int64, 0 = background, else 1 + index into COLOURS."""
-    offset: np.ndarray
-    """(G*G, 2) float32: from the patch's centre to the object's centre, as shares of the side; 0 on background."""
+    place: np.ndarray
+    """(G*G, 2 * len(PLACE_WAVES) * 2) float32 in [-1, 1]: sine and cosine of the object centre's x and y at a few
+    frequencies; 0 on background."""
 
 
 def patch_labels(scene: Scene, frame: int, grid: int, min_cover: float = 0.15) -> PatchLabels:
@@ -76,11 +81,12 @@ def patch_labels(scene: Scene, frame: int, grid: int, min_cover: float = 0.15) -
     shapes = np.array([1 + SHAPES.index(item.shape) for item in scene.objects])
     colours = np.array([1 + list(COLOURS).index(item.colour) for item in scene.objects])
     centres = np.stack([item.path_T2[frame] for item in scene.objects]) / side
-    middle = (np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(-1, 2) + 0.5) / grid
+    angles = (np.pi * centres[:, :, None] * PLACE_WAVES).reshape(len(centres), -1)
+    places = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     return PatchLabels(
         shape=np.where(is_object, shapes[owner], 0),
         colour=np.where(is_object, colours[owner], 0),
-        offset=np.where(is_object[:, None], centres[owner] - middle, 0).astype(np.float32),
+        place=np.where(is_object[:, None], places[owner], 0).astype(np.float32),
     )
 
 
@@ -89,12 +95,12 @@ class PatchHead(nn.Module):
 
     def __init__(self, width: int, pool: int):
         super().__init__()
-        self.sizes = (1 + len(SHAPES), 1 + len(COLOURS), 2)
+        self.sizes = (1 + len(SHAPES), 1 + len(COLOURS), 4 * len(PLACE_WAVES))
         self.pool = pool
         self.linear = nn.Linear(width, pool * sum(self.sizes))
 
     def forward(self, features_FPC: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(F, P, width) -> logits of shape and colour and offsets, (F, P * pool, size) each."""
+        """(F, P, width) -> logits of shape and colour, and places, (F, P * pool, size) each."""
         return self.linear(features_FPC).unflatten(-1, (self.pool, -1)).flatten(1, 2).split(self.sizes, dim=-1)
 
 
@@ -108,10 +114,10 @@ def pretrain_clip(
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
     """Train the tower to label patches; ``report(step, values)`` gets the loss and accuracies of every step."""
-    grid = encoder.image_size // encoder.vision_model.config.patch_size
+    grid = round((encoder.tokens_per_frame * encoder.pool) ** 0.5)
     head = PatchHead(encoder.width, encoder.pool)
     optimizer = build_adamw([*encoder.parameters(), *head.parameters()], learning_rate, (0.9, 0.98), 0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_decay(steps // 20 + 1, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_hold_decay(WARMUP_STEPS, steps))
     encoder.train().requires_grad_(True)
     for step in range(steps):
         rng = generator(seed, SCENE_STREAM, 1, step)
@@ -120,24 +126,24 @@ def pretrain_clip(
         pairs = list(zip(drawn, frames, strict=True))
         crops = np.stack([clip_crop(scene.frames_THW3[t], encoder.image_size) for scene, t in pairs])
         labels = [patch_labels(scene, t, grid) for scene, t in pairs]
-        shape, colour, offset = (
+        shape, colour, place = (
             torch.as_tensor(np.stack([getattr(label, name) for label in labels])).flatten(0, 1)
-            for name in ("shape", "colour", "offset")
+            for name in ("shape", "colour", "place")
         )
-        shape_logits, colour_logits, offsets = (
+        shape_logits, colour_logits, places = (
             out.flatten(0, 1) for out in head(encoder(torch.as_tensor(crops).permute(0, 3, 1, 2)))
         )
         is_object = shape > 0
         rarity = torch.ones(1 + len(SHAPES)), torch.ones(1 + len(COLOURS))
         for weights in rarity:
             weights[0] = BACKGROUND_WEIGHT
-        offset_error = (offsets - offset)[is_object].abs().sum(-1).mean()
+        place_error = (places - place)[is_object].abs().mean()
         loss = F.cross_entropy(shape_logits, shape, rarity[0]) + F.cross_entropy(colour_logits, colour, rarity[1])
-        loss = loss + 5 * offset_error
+        loss = loss + 5 * place_error
         _update(loss, optimizer, schedule)
         right = {"shape": (shape_logits.argmax(-1) == shape), "colour": (colour_logits.argmax(-1) == colour)}
         values = {name: float(hit[is_object].float().mean()) for name, hit in right.items()}
-        report(step, {"loss": float(loss), "offset": float(offset_error), **values})
+        report(step, {"loss": float(loss), "place": float(place_error), **values})
     encoder.requires_grad_(False).eval()
 
 
@@ -164,10 +170,12 @@ def pretrain_sam2(
         report: gets the loss and the IoU of the first frame and of later ones of every step.
     """
     optimizer = build_adamw(segmenter.parameters(), learning_rate, (0.9, 0.98), 0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_decay(steps // 20 + 1, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_hold_decay(WARMUP_STEPS, steps))
     segmenter.train().requires_grad_(True)
+    length, running_iou = 1, 0.0
     for step in range(steps):
-        length = num_frames if step >= SINGLE_FRAME_SHARE * steps else 1
+        if running_iou >= SINGLE_FRAME_IOU or step >= SINGLE_FRAME_SHARE * steps:
+            length = num_frames
         clip = _draw_clip(generator(seed, SCENE_STREAM, 2, step), scenes, batch_size, length)
         features = segmenter.encode_frames(segmenter.prepare_frames(clip.frames_FHWC))
         bank = MemoryBank(num_frames=7, stride=1, detach=False)
@@ -178,10 +186,11 @@ def pretrain_sam2(
             frame = features.rows(clip.video_R * length + t)
             logits = segment_step(segmenter, bank, t, frame, prompt, rows).logits_Nmm
             target = clip.targets_RTHW[:, t]
-            logits = upsample_masks(logits, target.shape[-2:])
+            logits = upsample_masks(logits, (target.shape[-2], target.shape[-1]))
             losses.append(2 * binary_cross_entropy(logits, target).mean() + 0.5 * dice_loss(logits, target).mean())
             ious.append(_mean_iou(logits > 0, target))
         _update(torch.stack(losses).mean(), optimizer, schedule)
+        running_iou = 0.95 * running_iou + 0.05 * ious[0]
         later = sum(ious[1:]) / max(1, len(ious) - 1)
         report(step, {"loss": float(torch.stack(losses).mean().detach()), "iou_first": ious[0], "iou_later": later})
     segmenter.requires_grad_(False).eval()

@@ -57,7 +57,7 @@ def dataset(tmp_path: Path) -> DatasetConfig:
     (split / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
     (split / "mask_dict.json").write_text(json.dumps(masks))
     (split / "kinds.json").write_text(json.dumps(KINDS))
-    return DatasetConfig("tiny", Layout.mevis, str(tmp_path / "tiny"), "valid", "kinds.json")
+    return DatasetConfig("tiny", Layout.mevis, str(tmp_path / "tiny"), "valid", groups="kinds.json")
 
 
 def encode(mask: np.ndarray) -> dict[str, object]:

@@ -1,0 +1,101 @@
+"""Every file in configs/ composes, is typed, and says what it should; mistakes in overrides are named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, OmegaConf
+
+from glus.config import PretrainConfig, QuerySampling, TrainConfig, load_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def names(group: str) -> list[str]:
+    folder = CONFIGS / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def hydra_context() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield
+
+
+def compose_train(*overrides: str) -> DictConfig:
+    ConfigStore.instance().store("schema", TrainConfig)
+    return compose("train", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_experiments(experiment: str) -> None:
+    config = load_config(TrainConfig, compose_train(f"experiment={experiment}"))
+    assert config.data.mixture
+    assert config.trainer.steps > 0
+    assert config.model.llm.vocab_size > 0
+
+
+@pytest.mark.parametrize("group", ["data", "loss", "model", "trainer"])
+def test_groups(group: str) -> None:
+    for name in names(group):
+        load_config(TrainConfig, compose_train("experiment=shapes", f"{group}={name}"))
+
+
+@pytest.mark.parametrize("dataset", names("dataset"))
+def test_datasets(dataset: str) -> None:
+    config = load_config(TrainConfig, compose_train("experiment=shapes", f"dataset@valid={dataset}"))
+    assert config.valid is not None
+    assert config.valid.root
+
+
+def test_pretraining() -> None:
+    ConfigStore.instance().store("schema", PretrainConfig)
+    assert load_config(PretrainConfig, compose("pretrain")).parts == ["tokenizer", "clip", "sam2"]
+
+
+def test_recipes_of_the_paper() -> None:
+    small, large = (load_config(TrainConfig, compose_train(f"experiment={name}")) for name in ("glus_s", "glus_a"))
+    for config in (small, large):
+        trainer = config.trainer
+        assert (trainer.global_batch_size, trainer.learning_rate, trainer.betas) == (80, 3e-4, [0.9, 0.95])
+        assert (config.frames.num_context, config.frames.num_query) == (4, 4)
+        assert config.model.memory.detach
+        assert config.model.segmenter.multimask_fallback
+        assert config.inference.memory_stride == 3
+        assert "prompt" not in config.loss.weights
+    assert (small.trainer.steps, large.trainer.steps) == (3000, 5000)
+    assert small.loss.weights == {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1}
+    assert large.loss.weights["contrastive"] == 0
+    weights = {name: item.weight for name, item in large.data.mixture.items()}
+    assert weights == {"mevis": 40, "ref_youtube_vos": 150, "ref_davis17": 4, "revos": 30, "lvvis": 30}
+
+
+def test_command_line_wins_over_experiment() -> None:
+    config = load_config(TrainConfig, compose_train("experiment=ablation/global_only", "frames.num_query=2"))
+    assert config.frames.query_sampling is QuerySampling.uniform
+    assert config.frames.num_query == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [("trainer.stepz=3", "stepz"), ("trainer.steps=many", "steps"), ("model.memory.enabled=maybe", "enabled")],
+)
+def test_wrong_overrides_are_named(override: str, named: str) -> None:
+    with pytest.raises(ConfigCompositionException, match=named):
+        compose_train("experiment=shapes", override)
+
+
+def test_checks_name_the_key() -> None:
+    with pytest.raises(ValueError, match=r"trainer.zero_stage=1: expected 0, 2 or 3"):
+        load_config(TrainConfig, compose_train("experiment=shapes", "trainer.zero_stage=1"))
+    with pytest.raises(ValueError, match=r"no value for .*trainer.steps"):
+        load_config(TrainConfig, OmegaConf.create({"output_dir": "x", "model": {"llm": {"vocab_size": 1}}}))
+    with pytest.raises(ValueError, match=r"unknown config key 'trainer.stepz': TrainerConfig knows steps"):
+        load_config(TrainConfig, OmegaConf.create({"trainer": {"stepz": 1}}))

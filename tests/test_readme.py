@@ -1,0 +1,85 @@
+"""Every command of the README is read from it and run: small where it runs, as a dry run where it launches."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "tools/make_shapes.py": ["--train-videos", "3", "--valid-videos", "2", "--num-frames", "8"],
+    "tools/pretrain_towers.py": ["num_scenes=3", "num_frames=8", "clip_steps=1", "sam2_steps=1", "clip_batch_size=2"],
+    "scripts/train.py": ["trainer.steps=1", "trainer.global_batch_size=1", "trainer.micro_batch_size=1",
+                         "trainer.eval_videos=1", "data.num_workers=0"],
+    "scripts/predict.py": [],
+    "scripts/score.py": [],
+    "scripts/compare.py": [],
+    "scripts/show.py": ["num_videos=1", "num_expressions=1"],
+    "scripts/segment_video.py": [],
+    "tools/export.py": [],
+}  # fmt: skip
+"""Program -> what makes its command small."""
+COMPOSED = ("glus_s", "glus_a", "mevis_valid_u")
+"""Commands that name these need data nobody can download here: their configuration is composed, nothing is run."""
+
+
+def commands() -> list[str]:
+    """Lines of all bash blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def program(command: str) -> str:
+    """The script of a command, such as scripts/train.py."""
+    return next(word for word in shlex.split(command) if word.endswith((".py", ".sh")))
+
+
+def arguments(command: str) -> list[str]:
+    """What follows the script."""
+    words = shlex.split(command)
+    return words[words.index(program(command)) + 1 :]
+
+
+def run(command: list[str], folder: Path) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HYDRA_FULL_ERROR": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+
+
+def test_every_program_is_known() -> None:
+    assert commands()[:2] == ["bash scripts/quickstart.sh", "bash scripts/test.sh"]
+    for command in commands():
+        assert (ROOT / program(command)).is_file(), command
+        assert program(command).endswith(".sh") or program(command) in TINY, command
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.sh")))
+def test_shell_scripts_parse(script: str) -> None:
+    run(["bash", "-n", str(ROOT / "scripts" / script)], ROOT)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if any(name in c for name in COMPOSED)])
+def test_full_size_commands_compose(command: str, tmp_path: Path) -> None:
+    run([sys.executable, str(ROOT / program(command)), *arguments(command), "--cfg", "job", "--resolve"], tmp_path)
+
+
+def test_small_commands_run_in_order(tmp_path: Path) -> None:
+    """The others, as a user would run them one after another, in an empty folder."""
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    frames = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), dtype=np.uint8)
+    imageio.imwrite(tmp_path / "my_video.mp4", frames, fps=3)
+    small = [c for c in commands() if program(c).endswith(".py") and not any(name in c for name in COMPOSED)]
+    order = ["make_shapes", "pretrain_towers", "shapes_warmup"]  # what the others need; the ablation stands before it
+    small.sort(key=lambda c: next((i for i, name in enumerate(order) if name in c), len(order)))
+    for command in small:
+        run([sys.executable, str(ROOT / program(command)), *arguments(command), *TINY[program(command)]], tmp_path)
+    assert (tmp_path / "outputs" / "shapes" / "summary.json").is_file()
+    assert (tmp_path / "outputs" / "my_video" / "summary.json").is_file()
