@@ -259,7 +259,7 @@ class Sam2Segmenter(nn.Module):
         """SAM2's own words for masks: the mean click embedding over a mask's pixels, at the length of one click.
 
         One embedding for one object (about a click on its centre), several, or none (then SAM2's "no point"). It is
-        the prompt of a small SAM2's pre-training and the target of the optional loss "prompt"; not in the paper.
+        prompt of a small SAM2's pre-training, and the target of the optional loss "prompt". The paper has none.
 
         Args:
             masks_RHW: 0 or 1, any type.
