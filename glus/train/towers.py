@@ -157,7 +157,8 @@ def pretrain_sam2(
     seed: int,
     report: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Train SAM2 end to end: prompts for one object, two, or none; in later frames half are left out.
+    """Train SAM2 end to end: prompts by place or by words for one object, several, or none; in later
+    frames half of them are left out.
 
     Args:
         segmenter: all of it is trained, with gradients through the memory.
@@ -169,7 +170,8 @@ def pretrain_sam2(
         seed: decides clips and prompts.
         report: gets the loss and the IoU of the first frame and of later ones of every step.
     """
-    optimizer = build_adamw(segmenter.parameters(), learning_rate, (0.9, 0.98), 0.01)
+    words = WordPrompts(segmenter.width)
+    optimizer = build_adamw([*segmenter.parameters(), *words.parameters()], learning_rate, (0.9, 0.98), 0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_hold_decay(WARMUP_STEPS, steps))
     segmenter.train().requires_grad_(True)
     length, running_iou = 1, 0.0
@@ -182,7 +184,7 @@ def pretrain_sam2(
         losses, ious = [], []
         rows = range(len(clip.targets_RTHW))
         for t in range(length):
-            prompt = _prompts(segmenter, clip, t)
+            prompt = _prompts(segmenter, words, clip, t)
             frame = features.rows(clip.video_R * length + t)
             logits = segment_step(segmenter, bank, t, frame, prompt, rows).logits_Nmm
             target = clip.targets_RTHW[:, t]
@@ -196,6 +198,22 @@ def pretrain_sam2(
     segmenter.requires_grad_(False).eval()
 
 
+class WordPrompts(nn.Module):
+    """Prompts in words, "red", "circle", "red circle": a learned embedding per word, thrown away after pre-training.
+
+    They make SAM2's features tell colours and shapes apart, as real features do, and its decoder find them.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.shape = nn.Embedding(1 + len(SHAPES), width, padding_idx=0)
+        self.colour = nn.Embedding(1 + len(COLOURS), width, padding_idx=0)
+
+    def forward(self, words_R2: torch.Tensor) -> torch.Tensor:
+        """(R, 2) numbers of shape and colour from 1, 0 where not named -> (R, C)."""
+        return self.shape(words_R2[:, 0]) + self.colour(words_R2[:, 1])
+
+
 @dataclass(frozen=True)
 class _Clip:
     """Frames of V videos and rows of objects to segment in them."""
@@ -203,34 +221,61 @@ class _Clip:
     frames_FHWC: torch.Tensor
     video_R: torch.Tensor
     targets_RTHW: torch.Tensor
+    words_R2: torch.Tensor
+    """Shape and colour named, 0: not named; rows without words are prompted by place."""
     is_prompted_RT: torch.Tensor
 
 
 def _draw_clip(rng: np.random.Generator, scenes: Sequence[Scene], batch_size: int, num_frames: int) -> _Clip:
-    frames, videos, targets, prompted = [], [], [], []
+    frames, videos, targets, named, prompted = [], [], [], [], []
     for video in range(batch_size):
         scene = scenes[int(rng.integers(len(scenes)))]
         start = int(rng.integers(len(scene.frames_THW3) - num_frames + 1))
         window = slice(start, start + num_frames)
         frames.append(scene.frames_THW3[window])
-        for _ in range(ROWS_PER_VIDEO):
-            count = int(rng.choice([0, 1, 2], p=[0.1, 0.65, 0.25]))
-            chosen = rng.choice(len(scene.objects), count, replace=False)
+        for row in range(ROWS_PER_VIDEO):
+            words, chosen = _draw_words(rng, scene) if row % 2 else _draw_objects(rng, scene)
             videos.append(video)
+            named.append(words)
             targets.append(scene.masks_OTHW[chosen, window].any(0))
             prompted.append([t == 0 or rng.random() < 0.5 for t in range(num_frames)])
     return _Clip(
         torch.as_tensor(np.concatenate(frames)),
         torch.as_tensor(videos),
         torch.as_tensor(np.stack(targets)),
+        torch.as_tensor(named),
         torch.as_tensor(prompted),
     )
 
 
-def _prompts(segmenter: Sam2Segmenter, clip: _Clip, t: int) -> torch.Tensor:
-    """Noisy mask prompts of each row, or "no point" where it is left to the memory: (R, C)."""
-    hidden = ~clip.is_prompted_RT[:, t, None, None]
-    prompts = segmenter.mask_prompt(clip.targets_RTHW[:, t].masked_fill(hidden, False))
+def _draw_objects(rng: np.random.Generator, scene: Scene) -> tuple[tuple[int, int], list[int]]:
+    """No words, and up to two objects."""
+    count = int(rng.choice([0, 1, 2], p=[0.1, 0.65, 0.25]))
+    return (0, 0), [int(i) for i in rng.choice(len(scene.objects), count, replace=False)]
+
+
+def _draw_words(rng: np.random.Generator, scene: Scene) -> tuple[tuple[int, int], list[int]]:
+    """Shape and colour (one of them may be left out) and all objects they fit, now and then none."""
+    pick = [scene.objects[int(i)] for i in rng.integers(len(scene.objects), size=2)]
+    # Words of one object, or, in one case of five, the shape of one and the colour of another: often none fits.
+    shape, colour = pick[0].shape, pick[int(rng.random() < 0.2)].colour
+    named = rng.choice(["shape", "colour", "both"], p=[0.25, 0.25, 0.5])
+    fits = [
+        i
+        for i, item in enumerate(scene.objects)
+        if (named == "colour" or item.shape == shape) and (named == "shape" or item.colour == colour)
+    ]
+    shape_word = 0 if named == "colour" else 1 + SHAPES.index(shape)
+    return (shape_word, 0 if named == "shape" else 1 + list(COLOURS).index(colour)), fits
+
+
+def _prompts(segmenter: Sam2Segmenter, words: WordPrompts, clip: _Clip, t: int) -> torch.Tensor:
+    """Noisy prompts of each row, by place or by words, or "no point" where it is left to the memory: (R, C)."""
+    by_words = clip.words_R2.any(1)
+    is_prompted = clip.is_prompted_RT[:, t]
+    hidden = by_words | ~is_prompted
+    places = segmenter.mask_prompt(clip.targets_RTHW[:, t].masked_fill(hidden[:, None, None], False))
+    prompts = torch.where((by_words & is_prompted)[:, None], words(clip.words_R2), places)
     return prompts + PROMPT_NOISE * torch.randn_like(prompts)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.conftest import tiny_model_config
 
 from glus.config import (
     DataConfig,
@@ -20,6 +19,7 @@ from glus.config import (
 )
 from glus.data.shapes_writer import write_shapes
 from glus.tokens import Vocabulary
+from tests.conftest import tiny_model_config
 
 
 @pytest.fixture(scope="session")

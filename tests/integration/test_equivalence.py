@@ -47,9 +47,7 @@ def reference(run_step: Callable) -> dict[str, dict]:
     ("processes", "micro_batch_size", "zero_stage"),
     [(1, 1, 2), (2, 2, 2), (2, 1, 2), (1, 4, 0), (2, 1, 0), (1, 4, 3), (2, 2, 3)],
 )
-def test_same_step(
-    run_step: Callable, reference: dict, processes: int, micro_batch_size: int, zero_stage: int
-) -> None:
+def test_same_step(run_step: Callable, reference: dict, processes: int, micro_batch_size: int, zero_stage: int) -> None:
     name = f"p{processes}_m{micro_batch_size}_z{zero_stage}"
     got = run_step(name, processes, micro_batch_size=micro_batch_size, zero_stage=zero_stage)
     for term, value in reference["losses"].items():

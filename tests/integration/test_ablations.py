@@ -1,0 +1,79 @@
+"""Each ablation of the README trains and predicts: frame counts, sampling, memory, losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from glus.config import QuerySampling, TrainConfig, to_yaml
+
+ROOT = Path(__file__).parents[2]
+DRIVER = """
+import json, sys
+sys.path.insert(0, "scripts")
+import numpy as np
+from omegaconf import OmegaConf
+import train
+from glus.config import TrainConfig, load_config
+from glus.data.frames import DatasetVideo, FrameStore
+from glus.data.index import read_expressions
+from glus.inference.predictor import load_predictor
+
+for file in sys.argv[2:]:
+    config = load_config(TrainConfig, OmegaConf.load(file))
+    train.train(config)
+    predictor, _ = load_predictor(config.output_dir, force_seg=True)
+    first = read_expressions(config.data.mixture["shapes"].dataset)[0]
+    video = DatasetVideo(FrameStore(config.data.mixture["shapes"].dataset), first.video, first.frames)
+    masks = np.stack([result.masks_EHW for result in predictor.segment(video, [first.text])])
+    with open(sys.argv[1], "a") as out:
+        out.write(json.dumps([file, list(masks.shape), len(first.frames)]) + "\\n")
+"""
+
+VARIANTS: dict[str, Callable[[TrainConfig], None]] = {
+    "no_context": lambda c: setattr(c.frames, "num_context", 0),
+    "one_each": lambda c: (setattr(c.frames, "num_context", 1), setattr(c.frames, "num_query", 1)),
+    "many_each": lambda c: (setattr(c.frames, "num_context", 8), setattr(c.frames, "num_query", 8)),
+    "global_only": lambda c: setattr(c.frames, "query_sampling", QuerySampling.uniform),
+    "no_memory": lambda c: setattr(c.model.memory, "enabled", False),
+    "end_to_end_memory": lambda c: setattr(c.model.memory, "detach", False),
+    "no_contrastive": lambda c: c.loss.weights.update(contrastive=0.0),
+    "no_lora": lambda c: (
+        setattr(c.model.llm, "lora_rank", 0),
+        setattr(c.model, "trainable", ["llm", "seg_head", "projector"]),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def results(
+    tmp_path_factory: pytest.TempPathFactory, tiny_train_config: Callable[..., TrainConfig]
+) -> dict[str, tuple[list[int], int]]:
+    """All variants in one process, since starting one costs more than training."""
+    folder = tmp_path_factory.mktemp("ablations")
+    files = []
+    for name, change in VARIANTS.items():
+        config = tiny_train_config(output_dir=str(folder / name))
+        config.trainer.steps = 2
+        change(config)
+        files.append(folder / f"{name}.yaml")
+        files[-1].write_text(to_yaml(config))
+    (folder / "driver.py").write_text(DRIVER)
+    command = [sys.executable, str(folder / "driver.py"), str(folder / "out.jsonl"), *map(str, files)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    return {Path(file).stem: (shape, num_frames) for file, shape, num_frames in lines}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_trains_and_predicts(results: dict[str, tuple[list[int], int]], name: str) -> None:
+    shape, num_frames = results[name]
+    assert shape == [num_frames, 1, 64, 64]
