@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,6 +23,8 @@ def init_distributed() -> None:
 
     The SLURM variables are translated, so ``srun python scripts/train.py`` needs no launcher either.
     """
+    if distributed.world_size() == 1 and "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())  # a group of one, beside others on the same machine
     os.environ.setdefault("RANK", str(distributed.rank()))
     os.environ.setdefault("LOCAL_RANK", str(distributed.local_rank()))
     os.environ.setdefault("WORLD_SIZE", str(distributed.world_size()))
@@ -34,6 +37,12 @@ def init_distributed() -> None:
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Engine:
@@ -57,6 +66,7 @@ class Engine:
             config=_deepspeed_config(trainer, accumulation, next(iter(parameters)).dtype),
         )
         self._zero_stage = trainer.zero_stage
+        self._grad_norm = torch.zeros(())
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +81,7 @@ class Engine:
     @property
     def grad_norm(self) -> float:
         """Global L2 norm of the last optimizer step's gradients, before clipping."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        return float(self._engine.get_global_grad_norm() if self._zero_stage else self._grad_norm)
 
     def __call__(self, batch: Batch) -> GlusOutput:
         """The forward pass of a micro-batch that is already on ``device``."""
@@ -87,6 +97,10 @@ class Engine:
 
     def step(self) -> None:
         """To be called after each micro-batch; the last one of an optimizer step updates the parameters."""
+        if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
+            # Without ZeRO, DeepSpeed clips float32 gradients but does not tell their norm.
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self._grad_norm = nn.utils.get_total_norm(gradients)
         self._engine.step()
 
     def gathered(self) -> AbstractContextManager[Any]:
