@@ -356,6 +356,15 @@ class TrainConfig:
     output_dir: str = MISSING
     """Run folder: resolved config, run info, metrics.jsonl, checkpoints."""
 
+    def __post_init__(self) -> None:
+        # ZeRO-3 gathers parameters by collective calls, which ranks that segment different videos would not make alike.
+        _require(
+            self.valid is None or self.trainer.zero_stage < 3,
+            "trainer.zero_stage",
+            "0 or 2 where valid is set (set valid=null, and evaluate checkpoints with scripts/predict.py)",
+            self.trainer.zero_stage,
+        )
+
 
 @dataclass
 class PretrainConfig:

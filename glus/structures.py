@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -145,9 +146,11 @@ class Batch:
         return Batch(**{name: changed(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
 
 
-@dataclass
-class GlusOutput:
-    """What one forward pass of the model gives for a batch."""
+class GlusOutput(NamedTuple):
+    """What one forward pass of the model gives for a batch.
+
+    A tuple, because ZeRO-3 hangs its backward hooks on tensors it finds in tuples and dicts, not in dataclasses.
+    """
 
     seg_logits_NQV: torch.Tensor
     """Vocabulary logits at the positions that predict [SEG]."""

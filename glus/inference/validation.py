@@ -29,7 +29,9 @@ class Validation:
         num_videos: how many videos.
     """
 
-    def __init__(self, predictor: VideoPredictor, dataset: DatasetConfig, metrics: Mapping[str, Metric], num_videos: int):
+    def __init__(
+        self, predictor: VideoPredictor, dataset: DatasetConfig, metrics: Mapping[str, Metric], num_videos: int
+    ):
         self.predictor = predictor
         self.metrics = metrics
         self.frames = FrameStore(dataset)

@@ -48,6 +48,7 @@ NEVER_UPDATED = (
 """Parameters of the mask decoder that are declared trainable, as released, yet never change: the convolutions run
 with the frozen image encoder under no_grad, and the other heads' outputs reach no loss."""
 
+PROJECTOR_STD = 0.01
 _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
@@ -85,6 +86,10 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
         memory_enabled=config.memory.enabled,
         memory_detach=config.memory.detach,
     )
+    # CLIP features are tens of times longer than word embeddings; a projector that starts small keeps visual tokens
+    # from drowning what the layers of an LLM that starts from nothing add to them. Loading replaces it.
+    nn.init.normal_(glus.projector.weight, std=PROJECTOR_STD)
+    nn.init.zeros_(glus.projector.bias)
     glus.seg_head = SegHead(glus.language.width, glus.segmenter.width)
     if load_weights:
         load_parts(glus, config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -103,15 +102,10 @@ class Engine:
             self._grad_norm = nn.utils.get_total_norm(gradients)
         self._engine.step()
 
-    def gathered(self) -> AbstractContextManager[Any]:
-        """Inside, every rank holds all parameters whole, and the model can be used without the engine."""
-        if self._zero_stage < 3:
-            return nullcontext()
-        return deepspeed.zero.GatheredParameters(list(self.model.parameters()))
-
     def trained_tensors(self) -> dict[str, torch.Tensor]:
         """The trained parameters by name, whole, on the CPU. A collective call: every rank makes it."""
-        with self.gathered():
+        sharded = list(self.model.parameters()) if self._zero_stage == 3 else []
+        with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
             return {
                 name: parameter.detach().cpu().clone()
                 for name, parameter in self.model.named_parameters()

@@ -144,8 +144,7 @@ class Trainer:
             parts = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
             log.info("step %d/%d  %s  left %s", step, self.steps, parts, left)
         if self.evaluate and (is_last or (self.eval_every and step % self.eval_every == 0)):
-            with self.engine.gathered():
-                scores = {f"valid/{name}": value for name, value in self.evaluate().items()}
+            scores = {f"valid/{name}": value for name, value in self.evaluate().items()}
             self.metrics.write(step, scores)
             log.info("step %d/%d  %s", step, self.steps, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
         if is_last or step % self.save_every == 0:

@@ -103,7 +103,7 @@ def test_processes_share_the_videos(
     """SLURM tasks that never meet write what one process writes."""
     config = PredictConfig(dataset=dataset, weights=str(model_folder), output_dir=str(tmp_path / "out"))
     predict = load_script("predict").predict
-    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     videos = []
     for rank in "10":
         monkeypatch.setenv("SLURM_PROCID", rank)

@@ -13,7 +13,7 @@ from glus.train.trainer import accumulation_steps, micro_batches
 def test_accumulation_is_derived() -> None:
     assert accumulation_steps(80, 2, 4) == 10
     assert accumulation_steps(4, 4, 1) == 1
-    with pytest.raises(ValueError, match=r"trainer.global_batch_size=10 .* 2 x 4 processes = 8"):
+    with pytest.raises(ValueError, match=r"trainer.global_batch_size=10 .*=2 x 4 processes = 8"):
         accumulation_steps(10, 2, 4)
 
 
