@@ -17,7 +17,7 @@ Schema = TypeVar("Schema")
 
 
 class Layout(Enum):
-    """How a benchmark lies on disk (DATASETS section 2)."""
+    """How a benchmark lies on disk."""
 
     mevis = "mevis"
     ref_youtube_vos = "ref_youtube_vos"
@@ -31,7 +31,7 @@ class QuerySampling(Enum):
 
 
 class FuserGamma(Enum):
-    """Which scale the memory encoder's ConvNeXt blocks use (METHOD 0.1)."""
+    """Which scale the memory encoder's ConvNeXt blocks use."""
 
     checkpoint = "checkpoint"
     identity = "identity"
@@ -68,7 +68,7 @@ class ClipConfig:
     select_layer: int = -2
     """Index into ``hidden_states``; -2, the output of the last but one layer, is LLaVA's choice."""
     pool: int = 4
-    """Patches averaged into one visual token: 1-D, consecutive in raster order, before the projector (METHOD 1.1)."""
+    """Patches averaged into one visual token: 1-D, consecutive in raster order, before the projector."""
 
     def __post_init__(self) -> None:
         _require(self.pool >= 1, "model.clip.pool", "a positive number of patches", self.pool)
@@ -93,7 +93,7 @@ class LlmConfig:
     lora_dropout: float = 0.05
     """Dropout before LoRA's A, in training."""
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
-    """Projections of the LLM's attention that get LoRA (METHOD 1.10)."""
+    """Projections of the LLM's attention that get LoRA."""
 
     def __post_init__(self) -> None:
         _require(self.lora_rank >= 0, "model.llm.lora_rank", "0 (off) or a positive rank", self.lora_rank)
@@ -111,9 +111,9 @@ class SegmenterConfig:
     weights: str | None = None
     """File with ``{"model": state dict}``, as ``sam2_hiera_large.pt``; null leaves it at random."""
     fuser_gamma: FuserGamma = FuserGamma.checkpoint
-    """``checkpoint``: as trained. ``identity``: 1e-6, what the released evaluator runs with (METHOD 0.1)."""
+    """``checkpoint``: as trained. ``identity``: 1e-6, what the released evaluator runs with."""
     multimask_fallback: bool = True
-    """At inference, replace an unstable mask by the best of the three alternatives (METHOD 1.7). Off for a model
+    """At inference, replace an unstable mask by the best of the three alternatives. Off for a model
     whose alternative-mask and IoU heads were never trained."""
 
 
@@ -124,7 +124,7 @@ class MemoryConfig:
     enabled: bool = True
     """Off: every frame takes the empty-bank path and nothing is stored."""
     num_frames: int = 7
-    """Frames read at most: the previous one and ``num_frames - 1`` on the stride (METHOD 1.8)."""
+    """Frames read at most: the previous one and ``num_frames - 1`` on the stride."""
     stride: int = 1
     """Distance of the strided memories in training; inference has its own, ``inference.memory_stride``."""
     detach: bool = True
@@ -146,7 +146,7 @@ class ModelConfig:
     trainable: list[str] = field(
         default_factory=lambda: ["lora", "embeddings", "lm_head", "seg_head", "projector", "mask_decoder"]
     )
-    """Names of ``models.build.PARTS`` that are trained; all else is frozen and runs under no_grad (METHOD 1.10)."""
+    """Names of ``models.build.PARTS`` that are trained; all else is frozen and runs under no_grad."""
     precision: Precision = Precision.fp32
     """Weights and activations; bf16 on a GPU as released, fp32 on a CPU."""
 
@@ -210,7 +210,7 @@ class DataConfig:
 
     mixture: dict[str, MixtureItem] = field(default_factory=dict)
     expressions_per_video: int = 3
-    """Sentences drawn without replacement for each drawn video (METHOD 1.11); fewer where a video has fewer."""
+    """Sentences drawn without replacement for each drawn video; fewer where a video has fewer."""
     num_workers: int = 2
     """Loader processes per rank; 0 loads in the training process."""
 
@@ -222,7 +222,7 @@ class DataConfig:
 
 @dataclass
 class ContrastiveConfig:
-    """Object contrastive loss (METHOD 1.9)."""
+    """Object contrastive loss."""
 
     queue_size: int = 512
     """Embeddings kept per rank, first in first out."""
@@ -247,7 +247,7 @@ class LossConfig:
     """Weights of the terms of the objective; a weight of 0 switches a term off."""
 
     weights: dict[str, float] = field(default_factory=lambda: {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1})
-    """Names are those of ``losses.objective.TERMS`` and "contrastive" (METHOD 1.9; GLUS-A trains without it)."""
+    """Names are those of ``losses.objective.TERMS`` and "contrastive" (weights as released; GLUS-A trains without it)."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
     def __post_init__(self) -> None:
@@ -314,11 +314,11 @@ class InferenceConfig:
     """How a trained model is run over a video."""
 
     memory_stride: int = 3
-    """Distance of the strided memories (METHOD 1.8: 3 at inference, 1 in training)."""
+    """Distance of the strided memories (released GLUS: 3 at inference, 1 in training)."""
     force_seg: bool = False
     """Use the state even where [SEG] is not the arg-max; else that frame's mask is empty and its memory a hole."""
     trailing_space: bool = True
-    """Whether the prompt ends in the release's lone "▁" (METHOD 0.3). It never occurs there in training, which a
+    """Whether the prompt ends in the release's lone "▁". It never occurs there in training, which a
     pretrained LLM shrugs off; for one trained from scratch it is an untrained token, so small models set it off."""
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """The special tokens of GLUS and the SentencePiece vocabulary they extend.
 
 The ids of the added tokens are never assumed: they are read from ``added_tokens.json`` beside ``tokenizer.model``
-(METHOD 0.9: LISA on LLaMA-1 has [SEG] = 32003, on LLaMA-2 32000).
+(LISA on LLaMA-1 has [SEG] = 32003, on LLaMA-2 32000).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Vocabulary:
         return max(self._added.values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """SentencePiece ids of ``text``; special tokens inside it are *not* recognised (METHOD 1.4)."""
+        """SentencePiece ids of ``text``; special tokens inside it are *not* recognised."""
         return self._pieces.encode(text)
 
     def decode(self, ids: list[int]) -> str:

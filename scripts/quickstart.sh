@@ -9,9 +9,10 @@ cd "$(dirname "$0")/.."
 
 TRAIN_VIDEOS=${QUICKSTART_TRAIN_VIDEOS:-600}
 VALID_VIDEOS=${QUICKSTART_VALID_VIDEOS:-40}
-CLIP_STEPS=${QUICKSTART_CLIP_STEPS:-600}
-SAM2_STEPS=${QUICKSTART_SAM2_STEPS:-600}
-STEPS=${QUICKSTART_STEPS:-450}
+CLIP_STEPS=${QUICKSTART_CLIP_STEPS:-700}
+SAM2_STEPS=${QUICKSTART_SAM2_STEPS:-500}
+WARMUP_STEPS=${QUICKSTART_WARMUP_STEPS:-300}
+STEPS=${QUICKSTART_STEPS:-120}
 DATA=${QUICKSTART_DATA:-data/shapes}
 OUT=${QUICKSTART_OUT:-outputs/quickstart}
 
@@ -36,19 +37,16 @@ clip=$!
 OMP_NUM_THREADS=1 "$python" tools/pretrain_towers.py "${root[@]}" 'parts=[sam2]' sam2_steps="$SAM2_STEPS"
 wait "$clip"
 
-say "train GLUS"
+say "train GLUS: words first, on single frames, then whole conversations"
+"$python" scripts/train.py experiment=shapes_warmup "${root[@]}" "${train_data[@]}" trainer.steps="$WARMUP_STEPS"
 "$python" scripts/train.py experiment=shapes "${root[@]}" "${train_data[@]}" trainer.steps="$STEPS"
 
-say "predict held-out videos, with this model and with the one shipped in assets/"
-for model in quickstart shipped; do
-    weights=$OUT/shapes
-    [ "$model" = shipped ] && weights=assets/glus_shapes
-    "$python" scripts/predict.py dataset=shapes_valid dataset.root="$DATA" weights="$weights" output_dir="$OUT/predictions/$model"
-    "$python" scripts/score.py dataset=shapes_valid dataset.root="$DATA" predictions="$OUT/predictions/$model"
-done
+say "predict held-out videos and score them"
+valid=(dataset=shapes_valid dataset.root="$DATA")
+"$python" scripts/predict.py "${valid[@]}" weights="$OUT/shapes" output_dir="$OUT/predictions"
+"$python" scripts/score.py "${valid[@]}" predictions="$OUT/predictions"
 
-say "compare with answers that ignore the sentence (shipped: the longer run described in assets/glus_shapes/README.md)"
-"$python" scripts/compare.py dataset=shapes_valid dataset.root="$DATA" \
-    predictions="{quickstart: $OUT/predictions/quickstart, shipped: $OUT/predictions/shipped}" output="$OUT/summary.json"
-"$python" scripts/show.py dataset=shapes_valid dataset.root="$DATA" predictions="$OUT/predictions/shipped" output_dir="$OUT/pictures"
+say "compare with answers that ignore the sentence, and draw"
+"$python" scripts/compare.py "${valid[@]}" predictions="{quickstart: $OUT/predictions}" output="$OUT/summary.json"
+"$python" scripts/show.py "${valid[@]}" predictions="$OUT/predictions" output_dir="$OUT/pictures"
 say "done: $OUT/summary.json"

@@ -73,11 +73,12 @@ def test_full_size_commands_compose(command: str, tmp_path: Path) -> None:
 
 def test_small_commands_run_in_order(tmp_path: Path) -> None:
     """The others, as a user would run them one after another, in an empty folder."""
-    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "quickstart").symlink_to(".")  # as if the quickstart had left its model there
     frames = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), dtype=np.uint8)
     imageio.imwrite(tmp_path / "my_video.mp4", frames, fps=3)
     small = [c for c in commands() if program(c).endswith(".py") and not any(name in c for name in COMPOSED)]
-    order = ["make_shapes", "pretrain_towers", "shapes_warmup"]  # what the others need; the ablation stands before it
+    order = ["make_shapes", "pretrain_towers", "shapes_warmup", "experiment=shapes"]  # what the others need
     small.sort(key=lambda c: next((i for i, name in enumerate(order) if name in c), len(order)))
     for command in small:
         run([sys.executable, str(ROOT / program(command)), *arguments(command), *TINY[program(command)]], tmp_path)

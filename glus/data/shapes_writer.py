@@ -1,4 +1,4 @@
-"""Shapes on disk: the generated videos in the layouts of MeViS and Ref-YouTube-VOS (DATASETS section 2).
+"""Shapes on disk: the generated videos in the layouts of MeViS and Ref-YouTube-VOS.
 
 A split appears whole, by a rename at the very end, or not at all; its ``shapes.json`` says how it was made, and
 ``kinds.json`` ({video: {exp_id: kind}}) under which kind each sentence is scored.
