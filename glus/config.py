@@ -64,7 +64,7 @@ class ClipConfig:
     architecture: dict[str, Any] = field(default_factory=dict)
     """Fields of ``transformers.CLIPVisionConfig``; stated in full so that the model builds without any download."""
     weights: str | None = None
-    """Folder or hub id of a transformers CLIP vision tower; null leaves it at random (its own pre-training)."""
+    """Folder of a CLIP as transformers saves it; null leaves the tower at random."""
     select_layer: int = -2
     """Index into ``hidden_states``; -2, the output of the last but one layer, is LLaVA's choice."""
     pool: int = 4
@@ -247,7 +247,7 @@ class LossConfig:
     """Weights of the terms of the objective; a weight of 0 switches a term off."""
 
     weights: dict[str, float] = field(default_factory=lambda: {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1})
-    """Names are those of ``losses.objective.TERMS`` and "contrastive" (weights as released; GLUS-A trains without it)."""
+    """Names are those of ``losses.objective.TERMS`` and "contrastive" (released values; GLUS-A trains without it)."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
     def __post_init__(self) -> None:
