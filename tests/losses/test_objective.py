@@ -33,7 +33,7 @@ def _split(batch: Batch, output: GlusOutput, row: int) -> tuple[Batch, GlusOutpu
         target_masks=[batch.target_masks[row]],
         object_keys=[batch.object_keys[row]],
     )
-    return one, GlusOutput(**{name: tensor[[row]] for name, tensor in vars(output).items()})
+    return one, GlusOutput(**{name: tensor[[row]] for name, tensor in output._asdict().items()})
 
 
 def test_terms_are_weighted_means_over_all_masks_of_mixed_sizes(make_case: CaseMaker) -> None:
