@@ -101,4 +101,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    # The deepspeed launcher adds this flag, which Hydra does not know; the number is in LOCAL_RANK as well.
+    sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
     main()
