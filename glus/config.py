@@ -368,19 +368,22 @@ class TrainConfig:
 
 @dataclass
 class PretrainConfig:
-    """``tools/pretrain_towers.py``: tokenizer, CLIP tower and SAM2 of a small model, from generated frames."""
+    """``tools/pretrain_towers.py``: tokenizer, CLIP, SAM2 and LLM of a small model, from generated scenes."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     output_dir: str = MISSING
-    """Gets ``tokenizer/``, ``clip/`` and ``sam2.pt``."""
-    parts: list[str] = field(default_factory=lambda: ["tokenizer", "clip", "sam2"])
-    """What to make; the three are independent, so two processes can share the work."""
+    """Gets ``tokenizer/``, ``clip/``, ``sam2.pt`` and ``llm/``."""
+    parts: list[str] = field(default_factory=lambda: ["tokenizer", "clip", "sam2", "llm"])
+    """What to make. The LLM needs tokenizer and CLIP; SAM2 needs nothing, so two processes can share the work."""
     num_scenes: int = 300
     """Generated videos to learn from."""
     num_frames: int = 16
     """Their length."""
     seed: int = 0
+    learning_rate: float = 1e-3
+    """Peak, of each part."""
     clip_steps: int = 1500
     clip_batch_size: int = 32
     """Frames per step."""
@@ -389,12 +392,13 @@ class PretrainConfig:
     """Clips per step."""
     sam2_clip_frames: int = 3
     """Frames per clip in the second part of SAM2's pre-training."""
-    learning_rate: float = 1e-3
-    """Peak of both towers."""
+    llm_steps: int = 1500
+    llm_batch_size: int = 12
+    """Videos per step in the first part of the LLM's pre-training."""
 
     def __post_init__(self) -> None:
-        unknown = set(self.parts) - {"tokenizer", "clip", "sam2"}
-        _require(not unknown, "parts", "names among tokenizer, clip, sam2", self.parts)
+        known = ("tokenizer", "clip", "sam2", "llm")
+        _require(set(self.parts) <= set(known), "parts", f"names among {', '.join(known)}", self.parts)
 
 
 @dataclass

@@ -158,8 +158,6 @@ class GlusOutput(NamedTuple):
     """[SEG] embeddings: the prompts of the mask decoder."""
     mask_logits_NQmm: torch.Tensor
     """Low-resolution mask logits."""
-    target_prompts_NQC: torch.Tensor
-    """What SAM2 itself would be prompted with for the target masks; only the optional loss "prompt" reads it."""
 
 
 @dataclass(frozen=True)

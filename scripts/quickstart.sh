@@ -9,41 +9,46 @@ cd "$(dirname "$0")/.."
 
 TRAIN_VIDEOS=${QUICKSTART_TRAIN_VIDEOS:-600}
 VALID_VIDEOS=${QUICKSTART_VALID_VIDEOS:-40}
+SCENES=${QUICKSTART_SCENES:-600}
 CLIP_STEPS=${QUICKSTART_CLIP_STEPS:-700}
-SAM2_STEPS=${QUICKSTART_SAM2_STEPS:-500}
-WARMUP_STEPS=${QUICKSTART_WARMUP_STEPS:-300}
-STEPS=${QUICKSTART_STEPS:-120}
+LLM_STEPS=${QUICKSTART_LLM_STEPS:-1100}
+SAM2_STEPS=${QUICKSTART_SAM2_STEPS:-1500}
+STEPS=${QUICKSTART_STEPS:-300}
 DATA=${QUICKSTART_DATA:-data/shapes}
 OUT=${QUICKSTART_OUT:-outputs/quickstart}
 
 bash scripts/install.sh
 python=.venv/bin/python
 cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-threads=$((cores < 4 ? cores : 4)) # more threads than cores make a step several times slower; a tiny model feeds few
-export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$threads
+ranks=$((cores < 4 ? cores : 4)) # of 1, 2, 3 or 4 processes each takes an equal share of the 12 videos of a step
+# One thread each: more threads than cores make a step several times slower, and a tiny model feeds few.
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 say() { printf '\n== %s (%s)\n' "$1" "$(date +%T)"; }
 # A run is made anew; the data and the installation stay.
 rm -rf "$OUT"
 mkdir -p "$OUT"
+root=(paths.outputs="$OUT" paths.weights="$OUT/weights")
+scenes=(num_scenes="$SCENES")
+train_data=(data.mixture.shapes.dataset.root="$DATA" valid.root="$DATA")
+valid=(dataset=shapes_valid dataset.root="$DATA")
 
 say "generate Shapes"
 "$python" tools/make_shapes.py "$DATA" --train-videos "$TRAIN_VIDEOS" --valid-videos "$VALID_VIDEOS"
-root=(paths.outputs="$OUT" paths.weights="$OUT/weights")
-train_data=(data.mixture.shapes.dataset.root="$DATA" valid.root="$DATA")
 
-say "pre-train a small CLIP and a small SAM2 on generated frames, side by side"
-OMP_NUM_THREADS=1 "$python" tools/pretrain_towers.py "${root[@]}" 'parts=[tokenizer,clip]' clip_steps="$CLIP_STEPS" &
-clip=$!
-OMP_NUM_THREADS=1 "$python" tools/pretrain_towers.py "${root[@]}" 'parts=[sam2]' sam2_steps="$SAM2_STEPS"
-wait "$clip"
+say "pre-train a small CLIP and LLM, and a small SAM2, side by side on other generated scenes"
+"$python" tools/pretrain_towers.py "${root[@]}" "${scenes[@]}" 'parts=[tokenizer,clip,llm]' \
+  clip_steps="$CLIP_STEPS" llm_steps="$LLM_STEPS" &
+language=$!
+"$python" tools/pretrain_towers.py "${root[@]}" "${scenes[@]}" 'parts=[sam2]' sam2_steps="$SAM2_STEPS"
+wait "$language"
 
-say "train GLUS: words first, on single frames, then whole conversations"
-"$python" scripts/train.py experiment=shapes_warmup "${root[@]}" "${train_data[@]}" trainer.steps="$WARMUP_STEPS"
-"$python" scripts/train.py experiment=shapes "${root[@]}" "${train_data[@]}" trainer.steps="$STEPS"
+say "train GLUS"
+"$python" -m torch.distributed.run --standalone --nproc_per_node="$ranks" scripts/train.py experiment=shapes \
+  "${root[@]}" "${train_data[@]}" trainer.steps="$STEPS" trainer.micro_batch_size=$((12 / ranks))
 
 say "predict held-out videos and score them"
-valid=(dataset=shapes_valid dataset.root="$DATA")
-"$python" scripts/predict.py "${valid[@]}" weights="$OUT/shapes" output_dir="$OUT/predictions"
+"$python" -m torch.distributed.run --standalone --nproc_per_node="$ranks" scripts/predict.py "${valid[@]}" \
+  weights="$OUT/shapes" output_dir="$OUT/predictions"
 "$python" scripts/score.py "${valid[@]}" predictions="$OUT/predictions"
 
 say "compare with answers that ignore the sentence, and draw"

@@ -57,7 +57,7 @@ def test_datasets(dataset: str) -> None:
 
 def test_pretraining() -> None:
     ConfigStore.instance().store("schema", PretrainConfig)
-    assert load_config(PretrainConfig, compose("pretrain")).parts == ["tokenizer", "clip", "sam2"]
+    assert load_config(PretrainConfig, compose("pretrain")).parts == ["tokenizer", "clip", "sam2", "llm"]
 
 
 def test_recipes_of_the_paper() -> None:
@@ -69,7 +69,6 @@ def test_recipes_of_the_paper() -> None:
         assert config.model.memory.detach
         assert config.model.segmenter.multimask_fallback
         assert config.inference.memory_stride == 3
-        assert "prompt" not in config.loss.weights
     assert (small.trainer.steps, large.trainer.steps) == (3000, 5000)
     assert small.loss.weights == {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1}
     assert large.loss.weights["contrastive"] == 0

@@ -42,19 +42,3 @@ def dice_loss(logits_RHW: torch.Tensor, target_RHW: torch.Tensor) -> torch.Tenso
     overlap = 2 * (probability / DICE_SCALE * target).sum(1)
     total = (probability / DICE_SCALE).sum(1) + (target / DICE_SCALE).sum(1)
     return 1 - (overlap + DICE_EPSILON) / (total + DICE_EPSILON)
-
-
-def prompt_loss(embeds_RC: torch.Tensor, target_RC: torch.Tensor) -> torch.Tensor:
-    """Mean squared error between [SEG] embeddings and SAM2's own prompts for the target masks.
-
-    Not in the paper, off by default: it tells an LLM that starts from nothing where objects are in SAM2's words, which
-    LISA's pretrained LLM need not be told.
-
-    Args:
-        embeds_RC: [SEG] embeddings.
-        target_RC: ``Sam2Segmenter.mask_prompt`` of the targets.
-
-    Returns:
-        (R,) float32, >= 0.
-    """
-    return (embeds_RC.float() - target_RC.float()).square().mean(1)

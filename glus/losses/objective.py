@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from glus.losses.contrastive import ContrastiveQueue
 from glus.losses.language import seg_cross_entropy
-from glus.losses.mask import binary_cross_entropy, dice_loss, prompt_loss
+from glus.losses.mask import binary_cross_entropy, dice_loss
 from glus.structures import Batch, GlusOutput, ObjectKey
 
 
@@ -23,8 +23,6 @@ class LossInputs:
     seg_id: int
     masks: list[tuple[torch.Tensor, torch.Tensor]]
     """(logits_RHW, target_RHW) per frame size of the batch; together R rows."""
-    embeds_RC: torch.Tensor
-    target_prompts_RC: torch.Tensor
 
 
 def _per_mask(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[LossInputs], torch.Tensor]:
@@ -35,7 +33,6 @@ TERMS: dict[str, Callable[[LossInputs], torch.Tensor]] = {
     "seg": lambda inputs: seg_cross_entropy(inputs.seg_logits_RV, inputs.seg_id),
     "bce": _per_mask(binary_cross_entropy),
     "dice": _per_mask(dice_loss),
-    "prompt": lambda inputs: prompt_loss(inputs.embeds_RC, inputs.target_prompts_RC),
 }
 """Name -> function giving one value per (expression, query frame). To add a loss: a line here and a weight."""
 
@@ -101,8 +98,6 @@ class GlusObjective:
             output.seg_logits_NQV.flatten(0, 1),
             self.seg_id,
             _masks_by_size(output, batch),
-            output.seg_embeds_NQC.flatten(0, 1),
-            output.target_prompts_NQC.flatten(0, 1),
         )
         terms = {}
         for name, weight in self.weights.items():

@@ -49,6 +49,8 @@ NEVER_UPDATED = (
 with the frozen image encoder under no_grad, and the other heads' outputs reach no loss."""
 
 PROJECTOR_STD = 0.01
+PROJECTOR_PREFIX = "model.mm_projector."
+"""LLaVA keeps its projector among the LLM's tensors, under this name."""
 _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
@@ -114,7 +116,12 @@ def load_parts(glus: Glus, config: ModelConfig) -> None:
     if config.segmenter.weights:
         load_strict(glus.segmenter.sam, read_tensors(config.segmenter.weights), config.segmenter.weights)
     if config.llm.weights:
-        load_strict(glus.language.llama, read_tensors(config.llm.weights), config.llm.weights)
+        tensors = read_tensors(config.llm.weights)
+        names = [name for name in tensors if name.startswith(PROJECTOR_PREFIX)]
+        projector = {name.removeprefix(PROJECTOR_PREFIX): tensors.pop(name) for name in names}
+        if projector:
+            load_strict(glus.projector, projector, config.llm.weights)
+        load_strict(glus.language.llama, tensors, config.llm.weights)
 
 
 def mark_trainable(glus: nn.Module, parts: list[str]) -> None:

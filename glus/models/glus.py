@@ -182,6 +182,4 @@ class Glus(nn.Module):
             batch.input_ids, batch.attention_mask, visual_MD, batch.seg_positions
         )
         masks_NQmm = self.segment_clip(batch.query_frames, batch.video_index, embeds_NQC)
-        with torch.no_grad():
-            prompts_NQC = torch.stack([self.segmenter.mask_prompt(masks) for masks in batch.target_masks])
-        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm, prompts_NQC)
+        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm)

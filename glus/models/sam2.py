@@ -258,8 +258,8 @@ class Sam2Segmenter(nn.Module):
     def mask_prompt(self, masks_RHW: torch.Tensor) -> torch.Tensor:
         """SAM2's own words for masks: the mean click embedding over a mask's pixels, at the length of one click.
 
-        One embedding for one object (about a click on its centre), several, or none (then SAM2's "no point"). It is
-        prompt of a small SAM2's pre-training, and the target of the optional loss "prompt". The paper has none.
+        One embedding for one object (about a click on its centre), several, or none (then SAM2's "no point"). It is a
+        prompt of a small SAM2's pre-training; the method has none.
 
         Args:
             masks_RHW: 0 or 1, any type.

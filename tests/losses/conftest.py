@@ -41,7 +41,6 @@ def make_case() -> CaseMaker:
             seg_logits_NQV=torch.randn(n, q, 11, generator=generator).requires_grad_(),
             seg_embeds_NQC=torch.randn(n, q, 6, generator=generator).requires_grad_(),
             mask_logits_NQmm=torch.randn(n, q, 4, 4, generator=generator).requires_grad_(),
-            target_prompts_NQC=torch.randn(n, q, 6, generator=generator),
         )
         return batch, output
 

@@ -18,7 +18,7 @@ from glus.losses.objective import TERMS, GlusObjective
 from glus.structures import Batch, GlusOutput
 
 CaseMaker = Callable[..., tuple[Batch, GlusOutput]]
-WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5, "prompt": 0.3}
+WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5}
 
 
 def _run(objective: GlusObjective, batch: Batch, output: GlusOutput) -> dict[str, torch.Tensor]:
@@ -48,12 +48,10 @@ def test_terms_are_weighted_means_over_all_masks_of_mixed_sizes(make_case: CaseM
             bce.append(binary_cross_entropy(logits, target[[q]]))
             dice.append(dice_loss(logits, target[[q]]))
     seg = seg_cross_entropy(output.seg_logits_NQV.flatten(0, 1), 3)
-    prompt = (output.seg_embeds_NQC - output.target_prompts_NQC).square().mean()
     expected = {
         "seg": seg.mean(),
         "bce": 2 * torch.cat(bce).mean(),
         "dice": 0.5 * torch.cat(dice).mean(),
-        "prompt": 0.3 * prompt,
     }
     assert terms.keys() == {*expected, "total"}
     for name, value in expected.items():
@@ -63,14 +61,12 @@ def test_terms_are_weighted_means_over_all_masks_of_mixed_sizes(make_case: CaseM
 
 def test_a_weight_of_zero_removes_its_term(make_case: CaseMaker) -> None:
     batch, output = make_case()
-    terms = _run(GlusObjective({**WEIGHTS, "dice": 0.0, "prompt": 0.0, "contrastive": 0.0}, seg_id=3), batch, output)
+    terms = _run(GlusObjective({**WEIGHTS, "dice": 0.0, "contrastive": 0.0}, seg_id=3), batch, output)
     assert terms.keys() == {"seg", "bce", "total"}
 
 
 def test_unknown_and_useless_weights_are_errors() -> None:
-    with pytest.raises(
-        ValueError, match=r"loss\.weights\.focal: no such term; known are seg, bce, dice, prompt, contrastive"
-    ):
+    with pytest.raises(ValueError, match=r"loss\.weights\.focal: no such term; known are seg, bce, dice, contrastive"):
         GlusObjective({"seg": 1.0, "focal": 1.0}, seg_id=3)
     with pytest.raises(ValueError, match="above 0"):
         GlusObjective({"seg": 0.0}, seg_id=3)
@@ -81,7 +77,7 @@ def test_unknown_and_useless_weights_are_errors() -> None:
 def test_micro_batches_add_up_to_the_whole_in_loss_and_gradient(make_case: CaseMaker) -> None:
     batch, output = make_case(((9, 7), (12, 5), (9, 7), (4, 4)))
     objective = GlusObjective(WEIGHTS, seg_id=3)
-    leaves = [output.seg_logits_NQV, output.seg_embeds_NQC, output.mask_logits_NQmm]
+    leaves = [output.seg_logits_NQV, output.mask_logits_NQmm]
     whole = _run(objective, batch, output)["total"]
     expected = torch.autograd.grad(whole, leaves)
     pieces = [_split(batch, output, row) for row in range(4)]
@@ -128,6 +124,6 @@ def test_too_few_contrastive_terms_count_as_none(make_case: CaseMaker, num_negat
 def test_the_defaults_are_the_published_weights_and_every_term_is_named() -> None:
     objective = build_objective(LossConfig(), seg_id=3)
     assert objective.weights == {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1}
-    assert {*TERMS, "contrastive"} - objective.weights.keys() == {"prompt"}  # not in the paper
+    assert {*TERMS, "contrastive"} == objective.weights.keys()
     assert objective.queue is not None
     assert build_objective(LossConfig(weights={"seg": 1.0}), seg_id=3).queue is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glus.losses.language import seg_cross_entropy
-from glus.losses.mask import binary_cross_entropy, dice_loss, prompt_loss
+from glus.losses.mask import binary_cross_entropy, dice_loss
 
 
 def _masks() -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,11 +38,6 @@ def test_dice_is_the_soft_overlap_with_lisas_constants() -> None:
     overlap, total = 2 * (p * t / 1000).sum(1), (p / 1000).sum(1) + (t / 1000).sum(1)
     expected = 1 - (overlap + 1e-6) / (total + 1e-6)
     torch.testing.assert_close(dice_loss(logits, target).double(), expected, rtol=0, atol=1e-5)
-
-
-def test_prompt_loss_is_the_mean_squared_error_of_each_row() -> None:
-    embeds, target = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[1.0, 4.0], [3.0, 1.0]])
-    assert torch.equal(prompt_loss(embeds, target), torch.tensor([2.0, 5.0]))
 
 
 @pytest.mark.parametrize("scale", [1.0, 80.0])

@@ -1,0 +1,150 @@
+"""Pre-training of the small towers: labels are right, each part learns, and only that part changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from glus.config import FramesConfig
+from glus.data.shapes import Scene
+from glus.data.shapes_render import COLOURS, SHAPES
+from glus.data.tokenization import ConversationTokenizer
+from glus.models.build import LoadedModel
+from glus.train.towers.clip import pretrain_clip
+from glus.train.towers.labels import draw_scenes, patch_labels
+from glus.train.towers.llm import PLACE_CELLS, SentenceLabels, encode_scene, pretrain_llm
+from glus.train.towers.optimize import Report
+from glus.train.towers.sam2 import pretrain_sam2
+
+GRID = 8
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return draw_scenes(seed=0, count=4, num_frames=8, size=64)
+
+
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def _changed(before: dict[str, torch.Tensor], module: nn.Module) -> bool:
+    return any(not torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def _recorder() -> tuple[list[dict[str, float]], Report]:
+    seen: list[dict[str, float]] = []
+
+    def report(step: int, values: dict[str, float]) -> None:
+        assert step == len(seen)
+        seen.append(values)
+
+    return seen, report
+
+
+def test_patch_labels_name_the_object_that_covers_a_patch(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        labels = patch_labels([(scene, 3)], GRID)
+        masks = scene.masks_OTHW[:, 3]
+        side = masks.shape[-1] // GRID
+        for patch in range(GRID * GRID):
+            row, column = divmod(patch, GRID)
+            window = masks[:, row * side : (row + 1) * side, column * side : (column + 1) * side].mean((1, 2))
+            owner = scene.objects[int(window.argmax())]
+            if window.max() < 0.15:
+                assert labels.shape[0, patch] == labels.colour[0, patch] == 0
+                assert not labels.place[0, patch].any()
+            else:
+                assert SHAPES[int(labels.shape[0, patch]) - 1] == owner.shape
+                assert list(COLOURS)[int(labels.colour[0, patch]) - 1] == owner.colour
+                x = owner.path_T2[3, 0] / masks.shape[-1]
+                assert labels.place[0, patch, 0] == pytest.approx(np.sin(np.pi * x), abs=1e-6)
+
+
+def test_sentence_labels_say_what_is_named_how_many_are_seen_and_where(scenes: list[Scene]) -> None:
+    kinds = set()
+    for scene in scenes:
+        for sentence in scene.sentences:
+            labels = SentenceLabels(sentence, scene, 2)
+            kinds.add(sentence.kind)
+            said = sentence.text.split()
+            for word, named in zip([*SHAPES, *COLOURS], labels.named, strict=True):
+                assert bool(named) == (word in said or f"{word}s" in said), sentence.text
+            masks = scene.masks_OTHW[list(sentence.object_ids), 2]
+            assert labels.count == min(2, sum(bool(mask.any()) for mask in masks))
+            if sentence.kind == "absent":
+                assert labels.count == 0
+                assert not labels.columns.any()
+            elif labels.count:
+                column = masks.any(0).sum(0).reshape(PLACE_CELLS, -1).sum(1)
+                np.testing.assert_allclose(labels.columns, column / column.sum(), rtol=1e-6)
+                row = masks.any(0).sum(1).reshape(PLACE_CELLS, -1).sum(1)
+                np.testing.assert_allclose(labels.rows, row / row.sum(), rtol=1e-6)
+    assert {"appearance", "absent", "multi"} <= kinds
+
+
+def test_clip_learns_its_labels(tiny_model: LoadedModel, scenes: list[Scene]) -> None:
+    encoder = copy.deepcopy(tiny_model.glus.clip)
+    seen, report = _recorder()
+    pretrain_clip(encoder, scenes, steps=80, batch_size=8, learning_rate=3e-3, seed=0, report=report)
+    assert np.mean([v["loss"] for v in seen[-10:]]) < 0.8 * np.mean([v["loss"] for v in seen[:10]])
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_sam2_learns_prompts_in_single_frames_and_then_memory(tiny_model: LoadedModel, scenes: list[Scene]) -> None:
+    segmenter = copy.deepcopy(tiny_model.glus.segmenter)
+    before = _weights(segmenter)
+    seen, report = _recorder()
+    pretrain_sam2(segmenter, scenes, 20, batch_size=2, num_frames=2, learning_rate=1e-3, seed=0, report=report)
+    assert ["iou_later" in values for values in seen] == [False] * 14 + [True] * 6
+    assert np.mean([v["loss"] for v in seen[-5:]]) < np.mean([v["loss"] for v in seen[:5]])
+    memory = {name for name in before if name.startswith("sam.memory_")}
+    after = segmenter.state_dict()
+    assert memory
+    assert any(not torch.equal(before[name], after[name]) for name in memory)
+
+
+def test_llm_learns_words_and_changes_nothing_but_llm_and_projector(
+    tiny_model: LoadedModel, scenes: list[Scene], run_llm: Callable[..., list[dict[str, float]]]
+) -> None:
+    glus = copy.deepcopy(tiny_model.glus)
+    frozen = [glus.clip, glus.segmenter, glus.seg_head]
+    before = [_weights(module) for module in frozen]
+    trained = _weights(glus.projector), _weights(glus.language)
+    seen = run_llm(glus, steps=40)
+    assert np.mean([v["loss"] for v in seen[15:20]]) < np.mean([v["loss"] for v in seen[:5]])
+    assert not any(_changed(weights, module) for weights, module in zip(before, frozen, strict=True))
+    assert _changed(trained[0], glus.projector)
+    assert _changed(trained[1], glus.language)
+
+
+def test_the_same_seed_gives_the_same_run(
+    tiny_model: LoadedModel, run_llm: Callable[..., list[dict[str, float]]]
+) -> None:
+    assert run_llm(copy.deepcopy(tiny_model.glus), steps=3) == run_llm(copy.deepcopy(tiny_model.glus), steps=3)
+
+
+@pytest.fixture
+def run_llm(tiny_model: LoadedModel, scenes: list[Scene]) -> Callable[..., list[dict[str, float]]]:
+    tokenizer = ConversationTokenizer(tiny_model.vocabulary, tiny_model.glus.tokens_per_frame)
+    frames = FramesConfig(num_context=2, num_query=2)
+
+    def run(glus: object, steps: int) -> list[dict[str, float]]:
+        seen, report = _recorder()
+        torch.manual_seed(0)
+        pretrain_llm(glus, tokenizer, frames, scenes, steps, 4, 3e-3, 0, report)  # type: ignore[arg-type]
+        return seen
+
+    return run
+
+
+def test_scenes_are_encoded_frame_by_frame(tiny_model: LoadedModel, scenes: list[Scene]) -> None:
+    clip = tiny_model.glus.clip
+    features = encode_scene(clip, scenes[0])
+    assert features.shape == (8, clip.tokens_per_frame, clip.width)
+    assert not features.requires_grad
