@@ -143,12 +143,18 @@ class ModelConfig:
     llm: LlmConfig = field(default_factory=LlmConfig)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    seg_head_gain: float = 1.0
+    """Factor on the initial output weights of the [SEG] head; 1: PyTorch's initialisation, as released. A small SAM2
+    hardly answers prompts so much shorter than those it was pre-trained with."""
     trainable: list[str] = field(
         default_factory=lambda: ["lora", "embeddings", "lm_head", "seg_head", "projector", "mask_decoder"]
     )
     """Names of ``models.build.PARTS`` that are trained; all else is frozen and runs under no_grad."""
     precision: Precision = Precision.fp32
     """Weights and activations; bf16 on a GPU as released, fp32 on a CPU."""
+
+    def __post_init__(self) -> None:
+        _require(self.seg_head_gain > 0, "model.seg_head_gain", "a positive number", self.seg_head_gain)
 
 
 @dataclass

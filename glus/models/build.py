@@ -92,7 +92,7 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
     # from drowning what the layers of an LLM that starts from nothing add to them. Loading replaces it.
     nn.init.normal_(glus.projector.weight, std=PROJECTOR_STD)
     nn.init.zeros_(glus.projector.bias)
-    glus.seg_head = SegHead(glus.language.width, glus.segmenter.width)
+    glus.seg_head = SegHead(glus.language.width, glus.segmenter.width, config.seg_head_gain)
     if load_weights:
         load_parts(glus, config)
     if config.llm.lora_rank:

@@ -20,12 +20,15 @@ class SegHead(nn.Module):
     Args:
         width: of the language model (D).
         prompt_width: of SAM2 (C).
+        gain: factor on the initial weights of the second layer.
     """
 
-    def __init__(self, width: int, prompt_width: int):
+    def __init__(self, width: int, prompt_width: int, gain: float = 1.0):
         super().__init__()
         self.fc1 = nn.Linear(width, width)
         self.fc2 = nn.Linear(width, prompt_width)
+        with torch.no_grad():
+            self.fc2.weight.mul_(gain)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., C)."""
