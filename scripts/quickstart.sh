@@ -20,7 +20,7 @@ OUT=${QUICKSTART_OUT:-outputs/quickstart}
 bash scripts/install.sh
 python=.venv/bin/python
 cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-ranks=$((cores < 4 ? cores : 4)) # of 1, 2, 3 or 4 processes each takes an equal share of the 12 videos of a step
+ranks=$((cores >= 4 ? 4 : cores >= 2 ? 2 : 1)) # processes that share the 4 videos of a step
 # One thread each: more threads than cores make a step several times slower, and a tiny model feeds few.
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 say() { printf '\n== %s (%s)\n' "$1" "$(date +%T)"; }
@@ -44,14 +44,21 @@ wait "$language"
 
 say "train GLUS"
 "$python" -m torch.distributed.run --standalone --nproc_per_node="$ranks" scripts/train.py experiment=shapes \
-  "${root[@]}" "${train_data[@]}" trainer.steps="$STEPS" trainer.micro_batch_size=$((12 / ranks))
+  "${root[@]}" "${train_data[@]}" trainer.steps="$STEPS" trainer.micro_batch_size=$((4 / ranks))
 
-say "predict held-out videos and score them"
-"$python" -m torch.distributed.run --standalone --nproc_per_node="$ranks" scripts/predict.py "${valid[@]}" \
-  weights="$OUT/shapes" output_dir="$OUT/predictions"
-"$python" scripts/score.py "${valid[@]}" predictions="$OUT/predictions"
+evaluate() { # weights, folder of the predictions
+  "$python" -m torch.distributed.run --standalone --nproc_per_node="$ranks" scripts/predict.py "${valid[@]}" \
+    weights="$1" output_dir="$2"
+  "$python" scripts/score.py "${valid[@]}" predictions="$2"
+}
+say "predict held-out videos and score them: the model that was just trained"
+evaluate "$OUT/shapes" "$OUT/predictions"
+say "the same for the shipped model, which longer runs of these commands made (assets/glus_shapes)"
+evaluate assets/glus_shapes "$OUT/shipped_predictions"
 
-say "compare with answers that ignore the sentence, and draw"
-"$python" scripts/compare.py "${valid[@]}" predictions="{quickstart: $OUT/predictions}" output="$OUT/summary.json"
+say "compare both with answers that ignore the sentence, and draw"
+"$python" scripts/compare.py "${valid[@]}" output="$OUT/summary.json" \
+  predictions="{quickstart: $OUT/predictions, shipped: $OUT/shipped_predictions}"
 "$python" scripts/show.py "${valid[@]}" predictions="$OUT/predictions" output_dir="$OUT/pictures"
+"$python" scripts/show.py "${valid[@]}" predictions="$OUT/shipped_predictions" output_dir="$OUT/shipped_pictures"
 say "done: $OUT/summary.json"

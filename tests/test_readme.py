@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TINY = {
     "tools/make_shapes.py": ["--train-videos", "3", "--valid-videos", "2", "--num-frames", "8"],
-    "tools/pretrain_towers.py": ["num_scenes=3", "num_frames=8", "clip_steps=1", "sam2_steps=1", "clip_batch_size=2"],
+    "tools/pretrain_towers.py": ["num_scenes=3", "num_frames=8", "clip_steps=1", "sam2_steps=1", "llm_steps=1",
+                               "clip_batch_size=2", "llm_batch_size=2"],
     "scripts/train.py": ["trainer.steps=1", "trainer.global_batch_size=1", "trainer.micro_batch_size=1",
                          "trainer.eval_videos=1", "data.num_workers=0"],
     "scripts/predict.py": [],
@@ -78,7 +79,7 @@ def test_small_commands_run_in_order(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), dtype=np.uint8)
     imageio.imwrite(tmp_path / "my_video.mp4", frames, fps=3)
     small = [c for c in commands() if program(c).endswith(".py") and not any(name in c for name in COMPOSED)]
-    order = ["make_shapes", "pretrain_towers", "shapes_warmup", "experiment=shapes"]  # what the others need
+    order = ["make_shapes", "pretrain_towers", "experiment=shapes"]  # what the others need
     small.sort(key=lambda c: next((i for i, name in enumerate(order) if name in c), len(order)))
     for command in small:
         run([sys.executable, str(ROOT / program(command)), *arguments(command), *TINY[program(command)]], tmp_path)

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TINY = {"TRAIN_VIDEOS": 4, "VALID_VIDEOS": 3, "CLIP_STEPS": 2, "SAM2_STEPS": 2, "WARMUP_STEPS": 2, "STEPS": 2}
+TINY = {
+    "TRAIN_VIDEOS": 4,
+    "VALID_VIDEOS": 3,
+    "SCENES": 20,
+    "CLIP_STEPS": 2,
+    "LLM_STEPS": 2,
+    "SAM2_STEPS": 2,
+    "STEPS": 2,
+}
 ROWS = {"model", "all_objects", "random_object", "other_sentence", "empty"}
 
 
