@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from glus.models.glus import Glus, SegHead, segment_step
 from glus.models.memory import MemoryBank
@@ -276,3 +277,15 @@ def test_seg_head_is_linear_relu_linear() -> None:
     x = torch.randn(4, 5, 6)
     hidden = (x @ head.fc1.weight.T + head.fc1.bias).clamp(min=0)
     torch.testing.assert_close(head(x), hidden @ head.fc2.weight.T + head.fc2.bias)
+
+
+def test_the_gain_of_the_seg_head_scales_its_first_prompts() -> None:
+    heads = []
+    for gain in (1.0, 5.0):
+        torch.manual_seed(0)
+        heads.append(SegHead(8, 4, gain))
+    states = torch.randn(3, 8)
+    plain, strong = (head(states) - head.fc2.bias for head in heads)
+    torch.testing.assert_close(strong, 5 * plain)
+    torch.manual_seed(0)
+    assert torch.equal(heads[0].fc1.weight, nn.Linear(8, 8).weight)  # at gain 1, PyTorch's initialisation
