@@ -37,6 +37,13 @@ class FuserGamma(Enum):
     identity = "identity"
 
 
+class SegHeadInit(Enum):
+    """Where the [SEG] head starts from."""
+
+    random = "random"
+    lisa = "lisa"
+
+
 class Precision(Enum):
     """Floating-point type of weights and activations."""
 
@@ -143,9 +150,12 @@ class ModelConfig:
     llm: LlmConfig = field(default_factory=LlmConfig)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    seg_head_init: SegHeadInit = SegHeadInit.random
+    """``random``: the [SEG] head starts anew, as released, although LISA-7B-v1 holds one of the same shape. ``lisa``:
+    it starts as the ``text_hidden_fcs`` that ``llm.weights`` must then hold."""
     seg_head_gain: float = 1.0
-    """Factor on the initial output weights of the [SEG] head; 1: PyTorch's initialisation, as released. A small SAM2
-    hardly answers prompts so much shorter than those it was pre-trained with."""
+    """Factor on the initial output weights of a random [SEG] head; 1: PyTorch's initialisation, as released. A small
+    SAM2 hardly answers prompts so much shorter than those it was pre-trained with."""
     trainable: list[str] = field(
         default_factory=lambda: ["lora", "embeddings", "lm_head", "seg_head", "projector", "mask_decoder"]
     )

@@ -29,7 +29,8 @@ class Vocabulary:
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: an added token is missing or its id is taken by another token, so that it would not be one id.
+        ValueError: an added token is missing, is given twice, has the id of another token, or is a piece of the
+            SentencePiece model too, so that it would not be exactly one id.
     """
 
     def __init__(self, folder: str | Path):
@@ -40,8 +41,8 @@ class Vocabulary:
                     f"tokenizer folder {self.folder} has no {name}; "
                     "expected tokenizer.model (SentencePiece) and added_tokens.json side by side"
                 )
-        self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(self.folder / "tokenizer.model"))
-        self._added: dict[str, int] = json.loads((self.folder / "added_tokens.json").read_text())
+        self._pieces = _read_pieces(self.folder / "tokenizer.model")
+        self._added = _read_added_tokens(self.folder / "added_tokens.json")
         self._check()
         self.bos_id: int = self._pieces.bos_id()
         self.eos_id: int = self._pieces.eos_id()
@@ -60,6 +61,12 @@ class Vocabulary:
                 f"{self.folder}/added_tokens.json must give each token one id of its own, at or above the "
                 f"{self._pieces.get_piece_size()} SentencePiece ids; it holds {self._added}"
             )
+        known = [token for token in self._added if self._pieces.encode(token, out_type=str)[-1].endswith(token)]
+        if known:
+            raise ValueError(
+                f"{self.folder}/tokenizer.model already holds {known}, which added_tokens.json adds: each would have "
+                "two ids; take the tokenizer.model that belongs to the checkpoint"
+            )
 
     @property
     def size(self) -> int:
@@ -76,9 +83,35 @@ class Vocabulary:
         return " ".join(names.get(i) or self._pieces.id_to_piece(i) for i in ids)
 
 
+def _read_pieces(file: Path) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{file} is no SentencePiece model (cut short?): {error}") from error
+
+
+def _read_added_tokens(file: Path) -> dict[str, int]:
+    """Token -> id. JSON allows a name twice, of which Python would silently keep the last."""
+
+    def unique(pairs: list[tuple[str, int]]) -> dict[str, int]:
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{file} gives {twice} more than once; expected one id for each token")
+        return dict(pairs)
+
+    try:
+        added = json.loads(file.read_text(), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    if not isinstance(added, dict) or not all(type(number) is int for number in added.values()):
+        raise ValueError(f"{file} holds {added}: expected {{token: id}}")
+    return added
+
+
 def write_added_tokens(folder: str | Path) -> None:
     """Write ``added_tokens.json`` for the SentencePiece model in ``folder``: the added tokens follow its ids."""
     folder = Path(folder)
-    first = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
+    first = _read_pieces(folder / "tokenizer.model").get_piece_size()
     added = {token: first + offset for offset, token in enumerate(ADDED_TOKENS)}
     (folder / "added_tokens.json").write_text(json.dumps(added, indent=2) + "\n")

@@ -28,8 +28,9 @@ from glus.config import PretrainConfig, load_config
 from glus.data.shapes import Scene
 from glus.data.tokenization import ConversationTokenizer, train_vocabulary
 from glus.log import run_info, setup_logging
-from glus.models.build import PROJECTOR_PREFIX, build_glus, build_segmenter
+from glus.models.build import build_glus, build_segmenter
 from glus.models.clip import ClipEncoder, build_vision_tower
+from glus.models.key_map import PROJECTOR_PREFIX
 from glus.models.weights import write_tensors
 from glus.tokens import Vocabulary
 from glus.train.towers.clip import pretrain_clip

@@ -12,7 +12,19 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from glus.config import FuserGamma, ModelConfig, ModelFolderConfig, Precision, SegmenterConfig, load_config, to_yaml
+from glus.config import (
+    FuserGamma,
+    ModelConfig,
+    ModelFolderConfig,
+    Precision,
+    SegHeadInit,
+    SegmenterConfig,
+    SettingsConfig,
+    load_config,
+    override_settings,
+    to_yaml,
+)
+from glus.models import key_map
 from glus.models.clip import ClipEncoder, build_vision_tower
 from glus.models.glus import Glus, SegHead
 from glus.models.language import LanguageModel, add_lora, build_llama
@@ -49,8 +61,6 @@ NEVER_UPDATED = (
 with the frozen image encoder under no_grad, and the other heads' outputs reach no loss."""
 
 PROJECTOR_STD = 0.01
-PROJECTOR_PREFIX = "model.mm_projector."
-"""LLaVA keeps its projector among the LLM's tensors, under this name."""
 _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
@@ -110,18 +120,46 @@ def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> S
 
 
 def load_parts(glus: Glus, config: ModelConfig) -> None:
-    """Load the pretrained towers the config names, each strictly."""
+    """Load the pretrained towers the config names, each strictly.
+
+    Raises:
+        FileNotFoundError: a weights file is missing.
+        ValueError: weights do not fit, or ``model.seg_head_init`` asks for a head without ``model.llm.weights``.
+    """
     if config.clip.weights:
         load_strict(glus.clip.vision_model, read_clip_folder(config.clip.weights), config.clip.weights)
     if config.segmenter.weights:
-        load_strict(glus.segmenter.sam, read_tensors(config.segmenter.weights), config.segmenter.weights)
+        names = [name for name in glus.state_dict() if name.startswith("segmenter.sam.")]
+        renamed = key_map.SAM2.rename(read_tensors(config.segmenter.weights))
+        load_strict(glus, renamed.tensors, config.segmenter.weights, names, key_map.SAM2.label)
     if config.llm.weights:
-        tensors = read_tensors(config.llm.weights)
-        names = [name for name in tensors if name.startswith(PROJECTOR_PREFIX)]
-        projector = {name.removeprefix(PROJECTOR_PREFIX): tensors.pop(name) for name in names}
-        if projector:
-            load_strict(glus.projector, projector, config.llm.weights)
-        load_strict(glus.language.llama, tensors, config.llm.weights)
+        load_language(glus, config)
+    elif config.seg_head_init is SegHeadInit.lisa:
+        raise ValueError("model.seg_head_init=lisa: set model.llm.weights to the folder of LISA-7B-v1, which holds it")
+
+
+def load_language(glus: Glus, config: ModelConfig) -> None:
+    """Load the LLM, and the projector where the file holds LLaVA's, and the [SEG] head if ``seg_head_init`` says so.
+
+    LISA-7B-v1 is such a file: all rows of GLUS's tokens are in it, so none is added; its SAM-1 is left aside.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the tensors are not exactly these.
+    """
+    source = config.llm.weights
+    assert source is not None
+    keys = key_map.lisa(config.seg_head_init)
+    tensors = read_tensors(source)
+    key_map.check_inv_freq(tensors, config.llm.architecture, source)
+    renamed = keys.rename(tensors)
+    parts = ["language.llama."]
+    parts += ["projector."] if any(name.startswith("projector.") for name in renamed.tensors) else []
+    parts += ["seg_head."] if config.seg_head_init is SegHeadInit.lisa else []
+    names = [name for name in glus.state_dict() if name.startswith(tuple(parts))]
+    load_strict(
+        glus, renamed.tensors, source, names, keys.label, renamed.dropped, renamed.unknown, key_map.lisa_hint(renamed)
+    )
 
 
 def mark_trainable(glus: nn.Module, parts: list[str]) -> None:
@@ -205,12 +243,15 @@ def load_folder(glus: Glus, folder: Path) -> None:
     load_strict(glus, read_tensors(file), file, only=None if is_complete else trainable_names(glus))
 
 
-def load_model(path: str | Path, precision: Precision | None = None) -> LoadedModel:
+def load_model(
+    path: str | Path, precision: Precision | None = None, settings: SettingsConfig | None = None
+) -> LoadedModel:
     """Build and strictly load a model folder (or the newest checkpoint of a run), in evaluation mode.
 
     Args:
         path: see ``find_model_folder``.
         precision: replaces the saved one; None keeps it.
+        settings: override the folder's; each that changes something is logged.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -218,6 +259,9 @@ def load_model(path: str | Path, precision: Precision | None = None) -> LoadedMo
     """
     folder = find_model_folder(path)
     config = load_config(ModelFolderConfig, OmegaConf.load(folder / CONFIG_FILE))  # type: ignore[arg-type]
+    config, changes = override_settings(config, settings or SettingsConfig())
+    for change in changes:
+        log.warning("%s: %s", path, change)
     if precision is not None:
         config.model.precision = precision
     config.model.llm.tokenizer = str(folder)

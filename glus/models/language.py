@@ -49,6 +49,20 @@ def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausal
     return llama
 
 
+def rotary_frequencies(architecture: dict[str, Any]) -> torch.Tensor:
+    """Radians per position of each pair of a head's channels: (head width / 2,) float32, on the CPU.
+
+    Args:
+        architecture: fields of ``transformers.LlamaConfig``.
+    """
+    compat.prepare_torchvision()
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    with torch.device("cpu"):
+        return LlamaRotaryEmbedding(LlamaConfig(**architecture)).inv_freq.detach().clone()
+
+
 def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, targets: list[str]) -> None:
     """Put LoRA adapters into the named projections, in place; the module names of the LLM stay.
 
@@ -62,6 +76,12 @@ def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, tar
 
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
     inject_adapter_in_model(config, llama)
+
+
+def plain_names(module: nn.Module) -> dict[str, str]:
+    """Names of a model's tensors as they were before ``add_lora`` -> as they are; the adapters' own are left out."""
+    names = [name for name in module.state_dict() if ".lora_" not in name]
+    return {name.replace(".base_layer.", "."): name for name in names}
 
 
 def merge_lora(llama: LlamaForCausalLM) -> None:

@@ -82,7 +82,7 @@ def test_a_folder_is_all_its_shards(tmp_path: Path) -> None:
     save_file({"b": torch.ones(2)}, tmp_path / "model-00002-of-00002.safetensors")
     assert read_tensors(tmp_path).keys() == {"a", "b"}
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no \.safetensors file in .*empty"):
+    with pytest.raises(FileNotFoundError, match=r"no \*\.safetensors or pytorch_model\*\.bin file in .*empty"):
         read_tensors(tmp_path / "empty")
 
 

@@ -1,0 +1,157 @@
+"""What a published checkpoint says beside its tensors: config.json, its CLIP, and where both lie.
+
+No class of transformers looks at these folders: their ``model_type`` is "llava", which names another model there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+from glus.config import ClipConfig, LlmConfig
+
+Value = TypeVar("Value", int, float, str)
+
+_LLM_INTEGERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+_CLIP_INTEGERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+_CLIP_OPTIONAL = ("projection_dim", "hidden_act", "layer_norm_eps")
+"""Where a file does not state them, transformers' defaults are OpenAI's values."""
+_EXPECTED: dict[str, Any] = {
+    "tie_word_embeddings": False,
+    "rope_scaling": None,
+    "rope_theta": 10000,
+    "mm_vision_select_feature": "patch",
+    "mm_use_im_start_end": True,
+}
+"""What our model is; a checkpoint that states another value is another model."""
+_DOWNLOADED = ["*.json", "tokenizer.model", "*.safetensors", "pytorch_model*.bin"]
+"""Data only; never code."""
+DEFAULT_CLIP = "openai/clip-vit-large-patch14"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def find_folder(name: str | Path, what: str) -> Path:
+    """A local folder, or the local copy of a Hugging Face repository, which is downloaded if need be.
+
+    Args:
+        name: path of a folder, or ``owner/name``; the latter counts as a path too where a folder ``owner`` is here.
+        what: how messages call it.
+
+    Raises:
+        FileNotFoundError: no such folder, or the download failed.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if not _HUB_ID.fullmatch(str(name)) or path.parent.is_dir():
+        raise FileNotFoundError(f"{what}={name}: no such folder (expected a folder, or owner/name on Hugging Face)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=_DOWNLOADED))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{what}={name}: no such folder, and its download from Hugging Face failed: {error}"
+        ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """An object of a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is something else.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent} has no {file.name}")
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, expected an object")
+    return content
+
+
+def _value(content: dict[str, Any], key: str, kind: type[Value], file: Path) -> Value:
+    """A field of the right type; whole numbers count as float too, True not as a number."""
+    value = content.get(key)
+    if kind is float and type(value) is int:
+        return kind(value)
+    if type(value) is not kind:
+        raise ValueError(f"{file}: {key}={json.dumps(value)}, expected {kind.__name__}")
+    return value
+
+
+def read_llm_config(folder: Path) -> LlmConfig:
+    """Sizes of the LLM by a checkpoint's config.json, without LoRA; its tokenizer lies in the same folder.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, lacks a field, or describes another kind of model.
+    """
+    file = folder / "config.json"
+    content = read_json(file)
+    for key, expected in _EXPECTED.items():
+        if key in content and content[key] != expected:
+            raise ValueError(f"{file}: {key}={json.dumps(content[key])}, but only {json.dumps(expected)} is supported")
+    architecture: dict[str, Any] = {key: _value(content, key, int, file) for key in _LLM_INTEGERS}
+    architecture["num_key_value_heads"] = content.get("num_key_value_heads", architecture["num_attention_heads"])
+    architecture["hidden_act"] = _value(content, "hidden_act", str, file)
+    architecture["rms_norm_eps"] = _value(content, "rms_norm_eps", float, file)
+    return LlmConfig(architecture, _value(content, "vocab_size", int, file), str(folder), lora_rank=0)
+
+
+def read_clip_config(folder: Path, clip: str | None) -> ClipConfig:
+    """The vision tower a checkpoint names, and which of its layers the checkpoint reads.
+
+    Args:
+        folder: of the checkpoint, whose config.json says ``vision_tower`` and ``mm_vision_select_layer``.
+        clip: folder or hub id that replaces ``vision_tower``.
+
+    Raises:
+        FileNotFoundError: no such tower.
+        ValueError: a config lacks a field.
+    """
+    file = folder / "config.json"
+    content = read_json(file)
+    clip_folder = (
+        find_folder(clip, "clip") if clip else _find_named_clip(_value(content, "vision_tower", str, file), file)
+    )
+    select_layer = _value(content, "mm_vision_select_layer", int, file)
+    return ClipConfig(_clip_architecture(clip_folder / "config.json"), str(clip_folder), select_layer)
+
+
+def _find_named_clip(name: str, file: Path) -> Path:
+    """Inside the checkpoint's folder, beside it, at an absolute path, or on Hugging Face."""
+    for candidate in (file.parent / name, file.parent.parent / name):  # an absolute name stands for itself in both
+        if candidate.is_dir():
+            return candidate
+    if _HUB_ID.fullmatch(name):
+        return find_folder(name, f"vision_tower of {file}")
+    raise FileNotFoundError(
+        f"{file}: vision_tower={name} is neither in {file.parent} nor beside it; name the folder of its CLIP by "
+        f"--clip (the published GLUS has {DEFAULT_CLIP})"
+    )
+
+
+def _clip_architecture(file: Path) -> dict[str, Any]:
+    """Sizes of a vision tower; in the config of a whole CLIP they lie below ``vision_config``."""
+    content = read_json(file)
+    content = content.get("vision_config", content)
+    sizes: dict[str, Any] = {key: _value(content, key, int, file) for key in _CLIP_INTEGERS}
+    return sizes | {key: content[key] for key in _CLIP_OPTIONAL if key in content}
