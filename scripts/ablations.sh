@@ -15,17 +15,17 @@ python=.venv/bin/python
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 declare -A variants=(
-  [paper]=""
-  [no_context]="frames.num_context=0"
-  [global_only]="frames.query_sampling=uniform"
-  [no_memory]="model.memory.enabled=false"
-  [no_contrastive]="loss.weights.contrastive=0"
-  [K1]="frames.num_context=1"
-  [K2]="frames.num_context=2"
-  [K8]="frames.num_context=8"
-  [Q1]="frames.num_query=1"
-  [Q2]="frames.num_query=2"
-  [Q8]="frames.num_query=8"
+  [paper]="experiment=shapes"
+  [no_context]="experiment=ablation/local_only"
+  [global_only]="experiment=ablation/global_only"
+  [no_memory]="experiment=ablation/no_memory"
+  [no_contrastive]="experiment=ablation/no_contrastive"
+  [K1]="experiment=shapes frames.num_context=1"
+  [K2]="experiment=shapes frames.num_context=2"
+  [K8]="experiment=shapes frames.num_context=8"
+  [Q1]="experiment=shapes frames.num_query=1"
+  [Q2]="experiment=shapes frames.num_query=2"
+  [Q8]="experiment=shapes frames.num_query=8"
 )
 order=(paper no_context global_only no_memory no_contrastive K1 K2 K8 Q1 Q2 Q8)
 [ $# -gt 0 ] && order=("$@")
@@ -35,8 +35,8 @@ for name in "${order[@]}"; do
   [ -n "${variants[$name]+known}" ] || { echo "error: no variant $name; known are ${!variants[*]}" >&2; exit 1; }
   if [ ! -f "$OUT/$name/done" ]; then
     rm -rf "${OUT:?}/$name"
-    # shellcheck disable=SC2086  # a variant is a list of overrides, empty for the paper's
-    "$python" scripts/train.py experiment=shapes ${variants[$name]} valid=null output_dir="$OUT/$name" \
+    # shellcheck disable=SC2086  # a variant is a list of overrides
+    "$python" scripts/train.py ${variants[$name]} valid=null output_dir="$OUT/$name" \
       data.mixture.shapes.dataset.root="$DATA" paths.weights="$WEIGHTS" trainer.steps="$STEPS"
     "$python" scripts/predict.py dataset=shapes_valid dataset.root="$DATA" max_videos="$VIDEOS" \
       weights="$OUT/$name" output_dir="$OUT/$name/predictions"

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from glus.config import SettingsConfig
 from glus.data.frames import VideoSource, open_video
 from glus.inference.overlay import fit, legend, overlay, palette, write_movie
 from glus.inference.predictor import VideoPredictor, load_predictor
@@ -89,7 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
     with ExitStack() as stack:
         output = stack.enter_context(whole_folder(arguments.output, arguments.overwrite, mark=SUMMARY_FILE))
         video = open_video(arguments.video)
-        predictor, _ = load_predictor(arguments.weights, arguments.memory_stride, arguments.force_seg or None)
+        settings = SettingsConfig(memory_stride=arguments.memory_stride, force_seg=arguments.force_seg or None)
+        predictor, _ = load_predictor(arguments.weights, settings)
         folders = [stack.enter_context(MaskFolder(output / name)) for name in sentence_folders(texts)]
         write_movie(output / "overlay.mp4", segment(predictor, video, texts, folders), arguments.fps)
         sentences = summarize(texts, folders)

@@ -12,7 +12,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-from glus.config import PretrainConfig, QuerySampling, TrainConfig, load_config
+from glus.config import (
+    SETTING_PATHS,
+    FuserGamma,
+    LlmConfig,
+    ModelConfig,
+    ModelFolderConfig,
+    PretrainConfig,
+    QuerySampling,
+    SettingsConfig,
+    TrainConfig,
+    load_config,
+    override_settings,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -98,3 +110,29 @@ def test_checks_name_the_key() -> None:
         load_config(TrainConfig, OmegaConf.create({"output_dir": "x", "model": {"llm": {"vocab_size": 1}}}))
     with pytest.raises(ValueError, match=r"unknown config key 'trainer.stepz': TrainerConfig knows steps"):
         load_config(TrainConfig, OmegaConf.create({"trainer": {"stepz": 1}}))
+
+
+def _folder() -> ModelFolderConfig:
+    return ModelFolderConfig(ModelConfig(llm=LlmConfig(vocab_size=9, tokenizer="here")))
+
+
+def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
+    wanted = SettingsConfig(8, 2, QuerySampling.uniform, 1, 5, False, True, False, FuserGamma.identity, False)
+    assert None not in vars(wanted).values()
+    config, changes = override_settings(_folder(), wanted)
+    assert (config.frames.num_context, config.frames.num_query) == (8, 2)
+    assert config.frames.query_sampling is QuerySampling.uniform
+    assert (config.inference.memory_stride, config.inference.force_seg) == (1, True)
+    assert not config.inference.trailing_space
+    assert (config.model.memory.num_frames, config.model.memory.enabled) == (5, False)
+    assert config.model.segmenter.fuser_gamma is FuserGamma.identity
+    assert not config.model.segmenter.multimask_fallback
+    assert len(changes) == len(vars(wanted)) == len(SETTING_PATHS)
+    assert "model.segmenter.fuser_gamma: identity instead of the model folder's checkpoint" in changes
+    assert override_settings(config, wanted) == (config, [])
+    assert override_settings(config, SettingsConfig()) == (config, [])
+
+
+def test_a_setting_out_of_range_names_its_key() -> None:
+    with pytest.raises(ValueError, match=r"frames\.num_query=0: expected at least 1"):
+        override_settings(_folder(), SettingsConfig(num_query=0))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from glus import distributed
-from glus.config import FramesConfig, InferenceConfig, Precision
+from glus.config import FramesConfig, InferenceConfig, Precision, SettingsConfig
 from glus.data.collate import pad_conversations
 from glus.data.frames import VideoSource
 from glus.data.sampling import context_indices_eval, query_window
@@ -23,33 +22,24 @@ from glus.models.sam2 import upsample_masks
 from glus.structures import FrameResult
 
 
-def load_predictor(
-    weights: str | Path, memory_stride: int | None = None, force_seg: bool | None = None
-) -> tuple[VideoPredictor, LoadedModel]:
+def load_predictor(weights: str | Path, settings: SettingsConfig | None = None) -> tuple[VideoPredictor, LoadedModel]:
     """A trained model, ready to segment: on this process's GPU, or in float32 on the CPU.
 
     Args:
         weights: model folder or run, see ``models.build.load_model``.
-        memory_stride: replaces the model folder's ``inference.memory_stride``; None keeps it.
-        force_seg: likewise.
+        settings: override the model folder's, which is announced in the log.
 
     Returns:
         The predictor, and the model with the settings that are in force.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: weights, config or ``memory_stride`` do not fit.
+        ValueError: weights, config or settings do not fit.
     """
     device = distributed.device()
-    model = load_model(weights, Precision.fp32 if device.type == "cpu" else None)
-    inference = model.config.inference
-    if memory_stride is not None:
-        inference = replace(inference, memory_stride=memory_stride)
-    if force_seg is not None:
-        inference = replace(inference, force_seg=force_seg)
-    model = replace(model, config=replace(model.config, inference=inference))
+    model = load_model(weights, Precision.fp32 if device.type == "cpu" else None, settings)
     tokenizer = ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
-    return VideoPredictor(model.glus.to(device), tokenizer, model.config.frames, inference), model
+    return VideoPredictor(model.glus.to(device), tokenizer, model.config.frames, model.config.inference), model
 
 
 class VideoPredictor:

@@ -20,7 +20,7 @@ sys.path.insert(0, "scripts")
 import numpy as np
 from omegaconf import OmegaConf
 import train
-from glus.config import TrainConfig, load_config
+from glus.config import SettingsConfig, TrainConfig, load_config
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import read_expressions
 from glus.inference.predictor import load_predictor
@@ -28,7 +28,7 @@ from glus.inference.predictor import load_predictor
 for file in sys.argv[2:]:
     config = load_config(TrainConfig, OmegaConf.load(file))
     train.train(config)
-    predictor, _ = load_predictor(config.output_dir, force_seg=True)
+    predictor, _ = load_predictor(config.output_dir, SettingsConfig(force_seg=True))
     first = read_expressions(config.data.mixture["shapes"].dataset)[0]
     video = DatasetVideo(FrameStore(config.data.mixture["shapes"].dataset), first.video, first.frames)
     masks = np.stack([result.masks_EHW for result in predictor.segment(video, [first.text])])
