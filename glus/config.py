@@ -92,7 +92,8 @@ class LlmConfig:
     tokenizer: str = MISSING
     """Folder with ``tokenizer.model`` and ``added_tokens.json``."""
     weights: str | None = None
-    """Folder of a LLaMA in safetensors under transformers' names; null leaves it at random."""
+    """Folder or file of a LLaMA under transformers' names (safetensors or ``.bin``, shards too), which may hold LLaVA's
+    projector and LISA's [SEG] head as well: LISA-7B-v1 as published. Null leaves it at random."""
     lora_rank: int = 8
     """Rank of LoRA; 0: no LoRA."""
     lora_alpha: int = 16
@@ -427,6 +428,58 @@ class ModelFolderConfig:
 
 
 @dataclass
+class SettingsConfig:
+    """Settings of a model folder that one prediction may override; null keeps what travels with the weights."""
+
+    num_context: int | None = None
+    num_query: int | None = None
+    query_sampling: QuerySampling | None = None
+    memory_stride: int | None = None
+    """Of inference (``inference.memory_stride``)."""
+    memory_frames: int | None = None
+    memory_enabled: bool | None = None
+    force_seg: bool | None = None
+    trailing_space: bool | None = None
+    fuser_gamma: FuserGamma | None = None
+    """``identity``: as the released evaluator runs; ``checkpoint``: as trained."""
+    multimask_fallback: bool | None = None
+
+
+SETTING_PATHS = {
+    "num_context": "frames.num_context",
+    "num_query": "frames.num_query",
+    "query_sampling": "frames.query_sampling",
+    "memory_stride": "inference.memory_stride",
+    "memory_frames": "model.memory.num_frames",
+    "memory_enabled": "model.memory.enabled",
+    "force_seg": "inference.force_seg",
+    "trailing_space": "inference.trailing_space",
+    "fuser_gamma": "model.segmenter.fuser_gamma",
+    "multimask_fallback": "model.segmenter.multimask_fallback",
+}
+"""Field of ``SettingsConfig`` -> the key of ``ModelFolderConfig`` it overrides."""
+
+
+def override_settings(config: ModelFolderConfig, settings: SettingsConfig) -> tuple[ModelFolderConfig, list[str]]:
+    """A model folder's config with the settings that are not null, and a line for each that this changes.
+
+    Raises:
+        ValueError: a value fails its check; the message names the key.
+    """
+    merged, changes = OmegaConf.structured(config), []
+    for name, path in SETTING_PATHS.items():
+        wanted, present = getattr(settings, name), OmegaConf.select(merged, path)
+        if wanted is not None and wanted != present:
+            OmegaConf.update(merged, path, wanted)
+            changes.append(f"{path}: {_plain(wanted)} instead of the model folder's {_plain(present)}")
+    return load_config(ModelFolderConfig, merged), changes
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, Enum) else value
+
+
+@dataclass
 class PredictConfig:
     """``scripts/predict.py``."""
 
@@ -436,17 +489,13 @@ class PredictConfig:
     """Model folder: a run, one of its checkpoints, or an export."""
     output_dir: str = MISSING
     """Predictions go to ``<output_dir>/<video>/<exp_id>/<frame>.png``."""
-    memory_stride: int | None = None
-    """Overrides the model folder's ``inference.memory_stride``."""
-    force_seg: bool | None = None
-    """Overrides the model folder's ``inference.force_seg``."""
+    settings: SettingsConfig = field(default_factory=SettingsConfig)
     max_videos: int | None = None
     """Only the first so many videos, for a quick look; null: all."""
 
     def __post_init__(self) -> None:
-        for name in ("memory_stride", "max_videos"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, "null or at least 1", value)
+        value = self.max_videos
+        _require(value is None or value >= 1, "max_videos", "null or at least 1", value)
 
 
 @dataclass
