@@ -28,8 +28,9 @@ from glus.models import key_map
 from glus.models.clip import ClipEncoder, build_vision_tower
 from glus.models.glus import Glus, SegHead
 from glus.models.language import LanguageModel, add_lora, build_llama
+from glus.models.release_config import check_llm_config
 from glus.models.sam2 import Sam2Segmenter, build_sam2
-from glus.models.weights import load_strict, read_clip_folder, read_tensors, write_tensors
+from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors, write_tensors
 from glus.tokens import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -119,26 +120,34 @@ def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> S
     return Sam2Segmenter(build_sam2(config.variant, config.overrides), config.multimask_fallback, memory_gradient)
 
 
-def load_parts(glus: Glus, config: ModelConfig) -> None:
+def load_parts(glus: Glus, config: ModelConfig) -> dict[str, LoadReport]:
     """Load the pretrained towers the config names, each strictly.
+
+    Returns:
+        Name of the config's field -> what was loaded, under the file's names.
 
     Raises:
         FileNotFoundError: a weights file is missing.
         ValueError: weights do not fit, or ``model.seg_head_init`` asks for a head without ``model.llm.weights``.
     """
+    reports = {}
     if config.clip.weights:
-        load_strict(glus.clip.vision_model, read_clip_folder(config.clip.weights), config.clip.weights)
+        vision = read_clip_folder(config.clip.weights)
+        reports["model.clip.weights"] = load_strict(glus.clip.vision_model, vision, config.clip.weights)
     if config.segmenter.weights:
         names = [name for name in glus.state_dict() if name.startswith("segmenter.sam.")]
         renamed = key_map.SAM2.rename(read_tensors(config.segmenter.weights))
-        load_strict(glus, renamed.tensors, config.segmenter.weights, names, key_map.SAM2.label)
+        reports["model.segmenter.weights"] = load_strict(
+            glus, renamed.tensors, config.segmenter.weights, names, key_map.SAM2.label
+        )
     if config.llm.weights:
-        load_language(glus, config)
+        reports["model.llm.weights"] = load_language(glus, config)
     elif config.seg_head_init is SegHeadInit.lisa:
         raise ValueError("model.seg_head_init=lisa: set model.llm.weights to the folder of LISA-7B-v1, which holds it")
+    return reports
 
 
-def load_language(glus: Glus, config: ModelConfig) -> None:
+def load_language(glus: Glus, config: ModelConfig) -> LoadReport:
     """Load the LLM, and the projector where the file holds LLaVA's, and the [SEG] head if ``seg_head_init`` says so.
 
     LISA-7B-v1 is such a file: all rows of GLUS's tokens are in it, so none is added; its SAM-1 is left aside.
@@ -150,6 +159,7 @@ def load_language(glus: Glus, config: ModelConfig) -> None:
     source = config.llm.weights
     assert source is not None
     keys = key_map.lisa(config.seg_head_init)
+    check_llm_config(Path(source), config)
     tensors = read_tensors(source)
     key_map.check_inv_freq(tensors, config.llm.architecture, source)
     renamed = keys.rename(tensors)
@@ -157,7 +167,7 @@ def load_language(glus: Glus, config: ModelConfig) -> None:
     parts += ["projector."] if any(name.startswith("projector.") for name in renamed.tensors) else []
     parts += ["seg_head."] if config.seg_head_init is SegHeadInit.lisa else []
     names = [name for name in glus.state_dict() if name.startswith(tuple(parts))]
-    load_strict(
+    return load_strict(
         glus, renamed.tensors, source, names, keys.label, renamed.dropped, renamed.unknown, key_map.lisa_hint(renamed)
     )
 

@@ -1,7 +1,8 @@
-"""Checkpoints in the authors' layout: read one into our model, write ours as one."""
+"""Checkpoints in the authors' layout: read one into our model, and our tensors under its names."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from glus.config import (
     ModelConfig,
     ModelFolderConfig,
     Precision,
+    SegHeadInit,
     SegmenterConfig,
 )
 from glus.models import key_map
-from glus.models.build import LoadedModel, build_glus
+from glus.models.build import LoadedModel, build_glus, load_parts
 from glus.models.language import plain_names
 from glus.models.release_config import find_folder, read_clip_config, read_llm_config
 from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors
@@ -62,21 +64,14 @@ def read_release(
     """
     folder = find_folder(source, "weights")
     vocabulary = Vocabulary(folder)
-    llm = read_llm_config(folder)
-    if vocabulary.size > llm.vocab_size:
-        raise ValueError(
-            f"{folder}/added_tokens.json has id {vocabulary.size - 1}, but config.json says vocab_size={llm.vocab_size}"
-        )
-    clip_config = read_clip_config(folder, clip)
+    config = _read_config(folder, vocabulary, segmenter or SegmenterConfig(), clip)
     tensors = read_tensors(folder)
-    key_map.check_inv_freq(tensors, llm.architecture, folder)
+    key_map.check_inv_freq(tensors, config.llm.architecture, folder)
     renamed = key_map.GLUS.rename(tensors)
-    assert clip_config.weights is not None
-    vision = read_clip_folder(clip_config.weights)
-    is_half = all(value.dtype is torch.bfloat16 for value in renamed.tensors.values())
-    config = ModelConfig(clip_config, llm, segmenter or SegmenterConfig())
-    config.precision = Precision.bf16 if is_half else Precision.fp32
-    config.trainable = [part for part in config.trainable if part != "lora"]
+    if all(value.dtype is torch.bfloat16 for value in renamed.tensors.values()):
+        config.precision = Precision.bf16
+    assert config.clip.weights is not None
+    vision = read_clip_folder(config.clip.weights)
     return ReleaseCheckpoint(
         folder=folder,
         config=config,
@@ -88,9 +83,52 @@ def read_release(
     )
 
 
+def _read_config(folder: Path, vocabulary: Vocabulary, segmenter: SegmenterConfig, clip: str | None) -> ModelConfig:
+    """What config.json and the tokenizer files say, which must agree."""
+    llm = read_llm_config(folder)
+    if vocabulary.size > llm.vocab_size:
+        raise ValueError(
+            f"{folder}/added_tokens.json has id {vocabulary.size - 1}, but config.json says vocab_size={llm.vocab_size}"
+        )
+    config = ModelConfig(read_clip_config(folder, clip), llm, segmenter)
+    config.trainable = [part for part in config.trainable if part != "lora"]
+    return config
+
+
+def load_lisa(
+    source: str | Path,
+    segmenter: SegmenterConfig,
+    clip: str | None = None,
+    seg_head_init: SegHeadInit = SegHeadInit.random,
+) -> tuple[LoadedModel, dict[str, LoadReport]]:
+    """What GLUS starts to train from: LISA-7B-v1 for the LLM and the projector, SAM2 for the masks.
+
+    Args:
+        source: LISA's folder, or ``owner/name`` on Hugging Face.
+        segmenter: SAM2 and, in ``weights``, its file.
+        clip: folder or hub id of the CLIP; default: the ``vision_tower`` of its config.json.
+        seg_head_init: whether LISA's [SEG] head is kept; the release starts it at random.
+
+    Returns:
+        The model in float32, in evaluation mode, and what was loaded for which field of the config.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file cannot be read, or its tensors are not exactly those of the model.
+    """
+    folder = find_folder(source, "weights")
+    vocabulary = Vocabulary(folder)
+    config = _read_config(folder, vocabulary, segmenter, clip)
+    config.llm.weights = str(folder)
+    config.seg_head_init = seg_head_init
+    glus = build_glus(config, load_weights=False)
+    reports = load_parts(glus, config)
+    return LoadedModel(glus.eval(), vocabulary, ModelFolderConfig(config)), reports
+
+
 def build_release(
     checkpoint: ReleaseCheckpoint, frames: FramesConfig | None = None, inference: InferenceConfig | None = None
-) -> tuple[LoadedModel, LoadReport]:
+) -> tuple[LoadedModel, dict[str, LoadReport]]:
     """The model of a checkpoint, in evaluation mode, with fresh LoRA adapters if its config asks for them.
 
     Args:
@@ -99,7 +137,7 @@ def build_release(
         inference: likewise.
 
     Returns:
-        The model, and what was loaded under the checkpoint's names.
+        The model, and what was loaded of "checkpoint" and "CLIP", by the names in their files.
 
     Raises:
         ValueError: the tensors are not exactly those of the model; the message lists them by the checkpoint's names.
@@ -108,20 +146,25 @@ def build_release(
     glus = build_glus(config, load_weights=False)
     actual = plain_names(glus)
     plain = {name: before for before, name in actual.items()}
-    report = load_strict(
+    tensors = {actual.get(name, name): value for name, value in checkpoint.tensors.items()}
+    clip = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_CLIP_PREFIX)}
+    reports = {}
+    reports["checkpoint"] = load_strict(
         glus,
-        {actual.get(name, name): value for name, value in checkpoint.tensors.items()},
+        tensors,
         checkpoint.folder,
-        only=actual.values(),
+        only=[name for name in actual.values() if not name.startswith(_CLIP_PREFIX)],
         label=lambda name: key_map.GLUS.label(plain.get(name, name)),
         dropped=checkpoint.dropped,
         unknown=checkpoint.unknown,
         hint=checkpoint.hint,
     )
+    names = [name for name in actual.values() if name.startswith(_CLIP_PREFIX)]
+    reports["CLIP"] = load_strict(glus, clip, config.clip.weights or "CLIP", names)
     if config.segmenter.fuser_gamma is FuserGamma.identity:
         glus.segmenter.set_fuser_identity()  # again: the checkpoint brought the trained scales
     folder_config = ModelFolderConfig(config, frames or FramesConfig(), inference or InferenceConfig())
-    return LoadedModel(glus.eval(), checkpoint.vocabulary, folder_config), report
+    return LoadedModel(glus.eval(), checkpoint.vocabulary, folder_config), reports
 
 
 def load_release(
@@ -133,3 +176,29 @@ def load_release(
 ) -> LoadedModel:
     """``read_release`` and ``build_release`` in one: a merged GLUS checkpoint as a model, in evaluation mode."""
     return build_release(read_release(source, segmenter, clip), frames, inference)[0]
+
+
+def to_release(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Our tensors under the names of a merged GLUS checkpoint, which has no CLIP but a copy of ``inv_freq`` a layer.
+
+    Args:
+        tensors: state dict of a ``Glus`` without LoRA adapters.
+        config: it was built from.
+
+    Raises:
+        ValueError: a tensor has no place there.
+    """
+    release, homeless = {}, []
+    for name, value in tensors.items():
+        new = key_map.GLUS.in_file(name)
+        if new is not None and ".lora_" not in name and ".base_layer." not in name:
+            release[new] = value
+        elif not name.startswith("clip."):
+            homeless.append(name)
+    if homeless:
+        raise ValueError(
+            f"{len(homeless)} tensors have no place in the released layout, such as {homeless[0]}; "
+            "LoRA adapters must be merged first (tools/export.py)"
+        )
+    dtype = release["model.embed_tokens.weight"].dtype
+    return release | key_map.inv_freq_tensors(config.llm.architecture, dtype)

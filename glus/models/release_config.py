@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glus.config import ClipConfig, LlmConfig
+from glus.config import ClipConfig, LlmConfig, ModelConfig
 
 Value = TypeVar("Value", int, float, str)
 
@@ -31,6 +31,9 @@ _CLIP_INTEGERS = (
 )
 _CLIP_OPTIONAL = ("projection_dim", "hidden_act", "layer_norm_eps")
 """Where a file does not state them, transformers' defaults are OpenAI's values."""
+LLM_FIELDS = (*_LLM_INTEGERS, "num_key_value_heads", "hidden_act", "rms_norm_eps")
+CLIP_FIELDS = (*_CLIP_INTEGERS, *_CLIP_OPTIONAL)
+"""What our configs take over of a checkpoint's."""
 _EXPECTED: dict[str, Any] = {
     "tie_word_embeddings": False,
     "rope_scaling": None,
@@ -114,6 +117,30 @@ def read_llm_config(folder: Path) -> LlmConfig:
     architecture["hidden_act"] = _value(content, "hidden_act", str, file)
     architecture["rms_norm_eps"] = _value(content, "rms_norm_eps", float, file)
     return LlmConfig(architecture, _value(content, "vocab_size", int, file), str(folder), lora_rank=0)
+
+
+def check_llm_config(folder: Path, config: ModelConfig) -> None:
+    """That a folder's config.json, if it has one, says what our settings say.
+
+    Sizes show in the shapes of tensors; the norms' epsilon, the activation and CLIP's layer do not.
+
+    Raises:
+        ValueError: a field differs.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return
+    content, architecture = read_json(file), config.llm.architecture
+    pairs = [
+        (f"model.llm.architecture.{key}", architecture[key], key)
+        for key in LLM_FIELDS
+        if key in content and key in architecture
+    ]
+    if "mm_vision_select_layer" in content:
+        pairs.append(("model.clip.select_layer", config.clip.select_layer, "mm_vision_select_layer"))
+    for key, ours, name in pairs:
+        if ours != content[name]:
+            raise ValueError(f"{key}={ours}, but {file} says {name}={content[name]}: set {key}={content[name]}")
 
 
 def read_clip_config(folder: Path, clip: str | None) -> ClipConfig:

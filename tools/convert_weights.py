@@ -1,0 +1,176 @@
+"""Turn published checkpoints into a model folder of ours, or a model of ours into the authors' layout.
+
+    python tools/convert_weights.py --weights weights/GLUS-A --output weights/glus_a
+    python tools/convert_weights.py --weights weights/LISA-7B-v1 --sam2 weights/sam2_hiera_large.pt --output start
+    python tools/convert_weights.py --to-release --weights outputs/glus_s --output outputs/glus_s_released
+
+A merged GLUS checkpoint holds everything but CLIP; LISA-7B-v1 needs SAM2's file beside it. What is matched, dropped
+knowingly, missing, unexpected or of the wrong shape is printed by the names in the file; anything amiss stops it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from glus.config import SegHeadInit, SegmenterConfig, load_config
+from glus.models.build import LoadedModel, load_model, save_model
+from glus.models.language import merge_lora
+from glus.models.release import build_release, load_lisa, read_release
+from glus.models.release_writer import save_release
+from glus.models.weights import LoadReport, MisfitError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_SHARD_GB = 10.0
+BYTES_PER_GB = 1e9
+
+
+def convert(
+    weights: str,
+    output: Path,
+    segmenter: SegmenterConfig,
+    clip: str | None = None,
+    seg_head_init: SegHeadInit = SegHeadInit.random,
+    dtype: torch.dtype | None = None,
+) -> dict[str, LoadReport]:
+    """Write a model folder from a merged GLUS checkpoint, or from LISA where ``segmenter`` names SAM2's file.
+
+    Args:
+        weights: folder or hub id of the checkpoint.
+        output: the new folder.
+        segmenter: which SAM2.
+        clip: folder or hub id of the CLIP; None: the one that the checkpoint names.
+        seg_head_init: whether LISA's [SEG] head is kept.
+        dtype: of the stored weights; None keeps theirs, where one type holds all exactly.
+
+    Returns:
+        Where weights came from -> what was loaded.
+
+    Raises:
+        FileExistsError: ``output`` exists.
+        FileNotFoundError, ValueError: a file is missing or does not fit.
+    """
+    _refuse_existing(output)
+    if segmenter.weights:
+        model, reports = load_lisa(weights, segmenter, clip, seg_head_init)
+    else:
+        model, reports = build_release(read_release(weights, segmenter, clip))
+    config = model.config
+    config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
+    config.model.llm.tokenizer = "."
+    tensors = {name: value.to(dtype or value.dtype) for name, value in model.glus.state_dict().items()}
+    save_model(output, tensors, config, model.vocabulary, complete=True, metadata={"source": Path(weights).name})
+    return reports
+
+
+def to_release(
+    weights: Path, output: Path, dtype: torch.dtype | None, safetensors: bool, shard_bytes: int
+) -> dict[str, int]:
+    """Write a run, checkpoint or model folder in the authors' layout, LoRA merged.
+
+    Args:
+        weights: the model.
+        output: the new folder.
+        dtype: of the stored weights; None keeps theirs.
+        safetensors: the files' format, else pickles.
+        shard_bytes: size of a file at most.
+
+    Returns:
+        What was written -> number of tensors.
+
+    Raises:
+        FileExistsError: ``output`` exists.
+        FileNotFoundError, ValueError: ``weights`` cannot be loaded, or the layout cannot hold it.
+    """
+    _refuse_existing(output)
+    model: LoadedModel = load_model(weights)
+    merge_lora(model.glus.language.llama)
+    return save_release(output, model, dtype, safetensors, shard_bytes)
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists():
+        raise FileExistsError(f"--output {output} exists: choose another folder, or remove it")
+
+
+def read_segmenter(file: Path | None, sam2: str | None) -> SegmenterConfig:
+    """Settings of SAM2.
+
+    Args:
+        file: YAML or JSON with fields of ``SegmenterConfig``; None: the published SAM2.
+        sam2: file of its weights.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it does not hold such fields.
+    """
+    try:
+        content = OmegaConf.load(file) if file else OmegaConf.create()
+        segmenter = load_config(SegmenterConfig, content)  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"--segmenter {file}: {error}") from error
+    segmenter.weights = sam2
+    return segmenter
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--weights", required=True, help="folder of a checkpoint, or owner/name on Hugging Face")
+    parser.add_argument("--output", type=Path, required=True, help="new folder")
+    parser.add_argument("--sam2", help="file of SAM2's weights, for LISA, which has none")
+    parser.add_argument("--segmenter", type=Path, help="YAML or JSON: variant, overrides; default: sam2_hiera_l")
+    parser.add_argument("--clip", help="folder or hub id of the CLIP; default: the one the checkpoint names")
+    parser.add_argument(
+        "--seg-head-init", choices=[init.value for init in SegHeadInit], help="with --sam2; default: random"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of a [SEG] head at random")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the stored weights; default: exact")
+    parser.add_argument("--to-release", action="store_true", help="the other direction: --weights is ours")
+    parser.add_argument(
+        "--format", choices=("bin", "safetensors"), help="with --to-release; default: bin, as published"
+    )
+    parser.add_argument("--shard-gb", type=float, help="with --to-release: size of a file at most; default: 10")
+    options = parser.parse_args(arguments)
+    foreign = ("sam2", "segmenter", "clip", "seg_head_init") if options.to_release else ("format", "shard_gb")
+    for name in foreign:
+        if getattr(options, name) is not None:
+            wanted = "makes no sense with" if options.to_release else "needs"
+            parser.error(f"--{name.replace('_', '-')} {wanted} --to-release")
+    if options.seg_head_init and not options.sam2:
+        parser.error("--seg-head-init needs --sam2: a merged GLUS brings its own [SEG] head")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    options = _parse(arguments)
+    logging.basicConfig(level=logging.WARNING)
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    torch.manual_seed(options.seed)
+    try:
+        if options.to_release:
+            shard_bytes = int((options.shard_gb or DEFAULT_SHARD_GB) * BYTES_PER_GB)
+            safetensors = options.format == "safetensors"
+            written = to_release(Path(options.weights), options.output, dtype, safetensors, shard_bytes)
+            print("\n".join(f"{what}  {number}" for what, number in written.items()))
+        else:
+            segmenter = read_segmenter(options.segmenter, options.sam2)
+            seg_head_init = SegHeadInit(options.seg_head_init or SegHeadInit.random)
+            reports = convert(options.weights, options.output, segmenter, options.clip, seg_head_init, dtype)
+            print("\n\n".join(f"{source}\n{report.table()}" for source, report in reports.items()))
+    except MisfitError as error:
+        sys.exit(f"{error.report.table()}\nerror: {error}")
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        sys.exit(f"error: {error}")
+    print(options.output)
+
+
+if __name__ == "__main__":
+    main()
