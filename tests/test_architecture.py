@@ -16,6 +16,7 @@ LAYERS = (
     {"config", "structures", "tokens", "distributed", "log", "compat"},
     {"data", "models", "losses"},
     {"train", "inference", "evaluation"},
+    {"parity"},
 )
 """Modules and packages of ``glus``, the lowest layer first. Above them, ``scripts`` and ``tools`` may import all."""
 BORDERS = {

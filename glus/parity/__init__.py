@@ -1,0 +1,1 @@
+"""Replay numbers that another implementation recorded, through the classes that train and predict."""

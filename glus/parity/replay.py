@@ -1,0 +1,35 @@
+"""A whole folder, part by part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from glus.parity.fixture import read_fixture
+from glus.parity.inference import replay_inference
+from glus.parity.metrics import replay_metrics
+from glus.parity.models import Models, replay_checkpoint
+from glus.parity.preprocess import replay_preprocess
+from glus.parity.report import Report
+from glus.parity.training import replay_training
+
+
+def replay(folder: Path) -> Report:
+    """Replay everything that a folder holds.
+
+    Args:
+        folder: fixtures; the README beside them describes the format.
+
+    Returns:
+        One row for each quantity, also for what is missing or cannot be compared.
+
+    Raises:
+        FileNotFoundError, ValueError: ``fixture.json`` or SAM2's architecture cannot be read.
+    """
+    fixture = read_fixture(folder)
+    models, report = Models(fixture), Report(folder)
+    replay_checkpoint(report, fixture, models)
+    replay_preprocess(report, fixture, models)
+    replay_inference(report, fixture, models)
+    replay_training(report, fixture, models)
+    replay_metrics(report, fixture)
+    return report
