@@ -7,7 +7,9 @@ The ids of the added tokens are never assumed: they are read from ``added_tokens
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import sentencepiece
 
@@ -67,6 +69,11 @@ class Vocabulary:
                 f"{self.folder}/tokenizer.model already holds {known}, which added_tokens.json adds: each would have "
                 "two ids; take the tokenizer.model that belongs to the checkpoint"
             )
+
+    @property
+    def added_tokens(self) -> Mapping[str, int]:
+        """Token -> id of the tokens that SentencePiece does not know."""
+        return MappingProxyType(self._added)
 
     @property
     def size(self) -> int:

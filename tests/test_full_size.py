@@ -10,9 +10,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from glus.config import ModelConfig, Precision, TrainConfig, load_config
+from glus.config import ModelConfig, Precision, SegHeadInit, TrainConfig, load_config
 from glus.models.build import PARTS, build_glus, trainable_names
 from glus.models.glus import Glus
+from glus.models.key_map import GLUS, lisa
+from glus.models.language import plain_names
+from glus.models.release import to_release
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -90,3 +93,127 @@ def test_a_frame_is_64_tokens_and_sam2_sees_1024_pixels(glus: Glus) -> None:
     assert (glus.clip.image_size, glus.clip.select_layer) == (224, -2)
     assert (glus.segmenter.image_size, glus.segmenter.width) == (1024, 256)
     assert (glus.memory_frames, glus.memory_stride, glus.memory_detach) == (7, 1, True)
+
+
+# The published checkpoints, by METHOD 3.1 and 3.2 (names and shapes of the authors' files), spelled out.
+
+
+def _language_shapes() -> dict[str, tuple[int, ...]]:
+    """LLM, rotary frequencies, projector and [SEG] head: 329 tensors, of GLUS and of LISA-7B-v1."""
+    width, inner = 4096, 11008
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (32004, width),
+        "model.norm.weight": (width,),
+        "lm_head.weight": (32004, width),
+        "model.mm_projector.weight": (width, 1024),
+        "model.mm_projector.bias": (width,),
+        "model.text_hidden_fcs.0.0.weight": (width, width),
+        "model.text_hidden_fcs.0.0.bias": (width,),
+        "model.text_hidden_fcs.0.2.weight": (256, width),
+        "model.text_hidden_fcs.0.2.bias": (256,),
+    }
+    for layer in range(32):
+        prefix = f"model.layers.{layer}."
+        shapes |= {f"{prefix}self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
+        shapes[f"{prefix}self_attn.rotary_emb.inv_freq"] = (64,)
+        shapes |= {f"{prefix}mlp.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+        shapes[f"{prefix}mlp.down_proj.weight"] = (width, inner)
+        shapes |= {f"{prefix}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    return shapes
+
+
+SOME_SAM2_SHAPES = {
+    "maskmem_tpos_enc": (7, 1, 1, 64),
+    "no_mem_embed": (1, 1, 256),
+    "image_encoder.trunk.pos_embed": (1, 144, 7, 7),
+    "image_encoder.trunk.blocks.47.mlp.layers.0.weight": (4608, 1152),
+    "image_encoder.neck.convs.0.conv.weight": (256, 1152, 1, 1),
+    "memory_attention.layers.3.cross_attn_image.k_proj.weight": (256, 64),
+    "memory_encoder.fuser.layers.1.gamma": (256,),
+    "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix": (2, 128),
+    "sam_mask_decoder.output_hypernetworks_mlps.3.layers.2.weight": (32, 256),
+    "obj_ptr_proj.layers.2.bias": (256,),
+}
+
+
+@pytest.fixture(scope="module")
+def glus_7b(glus: Glus) -> dict[str, torch.Tensor]:
+    """A merged GLUS-7B checkpoint in bfloat16, without memory for its values."""
+    shapes = _language_shapes()
+    for name, value in glus.segmenter.sam.state_dict().items():  # 900, by name and size another test's
+        shapes[f"model.visual_model.{name}"] = tuple(value.shape)
+    assert {name: shapes[f"model.visual_model.{name}"] for name in SOME_SAM2_SHAPES} == SOME_SAM2_SHAPES
+    return {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shapes.items()}
+
+
+def _plain_shapes(glus: Glus, *prefixes: str) -> dict[str, torch.Size]:
+    """Of our tensors, under their names without LoRA."""
+    state = glus.state_dict()
+    return {plain: state[name].shape for plain, name in plain_names(glus).items() if plain.startswith(prefixes)}
+
+
+def test_a_published_glus_maps_one_to_one(glus: Glus, glus_7b: dict[str, torch.Tensor]) -> None:
+    assert len(glus_7b) == 1229
+    renamed = GLUS.rename(glus_7b)
+    assert list(renamed.dropped.values()) == [32]
+    assert renamed.unknown == ()
+    assert len(renamed.tensors) == 1197
+    ours = _plain_shapes(glus, "language.", "projector.", "seg_head.", "segmenter.")
+    assert {name: value.shape for name, value in renamed.tensors.items()} == ours
+    assert len(plain_names(glus)) == 1197 + len(glus.clip.state_dict())
+    for name in glus_7b:
+        if not name.endswith("inv_freq"):
+            assert [GLUS.in_file(ours) for ours in GLUS.rename({name: glus_7b[name]}).tensors] == [name]
+
+
+def test_the_way_back_writes_every_key_of_a_published_glus(
+    glus: Glus, config: ModelConfig, glus_7b: dict[str, torch.Tensor]
+) -> None:
+    ours = GLUS.rename(glus_7b).tensors | {"clip.vision_model.x": torch.empty(1)}
+    back = to_release(ours, config)
+    assert len(back) == 1229
+    assert {name: (value.shape, value.dtype) for name, value in back.items()} == {
+        name: (value.shape, value.dtype) for name, value in glus_7b.items()
+    }
+    frequencies = [value for name, value in back.items() if name.endswith("inv_freq")]
+    expected = torch.tensor([10000 ** (-i / 64) for i in range(64)], dtype=torch.float64, device="cpu")
+    assert all(torch.equal(value, expected.float().bfloat16()) for value in frequencies)
+
+
+def _sam1_names() -> list[str]:
+    """LISA's SAM-1 ViT-H: 594 tensors."""
+    both, attention = ("weight", "bias"), [f"{name}_proj" for name in ("q", "k", "v", "out")]
+    block = ["norm1", "norm2", "attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2"]
+    image = ["pos_embed", "neck.0.weight", "neck.2.weight", *(f"{x}.{y}" for x in ("neck.1", "neck.3") for y in both)]
+    image += [f"patch_embed.proj.{kind}" for kind in both]
+    image += [f"blocks.{i}.{name}.{kind}" for i in range(32) for name in block for kind in both]
+    image += [f"blocks.{i}.attn.rel_pos_{side}" for i in range(32) for side in "hw"]
+    prompt = ["pe_layer.positional_encoding_gaussian_matrix", "not_a_point_embed.weight", "no_mask_embed.weight"]
+    prompt += [f"point_embeddings.{i}.weight" for i in range(4)]
+    prompt += [f"mask_downscaling.{i}.{kind}" for i in (0, 1, 3, 4, 6) for kind in both]
+    layer = [f"{kind}.{name}" for kind in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
+             for name in attention]  # fmt: skip
+    layer += ["norm1", "norm2", "norm3", "norm4", "mlp.lin1", "mlp.lin2"]
+    mask = [f"transformer.layers.{i}.{name}" for i in range(2) for name in layer]
+    mask += [f"transformer.final_attn_token_to_image.{name}" for name in attention]
+    mask += ["transformer.norm_final_attn", *(f"output_upscaling.{i}" for i in (0, 1, 3))]
+    mask += [f"output_hypernetworks_mlps.{i}.layers.{j}" for i in range(4) for j in range(3)]
+    mask += [f"iou_prediction_head.layers.{j}" for j in range(3)]
+    decoder = ["iou_token.weight", "mask_tokens.weight", *(f"{name}.{kind}" for name in mask for kind in both)]
+    parts = {"image_encoder": image, "prompt_encoder": prompt, "mask_decoder": decoder}
+    return [f"model.visual_model.{part}.{name}" for part, names in parts.items() for name in names]
+
+
+@pytest.mark.parametrize(("init", "taken"), [(SegHeadInit.random, 293), (SegHeadInit.lisa, 297)])
+def test_lisa_7b_gives_llm_and_projector(glus: Glus, config: ModelConfig, init: SegHeadInit, taken: int) -> None:
+    assert config.llm.weights == config.llm.tokenizer == "weights/LISA-7B-v1"
+    assert config.seg_head_init is SegHeadInit.random
+    language = {name: torch.empty(shape, device="meta") for name, shape in _language_shapes().items()}
+    sam1 = {name: torch.empty(1, device="meta") for name in _sam1_names()}
+    assert (len(language), len(sam1)) == (329, 594)
+    renamed = lisa(init).rename(language | sam1)
+    assert renamed.unknown == ()
+    assert sorted(renamed.dropped.values()) == sorted([32, 594] + [4] * (init is SegHeadInit.random))
+    parts = ("language.", "projector.") + (("seg_head.",) if init is SegHeadInit.lisa else ())
+    assert {name: value.shape for name, value in renamed.tensors.items()} == _plain_shapes(glus, *parts)
+    assert len(renamed.tensors) == taken

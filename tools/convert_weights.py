@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
-from glus.config import SegHeadInit, SegmenterConfig, load_config
+from glus.config import FuserGamma, SegHeadInit, SegmenterConfig, load_config
 from glus.models.build import LoadedModel, load_model, save_model
 from glus.models.language import merge_lora
 from glus.models.release import build_release, load_lisa, read_release
@@ -58,6 +58,7 @@ def convert(
         FileNotFoundError, ValueError: a file is missing or does not fit.
     """
     _refuse_existing(output)
+    fuser_gamma, segmenter.fuser_gamma = segmenter.fuser_gamma, FuserGamma.checkpoint  # the file keeps the true scales
     if segmenter.weights:
         model, reports = load_lisa(weights, segmenter, clip, seg_head_init)
     else:
@@ -65,6 +66,7 @@ def convert(
     config = model.config
     config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
     config.model.llm.tokenizer = "."
+    config.model.segmenter.fuser_gamma = fuser_gamma
     tensors = {name: value.to(dtype or value.dtype) for name, value in model.glus.state_dict().items()}
     save_model(output, tensors, config, model.vocabulary, complete=True, metadata={"source": Path(weights).name})
     return reports
@@ -113,9 +115,11 @@ def read_segmenter(file: Path | None, sam2: str | None) -> SegmenterConfig:
     """
     try:
         content = OmegaConf.load(file) if file else OmegaConf.create()
-        segmenter = load_config(SegmenterConfig, content)  # type: ignore[arg-type]
-    except OmegaConfBaseException as error:
-        raise ValueError(f"--segmenter {file}: {error}") from error
+    except YAMLError as error:
+        raise ValueError(f"--segmenter {file} is no YAML: {error}") from error
+    if not isinstance(content, DictConfig):
+        raise ValueError(f"--segmenter {file} holds no fields (expected variant, overrides)")
+    segmenter = load_config(SegmenterConfig, content)
     segmenter.weights = sam2
     return segmenter
 

@@ -20,8 +20,9 @@ from glus.config import (
 )
 from glus.models import key_map
 from glus.models.build import LoadedModel, build_glus, load_parts
+from glus.models.glus import Glus
 from glus.models.language import plain_names
-from glus.models.release_config import find_folder, read_clip_config, read_llm_config
+from glus.models.release_config import check_added_tokens, find_folder, read_clip_config, read_llm_config
 from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors
 from glus.tokens import Vocabulary
 
@@ -55,7 +56,8 @@ def read_release(
 
     Args:
         source: its folder, or ``owner/name`` on Hugging Face.
-        segmenter: which SAM2 it holds, since its files do not say; default: the published ``sam2_hiera_l``.
+        segmenter: which SAM2 it holds, since its files do not say; default: the published ``sam2_hiera_l``. Its
+            ``weights`` are not read: the checkpoint brings its own.
         clip: folder or hub id of the CLIP; default: the ``vision_tower`` of its config.json.
 
     Raises:
@@ -86,6 +88,7 @@ def read_release(
 def _read_config(folder: Path, vocabulary: Vocabulary, segmenter: SegmenterConfig, clip: str | None) -> ModelConfig:
     """What config.json and the tokenizer files say, which must agree."""
     llm = read_llm_config(folder)
+    check_added_tokens(folder, vocabulary.added_tokens)
     if vocabulary.size > llm.vocab_size:
         raise ValueError(
             f"{folder}/added_tokens.json has id {vocabulary.size - 1}, but config.json says vocab_size={llm.vocab_size}"
@@ -93,6 +96,12 @@ def _read_config(folder: Path, vocabulary: Vocabulary, segmenter: SegmenterConfi
     config = ModelConfig(read_clip_config(folder, clip), llm, segmenter)
     config.trainable = [part for part in config.trainable if part != "lora"]
     return config
+
+
+def _restore_identity(glus: Glus, config: ModelConfig) -> None:
+    """What ``build_glus`` did, again: the files brought the trained scales."""
+    if config.segmenter.fuser_gamma is FuserGamma.identity:
+        glus.segmenter.set_fuser_identity()
 
 
 def load_lisa(
@@ -123,6 +132,7 @@ def load_lisa(
     config.seg_head_init = seg_head_init
     glus = build_glus(config, load_weights=False)
     reports = load_parts(glus, config)
+    _restore_identity(glus, config)
     return LoadedModel(glus.eval(), vocabulary, ModelFolderConfig(config)), reports
 
 
@@ -161,8 +171,7 @@ def build_release(
     )
     names = [name for name in actual.values() if name.startswith(_CLIP_PREFIX)]
     reports["CLIP"] = load_strict(glus, clip, config.clip.weights or "CLIP", names)
-    if config.segmenter.fuser_gamma is FuserGamma.identity:
-        glus.segmenter.set_fuser_identity()  # again: the checkpoint brought the trained scales
+    _restore_identity(glus, config)
     folder_config = ModelFolderConfig(config, frames or FramesConfig(), inference or InferenceConfig())
     return LoadedModel(glus.eval(), checkpoint.vocabulary, folder_config), reports
 

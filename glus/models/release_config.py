@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +92,26 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def check_added_tokens(folder: Path, added: Mapping[str, int]) -> None:
+    """That tokenizer_config.json, where a newer transformers lists the added tokens once more, says the same.
+
+    Args:
+        folder: of the checkpoint.
+        added: token -> id, by added_tokens.json.
+
+    Raises:
+        ValueError: it gives a token another id, or an id another token.
+    """
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return
+    names = {number: token for token, number in added.items()}
+    for number, entry in read_json(file).get("added_tokens_decoder", {}).items():
+        token = entry["content"]
+        if added.get(token, int(number)) != int(number) or names.get(int(number), token) != token:
+            raise ValueError(f"{file} gives {token} the id {number}, but added_tokens.json says {dict(added)}")
+
+
 def _value(content: dict[str, Any], key: str, kind: type[Value], file: Path) -> Value:
     """A field of the right type; whole numbers count as float too, True not as a number."""
     value = content.get(key)
@@ -113,7 +134,8 @@ def read_llm_config(folder: Path) -> LlmConfig:
         if key in content and content[key] != expected:
             raise ValueError(f"{file}: {key}={json.dumps(content[key])}, but only {json.dumps(expected)} is supported")
     architecture: dict[str, Any] = {key: _value(content, key, int, file) for key in _LLM_INTEGERS}
-    architecture["num_key_value_heads"] = content.get("num_key_value_heads", architecture["num_attention_heads"])
+    groups = "num_key_value_heads" if "num_key_value_heads" in content else "num_attention_heads"  # older files
+    architecture["num_key_value_heads"] = _value(content, groups, int, file)
     architecture["hidden_act"] = _value(content, "hidden_act", str, file)
     architecture["rms_norm_eps"] = _value(content, "rms_norm_eps", float, file)
     return LlmConfig(architecture, _value(content, "vocab_size", int, file), str(folder), lora_rank=0)
@@ -156,9 +178,8 @@ def read_clip_config(folder: Path, clip: str | None) -> ClipConfig:
     """
     file = folder / "config.json"
     content = read_json(file)
-    clip_folder = (
-        find_folder(clip, "clip") if clip else _find_named_clip(_value(content, "vision_tower", str, file), file)
-    )
+    key = next((key for key in ("vision_tower", "mm_vision_tower") if key in content), "vision_tower")
+    clip_folder = find_folder(clip, "clip") if clip else _find_named_clip(_value(content, key, str, file), file)
     select_layer = _value(content, "mm_vision_select_layer", int, file)
     return ClipConfig(_clip_architecture(clip_folder / "config.json"), str(clip_folder), select_layer)
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from glus.models.weights import load_strict, read_clip_folder, read_tensors, write_tensors
+from glus.models.weights import MisfitError, load_strict, read_clip_folder, read_tensors, write_tensors
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -147,3 +147,63 @@ def test_clip_folders_of_every_form_give_the_vision_tower(tmp_path: Path, form: 
 def test_a_clip_folder_without_weights_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model\.clip\.weights="):
         read_clip_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (torch.zeros(2, dtype=torch.int64), "is int64, expected floating point"),
+        (torch.zeros(2, dtype=torch.bool), "is bool, expected floating point"),
+        (torch.zeros(2, dtype=torch.complex64), "is complex64, expected floating point"),
+        (torch.tensor([1.0, float("nan")]), "holds 1 values that are NaN or infinite"),
+        (torch.tensor([float("-inf"), float("nan")]), "holds 2 values that are NaN or infinite"),
+    ],
+)
+def test_values_that_are_no_weights_are_refused(value: torch.Tensor, problem: str) -> None:
+    module = nn.Linear(3, 2)
+    before = _state(module)
+    with pytest.raises(MisfitError, match=f"1 matched.*1 bad values; bad values: bias {problem}"):
+        load_strict(module, {"weight": torch.ones(2, 3), "bias": value}, "x")
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
+
+
+def test_messages_use_the_files_names_and_count_what_was_dropped() -> None:
+    module = nn.Linear(3, 2)
+    tensors = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
+    with pytest.raises(MisfitError) as caught:
+        load_strict(
+            module, tensors, "x.bin", label=lambda name: f"model.{name}", dropped={"old": 3}, unknown=["z"], hint="why"
+        )
+    assert str(caught.value) == (
+        "weights of x.bin do not fit: 0 matched, 1 missing, 2 unexpected, 1 wrong shape; dropped: 3 old; "
+        "missing: model.bias; unexpected: model.scale, z; wrong shape: model.weight is (3, 2), expected (2, 3) (why)"
+    )
+    assert caught.value.report.table().splitlines() == [
+        "matched            0",
+        "dropped: old       3",
+        "missing            1",
+        "    model.bias",
+        "unexpected         2",
+        "    model.scale",
+        "    z",
+        "wrong shape        1",
+        "    model.weight is (3, 2), expected (2, 3)",
+    ]
+
+
+def test_safetensors_are_preferred_and_other_pickles_ignored(tmp_path: Path) -> None:
+    torch.save({"steps": 3}, tmp_path / "training_args.bin")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    assert torch.equal(read_tensors(tmp_path)["a"], torch.zeros(1))
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert torch.equal(read_tensors(tmp_path)["a"], torch.ones(1))
+
+
+def test_shards_of_two_models_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("model-00001-of-00002", "model-00002-of-00003"):
+        save_file({name: torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(ValueError, match="mixes shards of several models"):
+        read_tensors(tmp_path)
+    (tmp_path / "model-00002-of-00003.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="mixes shards of several models"):
+        read_tensors(tmp_path)

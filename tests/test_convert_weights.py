@@ -1,0 +1,253 @@
+"""tools/convert_weights.py: published files to a model folder and back, and what it prints when they do not fit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glus.config import FuserGamma, Precision, SegHeadInit, SegmenterConfig
+from glus.models.build import LoadedModel, load_model, save_model
+from glus.models.glus import Glus
+from glus.models.language import merge_lora
+from glus.models.release import load_release
+from glus.models.weights import read_tensors
+from tests.conftest import SAM2_OVERRIDES
+from tests.released_layout import glus_tensors, lisa_tensors, write_checkpoint
+from tools.convert_weights import convert, main, read_segmenter
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: LoadedModel) -> Glus:
+    """The tiny model with every tensor moved from its initial value, without adapters."""
+    glus = copy.deepcopy(tiny_model.glus)
+    merge_lora(glus.language.llama)
+    torch.manual_seed(6)
+    with torch.no_grad():
+        for parameter in glus.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return glus.eval()
+
+
+@pytest.fixture
+def released(model: Glus, tiny_model: LoadedModel, tmp_path: Path) -> Path:
+    """A merged GLUS checkpoint."""
+    return write_checkpoint(tmp_path / "published" / "GLUS", glus_tensors(model), model, tiny_model.vocabulary)
+
+
+@pytest.fixture
+def segmenter_file(tmp_path: Path) -> Path:
+    """Which SAM2 the tiny model has."""
+    file = tmp_path / "sam2.json"
+    file.write_text(json.dumps({"variant": "sam2_hiera_t", "overrides": SAM2_OVERRIDES, "multimask_fallback": False}))
+    return file
+
+
+def _assert_same_state(a: Glus, b: Glus) -> None:
+    assert a.state_dict().keys() == b.state_dict().keys()
+    for name, value in a.state_dict().items():
+        assert torch.equal(value, b.state_dict()[name]), name
+
+
+def test_a_published_glus_becomes_a_model_folder(
+    model: Glus, released: Path, segmenter_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "ours"
+    main(["--weights", str(released), "--segmenter", str(segmenter_file), "--output", str(output)])
+    lines = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines()]
+    printed = [(line[0], int(line[1])) for line in lines if len(line) == 2]
+    matched = len(model.state_dict()) - len(model.clip.state_dict())
+    nothing = [("missing", 0), ("unexpected", 0), ("wrong shape", 0)]
+    dropped = ("dropped: rotary frequencies (inv_freq), computed here", 2)
+    assert printed == [("matched", matched), dropped, *nothing, ("matched", len(model.clip.state_dict())), *nothing]
+    shutil.rmtree(released.parent)  # the folder needs nothing else
+    loaded = load_model(output)
+    _assert_same_state(loaded.glus, model)
+    assert loaded.config.model.clip.weights is None
+    assert (loaded.config.frames.num_context, loaded.config.inference.memory_stride) == (4, 3)
+
+
+def test_stored_weights_may_be_rounded(released: Path, segmenter_file: Path, tmp_path: Path) -> None:
+    arguments = ["--weights", str(released), "--segmenter", str(segmenter_file), "--output", str(tmp_path / "ours")]
+    main([*arguments, "--dtype", "bf16"])
+    assert {value.dtype for value in load_file(tmp_path / "ours" / "model.safetensors").values()} == {torch.bfloat16}
+    assert load_model(tmp_path / "ours").config.model.precision is Precision.fp32
+
+
+def test_identity_is_a_setting_and_the_file_keeps_the_trained_scales(
+    model: Glus, released: Path, tmp_path: Path
+) -> None:
+    segmenter = SegmenterConfig("sam2_hiera_t", SAM2_OVERRIDES, fuser_gamma=FuserGamma.identity)
+    convert(str(released), tmp_path / "ours", segmenter)
+    name = "segmenter.sam.memory_encoder.fuser.layers.0.gamma"
+    assert torch.equal(load_file(tmp_path / "ours" / "model.safetensors")[name], model.state_dict()[name])
+    loaded = load_model(tmp_path / "ours")
+    assert loaded.config.model.segmenter.fuser_gamma is FuserGamma.identity
+    assert set(loaded.glus.state_dict()[name].tolist()) == {torch.tensor(1e-6).item()}
+    with pytest.raises(
+        SystemExit, match=r"error: model\.segmenter\.fuser_gamma=identity has replaced the trained scales"
+    ):
+        main(["--to-release", "--weights", str(tmp_path / "ours"), "--output", str(tmp_path / "back")])
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("form", ["bin", "safetensors"])
+def test_there_and_back_gives_every_bit(released: Path, segmenter_file: Path, tmp_path: Path, form: str) -> None:
+    convert(str(released), tmp_path / "ours", read_segmenter(segmenter_file, None))
+    size = 200_000
+    arguments = ["--to-release", "--weights", str(tmp_path / "ours"), "--output", str(tmp_path / "back")]
+    main([*arguments, "--format", form, "--shard-gb", str(size / 1e9)])
+    shards = sorted((tmp_path / "back").glob(f"*.{form}"))
+    index = json.loads(next((tmp_path / "back").glob("*.index.json")).read_text())
+    assert len(shards) > 3
+    assert set(index["weight_map"].values()) == {shard.name for shard in shards}
+    for shard in shards:
+        tensors = read_tensors(shard)
+        assert len(tensors) == 1 or sum(value.nbytes for value in tensors.values()) <= size
+    raw, back = read_tensors(released), read_tensors(tmp_path / "back")
+    assert back.keys() == raw.keys()
+    assert all(torch.equal(back[name], value) for name, value in raw.items())
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in raw.values())
+    assert not (tmp_path / "back.tmp").exists()
+
+
+def test_a_folder_in_the_released_layout_is_complete(
+    model: Glus, released: Path, segmenter_file: Path, tmp_path: Path
+) -> None:
+    """With its CLIP inside, and all that the authors' config.json states of sizes and tokens."""
+    segmenter = read_segmenter(segmenter_file, None)
+    convert(str(released), tmp_path / "ours", segmenter)
+    main(["--to-release", "--weights", str(tmp_path / "ours"), "--output", str(tmp_path / "back")])
+    shutil.rmtree(released.parent)
+    _assert_same_state(load_release(tmp_path / "back", segmenter).glus, model)
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (config["architectures"], config["model_type"]) == (["GLUSForCausalLM"], "llava")
+    assert (config["out_dim"], config["mm_hidden_size"], config["torch_dtype"]) == (32, 32, "float32")
+    tower = read_tensors(tmp_path / "back" / "clip" / "pytorch_model.bin")
+    assert all(name.startswith("vision_model.") for name in tower)
+    crop = json.loads((tmp_path / "back" / "clip" / "preprocessor_config.json").read_text())["crop_size"]
+    assert crop == {"height": 32, "width": 32}
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+        assert json.loads((tmp_path / "back" / name).read_text())
+
+
+def test_adapters_are_merged_on_the_way_back(tiny_model: LoadedModel, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    tensors = {name: value.clone() for name, value in tiny_model.glus.state_dict().items()}
+    name = "language.llama.model.layers.0.self_attn.q_proj"
+    tensors[f"{name}.lora_B.default.weight"].normal_()
+    save_model(tmp_path / "run", tensors, tiny_model.config, tiny_model.vocabulary, complete=True, metadata={})
+    main(["--to-release", "--weights", str(tmp_path / "run"), "--output", str(tmp_path / "back"), "--dtype", "fp32"])
+    product = tensors[f"{name}.lora_B.default.weight"] @ tensors[f"{name}.lora_A.default.weight"]
+    llm = tiny_model.config.model.llm
+    expected = tensors[f"{name}.base_layer.weight"] + llm.lora_alpha / llm.lora_rank * product
+    merged = read_tensors(tmp_path / "back")["model.layers.0.self_attn.q_proj.weight"]
+    torch.testing.assert_close(merged, expected)
+
+
+@pytest.mark.parametrize("init", list(SegHeadInit))
+def test_lisa_and_sam2_become_a_model_folder(
+    model: Glus, tiny_model: LoadedModel, segmenter_file: Path, tmp_path: Path, init: SegHeadInit
+) -> None:
+    lisa = write_checkpoint(tmp_path / "published" / "LISA", lisa_tensors(model), model, tiny_model.vocabulary)
+    sam2 = lisa.parent / "sam2_hiera_t.pt"
+    torch.save({"model": model.segmenter.sam.state_dict()}, sam2)
+    states = []
+    for seed in ("0", "0", "1"):
+        output = tmp_path / f"start{len(states)}"
+        arguments = ["--weights", str(lisa), "--sam2", str(sam2), "--segmenter", str(segmenter_file)]
+        main([*arguments, "--seg-head-init", init.value, "--seed", seed, "--output", str(output)])
+        states.append(load_model(output).glus.state_dict())
+    expected = model.state_dict()
+    for name, value in expected.items():
+        is_lisas = not name.startswith("seg_head.") or init is SegHeadInit.lisa
+        assert torch.equal(states[0][name], value) is is_lisas, name
+        assert torch.equal(states[1][name], states[0][name]), name
+        assert torch.equal(states[2][name], states[0][name]) is is_lisas, name
+
+
+def test_a_misfit_prints_the_whole_table_and_leaves_nothing(
+    released: Path, segmenter_file: Path, tmp_path: Path
+) -> None:
+    names = [name for name in read_tensors(released) if name.startswith("model.visual_model.sam_prompt_encoder.")]
+    index = released / "pytorch_model.bin.index.json"
+    for file in released.glob("*.bin"):
+        kept = {name: value for name, value in read_tensors(file).items() if name not in names}
+        torch.save(kept, file)
+    weight_map = {name: file for name, file in json.loads(index.read_text())["weight_map"].items() if name not in names}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["--weights", str(released), "--segmenter", str(segmenter_file), "--output", str(tmp_path / "ours")])
+    message = str(stopped.value)
+    assert len(names) > 10
+    assert all(f"    {name}\n" in message for name in names)
+    assert re.search(rf"^missing +{len(names)}\n", message, re.MULTILINE)
+    assert f"error: weights of {released} do not fit" in message
+    assert not (tmp_path / "ours").exists()
+
+
+def test_an_existing_folder_is_refused(released: Path, segmenter_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir()
+    for direction in ([], ["--to-release"]):
+        with pytest.raises(SystemExit, match=r"error: --output .*ours exists"):
+            main(["--weights", str(released), "--output", str(tmp_path / "ours"), *direction])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to-release", "--sam2", "x.pt"], "--sam2 makes no sense with --to-release"),
+        (["--to-release", "--clip", "x"], "--clip makes no sense with --to-release"),
+        (["--format", "bin"], "--format needs --to-release"),
+        (["--shard-gb", "1"], "--shard-gb needs --to-release"),
+        (["--seg-head-init", "lisa"], "--seg-head-init needs --sam2"),
+    ],
+)
+def test_options_of_another_direction_are_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--weights", "a", "--output", "b", *options])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("variants: x", "unknown config key 'variants'"),
+        ("a: [", "sam2.yaml is no YAML"),
+        ("- x", "sam2.yaml holds no fields"),
+    ],
+)
+def test_a_bad_segmenter_file_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "sam2.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_segmenter(tmp_path / "sam2.yaml", None)
+    with pytest.raises(FileNotFoundError):
+        read_segmenter(tmp_path / "absent.yaml", None)
+
+
+def test_the_published_sam2_is_the_default() -> None:
+    assert read_segmenter(None, "x.pt") == SegmenterConfig("sam2_hiera_l", {}, "x.pt")
+
+
+def test_a_layout_that_cannot_hold_a_model_refuses_it(tiny_model: LoadedModel, model: Glus, tmp_path: Path) -> None:
+    for change, message in (
+        (("clip", "pool", 2), "model.clip.pool=2: the released code always pools 4"),
+        (("llm", "architecture", {"rope_theta": 1.0}), "architecture.rope_theta: the released layout has no such"),
+    ):
+        part, key, value = change
+        config = copy.deepcopy(tiny_model.config)
+        config.model.llm.lora_rank, config.model.trainable = 0, []
+        current = getattr(getattr(config.model, part), key)
+        setattr(getattr(config.model, part), key, current | value if isinstance(value, dict) else value)
+        folder = tmp_path / key
+        save_model(folder, model.state_dict(), config, tiny_model.vocabulary, complete=True, metadata={})
+        with pytest.raises(SystemExit, match=message):
+            main(["--to-release", "--weights", str(folder), "--output", str(tmp_path / "back")])
