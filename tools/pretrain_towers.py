@@ -75,6 +75,7 @@ def make_llm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     """An LLM and its projector; the model's config says where the CLIP and the tokenizer lie."""
     model, steps, batch_size = copy.deepcopy(config.model), config.llm_steps, config.llm_batch_size
     model.segmenter.weights = model.llm.weights = None
+    model.llm.lora_rank, model.trainable = 0, ["projector", "llm"]  # LoRA comes on top of what is made here
     glus = build_glus(model)
     tokenizer = ConversationTokenizer(Vocabulary(model.llm.tokenizer), glus.tokens_per_frame)
     with _reporter("llm", steps, folder) as report:
