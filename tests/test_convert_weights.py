@@ -121,13 +121,15 @@ def test_a_folder_in_the_released_layout_is_complete(
     model: Glus, released: Path, segmenter_file: Path, tmp_path: Path
 ) -> None:
     """With its CLIP inside, and all that the authors' config.json states of sizes and tokens."""
+    stated = json.loads((released / "config.json").read_text())
     segmenter = read_segmenter(segmenter_file, None)
     convert(str(released), tmp_path / "ours", segmenter)
     main(["--to-release", "--weights", str(tmp_path / "ours"), "--output", str(tmp_path / "back")])
     shutil.rmtree(released.parent)
     _assert_same_state(load_release(tmp_path / "back", segmenter).glus, model)
     config = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert (config["architectures"], config["model_type"]) == (["GLUSForCausalLM"], "llava")
+    assert {key: config[key] for key in stated} == stated
+    assert config["mm_vision_select_layer"] == -2
     assert (config["out_dim"], config["mm_hidden_size"], config["torch_dtype"]) == (32, 32, "float32")
     tower = read_tensors(tmp_path / "back" / "clip" / "pytorch_model.bin")
     assert all(name.startswith("vision_model.") for name in tower)

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,11 @@ log = logging.getLogger(__name__)
 
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.(safetensors|bin)")
+_UNREADABLE = (
+    *(SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError),
+    *(struct.error, LookupError, AttributeError, AssertionError, TypeError, ValueError),
+)
+"""What the readers raise at a damaged file, depending on the byte (measured: cut and flipped at random)."""
 _SHOWN = 5
 """Names of one kind that a message lists; a report's table lists all."""
 
@@ -104,7 +110,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"weights {path} do not decode (cut short? not tensors alone?): {error}") from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
