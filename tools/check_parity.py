@@ -1,6 +1,6 @@
 """Replay numbers that the authors' implementation recorded, and say how near ours come.
 
-    python tools/check_parity.py tests/parity/fixtures --json parity.json
+    python tools/check_parity.py tests/parity/recorded --json parity.json
 
 Sizes, counts and cases are read from the folder; what runs is what trains and predicts. Exit status 0: everything the
 folder holds was compared and is within its gate (``glus/parity/gates.py``); what it does not hold is listed as absent.
@@ -9,7 +9,6 @@ folder holds was compared and is within its gate (``glus/parity/gates.py``); wha
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
     options = parser.parse_args(arguments)
     setup_logging()
-    logging.getLogger("glus.models").setLevel(logging.WARNING)
     try:
         report = replay(options.folder)
     except (ValueError, FileNotFoundError) as error:

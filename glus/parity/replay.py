@@ -12,6 +12,9 @@ from glus.parity.preprocess import replay_preprocess
 from glus.parity.report import Report
 from glus.parity.training import replay_training
 
+PARTS = ("preprocess", "inference", "training", "metrics")
+"""Folders of which at least one must be there."""
+
 
 def replay(folder: Path) -> Report:
     """Replay everything that a folder holds.
@@ -23,9 +26,12 @@ def replay(folder: Path) -> Report:
         One row for each quantity, also for what is missing or cannot be compared.
 
     Raises:
-        FileNotFoundError, ValueError: ``fixture.json`` or SAM2's architecture cannot be read.
+        FileNotFoundError, ValueError: ``fixture.json`` or SAM2's architecture cannot be read, or there is nothing to
+            compare.
     """
     fixture = read_fixture(folder)
+    if not any((folder / part).is_dir() for part in PARTS):
+        raise FileNotFoundError(f"{folder} holds none of {', '.join(PARTS)}: there is nothing to compare")
     models, report = Models(fixture), Report(folder)
     replay_checkpoint(report, fixture, models)
     replay_preprocess(report, fixture, models)
