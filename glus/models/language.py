@@ -85,10 +85,21 @@ def plain_names(module: nn.Module) -> dict[str, str]:
 
 
 def merge_lora(llama: LlamaForCausalLM) -> None:
-    """Add every adapter to the projection it adapts (``W += B A alpha / rank``) and take the adapters out, in place."""
+    """Add every adapter to the projection it adapts (``W += B A alpha / rank``) and take the adapters out, in place.
+
+    Raises:
+        ValueError: a projection is quantised; its steps are coarser than what adapters learn.
+    """
     from peft.tuners.lora import LoraLayer
 
     adapters = [(name, module) for name, module in llama.named_modules() if isinstance(module, LoraLayer)]
+    for name, adapter in adapters:
+        dtype = adapter.get_base_layer().weight.dtype
+        if not dtype.is_floating_point:
+            raise ValueError(
+                f"{name} is stored as {str(dtype).removeprefix('torch.')}: merging would round the adapter away; "
+                "load the base model unquantised, then merge"
+            )
     for name, adapter in adapters:
         adapter.merge()
         parent, _, child = name.rpartition(".")
