@@ -151,6 +151,9 @@ class ModelConfig:
     llm: LlmConfig = field(default_factory=LlmConfig)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    weights: str | None = None
+    """Model folder or run that training starts from: an export, a converted checkpoint. All its weights are taken, its
+    adapters merged; null: each part has weights of its own."""
     seg_head_init: SegHeadInit = SegHeadInit.random
     """``random``: the [SEG] head starts anew, as released, although LISA-7B-v1 holds one of the same shape. ``lisa``:
     it starts as the ``text_hidden_fcs`` that ``llm.weights`` must then hold."""
@@ -367,9 +370,6 @@ class TrainConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
     valid: DatasetConfig | None = None
     """Split that is evaluated during training; null: none."""
-    init: str | None = None
-    """Model folder or run whose weights this run starts from (fine-tuning, a curriculum), with fresh optimizer and
-    schedule; null: the parts' own weights."""
     output_dir: str = MISSING
     """Run folder: resolved config, run info, metrics.jsonl, checkpoints."""
 

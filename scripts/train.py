@@ -27,7 +27,7 @@ from glus.inference.predictor import VideoPredictor
 from glus.inference.validation import Validation
 from glus.log import MetricsLog, setup_logging, write_run_folder
 from glus.losses.build import build_objective
-from glus.models.build import build_glus, find_model_folder, load_folder, save_model
+from glus.models.build import build_glus, save_model
 from glus.tokens import Vocabulary
 from glus.train.engine import Engine, init_distributed
 from glus.train.trainer import Trainer, accumulation_steps, micro_batches
@@ -47,8 +47,6 @@ def train(config: TrainConfig) -> None:
     torch.manual_seed(trainer.seed)
     vocabulary = Vocabulary(config.model.llm.tokenizer)
     glus = build_glus(config.model)
-    if config.init:
-        load_folder(glus, find_model_folder(config.init))
     if trainer.gradient_checkpointing:
         glus.language.checkpoint_gradients()
     tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)

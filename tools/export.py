@@ -39,11 +39,12 @@ def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
     """
     if output.exists():
         raise FileExistsError(f"--output {output} exists: choose another folder, or remove it")
-    loaded = load_model(weights)
+    loaded = load_model(weights, as_trained=True)
     merge_lora(loaded.glus.language.llama)
     config = loaded.config
     config.model.llm.lora_rank = 0
     config.model.trainable = [part for part in config.model.trainable if part != "lora"]
+    config.model.weights = None
     config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
     config.model.llm.tokenizer = "."
     tensors = {name: value.to(dtype) for name, value in loaded.glus.state_dict().items()}

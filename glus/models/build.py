@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from glus.config import (
 from glus.models import key_map
 from glus.models.clip import ClipEncoder, build_vision_tower
 from glus.models.glus import Glus, SegHead
-from glus.models.language import LanguageModel, add_lora, build_llama
+from glus.models.language import LanguageModel, add_lora, build_llama, merge_lora
 from glus.models.release_config import check_llm_config
 from glus.models.sam2 import Sam2Segmenter, build_sam2
 from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors, write_tensors
@@ -104,7 +104,9 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
     nn.init.normal_(glus.projector.weight, std=PROJECTOR_STD)
     nn.init.zeros_(glus.projector.bias)
     glus.seg_head = SegHead(glus.language.width, glus.segmenter.width, config.seg_head_gain)
-    if load_weights:
+    if load_weights and config.weights:
+        load_start(glus, config.weights)
+    elif load_weights:
         load_parts(glus, config)
     if config.llm.lora_rank:
         llm = config.llm
@@ -118,6 +120,18 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
 def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> Sam2Segmenter:
     """SAM2 at random, to be loaded or pre-trained."""
     return Sam2Segmenter(build_sam2(config.variant, config.overrides), config.multimask_fallback, memory_gradient)
+
+
+def load_start(glus: Glus, folder: str) -> None:
+    """Load all weights of another model, its adapters merged and its memory encoder as trained.
+
+    Raises:
+        FileNotFoundError: ``folder`` is no model folder and no run.
+        ValueError: its tensors are not exactly these.
+    """
+    start = load_model(folder, as_trained=True).glus
+    merge_lora(start.language.llama)
+    load_strict(glus, start.state_dict(), folder)
 
 
 def load_parts(glus: Glus, config: ModelConfig) -> dict[str, LoadReport]:
@@ -254,7 +268,10 @@ def load_folder(glus: Glus, folder: Path) -> None:
 
 
 def load_model(
-    path: str | Path, precision: Precision | None = None, settings: SettingsConfig | None = None
+    path: str | Path,
+    precision: Precision | None = None,
+    settings: SettingsConfig | None = None,
+    as_trained: bool = False,
 ) -> LoadedModel:
     """Build and strictly load a model folder (or the newest checkpoint of a run), in evaluation mode.
 
@@ -262,6 +279,8 @@ def load_model(
         path: see ``find_model_folder``.
         precision: replaces the saved one; None keeps it.
         settings: override the folder's; each that changes something is logged.
+        as_trained: whatever ``fuser_gamma`` says, keep the memory encoder's scales as the weights have them; for a
+            model that is to be stored or trained on.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -275,8 +294,10 @@ def load_model(
     if precision is not None:
         config.model.precision = precision
     config.model.llm.tokenizer = str(folder)
-    glus = build_glus(config.model, load_weights=not (folder / COMPLETE_FILE).is_file())
+    gamma = FuserGamma.checkpoint if as_trained else config.model.segmenter.fuser_gamma
+    segmenter = replace(config.model.segmenter, fuser_gamma=gamma)
+    glus = build_glus(replace(config.model, segmenter=segmenter), not (folder / COMPLETE_FILE).is_file())
     load_folder(glus, folder)
-    if config.model.segmenter.fuser_gamma is FuserGamma.identity:
+    if gamma is FuserGamma.identity:
         glus.segmenter.set_fuser_identity()  # again: a complete file brings the trained scales back
     return LoadedModel(glus.eval(), Vocabulary(folder), config)

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glus.config import FuserGamma, ModelFolderConfig, Precision
+from glus.config import FuserGamma, LossConfig, ModelFolderConfig, Precision
+from glus.losses.build import build_objective
 from glus.models.build import (
     COMPLETE_FILE,
     NEVER_UPDATED,
@@ -237,6 +239,35 @@ def test_identity_gamma_holds_over_a_complete_file(tiny_model: LoadedModel, glus
     assert all(torch.equal(layer.gamma, torch.full_like(layer.gamma, 1e-6)) for layer in fuser.layers)
     kept = glus.segmenter.sam.memory_encoder.fuser
     assert all(layer.gamma.min() > 1e-3 for layer in kept.layers)
+
+
+@pytest.mark.parametrize("gamma", list(FuserGamma))
+def test_fine_tuning_starts_from_another_model(
+    tiny_model: LoadedModel, glus: Glus, make_batch: BatchMaker, tmp_path: Path, gamma: FuserGamma
+) -> None:
+    """At step 0 the losses are that model's, as trained; what training saves loads over the same start."""
+    source = copy.deepcopy(tiny_model.config)
+    source.model.segmenter = replace(source.model.segmenter, fuser_gamma=gamma)
+    _save(tmp_path / "published", tiny_model, _randomised(glus), complete=True, config=source)
+    config = copy.deepcopy(tiny_model.config)
+    config.model.weights = str(tmp_path / "published")
+    torch.manual_seed(5)
+    start = build_glus(config.model).eval()
+    objective = build_objective(LossConfig(weights={"seg": 1.0, "bce": 2.0, "dice": 0.5}), tiny_model.vocabulary.seg_id)
+    batch = make_batch((2, 1), num_query=3)
+    with torch.no_grad():
+        ours, theirs = (
+            objective(model(batch), batch, objective.counts([batch]), np.random.default_rng(0))
+            for model in (start, glus.eval())
+        )
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=0)
+    assert trainable_names(start) == trainable_names(glus)
+    model = LoadedModel(start, tiny_model.vocabulary, config)
+    _save(tmp_path / "trained", model, _randomised(start), complete=False)
+    again = load_model(tmp_path / "trained").glus.state_dict()
+    for name, value in start.state_dict().items():
+        assert torch.equal(again[name], value), name
 
 
 def test_precision_can_be_chosen_when_loading(tiny_model: LoadedModel, glus: Glus, tmp_path: Path) -> None:
