@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs if needed, then runs the tests: the fast ones, or with --all also a kill and a tiny quickstart.
+# Installs if needed, then runs the tests: the fast ones, or with --all also the long ones (kills, long videos, the quickstart).
 #   bash scripts/test.sh [--all] [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
