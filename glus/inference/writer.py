@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from glus.config import DatasetConfig, ModelFolderConfig
-from glus.models.build import COMPLETE_FILE, TRAINED_FILE
 from glus.structures import Expression
 
 IDENTITY_FILE = "predict.json"
@@ -142,7 +141,8 @@ def prediction_identity(
     values: Any = OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)
     for irrelevant in ("tokenizer", "lora_dropout"):
         del values["model"]["llm"][irrelevant]
-    files = [model_folder / name for name in (COMPLETE_FILE, TRAINED_FILE, "tokenizer.model", "added_tokens.json")]
+    files = sorted([*model_folder.glob("*.safetensors"), *model_folder.glob("tokenizer.model")])
+    files.append(model_folder / "added_tokens.json")
     sentences = "\n".join(json.dumps([e.video, e.exp_id, e.text, e.frames]) for e in expressions)
     return {
         "dataset": {

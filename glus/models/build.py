@@ -30,7 +30,7 @@ from glus.models.glus import Glus, SegHead
 from glus.models.language import LanguageModel, add_lora, build_llama, merge_lora
 from glus.models.release_config import check_llm_config
 from glus.models.sam2 import Sam2Segmenter, build_sam2
-from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors, write_tensors
+from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors, write_shards, write_tensors
 from glus.tokens import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,9 @@ PROJECTOR_STD = 0.01
 _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+"""A complete model that is larger is written as shards with an index."""
 CONFIG_FILE = "config.yaml"
 
 
@@ -216,6 +219,7 @@ def save_model(
     vocabulary: Vocabulary,
     complete: bool,
     metadata: dict[str, str],
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a model folder: config, tokenizer, weights. It appears whole or not at all.
 
@@ -226,6 +230,7 @@ def save_model(
         vocabulary: its files are copied.
         complete: ``tensors`` is the whole state dict (an export), not only what was trained (a checkpoint).
         metadata: strings kept in the weights file (step, commit).
+        shard_bytes: size of a file of a complete model at most.
     """
     folder = Path(folder)
     temporary = folder.with_name(folder.name + ".tmp")
@@ -234,8 +239,16 @@ def save_model(
     (temporary / CONFIG_FILE).write_text(to_yaml(config))
     for name in ("tokenizer.model", "added_tokens.json"):
         shutil.copyfile(vocabulary.folder / name, temporary / name)
-    write_tensors(temporary / (COMPLETE_FILE if complete else TRAINED_FILE), tensors, metadata)
+    if complete and sum(value.nbytes for value in tensors.values()) > shard_bytes:
+        write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
+    else:
+        write_tensors(temporary / (COMPLETE_FILE if complete else TRAINED_FILE), tensors, metadata)
     os.replace(temporary, folder)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a model folder holds all tensors, not only those that were trained."""
+    return (folder / COMPLETE_FILE).is_file() or (folder / INDEX_FILE).is_file()
 
 
 def find_model_folder(path: str | Path) -> Path:
@@ -245,8 +258,7 @@ def find_model_folder(path: str | Path) -> Path:
         FileNotFoundError: neither.
     """
     path = Path(path)
-    is_model = [(path / name).is_file() for name in (COMPLETE_FILE, TRAINED_FILE)]
-    if any(is_model):
+    if is_complete(path) or (path / TRAINED_FILE).is_file():
         return path
     checkpoints = [p for p in path.glob("checkpoints/step_*") if p.suffix != ".tmp"]
     if not checkpoints:
@@ -262,9 +274,10 @@ def load_folder(glus: Glus, folder: Path) -> None:
     Raises:
         ValueError: they are not exactly the model's tensors (export) or its trainable ones (checkpoint).
     """
-    is_complete = (folder / COMPLETE_FILE).is_file()
-    file = folder / (COMPLETE_FILE if is_complete else TRAINED_FILE)
-    load_strict(glus, read_tensors(file), file, only=None if is_complete else trainable_names(glus))
+    if is_complete(folder):
+        load_strict(glus, read_tensors(folder), folder)
+    else:
+        load_strict(glus, read_tensors(folder / TRAINED_FILE), folder / TRAINED_FILE, only=trainable_names(glus))
 
 
 def load_model(
@@ -296,7 +309,7 @@ def load_model(
     config.model.llm.tokenizer = str(folder)
     gamma = FuserGamma.checkpoint if as_trained else config.model.segmenter.fuser_gamma
     segmenter = replace(config.model.segmenter, fuser_gamma=gamma)
-    glus = build_glus(replace(config.model, segmenter=segmenter), not (folder / COMPLETE_FILE).is_file())
+    glus = build_glus(replace(config.model, segmenter=segmenter), not is_complete(folder))
     load_folder(glus, folder)
     if gamma is FuserGamma.identity:
         glus.segmenter.set_fuser_identity()  # again: a complete file brings the trained scales back

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from glus.models.build import LoadedModel
 from glus.models.clip import CLIP_MEAN, CLIP_STD, ClipEncoder
 from glus.models.release import to_release
 from glus.models.release_config import CLIP_FIELDS, LLM_FIELDS
-from glus.models.weights import write_tensors
+from glus.models.weights import write_shards, write_tensors
 from glus.tokens import Vocabulary
 
 CLIP_FOLDER = "clip"
@@ -57,7 +57,7 @@ def save_release(
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / CLIP_FOLDER).mkdir(parents=True)
-    _write_shards(temporary, release, safetensors, shard_bytes)
+    write_shards(temporary, release, "safetensors" if safetensors else "bin", shard_bytes, {"format": "pt"})
     _write_json(temporary / "config.json", _config_json(model, release))
     _write_json(temporary / "generation_config.json", {"_from_model_config": True, "use_cache": False, **_TOKEN_IDS})
     _write_tokenizer(temporary, model.vocabulary)
@@ -80,41 +80,12 @@ def _check_layout_holds(config: ModelConfig) -> None:
         )
 
 
-def _shards(tensors: Mapping[str, torch.Tensor], shard_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
-    shard: dict[str, torch.Tensor] = {}
-    size = 0
-    for name, value in tensors.items():
-        if shard and size + value.nbytes > shard_bytes:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = value
-        size += value.nbytes
-    yield shard
-
-
-def _write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], safetensors: bool, shard_bytes: int) -> None:
-    shards = list(_shards(tensors, shard_bytes))
-    stem, ending = ("model", "safetensors") if safetensors else ("pytorch_model", "bin")
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"{stem}-{number:05d}-of-{len(shards):05d}.{ending}"
-        _write_weights(folder / name, shard)
-        weight_map |= dict.fromkeys(shard, name)
-    total = sum(value.nbytes for value in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(folder / f"{stem}.{ending}.index.json", index)
-
-
-def _write_weights(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    if file.suffix == ".safetensors":
-        write_tensors(file, tensors, {"format": "pt"})
-    else:
-        torch.save(dict(tensors), file)
-
-
 def _write_clip(folder: Path, encoder: ClipEncoder, tensors: Mapping[str, torch.Tensor], safetensors: bool) -> None:
     """As transformers 4 reads it; ``tensors`` under its names, from ``vision_model.`` on."""
-    _write_weights(folder / ("model.safetensors" if safetensors else "pytorch_model.bin"), tensors)
+    if safetensors:
+        write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    else:
+        torch.save(dict(tensors), folder / "pytorch_model.bin")
     architecture = {key: getattr(encoder.vision_model.config, key) for key in CLIP_FIELDS}
     _write_json(
         folder / "config.json",

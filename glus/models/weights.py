@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -246,6 +246,45 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
     os.replace(temporary, path)
+
+
+def write_shards(
+    folder: Path, tensors: Mapping[str, torch.Tensor], ending: str, shard_bytes: int, metadata: dict[str, str]
+) -> None:
+    """Write tensors as numbered files of limited size and their index, under the names transformers gives them.
+
+    Args:
+        folder: exists.
+        tensors: in the order in which they fill the shards.
+        ending: ``safetensors``, or ``bin`` for pickles.
+        shard_bytes: size that a shard does not exceed, unless by a single tensor.
+        metadata: strings kept in safetensors files.
+    """
+    shards = list(_split(tensors, shard_bytes))
+    stem = {"safetensors": "model", "bin": "pytorch_model"}[ending]
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"{stem}-{number:05d}-of-{len(shards):05d}.{ending}"
+        if ending == "safetensors":
+            write_tensors(folder / name, shard, metadata)
+        else:
+            torch.save(dict(shard), folder / name)
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(value.nbytes for value in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _split(tensors: Mapping[str, torch.Tensor], shard_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+    shard: dict[str, torch.Tensor] = {}
+    size = 0
+    for name, value in tensors.items():
+        if shard and size + value.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = value
+        size += value.nbytes
+    yield shard
 
 
 def read_clip_folder(folder: str | Path) -> dict[str, torch.Tensor]:

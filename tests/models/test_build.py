@@ -174,6 +174,21 @@ def test_a_complete_folder_loads_to_the_same_model(
         assert torch.equal(loaded.glus(batch).mask_logits_NQmm, glus(batch).mask_logits_NQmm)
 
 
+def test_a_large_model_is_written_as_shards(tiny_model: LoadedModel, glus: Glus, tmp_path: Path) -> None:
+    tensors = _randomised(glus).state_dict()
+    limit = sum(value.nbytes for value in tensors.values()) // 3
+    save_model(tmp_path / "m", tensors, tiny_model.config, tiny_model.vocabulary, True, {}, shard_bytes=limit)
+    shards = sorted((tmp_path / "m").glob("*.safetensors"))
+    assert len(shards) >= 3
+    assert all(shard.stat().st_size <= limit + 50_000 for shard in shards)  # names and shapes come on top
+    loaded = load_model(tmp_path / "m").glus.state_dict()
+    for name, value in tensors.items():
+        assert torch.equal(loaded[name], value), name
+    shards[1].unlink()
+    with pytest.raises(FileNotFoundError, match=shards[1].name):
+        load_model(tmp_path / "m")
+
+
 def test_a_checkpoint_of_trained_tensors_loads_over_its_towers(
     tiny_model: LoadedModel, glus: Glus, tmp_path: Path
 ) -> None:
