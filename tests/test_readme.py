@@ -83,6 +83,7 @@ def test_small_commands_run_in_order(tmp_path: Path) -> None:
     """The others, as a user would run them one after another, in an empty folder."""
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "quickstart").symlink_to(".")  # as if the quickstart had left its model there
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
     frames = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), dtype=np.uint8)
     imageio.imwrite(tmp_path / "my_video.mp4", frames, fps=3)
     small = [c for c in commands() if program(c) in TINY and not is_composed(c)]
