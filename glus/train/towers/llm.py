@@ -9,6 +9,7 @@ places (to one patch, on 8 out of 10 frames) in 900 (measured).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from glus.distributed import generator
 from glus.losses.language import seg_cross_entropy
 from glus.models.clip import ClipEncoder
 from glus.models.glus import Glus
+from glus.structures import Conversation
 from glus.train.towers.labels import SCENE_STREAM
 from glus.train.towers.optimize import Report, TowerOptimizer
 
@@ -94,6 +96,38 @@ class SentenceLabels:
         """Share of the targets in each column and row of cells."""
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A conversation about a scene."""
+
+    conversation: Conversation
+    features_FPC: torch.Tensor
+    """CLIP features of its context and query frames."""
+    labels: list[SentenceLabels]
+    """One per query frame."""
+
+
+def _draw_rows(
+    rng: np.random.Generator,
+    scene: Scene,
+    features_TPC: torch.Tensor,
+    frames: FramesConfig,
+    tokenizer: ConversationTokenizer,
+) -> list[_Row]:
+    """Conversations of one scene about the same frames."""
+    length = len(scene.frames_THW3)
+    query = sampling.query_indices_train(length, frames.num_query, frames.query_sampling, rng)
+    context = sampling.context_indices_train(length, frames.num_context, rng)
+    rows = []
+    for chosen in rng.choice(len(scene.sentences), SENTENCES_PER_SCENE, replace=False):
+        sentence = scene.sentences[chosen]
+        turns = draw_turns(sentence.text, frames.num_query, rng)
+        conversation = tokenizer.train(turns, frames.num_context, sentence.text)
+        labels = [SentenceLabels(sentence, scene, t) for t in query]
+        rows.append(_Row(conversation, features_TPC[[*context, *query]], labels))
+    return rows
+
+
 def pretrain_llm(
     glus: Glus,
     tokenizer: ConversationTokenizer,
@@ -131,18 +165,13 @@ def pretrain_llm(
         is_single = step < SINGLE_FRAME_SHARE * steps
         want, videos = (single, batch_size) if is_single else (frames, max(1, batch_size // 2))
         rng = generator(seed, SCENE_STREAM, 3, step)
-        conversations, visual, labels = [], [], []
-        for number in rng.integers(len(scenes), size=videos):
-            scene = scenes[number]
-            length = len(scene.frames_THW3)
-            query = sampling.query_indices_train(length, want.num_query, want.query_sampling, rng)
-            context = sampling.context_indices_train(length, want.num_context, rng)
-            for chosen in rng.choice(len(scene.sentences), SENTENCES_PER_SCENE, replace=False):
-                sentence = scene.sentences[chosen]
-                turns = draw_turns(sentence.text, want.num_query, rng)
-                conversations.append(tokenizer.train(turns, want.num_context, sentence.text))
-                visual.append(features[number][[*context, *query]])
-                labels += [SentenceLabels(sentence, scene, t) for t in query]
+        rows = [
+            row
+            for number in rng.integers(len(scenes), size=videos)
+            for row in _draw_rows(rng, scenes[number], features[number], want, tokenizer)
+        ]
+        conversations, visual = [row.conversation for row in rows], [row.features_FPC for row in rows]
+        labels = [label for row in rows for label in row.labels]
         ids_NL, mask_NL, positions_NQ = pad_conversations(conversations, tokenizer.vocabulary.pad_id)
         visual_MD = glus.projector(torch.stack(visual)).flatten(0, 2)
         states_NLD = glus.language.states(ids_NL, mask_NL, visual_MD)
