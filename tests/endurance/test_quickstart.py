@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 KINDS = {"appearance", "motion", "global", "local", "multi", "absent", "overall", "overall_present"}
 BLIND = ("all_objects", "random_object", "other_sentence")
-MARGINS = {"quickstart": {"appearance": 10, "overall": 5}, "shipped": {"appearance": 10, "overall": 10}}
-"""Points of J&F by which each model beats answers that ignore the sentence. The quickstart's own run, which has a
-quarter of an hour, differs a little with the number of processes (measured on two cores: 24 and 11)."""
+MARGIN = 10
+"""Points of J&F, on appearance and overall, by which each model beats answers that ignore the sentence. (Measured on
+two cores: the quickstart's own model 24 and 11, the shipped one 50 and 36.)"""
 
 
 def margins(table: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -36,7 +36,7 @@ def test_quickstart(tmp_path: Path) -> None:
         assert set(table) == KINDS
         assert all(set(rows) == {"model", *BLIND, "empty"} for rows in table.values())
         for kind, margin in margins(table).items():
-            assert margin >= MARGINS[name][kind], (name, kind, margin)
+            assert margin >= MARGIN, (name, kind, margin)
     for folder in ("pictures", "shipped_pictures"):
         assert list((out / folder).rglob("*.png"))
         assert list((out / folder).rglob("*.mp4"))

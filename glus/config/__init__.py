@@ -1,0 +1,65 @@
+"""Every setting of the project: type, meaning, unit, source and check. YAML in ``configs/`` holds only values.
+
+``load_config(schema, cfg)`` turns a composed Hydra config into one of these dataclasses; nothing below it ever sees
+a DictConfig, and no module of the network sees a config at all (``models/build.py`` takes them apart).
+"""
+
+from glus.config.data import DataConfig, DatasetConfig, FramesConfig, Layout, MixtureItem, PathsConfig, QuerySampling
+from glus.config.evaluation import CompareConfig, Missing, ScoreConfig
+from glus.config.inference import (
+    SETTING_PATHS,
+    InferenceConfig,
+    ModelFolderConfig,
+    PredictConfig,
+    SettingsConfig,
+    ShowConfig,
+    override_settings,
+)
+from glus.config.loading import load_config, to_yaml
+from glus.config.model import (
+    ClipConfig,
+    FuserGamma,
+    LlmConfig,
+    MemoryConfig,
+    ModelConfig,
+    Precision,
+    SegHeadInit,
+    SegmenterConfig,
+)
+from glus.config.training import ContrastiveConfig, LossConfig, PretrainConfig, TrainConfig, TrainerConfig, WandbConfig
+
+__all__ = [
+    "SETTING_PATHS",
+    "ClipConfig",
+    "CompareConfig",
+    "ContrastiveConfig",
+    "DataConfig",
+    "DatasetConfig",
+    "FramesConfig",
+    "FuserGamma",
+    "InferenceConfig",
+    "Layout",
+    "LlmConfig",
+    "LossConfig",
+    "MemoryConfig",
+    "Missing",
+    "MixtureItem",
+    "ModelConfig",
+    "ModelFolderConfig",
+    "PathsConfig",
+    "Precision",
+    "PredictConfig",
+    "PretrainConfig",
+    "QuerySampling",
+    "ScoreConfig",
+    "SegHeadInit",
+    "SegmenterConfig",
+    "SettingsConfig",
+    "ShowConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "WandbConfig",
+    "load_config",
+    "override_settings",
+    "to_yaml",
+]

@@ -1,0 +1,103 @@
+"""Benchmarks, mixtures and the frames a conversation sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+from glus.config.loading import require
+
+
+class Layout(Enum):
+    """How a benchmark lies on disk."""
+
+    mevis = "mevis"
+    ref_youtube_vos = "ref_youtube_vos"
+
+
+class QuerySampling(Enum):
+    """Where query frames come from."""
+
+    consecutive = "consecutive"
+    uniform = "uniform"
+
+
+@dataclass
+class FramesConfig:
+    """Which frames a conversation sees; the model itself reads the counts from its inputs."""
+
+    num_context: int = 4
+    """K, spread over the whole video; 0 drops the context turn altogether ("local only")."""
+    num_query: int = 4
+    """Q, the frames that are segmented together."""
+    query_sampling: QuerySampling = QuerySampling.consecutive
+    """``consecutive``: Q neighbouring frames. ``uniform`` ("global only"): in training one random frame from each of
+    Q equal parts of the video; at inference frame t with the Q - 1 frames before it at distance ceil(T / Q)."""
+
+    def __post_init__(self) -> None:
+        require(self.num_context >= 0, "frames.num_context", "0 or more", self.num_context)
+        require(self.num_query >= 1, "frames.num_query", "at least 1", self.num_query)
+
+
+@dataclass
+class DatasetConfig:
+    """One split of one benchmark."""
+
+    name: str = MISSING
+    """How messages, reports and ``ObjectKey`` call it."""
+    layout: Layout = MISSING
+    """Which reader understands it."""
+    root: str = MISSING
+    """Folder as officially distributed."""
+    split: str = MISSING
+    """``train``, ``valid_u``, ``valid``, ..."""
+    expressions: str | None = None
+    """Expression file below ``root``; null: where the layout has it."""
+    images: str | None = None
+    """Folder of the videos' frames below ``root``; null: where the layout has it."""
+    masks: str | None = None
+    """Mask file or folder below ``root``; null: where the layout has it."""
+    groups: str | None = None
+    """Sidecar file below the split folder: {video: {exp_id: group}}; its groups are scored apart (Shapes' kinds)."""
+
+
+@dataclass
+class MixtureItem:
+    """One dataset of the training mixture."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    weight: float = 1.0
+    """Share of draws, relative to the other datasets' weights."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.weight > 0, "data.mixture.*.weight", "a positive weight (delete the entry to drop it)", self.weight
+        )
+
+
+@dataclass
+class DataConfig:
+    """What training draws from."""
+
+    mixture: dict[str, MixtureItem] = field(default_factory=dict)
+    expressions_per_video: int = 3
+    """Sentences drawn without replacement for each drawn video; fewer where a video has fewer."""
+    num_workers: int = 2
+    """Loader processes per rank; 0 loads in the training process."""
+
+    def __post_init__(self) -> None:
+        require(self.expressions_per_video >= 1, "data.expressions_per_video", "at least 1", self.expressions_per_video)
+
+
+@dataclass
+class PathsConfig:
+    """Where things lie on this machine: the one group to edit."""
+
+    data: str = "data"
+    """Folder that holds the benchmarks."""
+    weights: str = "weights"
+    """Folder that holds downloaded checkpoints."""
+    outputs: str = "outputs"
+    """Folder that holds runs."""

@@ -1,0 +1,64 @@
+"""Scoring and comparing predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+from glus.config.data import DatasetConfig, PathsConfig
+from glus.config.loading import require
+
+
+class Missing(Enum):
+    """What a missing prediction does to a score."""
+
+    zero = "zero"
+    drop = "drop"
+    error = "error"
+
+
+@dataclass
+class ScoreConfig:
+    """``scripts/score.py``."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    predictions: str = MISSING
+    """Folder ``<video>/<exp_id>/<frame>.png``, any non-zero pixel is foreground."""
+    missing: Missing = Missing.zero
+    """A missing prediction scores 0 and is listed, is dropped from the mean, or is an error."""
+    num_workers: int = 2
+    """Scoring processes; scores do not depend on it."""
+    output: str | None = None
+    """Folder for report.json and per_expression.csv; default: ``predictions``."""
+    max_videos: int | None = None
+    """Only the first so many videos, as ``predict.py max_videos``; null: all."""
+
+    def __post_init__(self) -> None:
+        _check_scoring(self.num_workers, self.max_videos)
+
+
+@dataclass
+class CompareConfig:
+    """``scripts/compare.py``."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    predictions: dict[str, str] = MISSING
+    """Label of a model -> folder of its predictions; the first is the one the summary is about."""
+    output: str = MISSING
+    """Summary JSON in percent; the scores of every expression go beside it, with the suffix ``.csv``."""
+    num_workers: int = 2
+    """Processes; results do not depend on it."""
+    max_videos: int | None = None
+    """Only the first so many videos, as ``predict.py max_videos``; null: all."""
+
+    def __post_init__(self) -> None:
+        _check_scoring(self.num_workers, self.max_videos)
+
+
+def _check_scoring(num_workers: int, max_videos: int | None) -> None:
+    require(num_workers >= 1, "num_workers", "at least 1", num_workers)
+    require(max_videos is None or max_videos >= 1, "max_videos", "null (all) or at least 1", max_videos)

@@ -1,0 +1,134 @@
+"""Running a trained model, and showing what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING, OmegaConf
+
+from glus.config.data import DatasetConfig, FramesConfig, PathsConfig, QuerySampling
+from glus.config.loading import load_config, require
+from glus.config.model import FuserGamma, ModelConfig
+
+
+@dataclass
+class InferenceConfig:
+    """How a trained model is run over a video."""
+
+    memory_stride: int = 3
+    """Distance of the strided memories (released GLUS: 3 at inference, 1 in training)."""
+    force_seg: bool = False
+    """Use the state even where [SEG] is not the arg-max; else that frame's mask is empty and its memory a hole."""
+    trailing_space: bool = True
+    """Whether the prompt ends in the release's lone "▁". It never occurs there in training, which a
+    pretrained LLM shrugs off; for one trained from scratch it is an untrained token, so small models set it off."""
+
+    def __post_init__(self) -> None:
+        require(self.memory_stride >= 1, "inference.memory_stride", "at least 1", self.memory_stride)
+
+
+@dataclass
+class ModelFolderConfig:
+    """``config.yaml`` of a model folder: what travels with the weights."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+
+@dataclass
+class SettingsConfig:
+    """Settings of a model folder that one prediction may override; null keeps what travels with the weights."""
+
+    num_context: int | None = None
+    num_query: int | None = None
+    query_sampling: QuerySampling | None = None
+    memory_stride: int | None = None
+    """Of inference (``inference.memory_stride``)."""
+    memory_frames: int | None = None
+    memory_enabled: bool | None = None
+    force_seg: bool | None = None
+    trailing_space: bool | None = None
+    fuser_gamma: FuserGamma | None = None
+    """``identity``: as the released evaluator runs; ``checkpoint``: as trained."""
+    multimask_fallback: bool | None = None
+
+
+SETTING_PATHS = {
+    "num_context": "frames.num_context",
+    "num_query": "frames.num_query",
+    "query_sampling": "frames.query_sampling",
+    "memory_stride": "inference.memory_stride",
+    "memory_frames": "model.memory.num_frames",
+    "memory_enabled": "model.memory.enabled",
+    "force_seg": "inference.force_seg",
+    "trailing_space": "inference.trailing_space",
+    "fuser_gamma": "model.segmenter.fuser_gamma",
+    "multimask_fallback": "model.segmenter.multimask_fallback",
+}
+"""Field of ``SettingsConfig`` -> the key of ``ModelFolderConfig`` it overrides."""
+
+
+def override_settings(config: ModelFolderConfig, settings: SettingsConfig) -> tuple[ModelFolderConfig, list[str]]:
+    """A model folder's config with the settings that are not null, and a line for each that this changes.
+
+    Raises:
+        ValueError: a value fails its check; the message names the key.
+    """
+    merged, changes = OmegaConf.structured(config), []
+    for name, path in SETTING_PATHS.items():
+        wanted, present = getattr(settings, name), OmegaConf.select(merged, path)
+        if wanted is not None and wanted != present:
+            OmegaConf.update(merged, path, wanted)
+            changes.append(f"{path}: {_plain(wanted)} instead of the model folder's {_plain(present)}")
+    return load_config(ModelFolderConfig, merged), changes
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, Enum) else value
+
+
+@dataclass
+class PredictConfig:
+    """``scripts/predict.py``."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    weights: str = MISSING
+    """Model folder: a run, one of its checkpoints, or an export."""
+    output_dir: str = MISSING
+    """Predictions go to ``<output_dir>/<video>/<exp_id>/<frame>.png``."""
+    settings: SettingsConfig = field(default_factory=SettingsConfig)
+    max_videos: int | None = None
+    """Only the first so many videos, for a quick look; null: all."""
+
+    def __post_init__(self) -> None:
+        value = self.max_videos
+        require(value is None or value >= 1, "max_videos", "null or at least 1", value)
+
+
+@dataclass
+class ShowConfig:
+    """``scripts/show.py``."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    predictions: str = MISSING
+    """Folder ``<video>/<exp_id>/<frame>.png``, as ``scripts/predict.py`` writes it."""
+    output_dir: str = MISSING
+    """Folder for the pictures and movies; files of an earlier run with the same names are replaced."""
+    num_videos: int = 4
+    """Videos shown: the first ones of the split."""
+    videos: list[str] | None = None
+    """Ids of the videos to show instead."""
+    num_expressions: int = 4
+    """Sentences shown per video at most: the first of each group in turn."""
+    num_frames: int = 6
+    """Frames of a strip, spread over the video."""
+    frames_per_second: int = 8
+    """Speed of the movies."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_videos", "num_expressions", "num_frames", "frames_per_second"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))

@@ -1,0 +1,139 @@
+"""The network and its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from glus.config.loading import require
+
+
+class FuserGamma(Enum):
+    """Which scale the memory encoder's ConvNeXt blocks use."""
+
+    checkpoint = "checkpoint"
+    identity = "identity"
+
+
+class SegHeadInit(Enum):
+    """Where the [SEG] head starts from."""
+
+    random = "random"
+    lisa = "lisa"
+
+
+class Precision(Enum):
+    """Floating-point type of weights and activations."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass
+class ClipConfig:
+    """The frozen vision tower that the LLM sees through."""
+
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Fields of ``transformers.CLIPVisionConfig``; stated in full so that the model builds without any download."""
+    weights: str | None = None
+    """Folder of a CLIP as transformers saves it; null leaves the tower at random."""
+    select_layer: int = -2
+    """Index into ``hidden_states``; -2, the output of the last but one layer, is LLaVA's choice."""
+    pool: int = 4
+    """Patches averaged into one visual token: 1-D, consecutive in raster order, before the projector."""
+
+    def __post_init__(self) -> None:
+        require(self.pool >= 1, "model.clip.pool", "a positive number of patches", self.pool)
+
+
+@dataclass
+class LlmConfig:
+    """The language model."""
+
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Fields of ``transformers.LlamaConfig`` except ``vocab_size``, which ``vocab_size`` below holds."""
+    vocab_size: int = MISSING
+    """Rows of embeddings and head; at least the tokenizer's size (32004 for LLaMA-1 with GLUS's four tokens)."""
+    tokenizer: str = MISSING
+    """Folder with ``tokenizer.model`` and ``added_tokens.json``."""
+    weights: str | None = None
+    """Folder or file of a LLaMA under transformers' names (safetensors or ``.bin``, shards too), which may hold LLaVA's
+    projector and LISA's [SEG] head as well: LISA-7B-v1 as published. Null leaves it at random."""
+    lora_rank: int = 8
+    """Rank of LoRA; 0: no LoRA."""
+    lora_alpha: int = 16
+    """LoRA scale is alpha / rank."""
+    lora_dropout: float = 0.05
+    """Dropout before LoRA's A, in training."""
+    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Projections of the LLM's attention that get LoRA."""
+
+    def __post_init__(self) -> None:
+        require(self.lora_rank >= 0, "model.llm.lora_rank", "0 (off) or a positive rank", self.lora_rank)
+        require(0 <= self.lora_dropout < 1, "model.llm.lora_dropout", "a share in [0, 1)", self.lora_dropout)
+
+
+@dataclass
+class SegmenterConfig:
+    """SAM2."""
+
+    variant: str = "sam2_hiera_l"
+    """Name of a packaged configuration of sam2 1.1.0: ``sam2_hiera_{t,s,b+,l}`` or ``sam2.1_hiera_{t,s,b+,l}``."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Dotted keys below ``model`` of that configuration, with the values that replace them (small models)."""
+    weights: str | None = None
+    """File with ``{"model": state dict}``, as ``sam2_hiera_large.pt``; null leaves it at random."""
+    fuser_gamma: FuserGamma = FuserGamma.checkpoint
+    """``checkpoint``: as trained. ``identity``: 1e-6, what the released evaluator runs with."""
+    multimask_fallback: bool = True
+    """At inference, replace an unstable mask by the best of the three alternatives. Off for a model
+    whose alternative-mask and IoU heads were never trained."""
+
+
+@dataclass
+class MemoryConfig:
+    """The memory bank."""
+
+    enabled: bool = True
+    """Off: every frame takes the empty-bank path and nothing is stored."""
+    num_frames: int = 7
+    """Frames read at most: the previous one and ``num_frames - 1`` on the stride."""
+    stride: int = 1
+    """Distance of the strided memories in training; inference has its own, ``inference.memory_stride``."""
+    detach: bool = True
+    """``True``: memories carry no gradient, as released. ``False``: end to end, the paper's words."""
+
+    def __post_init__(self) -> None:
+        require(self.num_frames >= 1, "model.memory.num_frames", "at least 1", self.num_frames)
+        require(self.stride >= 1, "model.memory.stride", "at least 1", self.stride)
+
+
+@dataclass
+class ModelConfig:
+    """The whole network."""
+
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    llm: LlmConfig = field(default_factory=LlmConfig)
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    weights: str | None = None
+    """Model folder or run that training starts from: an export, a converted checkpoint. All its weights are taken, its
+    adapters merged; null: each part has weights of its own."""
+    seg_head_init: SegHeadInit = SegHeadInit.random
+    """``random``: the [SEG] head starts anew, as released, although LISA-7B-v1 holds one of the same shape. ``lisa``:
+    it starts as the ``text_hidden_fcs`` that ``llm.weights`` must then hold."""
+    seg_head_gain: float = 1.0
+    """Factor on the initial output weights of a random [SEG] head; 1: PyTorch's initialisation, as released. A small
+    SAM2 hardly answers prompts so much shorter than those it was pre-trained with."""
+    trainable: list[str] = field(
+        default_factory=lambda: ["lora", "embeddings", "lm_head", "seg_head", "projector", "mask_decoder"]
+    )
+    """Names of ``models.build.PARTS`` that are trained; all else is frozen and runs under no_grad."""
+    precision: Precision = Precision.fp32
+    """Weights and activations; bf16 on a GPU as released, fp32 on a CPU."""
+
+    def __post_init__(self) -> None:
+        require(self.seg_head_gain > 0, "model.seg_head_gain", "a positive number", self.seg_head_gain)

@@ -1,0 +1,162 @@
+"""Losses, the training loop, and the pre-training of small models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from glus.config.data import DataConfig, DatasetConfig, FramesConfig, PathsConfig
+from glus.config.inference import InferenceConfig
+from glus.config.loading import require
+from glus.config.model import ModelConfig
+
+
+@dataclass
+class ContrastiveConfig:
+    """Object contrastive loss."""
+
+    queue_size: int = 512
+    """Embeddings kept per rank, first in first out."""
+    temperature: float = 0.07
+    """Divides the cosine similarities."""
+    num_negatives: int = 128
+    """Negatives drawn with replacement per anchor; an anchor with fewer candidates gives no term."""
+    min_terms: int = 1
+    """Fewer terms than this in the global batch count as none (release: 2)."""
+    datasets: list[str] | None = None
+    """Names of the datasets that feed the queue (release: MeViS alone); null: all."""
+    exclude_same_objects: bool = False
+    """Never take the same objects at other frames as negatives (release: False)."""
+
+    def __post_init__(self) -> None:
+        require(self.queue_size >= 1, "loss.contrastive.queue_size", "at least 1", self.queue_size)
+        require(self.temperature > 0, "loss.contrastive.temperature", "a positive number", self.temperature)
+
+
+@dataclass
+class LossConfig:
+    """Weights of the terms of the objective; a weight of 0 switches a term off."""
+
+    weights: dict[str, float] = field(default_factory=lambda: {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1})
+    """Names are those of ``losses.objective.TERMS`` and "contrastive" (released values; GLUS-A trains without it)."""
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            require(weight >= 0, f"loss.weights.{name}", "0 (off) or a positive weight", weight)
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases, beside ``metrics.jsonl``, which is always written."""
+
+    enabled: bool = False
+    project: str = "glus"
+    mode: str = "online"
+    """``online`` or ``offline`` (then ``wandb sync`` later)."""
+
+    def __post_init__(self) -> None:
+        require(self.mode in ("online", "offline"), "trainer.wandb.mode", "online or offline", self.mode)
+
+
+@dataclass
+class TrainerConfig:
+    """The loop and its optimizer."""
+
+    steps: int = MISSING
+    """Optimizer steps (GLUS-S 3000, GLUS-A 5000)."""
+    global_batch_size: int = 80
+    """Videos per optimizer step over all ranks and accumulation steps; accumulation is derived from it."""
+    micro_batch_size: int = 2
+    """Videos per forward pass and rank."""
+    learning_rate: float = 3e-4
+    """Peak, reached after the warm-up."""
+    warmup_steps: int = 100
+    """Linear from 0; then linear decay to 0 at the last step."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global L2 norm."""
+    zero_stage: int = 2
+    """DeepSpeed ZeRO stage: 0, 2 or 3."""
+    gradient_checkpointing: bool = True
+    """Recompute the LLM's layers in the backward pass instead of keeping their activations."""
+    seed: int = 0
+    """Decides initial weights and every drawn sample."""
+    log_every: int = 10
+    """Optimizer steps between two lines of metrics.jsonl."""
+    eval_every: int = 0
+    """Optimizer steps between two evaluations on ``valid``; 0: only after the last step, if ``valid`` is set."""
+    eval_videos: int = 8
+    """Videos of ``valid`` (the first ones) that an evaluation during training segments."""
+    save_every: int = 500
+    """Optimizer steps between two checkpoints; the last step is always saved."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        require(self.zero_stage in (0, 2, 3), "trainer.zero_stage", "0, 2 or 3", self.zero_stage)
+        for name in ("global_batch_size", "micro_batch_size", "log_every", "save_every"):
+            require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
+        require(len(self.betas) == 2, "trainer.betas", "two numbers", self.betas)
+
+
+@dataclass
+class TrainConfig:
+    """``scripts/train.py``."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    valid: DatasetConfig | None = None
+    """Split that is evaluated during training; null: none."""
+    output_dir: str = MISSING
+    """Run folder: resolved config, run info, metrics.jsonl, checkpoints."""
+
+    def __post_init__(self) -> None:
+        # ZeRO-3 gathers parameters by collective calls, which ranks that segment different videos would not make alike.
+        require(
+            self.valid is None or self.trainer.zero_stage < 3,
+            "trainer.zero_stage",
+            "0 or 2 where valid is set (set valid=null, and evaluate checkpoints with scripts/predict.py)",
+            self.trainer.zero_stage,
+        )
+
+
+@dataclass
+class PretrainConfig:
+    """``tools/pretrain_towers.py``: tokenizer, CLIP, SAM2 and LLM of a small model, from generated scenes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    output_dir: str = MISSING
+    """Gets ``tokenizer/``, ``clip/``, ``sam2.pt`` and ``llm/``."""
+    parts: list[str] = field(default_factory=lambda: ["tokenizer", "clip", "sam2", "llm"])
+    """What to make. The LLM needs tokenizer and CLIP; SAM2 needs nothing, so two processes can share the work."""
+    num_scenes: int = 300
+    """Generated videos to learn from."""
+    num_frames: int = 16
+    """Their length."""
+    seed: int = 0
+    learning_rate: float = 1e-3
+    """Peak, of each part."""
+    clip_steps: int = 1500
+    clip_batch_size: int = 32
+    """Frames per step."""
+    sam2_steps: int = 1600
+    sam2_batch_size: int = 6
+    """Clips per step."""
+    sam2_clip_frames: int = 3
+    """Frames per clip in the second part of SAM2's pre-training."""
+    llm_steps: int = 1500
+    llm_batch_size: int = 12
+    """Videos per step in the first part of the LLM's pre-training."""
+
+    def __post_init__(self) -> None:
+        known = ("tokenizer", "clip", "sam2", "llm")
+        require(set(self.parts) <= set(known), "parts", f"names among {', '.join(known)}", self.parts)
