@@ -38,7 +38,8 @@ class Expression:
     ``frames`` are the frame names exactly as the dataset spells them, in temporal order.
     ``annotation_ids`` address the masks of the referred objects in the dataset's mask store; empty means that
     nothing in the video fits the sentence. ``group`` is the subset under which a benchmark reports the expression
-    (Shapes: the kind; "" where a benchmark has no subsets).
+    (Shapes: the kind; "" where a benchmark has no subsets). ``folder`` is where its prediction lies below a folder of
+    predictions, if the benchmark has it elsewhere than in ``<video>/<exp_id>``.
     """
 
     dataset: str
@@ -49,6 +50,12 @@ class Expression:
     object_ids: tuple[int, ...]
     annotation_ids: tuple[str, ...]
     group: str = ""
+    folder: str = ""
+
+    @property
+    def prediction_dir(self) -> str:
+        """Folder of its masks, relative to a folder of predictions; video ids may contain slashes."""
+        return self.folder or f"{self.video}/{self.exp_id}"
 
     @property
     def name(self) -> str:
@@ -162,13 +169,16 @@ class GlusOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameResult:
-    """The answer to all expressions of a video in one frame."""
+    """The answer to expressions of a video in one frame."""
 
     frame: int
     """Index of the frame in the video."""
-    masks_EHW: np.ndarray
+    rows: tuple[int, ...]
+    """Which expressions (indices of the texts) are answered here: R of E. All, unless key frames let some of them see
+    this frame in another sweep over the video; then another result has the others."""
+    masks_RHW: np.ndarray
     """bool, at the frame's own resolution."""
-    scores_E: np.ndarray
+    scores_R: np.ndarray
     """float32 in [0, 1]: probability of [SEG] where it was to be predicted."""
-    has_seg_E: np.ndarray
+    has_seg_R: np.ndarray
     """bool: whether [SEG] was the most likely token; where not, the mask is empty unless ``force_seg``."""

@@ -106,9 +106,9 @@ def segment_share(
             with ExitStack() as stack:
                 folders = [stack.enter_context(writer.open(expression)) for expression in video]
                 for result in predictor.segment(source, [expression.text for expression in video]):
-                    answers = zip(folders, result.masks_EHW, result.scores_E, result.has_seg_E, strict=True)
-                    for folder, mask, score, has_seg in answers:
-                        folder.write(source.names[result.frame], mask, score, has_seg)
+                    answers = zip(result.rows, result.masks_RHW, result.scores_R, result.has_seg_R, strict=True)
+                    for row, mask, score, has_seg in answers:
+                        folders[row].write(source.names[result.frame], mask, score, has_seg)
                     summary.predicted_frames += 1
                     summary.seconds = time.perf_counter() - start
                     speed = f"{summary.predicted_frames / summary.seconds:.1f} frames/s"

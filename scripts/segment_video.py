@@ -67,12 +67,12 @@ def segment(
     """Write the masks of every frame, and yield the frame with them drawn on it, above the legend."""
     colours = palette(len(texts))
     for result in track(predictor.segment(video, texts), description="frames", total=len(video)):
-        answers = zip(folders, result.masks_EHW, result.scores_E, result.has_seg_E, strict=True)
-        for folder, mask, score, has_seg in answers:
-            folder.write(video.names[result.frame], mask, score, has_seg)
+        answers = zip(result.rows, result.masks_RHW, result.scores_R, result.has_seg_R, strict=True)
+        for row, mask, score, has_seg in answers:
+            folders[row].write(video.names[result.frame], mask, score, has_seg)
         frame = video.read(result.frame)
         long_side = int(np.clip(max(frame.shape[:2]), *MOVIE_SIDES))
-        picture = overlay(*fit(frame, result.masks_EHW, long_side), colours)
+        picture = overlay(*fit(frame, result.masks_RHW, long_side), colours)
         yield np.concatenate([picture, legend(texts, colours, picture.shape[1])])
 
 

@@ -185,7 +185,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def expression_dir(predictions_dir: Path, expression: Expression) -> Path:
     """Where the masks of an expression lie; video ids may contain slashes."""
-    return predictions_dir / expression.video / expression.exp_id
+    return predictions_dir / expression.prediction_dir
 
 
 def unexpected_predictions(predictions_dir: Path, videos: Sequence[Video]) -> list[str]:

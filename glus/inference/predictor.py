@@ -124,7 +124,7 @@ class VideoPredictor:
             features = self.glus.segmenter.encode_frames(images).rows([0] * len(rows))
             decoded = segment_step(self.glus.segmenter, bank, step, features, embeds_EC[rows], rows)
             masks[rows] = (upsample_masks(decoded.logits_Nmm, pixels.shape[:2]) > 0).cpu().numpy()
-        return FrameResult(frame, masks, scores_E.cpu().numpy(), has_seg_E.cpu().numpy())
+        return FrameResult(frame, tuple(range(len(texts))), masks, scores_E.cpu().numpy(), has_seg_E.cpu().numpy())
 
     def _ask(self, texts: Sequence[str], visual_MD: torch.Tensor, num_query: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompt embeddings (E, C) and vocabulary logits (E, V) after one window."""

@@ -54,7 +54,7 @@ class Validation:
     def _score_video(self, expressions: list[Expression]) -> dict[str, float]:
         video = DatasetVideo(self.frames, expressions[0].video, expressions[0].frames)
         results = list(self.predictor.segment(video, [expression.text for expression in expressions]))
-        predicted_ETHW = np.stack([result.masks_EHW for result in results], axis=1)
+        predicted_ETHW = np.stack([result.masks_RHW for result in results], axis=1)
         sums: dict[str, float] = dict.fromkeys(self.metrics, 0.0)
         for expression, predicted_THW in zip(expressions, predicted_ETHW, strict=True):
             target = self.masks.read(expression, range(len(results)), predicted_THW.shape[-2:])

@@ -112,7 +112,7 @@ class PredictionWriter:
 
     def path(self, expression: Expression) -> Path:
         """The expression's folder; video ids may contain slashes."""
-        return self.folder / expression.video / expression.exp_id
+        return self.folder / expression.prediction_dir
 
     def is_done(self, expression: Expression) -> bool:
         """Whether all its frames are written."""

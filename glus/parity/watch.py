@@ -61,7 +61,7 @@ def watch(predictor: VideoPredictor, video: VideoSource, text: str, order: Seque
         memorize=(segmenter, "memorize"),
     ) as calls:
         for result in predictor.segment(video, [text], order):
-            yield _step(calls, result.masks_EHW[0])
+            yield _step(calls, result.masks_RHW[0])
             for made in calls.values():
                 made.clear()
 

@@ -66,32 +66,32 @@ def test_one_result_per_entry_of_order(seg_model, order):
     results = run(seg_model, ArrayVideo(5), order=order)
     assert [result.frame for result in results] == order
     for result in results:
-        assert result.masks_EHW.shape == (len(TEXTS), *SIZE)
-        assert result.masks_EHW.dtype == bool
-        assert result.scores_E.shape == result.has_seg_E.shape == (len(TEXTS),)
-        assert result.has_seg_E.all()
-        np.testing.assert_allclose(result.scores_E, 1)
+        assert result.masks_RHW.shape == (len(TEXTS), *SIZE)
+        assert result.masks_RHW.dtype == bool
+        assert result.scores_R.shape == result.has_seg_R.shape == (len(TEXTS),)
+        assert result.has_seg_R.all()
+        np.testing.assert_allclose(result.scores_R, 1)
 
 
 def test_default_order_is_forward_and_memory_makes_order_matter(seg_model):
     forward = run(seg_model, ArrayVideo(5))
     assert [result.frame for result in forward] == [0, 1, 2, 3, 4]
     backward = run(seg_model, ArrayVideo(5), order=[4, 3, 2, 1, 0])
-    assert any((f.masks_EHW != b.masks_EHW).any() for f, b in zip(forward, backward[::-1], strict=True))
+    assert any((f.masks_RHW != b.masks_RHW).any() for f, b in zip(forward, backward[::-1], strict=True))
 
 
 def test_sentences_get_the_same_masks_alone_and_together(seg_model):
     together = run(seg_model, ArrayVideo(6))
     for row, text in enumerate(TEXTS):
         for alone, all_of_them in zip(run(seg_model, ArrayVideo(6), [text]), together, strict=True):
-            np.testing.assert_array_equal(alone.masks_EHW[0], all_of_them.masks_EHW[row])
-            np.testing.assert_allclose(alone.scores_E[0], all_of_them.scores_E[row], rtol=1e-5)
+            np.testing.assert_array_equal(alone.masks_RHW[0], all_of_them.masks_RHW[row])
+            np.testing.assert_allclose(alone.scores_R[0], all_of_them.scores_R[row], rtol=1e-5)
 
 
 def test_the_same_video_twice_gives_the_same_masks(seg_model):
     first, second = (run(seg_model, ArrayVideo(4)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a.masks_EHW, b.masks_EHW)
+        np.testing.assert_array_equal(a.masks_RHW, b.masks_RHW)
 
 
 @pytest.mark.parametrize(
@@ -112,20 +112,20 @@ def test_any_number_of_context_and_query_frames(seg_model, frames):
 
 def test_a_video_of_one_frame(seg_model):
     (result,) = run(seg_model, ArrayVideo(1), frames=FramesConfig(4, 4))
-    assert result.masks_EHW.shape == (len(TEXTS), *SIZE)
+    assert result.masks_RHW.shape == (len(TEXTS), *SIZE)
 
 
 def test_without_seg_the_mask_is_empty_unless_forced(tiny_model):
     model = answering(tiny_model, seg=False)
     for result in run(model, ArrayVideo(3)):
-        assert not result.has_seg_E.any()
-        assert not result.masks_EHW.any()
-        assert (result.scores_E < 0.5).all()
+        assert not result.has_seg_R.any()
+        assert not result.masks_RHW.any()
+        assert (result.scores_R < 0.5).all()
     forced = run(model, ArrayVideo(3), force_seg=True)
-    assert not any(result.has_seg_E.any() for result in forced)
+    assert not any(result.has_seg_R.any() for result in forced)
     for result, answered in zip(forced, run(answering(tiny_model), ArrayVideo(3)), strict=True):
-        np.testing.assert_array_equal(result.masks_EHW, answered.masks_EHW)
-    assert any(result.masks_EHW.any() for result in forced)
+        np.testing.assert_array_equal(result.masks_RHW, answered.masks_RHW)
+    assert any(result.masks_RHW.any() for result in forced)
 
 
 def test_a_sentence_without_seg_does_not_disturb_the_others(tiny_model):
@@ -135,9 +135,9 @@ def test_a_sentence_without_seg_does_not_disturb_the_others(tiny_model):
     together = run(model, ArrayVideo(5))
     expected = run(answering(tiny_model), ArrayVideo(5), TEXTS[1:])
     for result, alone in zip(together, expected, strict=True):
-        assert result.has_seg_E.tolist() == [False, True, True]
-        assert not result.masks_EHW[0].any()
-        np.testing.assert_array_equal(result.masks_EHW[1:], alone.masks_EHW)
+        assert result.has_seg_R.tolist() == [False, True, True]
+        assert not result.masks_RHW[0].any()
+        np.testing.assert_array_equal(result.masks_RHW[1:], alone.masks_RHW)
 
 
 def silence_first_row(model: LoadedModel):
@@ -175,8 +175,8 @@ def test_impossible_requests(seg_model, texts, order):
 def test_bfloat16(tiny_model):
     model = replace(tiny_model, glus=copy.deepcopy(tiny_model.glus).bfloat16())
     for result in run(model, ArrayVideo(3), force_seg=True):
-        assert result.scores_E.dtype == np.float32
-        assert result.masks_EHW.dtype == bool
+        assert result.scores_R.dtype == np.float32
+        assert result.masks_RHW.dtype == bool
 
 
 def test_the_model_returns_to_training(tiny_model):

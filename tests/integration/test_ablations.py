@@ -31,7 +31,7 @@ for file in sys.argv[2:]:
     predictor, _ = load_predictor(config.output_dir, SettingsConfig(force_seg=True))
     first = read_expressions(config.data.mixture["shapes"].dataset)[0]
     video = DatasetVideo(FrameStore(config.data.mixture["shapes"].dataset), first.video, first.frames)
-    masks = np.stack([result.masks_EHW for result in predictor.segment(video, [first.text])])
+    masks = np.stack([result.masks_RHW for result in predictor.segment(video, [first.text])])
     with open(sys.argv[1], "a") as out:
         out.write(json.dumps([file, list(masks.shape), len(first.frames)]) + "\\n")
 """
