@@ -11,10 +11,8 @@ import numpy as np
 from PIL import Image
 
 from glus.config import DatasetConfig, Layout
+from glus.data.rle import Size, decode_rle
 from glus.structures import Expression
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
 
 
 class MaskStore(Protocol):
@@ -144,51 +142,6 @@ class PaletteMasks:
                 f"mask of {place}: {path} is {_by(indices.shape)}, but the frame is {_by(size)} (height x width)"
             )
         return indices
-
-
-def decode_rle(counts: str | bytes | list[int], size: Size) -> np.ndarray:
-    """A mask from COCO's run-length code, with the checks that pycocotools leaves out (a short code).
-
-    Runs alternate between 0 and 1, down the columns. The compressed form holds each run in groups of five bits,
-    least significant first, as characters from "0" on; the sixth bit says that another follows, and from the fourth
-    run on it is the difference from the run two before.
-
-    Args:
-        counts: compressed (text) or plain (list) run lengths.
-        size: (H, W).
-
-    Returns:
-        (H, W) uint8 of 0/1.
-
-    Raises:
-        ValueError: the runs do not make up H x W pixels.
-    """
-    runs = np.asarray(counts, np.int64) if isinstance(counts, list) else _unpack_runs(counts)
-    height, width = size
-    if (runs < 0).any() or runs.sum() != height * width:
-        raise ValueError(f"its runs cover {int(runs.sum())} pixels instead of {height * width}")
-    values = (np.arange(len(runs)) % 2).astype(np.uint8)
-    return np.repeat(values, runs).reshape(width, height).T
-
-
-def _unpack_runs(counts: str | bytes) -> np.ndarray:
-    """(n,) int64 run lengths from their compressed text."""
-    text = counts.encode("utf-8") if isinstance(counts, str) else counts
-    chars = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    is_last = (chars & 0x20) == 0
-    if chars.size == 0 or chars.min() < 0 or chars.max() > 63 or not is_last[-1]:
-        raise ValueError("it is not a compressed run-length code")
-    starts = np.flatnonzero(np.concatenate([[True], is_last[:-1]]))
-    lengths = np.diff(np.append(starts, chars.size))
-    if lengths.max() > 12:
-        raise ValueError("a run is longer than any image")
-    shifts = 5 * (np.arange(chars.size) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((chars & 0x1F) << shifts, starts)
-    is_negative = (chars[is_last] & 0x10) != 0
-    runs -= np.where(is_negative, np.int64(1) << (5 * lengths), 0)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
 
 
 def _place(expression: Expression, frame: int) -> str:

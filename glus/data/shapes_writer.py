@@ -18,8 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
 
+from glus.data.rle import encode_rle
 from glus.data.shapes import KINDS, Scene, Sentence, generate_scene
 from glus.distributed import generator
 
@@ -228,12 +228,7 @@ def _write_palettes(folder: Path, names: list[str], masks_OTHW: np.ndarray) -> N
 
 def _encode(masks_THW: np.ndarray) -> list[dict[str, Any] | None]:
     """COCO run-length code per frame; None where nothing is visible."""
-    is_visible_T = np.asarray(masks_THW.any(axis=(1, 2)))
-    codes = rle.encode(np.asfortranarray(masks_THW.transpose(1, 2, 0), np.uint8))
-    return [
-        {"size": list(code["size"]), "counts": code["counts"].decode("ascii")} if is_visible else None
-        for code, is_visible in zip(codes, is_visible_T, strict=True)
-    ]
+    return [{"size": list(mask.shape), "counts": encode_rle(mask)} if mask.any() else None for mask in masks_THW]
 
 
 def _mevis_expression(sentence: Sentence, anno_ids: list[int]) -> dict[str, Any]:

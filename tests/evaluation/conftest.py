@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as rle
 
 from glus.config import DatasetConfig, Layout
 from glus.data.index import read_expressions
 from glus.data.masks import open_masks
+from glus.data.rle import encode_rle
 
 SIZES = {"a/one": (16, 20), "b": (12, 14)}
 FRAMES = {"a/one": ["00000", "00005", "00010"], "b": ["00000", "00001"]}
@@ -61,8 +61,7 @@ def dataset(tmp_path: Path) -> DatasetConfig:
 
 
 def encode(mask: np.ndarray) -> dict[str, object]:
-    code = rle.encode(np.asfortranarray(mask))
-    return {"size": list(mask.shape), "counts": code["counts"].decode()}
+    return {"size": list(mask.shape), "counts": encode_rle(mask)}
 
 
 @pytest.fixture
