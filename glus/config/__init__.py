@@ -4,7 +4,16 @@
 a DictConfig, and no module of the network sees a config at all (``models/build.py`` takes them apart).
 """
 
-from glus.config.data import DataConfig, DatasetConfig, FramesConfig, Layout, MixtureItem, PathsConfig, QuerySampling
+from glus.config.data import (
+    DataConfig,
+    DatasetConfig,
+    ExpectedCounts,
+    FramesConfig,
+    Layout,
+    MixtureItem,
+    PathsConfig,
+    QuerySampling,
+)
 from glus.config.evaluation import CompareConfig, Missing, ScoreConfig
 from glus.config.inference import (
     SETTING_PATHS,
@@ -35,6 +44,7 @@ __all__ = [
     "ContrastiveConfig",
     "DataConfig",
     "DatasetConfig",
+    "ExpectedCounts",
     "FramesConfig",
     "FuserGamma",
     "InferenceConfig",

@@ -14,7 +14,23 @@ class Layout(Enum):
     """How a benchmark lies on disk."""
 
     mevis = "mevis"
+    mevis_v2 = "mevis_v2"
+    """MeViS' files under the names of version 2, where a sentence may fit nothing."""
     ref_youtube_vos = "ref_youtube_vos"
+    """The training split: palette masks, each sentence names its object."""
+    ref_youtube_vos_valid = "ref_youtube_vos_valid"
+    """No objects are named; the masks that were released later lie in one folder per sentence."""
+    ref_davis17 = "ref_davis17"
+    """What ``tools/convert_davis17.py`` writes."""
+    revos = "revos"
+    reason_vos = "reason_vos"
+    lvvis = "lvvis"
+    """LV-VIS as VISA re-packed it in MeViS' formats."""
+    long_rvos = "long_rvos"
+    refcoco = "refcoco"
+    """RefCOCO, RefCOCO+ and RefCOCOg: pictures, each read as a video of one frame."""
+    reason_seg = "reason_seg"
+    """ReasonSeg: pictures, each read as a video of one frame."""
 
 
 class QuerySampling(Enum):
@@ -42,6 +58,23 @@ class FramesConfig:
 
 
 @dataclass
+class ExpectedCounts:
+    """What the authors of a benchmark publish about a split; null where they do not say."""
+
+    videos: int | None = None
+    """Videos, or pictures of a set of pictures."""
+    expressions: int | None = None
+    objects: int | None = None
+    """Distinct (video, object) pairs that the expressions name."""
+    frames: int | None = None
+    """Frames of all videos, each counted once."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require(value is None or value >= 1, f"dataset.expected.{name}", "at least 1 or null", value)
+
+
+@dataclass
 class DatasetConfig:
     """One split of one benchmark."""
 
@@ -59,6 +92,10 @@ class DatasetConfig:
     """Folder of the videos' frames below ``root``; null: where the layout has it."""
     masks: str | None = None
     """Mask file or folder below ``root``; null: where the layout has it."""
+    videos: str | None = None
+    """Text file below ``root`` with one video id per line: only these are read; null: all that the split has."""
+    expected: ExpectedCounts = field(default_factory=ExpectedCounts)
+    """Published counts, against which ``tools/check_data.py`` holds what it finds."""
     groups: str | None = None
     """Sidecar file below the split folder: {video: {exp_id: group}}; its groups are scored apart (Shapes' kinds)."""
 
