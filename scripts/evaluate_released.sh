@@ -20,7 +20,7 @@ if [ ! -d "$OUT/model" ]; then
 fi
 for gamma in identity checkpoint; do
   "$python" -m torch.distributed.run --standalone --nproc_per_node="${RELEASED_PROCESSES:-1}" \
-    "$here/scripts/predict.py" dataset="$dataset" weights="$OUT/model" settings.fuser_gamma="$gamma" \
+    "$here/scripts/predict.py" dataset="$dataset" weights="$OUT/model" inference.fuser_gamma="$gamma" \
     output_dir="$OUT/$dataset/$gamma" "$@"
 done
 for gamma in identity checkpoint; do

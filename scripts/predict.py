@@ -63,7 +63,7 @@ def predict(config: PredictConfig) -> Summary:
     """
     rank, world_size = distributed.rank(), distributed.world_size()
     expressions = read_expressions(config.dataset)
-    predictor, model = load_predictor(config.weights, config.settings)
+    predictor, model = load_predictor(config.weights, config.inference)
     identity = prediction_identity(config.dataset, expressions, model.vocabulary.folder, model.config)
     writer = PredictionWriter(config.output_dir, identity, {"run": run_info(), "weights": config.weights})
 

@@ -99,7 +99,7 @@ class PredictConfig:
     """Model folder: a run, one of its checkpoints, or an export."""
     output_dir: str = MISSING
     """Predictions go to ``<output_dir>/<video>/<exp_id>/<frame>.png``."""
-    settings: SettingsConfig = field(default_factory=SettingsConfig)
+    inference: SettingsConfig = field(default_factory=SettingsConfig)
     max_videos: int | None = None
     """Only the first so many videos, for a quick look; null: all."""
 

@@ -90,7 +90,7 @@ def test_a_finished_folder_is_left_as_it_is(predictions: Path, dataset: DatasetC
 
 
 def test_another_setting_is_one_clear_message(predictions: Path, dataset: DatasetConfig, model_folder: Path):
-    other = run("predict.py", *overrides(dataset, model_folder, predictions), "settings.memory_stride=1")
+    other = run("predict.py", *overrides(dataset, model_folder, predictions), "inference.memory_stride=1")
     assert other.returncode == 1
     message = other.stderr.splitlines()[-1]
     assert message.startswith("error: ")
