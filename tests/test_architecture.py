@@ -24,6 +24,7 @@ BORDERS = {
     "deepspeed": "glus/train/engine.py",
     "wandb": "glus/log.py",
     "decord": "glus/data/frames.py",
+    "bitsandbytes": "glus/models/quantization.py",
 }
 """Libraries that one file alone imports."""
 FORBIDDEN_NAMES = {"utils", "util", "misc", "helper", "helpers", "common"}

@@ -19,6 +19,7 @@ from glus.config import (
     ModelConfig,
     ModelFolderConfig,
     PretrainConfig,
+    Quantization,
     QuerySampling,
     SettingsConfig,
     TrainConfig,
@@ -117,7 +118,9 @@ def _folder() -> ModelFolderConfig:
 
 
 def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
-    wanted = SettingsConfig(8, 2, QuerySampling.uniform, 1, 5, False, True, False, FuserGamma.identity, False)
+    wanted = SettingsConfig(
+        8, 2, QuerySampling.uniform, 1, 5, False, True, False, FuserGamma.identity, False, Quantization.nf4
+    )
     assert None not in vars(wanted).values()
     config, changes = override_settings(_folder(), wanted)
     assert (config.frames.num_context, config.frames.num_query) == (8, 2)
@@ -127,6 +130,7 @@ def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
     assert (config.model.memory.num_frames, config.model.memory.enabled) == (5, False)
     assert config.model.segmenter.fuser_gamma is FuserGamma.identity
     assert not config.model.segmenter.multimask_fallback
+    assert config.model.llm.quantization is Quantization.nf4
     assert len(changes) == len(vars(wanted)) == len(SETTING_PATHS)
     assert "model.segmenter.fuser_gamma: identity instead of the model folder's checkpoint" in changes
     assert override_settings(config, wanted) == (config, [])

@@ -18,7 +18,7 @@ import torch
 
 from glus.config import to_yaml
 from glus.log import run_info
-from glus.models.build import LoadedModel, find_model_folder, load_model, save_model
+from glus.models.build import UNQUANTIZED, LoadedModel, find_model_folder, load_model, save_model
 from glus.models.language import merge_lora
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,7 +39,7 @@ def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
     """
     if output.exists():
         raise FileExistsError(f"--output {output} exists: choose another folder, or remove it")
-    loaded = load_model(weights, as_trained=True)
+    loaded = load_model(weights, settings=UNQUANTIZED, as_trained=True)
     merge_lora(loaded.glus.language.llama)
     config = loaded.config
     config.model.llm.lora_rank = 0

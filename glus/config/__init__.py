@@ -32,10 +32,19 @@ from glus.config.model import (
     MemoryConfig,
     ModelConfig,
     Precision,
+    Quantization,
     SegHeadInit,
     SegmenterConfig,
 )
-from glus.config.training import ContrastiveConfig, LossConfig, PretrainConfig, TrainConfig, TrainerConfig, WandbConfig
+from glus.config.training import (
+    ContrastiveConfig,
+    LossConfig,
+    Offload,
+    PretrainConfig,
+    TrainConfig,
+    TrainerConfig,
+    WandbConfig,
+)
 
 __all__ = [
     "SETTING_PATHS",
@@ -56,10 +65,12 @@ __all__ = [
     "MixtureItem",
     "ModelConfig",
     "ModelFolderConfig",
+    "Offload",
     "PathsConfig",
     "Precision",
     "PredictConfig",
     "PretrainConfig",
+    "Quantization",
     "QuerySampling",
     "ScoreConfig",
     "SegHeadInit",

@@ -9,7 +9,7 @@ from omegaconf import MISSING, OmegaConf
 
 from glus.config.data import DatasetConfig, FramesConfig, PathsConfig, QuerySampling
 from glus.config.loading import load_config, require
-from glus.config.model import FuserGamma, ModelConfig
+from glus.config.model import FuserGamma, ModelConfig, Quantization
 
 
 @dataclass
@@ -53,6 +53,8 @@ class SettingsConfig:
     fuser_gamma: FuserGamma | None = None
     """``identity``: as the released evaluator runs; ``checkpoint``: as trained."""
     multimask_fallback: bool | None = None
+    llm_quantization: Quantization | None = None
+    """``int8`` or ``nf4``: the LLM in fewer bits (GPU only). Null keeps what the model was trained over."""
 
 
 SETTING_PATHS = {
@@ -66,6 +68,7 @@ SETTING_PATHS = {
     "trailing_space": "inference.trailing_space",
     "fuser_gamma": "model.segmenter.fuser_gamma",
     "multimask_fallback": "model.segmenter.multimask_fallback",
+    "llm_quantization": "model.llm.quantization",
 }
 """Field of ``SettingsConfig`` -> the key of ``ModelFolderConfig`` it overrides."""
 

@@ -32,6 +32,14 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Quantization(Enum):
+    """How the LLM's frozen projections are stored."""
+
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+
+
 @dataclass
 class ClipConfig:
     """The frozen vision tower that the LLM sees through."""
@@ -70,6 +78,9 @@ class LlmConfig:
     """Dropout before LoRA's A, in training."""
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
     """Projections of the LLM's attention that get LoRA."""
+    quantization: Quantization = Quantization.none
+    """``int8`` or ``nf4`` (4 bits, QLoRA's): the frozen projections in fewer bits, by bitsandbytes, on a GPU only. LoRA
+    is trained over them as they are; merging it into them is refused."""
 
     def __post_init__(self) -> None:
         require(self.lora_rank >= 0, "model.llm.lora_rank", "0 (off) or a positive rank", self.lora_rank)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from omegaconf import MISSING
 
 from glus.config.data import DataConfig, DatasetConfig, FramesConfig, PathsConfig
 from glus.config.inference import InferenceConfig
 from glus.config.loading import require
-from glus.config.model import ModelConfig
+from glus.config.model import ModelConfig, Quantization
 
 
 @dataclass
@@ -60,6 +61,14 @@ class WandbConfig:
         require(self.mode in ("online", "offline"), "trainer.wandb.mode", "online or offline", self.mode)
 
 
+class Offload(Enum):
+    """What a GPU leaves to the memory of its machine."""
+
+    none = "none"
+    optimizer = "optimizer"
+    parameters = "parameters"
+
+
 @dataclass
 class TrainerConfig:
     """The loop and its optimizer."""
@@ -80,6 +89,9 @@ class TrainerConfig:
     """Gradients are scaled down to this global L2 norm."""
     zero_stage: int = 2
     """DeepSpeed ZeRO stage: 0, 2 or 3."""
+    offload: Offload = Offload.none
+    """``optimizer``: float32 weights and moments lie in the machine's memory, where the update is computed (ZeRO stage
+    2 or 3). ``parameters``: the weights too, fetched layer by layer (stage 3 only)."""
     gradient_checkpointing: bool = True
     """Recompute the LLM's layers in the backward pass instead of keeping their activations."""
     seed: int = 0
@@ -96,6 +108,9 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         require(self.zero_stage in (0, 2, 3), "trainer.zero_stage", "0, 2 or 3", self.zero_stage)
+        least = {Offload.none: 0, Offload.optimizer: 2, Offload.parameters: 3}[self.offload]
+        expected = f"at least {least} where trainer.offload={self.offload.value}"
+        require(self.zero_stage >= least, "trainer.zero_stage", expected, self.zero_stage)
         for name in ("global_batch_size", "micro_batch_size", "log_every", "save_every"):
             require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
         require(len(self.betas) == 2, "trainer.betas", "two numbers", self.betas)
@@ -118,6 +133,12 @@ class TrainConfig:
     """Run folder: resolved config, run info, metrics.jsonl, checkpoints."""
 
     def __post_init__(self) -> None:
+        require(
+            self.model.llm.quantization is Quantization.none or self.trainer.zero_stage < 3,
+            "trainer.zero_stage",
+            "0 or 2 where model.llm.quantization is not none (stage 3 cannot cut quantised weights)",
+            self.trainer.zero_stage,
+        )
         # ZeRO-3 gathers parameters by collective calls, which ranks that segment different videos would not make alike.
         require(
             self.valid is None or self.trainer.zero_stage < 3,

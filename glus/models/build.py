@@ -12,11 +12,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from glus import distributed
 from glus.config import (
     FuserGamma,
     ModelConfig,
     ModelFolderConfig,
     Precision,
+    Quantization,
     SegHeadInit,
     SegmenterConfig,
     SettingsConfig,
@@ -28,6 +30,7 @@ from glus.models import key_map
 from glus.models.clip import ClipEncoder, build_vision_tower
 from glus.models.glus import Glus, SegHead
 from glus.models.language import LanguageModel, add_lora, build_llama, merge_lora
+from glus.models.quantization import check_quantization, quantize_llama
 from glus.models.release_config import check_llm_config
 from glus.models.sam2 import Sam2Segmenter, build_sam2
 from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors, write_shards, write_tensors
@@ -69,6 +72,8 @@ INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 """A complete model that is larger is written as shards with an index."""
 CONFIG_FILE = "config.yaml"
+UNQUANTIZED = SettingsConfig(llm_quantization=Quantization.none)
+"""For a model that is merged: adapters go into the full-precision weights, also those trained over quantised ones."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,15 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
 
     Args:
         config: sizes, weights, trainable parts.
-        load_weights: False leaves everything at random (a complete model file follows, or the meta device).
+        load_weights: False leaves everything at random and unquantised (a complete model file follows, or the meta
+            device).
 
     Raises:
         FileNotFoundError: a weights file is missing.
         ValueError: weights do not fit, or ``model.trainable`` names no part.
     """
+    if load_weights and config.llm.quantization is not Quantization.none:  # before minutes of loading
+        check_quantization(config.llm.quantization, distributed.device())
     glus = Glus(
         clip=ClipEncoder(build_vision_tower(config.clip.architecture), config.clip.select_layer, config.clip.pool),
         projector=nn.Linear(config.clip.architecture["hidden_size"], config.llm.architecture["hidden_size"]),
@@ -117,7 +125,20 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
     if config.segmenter.fuser_gamma is FuserGamma.identity:
         glus.segmenter.set_fuser_identity()
     mark_trainable(glus, config.trainable)
-    return glus.to(_DTYPES[config.precision])
+    glus = glus.to(_DTYPES[config.precision])
+    return quantize(glus, config.llm.quantization) if load_weights else glus
+
+
+def quantize(glus: Glus, quantization: Quantization) -> Glus:
+    """The same network, its LLM's projections stored in fewer bits on this process's GPU where that is asked for.
+
+    Raises:
+        ValueError: they cannot be here, or they are trained.
+    """
+    if quantization is not Quantization.none:
+        check_quantization(quantization, distributed.device())
+        quantize_llama(glus.language.llama, quantization, distributed.device())
+    return glus
 
 
 def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> Sam2Segmenter:
@@ -132,7 +153,7 @@ def load_start(glus: Glus, folder: str) -> None:
         FileNotFoundError: ``folder`` is no model folder and no run.
         ValueError: its tensors are not exactly these.
     """
-    start = load_model(folder, as_trained=True).glus
+    start = load_model(folder, settings=UNQUANTIZED, as_trained=True).glus
     merge_lora(start.language.llama)
     load_strict(glus, start.state_dict(), folder)
 
@@ -311,6 +332,8 @@ def load_model(
     segmenter = replace(config.model.segmenter, fuser_gamma=gamma)
     glus = build_glus(replace(config.model, segmenter=segmenter), not is_complete(folder))
     load_folder(glus, folder)
+    if is_complete(folder):  # its weights are loaded only now
+        quantize(glus, config.model.llm.quantization)
     if gamma is FuserGamma.identity:
         glus.segmenter.set_fuser_identity()  # again: a complete file brings the trained scales back
     return LoadedModel(glus.eval(), Vocabulary(folder), config)

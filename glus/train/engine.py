@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from glus import distributed
-from glus.config import TrainerConfig
+from glus.config import Offload, TrainerConfig
 from glus.structures import Batch, GlusOutput
 from glus.train.optim import build_adamw, warmup_decay
 
@@ -113,13 +113,19 @@ class Engine:
             }
 
 
+def _offload(offload: Offload) -> dict[str, Any]:
+    parts = {Offload.none: [], Offload.optimizer: ["optimizer"], Offload.parameters: ["optimizer", "param"]}[offload]
+    return {f"offload_{part}": {"device": "cpu", "pin_memory": torch.cuda.is_available()} for part in parts}
+
+
 def _deepspeed_config(trainer: TrainerConfig, accumulation: int, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": trainer.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": trainer.max_grad_norm,
         "bf16": {"enabled": dtype is torch.bfloat16},
-        "zero_optimization": {"stage": trainer.zero_stage, "overlap_comm": False},
+        "zero_optimization": {"stage": trainer.zero_stage, "overlap_comm": False, **_offload(trainer.offload)},
         "zero_allow_untested_optimizer": True,  # torch's own AdamW, the same on CPU and GPU
+        "zero_force_ds_cpu_optimizer": False,  # also where it is offloaded: DeepSpeed's own needs a compiler
         "steps_per_print": 10**9,
     }

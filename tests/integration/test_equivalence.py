@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glus.config import TrainConfig, to_yaml
+from glus.config import Offload, TrainConfig, to_yaml
 
 WORKER = Path(__file__).with_name("step_worker.py")
 TOLERANCE = 1e-5
@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 def run_step(tmp_path_factory: pytest.TempPathFactory, tiny_train_config: Callable[..., TrainConfig]) -> Callable:
     """Runs the worker on some processes and returns what rank 0 wrote."""
 
-    def run(name: str, processes: int, **trainer: int) -> dict[str, dict]:
+    def run(name: str, processes: int, **trainer: object) -> dict[str, dict]:
         folder = tmp_path_factory.mktemp(name)
         config = tiny_train_config(output_dir=str(folder))
         config.loss.weights["contrastive"] = 0.0
@@ -44,12 +44,25 @@ def reference(run_step: Callable) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize(
-    ("processes", "micro_batch_size", "zero_stage"),
-    [(1, 1, 2), (2, 2, 2), (2, 1, 2), (1, 4, 0), (2, 1, 0), (1, 4, 3), (2, 2, 3)],
+    ("processes", "micro_batch_size", "zero_stage", "offload"),
+    [
+        (1, 1, 2, "none"),
+        (2, 2, 2, "none"),
+        (2, 1, 2, "none"),
+        (1, 4, 0, "none"),
+        (2, 1, 0, "none"),
+        (1, 4, 3, "none"),
+        (2, 2, 3, "none"),
+        (2, 1, 2, "optimizer"),
+        (2, 2, 3, "parameters"),
+    ],
 )
-def test_same_step(run_step: Callable, reference: dict, processes: int, micro_batch_size: int, zero_stage: int) -> None:
-    name = f"p{processes}_m{micro_batch_size}_z{zero_stage}"
-    got = run_step(name, processes, micro_batch_size=micro_batch_size, zero_stage=zero_stage)
+def test_same_step(
+    run_step: Callable, reference: dict, processes: int, micro_batch_size: int, zero_stage: int, offload: str
+) -> None:
+    name = f"p{processes}_m{micro_batch_size}_z{zero_stage}_{offload}"
+    settings = {"micro_batch_size": micro_batch_size, "zero_stage": zero_stage, "offload": Offload(offload)}
+    got = run_step(name, processes, **settings)
     for term, value in reference["losses"].items():
         assert got["losses"][term] == pytest.approx(value, rel=TOLERANCE), term
     assert set(got["gradients"]) == set(reference["gradients"])
