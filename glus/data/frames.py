@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from glus.config import DatasetConfig
+from glus.config import DatasetConfig, Layout
+from glus.data.places import image_folder
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -33,11 +34,15 @@ def read_image(path: Path, name: str) -> np.ndarray:
 
 
 class FrameStore:
-    """The frames of one split: ``<root>/<split>/JPEGImages/<video>/<frame>.jpg`` (or .png)."""
+    """The frames of one split: ``<images>/<video>/<frame>.jpg`` (or .png).
+
+    A picture of RefCOCO or ReasonSeg is a video of one frame, which lies in ``<images>`` itself.
+    """
 
     def __init__(self, dataset: DatasetConfig):
         self.name = dataset.name
-        self.folder = Path(dataset.root) / (dataset.images or f"{dataset.split}/JPEGImages")
+        self.folder = image_folder(dataset)
+        self._is_flat = dataset.layout in (Layout.refcoco, Layout.reason_seg)
 
     def path(self, video: str, frame: str) -> Path:
         """The file of a frame.
@@ -45,12 +50,13 @@ class FrameStore:
         Raises:
             FileNotFoundError: there is none with a known suffix.
         """
+        folder = self.folder if self._is_flat else self.folder / video
         for suffix in SUFFIXES:
-            path = self.folder / video / f"{frame}{suffix}"
+            path = folder / f"{frame}{suffix}"
             if path.is_file():
                 return path
         raise FileNotFoundError(
-            f"frame {self.name}/{video}/{frame} is missing; expected {self.folder / video / frame}.jpg (or .jpeg, .png)"
+            f"frame {self.name}/{video}/{frame} is missing; expected {folder / frame}.jpg (or .jpeg, .png)"
         )
 
     def read(self, video: str, frame: str) -> np.ndarray:

@@ -2,55 +2,60 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from glus.config import DatasetConfig, Layout
+from glus.data.places import expression_path
+from glus.data.readers.json_access import field, read_json
+from glus.data.readers.mevis import read_lvvis, read_mevis, read_revos
+from glus.data.readers.reason_seg import read_reason_seg
+from glus.data.readers.reason_vos import read_reason_vos
+from glus.data.readers.ref_youtube_vos import read_long_rvos, read_ref_youtube_vos, read_ref_youtube_vos_valid
+from glus.data.readers.refcoco import read_refcoco
 from glus.structures import Expression
 
 log = logging.getLogger(__name__)
 
-MEVIS_FILES = ("meta_expressions.json", "meta_expressions_v2.json", "meta_expressions_v2_release.json")
-"""Names of MeViS' expression file: version 1, version 2, and version 2 of the splits without public masks."""
+Reader = Callable[[DatasetConfig, Path], list[Expression]]
+"""From a split's configuration and its expression file to its expressions."""
 
-Objects = tuple[tuple[int, ...], tuple[str, ...]]
-"""Object ids and annotation ids of one expression."""
+READERS: dict[Layout, Reader] = {
+    Layout.mevis: read_mevis,
+    Layout.mevis_v2: read_mevis,
+    Layout.ref_youtube_vos: read_ref_youtube_vos,
+    Layout.ref_youtube_vos_valid: read_ref_youtube_vos_valid,
+    Layout.ref_davis17: read_ref_youtube_vos,
+    Layout.revos: read_revos,
+    Layout.reason_vos: read_reason_vos,
+    Layout.lvvis: read_lvvis,
+    Layout.long_rvos: read_long_rvos,
+    Layout.refcoco: read_refcoco,
+    Layout.reason_seg: read_reason_seg,
+}
 
 
 def read_expressions(dataset: DatasetConfig) -> list[Expression]:
     """All expressions of a split: videos in the file's order, expressions in numeric order, frames as listed.
 
-    Expressions without objects (MeViS v2, splits without public masks) have empty ``object_ids`` and
-    ``annotation_ids``; nothing is ever left out.
+    Expressions without objects (MeViS v2, ReVOS, splits without public masks) have empty ``object_ids`` and
+    ``annotation_ids``; nothing is ever left out but the videos of another split (Ref-YouTube-VOS valid, the training
+    pictures of RefCOCO) and those that ``dataset.videos`` does not name.
 
     Raises:
-        FileNotFoundError: no expression file (or group file) where the layout has it.
+        FileNotFoundError: no expression file (or group file, or list of videos) where the layout has it.
         ValueError: the file does not have the layout's fields.
     """
-    path = _expression_file(dataset)
-    videos = _field(_read_json(path), "videos", dict, str(path))
-    if dataset.layout is Layout.ref_youtube_vos:
-        videos = _without_test_videos(dataset, videos)
-    groups = _read_groups(dataset)
-    expressions: list[Expression] = []
-    for video, entry in videos.items():
-        where = f"{path}: videos[{video!r}]"
-        frames = tuple(str(name) for name in _field(entry, "frames", list, where))
-        if not frames or len(set(frames)) != len(frames):
-            raise ValueError(f"{where}.frames: expected distinct frame names, found {list(frames)[:5]}")
-        for exp_id, value in _numeric_order(_field(entry, "expressions", dict, where)):
-            inside = f"{where}.expressions[{exp_id!r}]"
-            text = _field(value, "exp", str, inside)
-            object_ids, annotation_ids = OBJECTS[dataset.layout](value, inside)
-            group = _group(groups, dataset, video, exp_id)
-            expressions.append(Expression(dataset.name, video, exp_id, text, frames, object_ids, annotation_ids, group))
+    path = expression_path(dataset)
+    expressions = READERS[dataset.layout](dataset, path)
+    expressions = _with_groups(dataset, _of_listed_videos(dataset, expressions))
     if not expressions:
         raise ValueError(f"dataset {dataset.name!r}: {path} holds no expression")
-    _check_all_or_none(path, videos)
-    log.info("%s: %d expressions of %d videos from %s", dataset.name, len(expressions), len(videos), path)
+    _check_folders(path, expressions)
+    num_videos = len({expression.video for expression in expressions})
+    log.info("%s: %d expressions of %d videos from %s", dataset.name, len(expressions), num_videos, path)
     return expressions
 
 
@@ -92,114 +97,46 @@ def trainable(expressions: Sequence[Expression], num_frames: int) -> list[Expres
     return kept
 
 
-def _expression_file(dataset: DatasetConfig) -> Path:
-    root = Path(dataset.root)
-    if dataset.expressions is not None:
-        candidates = [root / dataset.expressions]
-    elif dataset.layout is Layout.mevis:
-        candidates = [root / dataset.split / name for name in MEVIS_FILES]
-    else:
-        candidates = [root / "meta_expressions" / dataset.split / "meta_expressions.json"]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"dataset {dataset.name!r} ({dataset.layout.value} layout) has no expression file; "
-        f"expected {' or '.join(str(path) for path in candidates)}"
-    )
+def _of_listed_videos(dataset: DatasetConfig, expressions: list[Expression]) -> list[Expression]:
+    """Those of the videos that ``dataset.videos`` names, if it does."""
+    if dataset.videos is None:
+        return expressions
+    path = Path(dataset.root) / dataset.videos
+    if not path.is_file():
+        raise FileNotFoundError(f"dataset {dataset.name!r} has no list of videos {path}; expected one id per line")
+    wanted = set(path.read_text(encoding="utf-8").split())
+    unknown = sorted(wanted - {expression.video for expression in expressions})
+    if unknown:
+        raise ValueError(f"{path} names {len(unknown)} videos that the split does not have, such as {unknown[0]!r}")
+    return [expression for expression in expressions if expression.video in wanted]
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-
-
-def _field(mapping: Any, key: str, kind: type, where: str) -> Any:
-    """``mapping[key]``, checked to be of type ``kind``."""
-    if not isinstance(mapping, dict) or not isinstance(mapping.get(key), kind):
-        found = type(mapping.get(key)).__name__ if isinstance(mapping, dict) and key in mapping else "nothing"
-        raise ValueError(f"{where}: expected a {kind.__name__} under {key!r}, found {found}")
-    return mapping[key]
-
-
-def _numeric_order(expressions: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Items in numeric order of their keys where all are numbers ("2" before "10"), else in file order."""
-    if all(key.isdecimal() for key in expressions):
-        return sorted(expressions.items(), key=lambda item: int(item[0]))
-    return expressions.items()
-
-
-def _mevis_objects(value: dict[str, Any], where: str) -> Objects:
-    """MeViS: parallel lists ``obj_id`` and ``anno_id``; both empty or both left out where there is no object."""
-    object_ids, annotation_ids = value.get("obj_id", []), value.get("anno_id", [])
-    for key, ids in (("obj_id", object_ids), ("anno_id", annotation_ids)):
-        if not isinstance(ids, list):
-            raise ValueError(f"{where}: expected a list under {key!r}, found {ids!r}")
-    if len(object_ids) != len(annotation_ids):
-        raise ValueError(f"{where}: {len(object_ids)} obj_id but {len(annotation_ids)} anno_id; expected as many")
-    return tuple(int(i) for i in object_ids), tuple(str(i) for i in annotation_ids)
-
-
-def _ref_youtube_vos_objects(value: dict[str, Any], where: str) -> Objects:
-    """Ref-YouTube-VOS: one ``obj_id``, a string, which is also the value of its pixels; left out in valid and test."""
-    if "obj_id" not in value:
-        return (), ()
-    object_id = value["obj_id"]
-    if not str(object_id).isdecimal():
-        raise ValueError(f"{where}: expected a whole number under 'obj_id', found {object_id!r}")
-    return (int(object_id),), (str(int(object_id)),)
-
-
-OBJECTS: dict[Layout, Callable[[dict[str, Any], str], Objects]] = {
-    Layout.mevis: _mevis_objects,
-    Layout.ref_youtube_vos: _ref_youtube_vos_objects,
-}
-
-
-def _check_all_or_none(path: Path, videos: dict[str, Any]) -> None:
-    """A split names the objects of every expression or of none: a single gap would be taken for "no object"."""
-
-    def named() -> Iterator[tuple[str, bool]]:
-        for video, entry in videos.items():
-            for exp_id, value in entry["expressions"].items():
-                yield f"{video}/{exp_id}", "obj_id" in value
-
-    without = [name for name, has_objects in named() if not has_objects]
-    if without and any(has_objects for _, has_objects in named()):
-        raise ValueError(f"{path}: {len(without)} expressions have no 'obj_id' though others do; first: {without[0]}")
-
-
-def _without_test_videos(dataset: DatasetConfig, videos: dict[str, Any]) -> dict[str, Any]:
-    """The official valid file also lists the test videos; they are those of the test file, where that is present."""
-    test_file = Path(dataset.root) / "meta_expressions" / "test" / "meta_expressions.json"
-    if dataset.split != "valid" or not test_file.is_file():
-        return videos
-    test = _field(_read_json(test_file), "videos", dict, str(test_file))
-    kept = {video: entry for video, entry in videos.items() if video not in test}
-    if len(kept) < len(videos):
-        log.info("%s: %d of the %d videos listed belong to test", dataset.name, len(videos) - len(kept), len(videos))
-    return kept
-
-
-def _read_groups(dataset: DatasetConfig) -> dict[str, dict[str, str]] | None:
+def _with_groups(dataset: DatasetConfig, expressions: list[Expression]) -> list[Expression]:
+    """Each with its group of the sidecar file, if the dataset has one."""
     if dataset.groups is None:
-        return None
+        return expressions
     path = Path(dataset.root) / dataset.split / dataset.groups
     if not path.is_file():
         raise FileNotFoundError(
             f"dataset {dataset.name!r} has no group file {path}; expected {{video: {{exp_id: group}}}}"
         )
-    groups = _read_json(path)
-    if not isinstance(groups, dict):
-        raise ValueError(f"{path}: expected {{video: {{exp_id: group}}}}, found a {type(groups).__name__}")
-    return groups
+    groups = read_json(path)
+    found = []
+    for expression in expressions:
+        of_video = field(groups, expression.video, dict, str(path))
+        if expression.exp_id not in of_video:
+            raise ValueError(f"{path} has no group for {expression.video}/{expression.exp_id}")
+        found.append(replace(expression, group=of_video[expression.exp_id]))
+    return found
 
 
-def _group(groups: dict[str, dict[str, str]] | None, dataset: DatasetConfig, video: str, exp_id: str) -> str:
-    if groups is None:
-        return ""
-    if exp_id not in groups.get(video, {}):
-        raise ValueError(f"{dataset.root}/{dataset.split}/{dataset.groups} has no group for {video}/{exp_id}")
-    return groups[video][exp_id]
+def _check_folders(path: Path, expressions: Sequence[Expression]) -> None:
+    """Predictions go where the ids say: to a folder of their own, and never out of the folder of predictions."""
+    seen: dict[str, Expression] = {}
+    for expression in expressions:
+        place = PurePosixPath(expression.prediction_dir)
+        if place.is_absolute() or ".." in place.parts:
+            raise ValueError(f"{path}: {expression.name} would be written to {place}, outside a folder of predictions")
+        other = seen.setdefault(str(place), expression)
+        if other is not expression:
+            raise ValueError(f"{path}: {expression.name} and {other.name} would both be written to {place}")

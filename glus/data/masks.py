@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from glus.config import DatasetConfig, Layout
+from glus.data.mask_store import MaskStore
+from glus.data.mask_store import by as _by
+from glus.data.mask_store import place as _place
+from glus.data.outline_masks import PolygonMasks, ShapeMasks
+from glus.data.places import mask_path
+from glus.data.png_masks import FolderMasks, PaletteMasks
 from glus.data.rle import Size, decode_rle
 from glus.structures import Expression
 
 
-class MaskStore(Protocol):
-    """Where the masks of a split come from."""
-
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
-        """The union of the expression's objects.
-
-        Args:
-            expression: without annotation ids the masks are empty.
-            frames: F indices into ``expression.frames``.
-            size: (H, W) of the frames; masks of another size are an error.
-
-        Returns:
-            (F, H, W) uint8 of 0/1.
-
-        Raises:
-            FileNotFoundError: the file with the masks is missing.
-            ValueError: a mask has the wrong size, does not decode, or is not listed.
-        """
-
-
 def open_masks(dataset: DatasetConfig) -> MaskStore:
     """The mask store of a split; it reads nothing before the first mask is asked for."""
-    is_mevis = dataset.layout is Layout.mevis
-    path = Path(dataset.root) / (dataset.masks or f"{dataset.split}/{'mask_dict.json' if is_mevis else 'Annotations'}")
-    return RleMasks(dataset.name, path) if is_mevis else PaletteMasks(dataset.name, path)
+    return STORES[dataset.layout](dataset.name, mask_path(dataset))
 
 
 class RleMasks:
@@ -62,6 +46,14 @@ class RleMasks:
                 if code is not None:  # null: the object is absent in this frame
                     union[row] |= self._decode(code, size, f"{_place(expression, frame)}, annotation {annotation_id}")
         return union
+
+    def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> None:
+        """See ``MaskStore.ignore``: these layouts have no such pixels."""
+        return None
+
+    def annotated(self, expression: Expression) -> np.ndarray:
+        """See ``MaskStore.annotated``: every frame; null is an empty mask."""
+        return np.ones(len(expression.frames), bool)
 
     def _codes(self, expression: Expression, annotation_id: str) -> list[dict[str, Any] | None]:
         if self._masks is None:
@@ -103,50 +95,17 @@ class RleMasks:
             raise ValueError(f"mask of {place} in {self.path} does not decode: {error}") from error
 
 
-class PaletteMasks:
-    """Ref-YouTube-VOS: ``Annotations/<video>/<frame>.png`` whose pixels are object ids."""
-
-    def __init__(self, name: str, folder: Path):
-        self.name, self.folder = name, folder
-
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
-        """See ``MaskStore.read``."""
-        masks = np.zeros((len(frames), *size), np.uint8)
-        if not expression.annotation_ids:
-            return masks
-        if not self.folder.is_dir():
-            raise FileNotFoundError(
-                f"dataset {self.name!r} has no masks at {self.folder}; a split without public masks cannot be "
-                "trained on or scored"
-            )
-        values = [int(annotation_id) for annotation_id in expression.annotation_ids]
-        for row, frame in enumerate(frames):
-            masks[row] = np.isin(self._read_indices(expression, frame, size), values)
-        return masks
-
-    def _read_indices(self, expression: Expression, frame: int, size: Size) -> np.ndarray:
-        """(H, W) uint8 palette indices, which a conversion to RGB or grey would lose."""
-        path = self.folder / expression.video / f"{expression.frames[frame]}.png"
-        place = _place(expression, frame)
-        if not path.is_file():
-            raise FileNotFoundError(f"mask of {place} is missing; expected {path}")
-        try:
-            with Image.open(path) as image:
-                mode, indices = image.mode, np.array(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"mask of {place} does not decode: {path}: {error}") from error
-        if mode not in ("P", "L"):
-            raise ValueError(f"mask of {place}: {path} has mode {mode}; expected palette or grey (P, L) of object ids")
-        if indices.shape != tuple(size):
-            raise ValueError(
-                f"mask of {place}: {path} is {_by(indices.shape)}, but the frame is {_by(size)} (height x width)"
-            )
-        return indices
-
-
-def _place(expression: Expression, frame: int) -> str:
-    return f"{expression.name}, frame {expression.frames[frame]}"
-
-
-def _by(size: Sequence[int]) -> str:
-    return "x".join(str(side) for side in size)
+STORES: dict[Layout, Callable[[str, Path], MaskStore]] = {
+    Layout.mevis: RleMasks,
+    Layout.mevis_v2: RleMasks,
+    Layout.ref_youtube_vos: PaletteMasks,
+    Layout.ref_youtube_vos_valid: partial(FolderMasks, absent_is_empty=False),
+    Layout.ref_davis17: PaletteMasks,
+    Layout.revos: RleMasks,
+    Layout.reason_vos: partial(FolderMasks, absent_is_empty=False),
+    Layout.lvvis: RleMasks,
+    Layout.long_rvos: partial(FolderMasks, absent_is_empty=True),
+    Layout.refcoco: PolygonMasks,
+    Layout.reason_seg: ShapeMasks,
+}
+"""Which store each layout has; given the dataset's name and the file or folder of its masks."""

@@ -19,7 +19,8 @@ def mevis(root, expressions, split="train", file="meta_expressions.json", frames
 
 def ref_youtube_vos(root, videos, split="train"):
     write(root / "meta_expressions" / split / "meta_expressions.json", {"videos": videos})
-    return DatasetConfig(name="rytvos", layout=Layout.ref_youtube_vos, root=str(root), split=split)
+    layout = Layout.ref_youtube_vos if split == "train" else Layout.ref_youtube_vos_valid
+    return DatasetConfig(name="rytvos", layout=layout, root=str(root), split=split)
 
 
 @pytest.mark.parametrize(
