@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from glus.config import DatasetConfig, Layout
-from glus.data.mask_store import MaskStore
-from glus.data.mask_store import by as _by
-from glus.data.mask_store import place as _place
+from glus.data.mask_cache import Code, MaskCache
+from glus.data.mask_store import MaskStore, by, no_masks, place
 from glus.data.outline_masks import PolygonMasks, ShapeMasks
 from glus.data.places import mask_path
 from glus.data.png_masks import FolderMasks, PaletteMasks
-from glus.data.rle import Size, decode_rle
+from glus.data.rle import Size, decode_rle, encode_rle
 from glus.structures import Expression
 
 
@@ -29,22 +27,22 @@ def open_masks(dataset: DatasetConfig) -> MaskStore:
 class RleMasks:
     """MeViS: ``mask_dict.json``, {annotation id: [COCO run-length code or null per frame]}.
 
-    The file (411 MB for MeViS train) is read on first use, once per process.
+    Read through a packed copy that all processes map into their memory (``mask_cache``), opened on first use.
     """
 
     def __init__(self, name: str, path: Path):
         self.name, self.path = name, path
-        self._masks: dict[str, list[dict[str, Any] | None]] | None = None
+        self._opened: MaskCache | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker process opens the file itself."""
+        return {**vars(self), "_opened": None}
 
     def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """See ``MaskStore.read``; overlapping objects are united, never summed."""
         union = np.zeros((len(frames), *size), np.uint8)
-        for annotation_id in expression.annotation_ids:
-            codes = self._codes(expression, annotation_id)
-            for row, frame in enumerate(frames):
-                code = codes[frame]
-                if code is not None:  # null: the object is absent in this frame
-                    union[row] |= self._decode(code, size, f"{_place(expression, frame)}, annotation {annotation_id}")
+        for row, counts, name in self._each(expression, frames, size):
+            union[row] |= self._decode(counts, size, name)
         return union
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> None:
@@ -55,44 +53,78 @@ class RleMasks:
         """See ``MaskStore.annotated``: every frame; null is an empty mask."""
         return np.ones(len(expression.frames), bool)
 
-    def _codes(self, expression: Expression, annotation_id: str) -> list[dict[str, Any] | None]:
-        if self._masks is None:
-            self._masks = self._load()
-        if annotation_id not in self._masks:
-            raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}")
-        codes = self._masks[annotation_id]
-        if len(codes) != len(expression.frames):
-            raise ValueError(
-                f"masks of {expression.name}: annotation {annotation_id} in {self.path} has {len(codes)} entries; "
-                f"expected one for each of the video's {len(expression.frames)} frames"
-            )
+    def codes(self, expression: Expression, frames: Sequence[int], size: Size) -> list[list[bytes]]:
+        """The same masks as compressed run-length codes: for each frame, those of the objects in sight.
+
+        The codes are of masks of ``size``, but are not decoded here: one may be corrupt.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``read``.
+        """
+        codes: list[list[bytes]] = [[] for _ in frames]
+        for row, counts, _ in self._each(expression, frames, size):
+            codes[row].append(counts)
         return codes
 
-    def _load(self) -> dict[str, list[dict[str, Any] | None]]:
-        if not self.path.is_file():
-            raise FileNotFoundError(
-                f"dataset {self.name!r} has no masks at {self.path}; a split without public masks cannot be "
-                "trained on or scored"
+    def _each(self, expression: Expression, frames: Sequence[int], size: Size) -> Iterator[tuple[int, bytes, str]]:
+        """(row of ``frames``, compressed code, how to call it) of every mask there is."""
+        for annotation_id in expression.annotation_ids:
+            masks = self._check_annotation(expression, annotation_id)
+            for row, frame in enumerate(frames):
+                entry = masks.entry(annotation_id, frame)
+                if entry is not None:  # null: the object is absent in this frame
+                    name = f"{place(expression, frame)}, annotation {annotation_id}"
+                    yield row, self._check_code(entry, size, name), name
+
+    def _check_annotation(self, expression: Expression, annotation_id: str) -> MaskCache:
+        """The masks, which have one entry of this annotation for each frame."""
+        masks = self.open()
+        if annotation_id not in masks:
+            raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}")
+        length = masks.length(annotation_id)
+        if length != len(expression.frames):
+            raise ValueError(
+                f"masks of {expression.name}: annotation {annotation_id} in {self.path} has {length} entries; "
+                f"expected one for each of the video's {len(expression.frames)} frames"
             )
-        try:
-            masks = json.loads(self.path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path} is not JSON: {error}") from error
-        if not isinstance(masks, dict):
-            raise ValueError(f"{self.path}: expected {{annotation id: [mask per frame]}}, found {type(masks).__name__}")
         return masks
 
-    def _decode(self, code: Any, size: Size, place: str) -> np.ndarray:
-        if not isinstance(code, dict) or "size" not in code or "counts" not in code:
-            raise ValueError(f"mask of {place} in {self.path}: expected null or {{size, counts}}, found {code!r:.80}")
-        if tuple(code["size"]) != tuple(size):
+    def open(self) -> MaskCache:
+        """The masks by annotation id.
+
+        Raises:
+            FileNotFoundError: there is no file of masks.
+            ValueError: it is malformed.
+        """
+        if self._opened is None:
+            if not self.path.is_file():
+                raise no_masks(self.name, self.path)
+            self._opened = MaskCache(self.path)
+        return self._opened
+
+    def _check_code(self, entry: Any, size: Size, name: str) -> bytes:
+        """The compressed code of an entry, which is of the right size."""
+        if isinstance(entry, Code):
+            found, counts = entry.size, entry.counts
+        elif (
+            isinstance(entry, dict)
+            and isinstance(entry.get("counts"), str | list)
+            and isinstance(entry.get("size"), list)
+        ):
+            found, counts = entry["size"], entry["counts"]
+        else:
+            raise ValueError(f"mask of {name} in {self.path}: expected null or {{size, counts}}, found {entry!r:.80}")
+        if list(found) != list(size):
             raise ValueError(
-                f"mask of {place} in {self.path} is {_by(code['size'])}, but the frame is {_by(size)} (height x width)"
+                f"mask of {name} in {self.path} is {by(found)}, but the frame is {by(size)} (height x width)"
             )
+        return counts if isinstance(counts, bytes) else encode_rle(self._decode(counts, size, name)).encode("ascii")
+
+    def _decode(self, counts: str | bytes | list[int], size: Size, name: str) -> np.ndarray:
         try:
-            return decode_rle(code["counts"], size)
+            return decode_rle(counts, size)
         except ValueError as error:
-            raise ValueError(f"mask of {place} in {self.path} does not decode: {error}") from error
+            raise ValueError(f"mask of {name} in {self.path} does not decode: {error}") from error
 
 
 STORES: dict[Layout, Callable[[str, Path], MaskStore]] = {

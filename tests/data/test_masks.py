@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from PIL import Image
 
 from glus.config import DatasetConfig, Layout
 from glus.data.masks import open_masks
-from glus.data.rle import encode_rle
+from glus.data.rle import encode_rle, unpack_runs
 from glus.structures import Expression
 
 SIZE = (6, 9)
@@ -52,6 +53,24 @@ def test_overlapping_objects_are_united_and_null_is_absent(tmp_path):
     np.testing.assert_array_equal(store.read(expression(("7",)), [1, 0], SIZE), [np.zeros(SIZE), first])
 
 
+def test_codes_are_those_to_be_united(tmp_path):
+    first, second = rle(box(0, 0, 3, 4)), rle(box(2, 2, 5, 8))
+    plain = {"size": list(SIZE), "counts": unpack_runs(second["counts"]).tolist()}
+    store = rle_store(tmp_path, {"7": [first, None], "8": [second, plain]})
+    codes = [[code["counts"].encode() for code in frame] for frame in ([first, second], [second])]
+    assert store.codes(expression(("7", "8")), [0, 1, 0], SIZE) == [*codes, codes[0]]
+    with pytest.raises(ValueError, match=r"frame 00005, annotation 8 .* is 6x9, but the frame is 6x8"):
+        store.codes(expression(("8",)), [1], (6, 8))
+
+
+def test_a_store_is_sent_closed_to_other_processes(tmp_path):
+    store = rle_store(tmp_path, {"1": [rle(box(0, 0, 3, 4)), None]})
+    masks = store.read(expression(("1",)), [0, 1], SIZE)
+    sent = pickle.dumps(store)
+    assert len(sent) < 500
+    np.testing.assert_array_equal(pickle.loads(sent).read(expression(("1",)), [0, 1], SIZE), masks)
+
+
 @pytest.mark.parametrize("layout", list(Layout))
 def test_no_annotation_gives_empty_masks_without_reading_any_file(tmp_path, layout):
     store = open_masks(DatasetConfig(name="d", layout=layout, root=str(tmp_path), split="train"))
@@ -74,6 +93,8 @@ def test_a_split_without_masks_is_named(tmp_path, layout):
         ([rle(box(0, 0, 2, 2))], "d/v/0: annotation 1 .* has 1 entries; expected .* 2 frames"),
         ([{"size": list(SIZE), "counts": "00"}, None], "d/v/0, frame 00000, .* does not decode: .* instead of 54"),
         ([7, None], "d/v/0, frame 00000.*expected null or {size, counts}, found 7"),
+        ([{"size": list(SIZE), "counts": None}, None], "d/v/0, frame 00000.*expected null or {size, counts}, found"),
+        ([{"size": list(SIZE), "counts": [50, 3]}, None], "d/v/0, frame 00000, .* does not decode: .* 53 pixels"),
     ],
 )
 def test_bad_run_length_entries_name_expression_and_frame(tmp_path, entry, message):

@@ -1,0 +1,276 @@
+"""A packed copy of MeViS' ``mask_dict.json`` that is mapped into memory instead of being read.
+
+The JSON of MeViS train (411 MB) takes seconds and more than 1 GB in every process that loads it. It is read once, in
+the memory of one annotation, and written as one file::
+
+    codes        the run-length codes, one after the other
+    starts       int64 (annotations + 1): the entry of each annotation's first frame
+    offsets      int64 (entries + 1): where in the file the code of each (annotation, frame) begins
+    sizes        int32 (entries, 2): height and width; 0 0 for null; -1 -1: the "code" is the JSON of something else
+    header       JSON: what the source was when it was read, and the annotation ids
+    footer       where starts and header begin, the length of the file, and a signature with the version
+
+Opening it maps the file and reads the header; all processes of a machine share the pages that they touch.
+
+The copy lies beside the source (``mask_dict.json.packed``), where everybody who uses the dataset finds it; if that
+folder cannot be written, in ``$XDG_CACHE_HOME/glus`` (default ``~/.cache/glus``). It may be deleted at any time.
+
+It appears whole, by a rename. One process builds it and others wait: the file being built, ``*.partial``, is locked
+with flock, which the kernel releases when its holder is killed; the next one starts it anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import struct
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from glus.data.json_stream import iterate_members
+from glus.data.rle import Size
+
+log = logging.getLogger(__name__)
+
+FOOTER = struct.Struct("<QQQ8s")
+SIGNATURE = b"GLUSRLE1"
+NUM_SAMPLES = 16
+"""Pieces of the source that go into its fingerprint."""
+SAMPLE_BYTES = 4096
+
+Fingerprint = dict[str, int | str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """A mask's compressed run-length code and its size."""
+
+    counts: bytes
+    size: Size
+
+
+class MaskCache:
+    """The masks of one ``mask_dict.json``, from its packed copy, which is built or rebuilt if need be.
+
+    Args:
+        source: the JSON file, {annotation id: [COCO run-length code or null per frame]}.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file does not hold that, or lists an annotation twice.
+        OSError: the copy can be written nowhere.
+    """
+
+    def __init__(self, source: Path):
+        self._map, arrays_at, header = _open_or_build(source)
+        self.ids: tuple[str, ...] = tuple(header["ids"])
+        """The annotation ids, in the order of the file."""
+        self._row = {annotation_id: row for row, annotation_id in enumerate(self.ids)}
+        self._starts = np.frombuffer(self._map, np.int64, len(self.ids) + 1, arrays_at)
+        num_entries, offsets_at = int(self._starts[-1]), arrays_at + self._starts.nbytes
+        self._offsets = np.frombuffer(self._map, np.int64, num_entries + 1, offsets_at)
+        self._sizes = np.frombuffer(self._map, np.int32, 2 * num_entries, offsets_at + self._offsets.nbytes)
+
+    def __contains__(self, annotation_id: str) -> bool:
+        """Whether the file has this annotation."""
+        return annotation_id in self._row
+
+    def length(self, annotation_id: str) -> int:
+        """Number of entries of an annotation; there should be one per frame of its video."""
+        row = self._row[annotation_id]
+        return int(self._starts[row + 1] - self._starts[row])
+
+    def entry(self, annotation_id: str, frame: int) -> Any:
+        """What the file says of an annotation in a frame, by index.
+
+        Returns:
+            None (absent), a ``Code``, or whatever else the JSON holds there (plain runs, a mistake).
+        """
+        assert 0 <= frame < self.length(annotation_id), (annotation_id, frame)
+        entry = int(self._starts[self._row[annotation_id]]) + frame
+        height, width = self._sizes[2 * entry : 2 * entry + 2].tolist()
+        if height == 0:
+            return None
+        begin, end = self._offsets[entry : entry + 2].tolist()
+        data = self._map[begin:end]
+        return Code(data, (height, width)) if height > 0 else json.loads(data)
+
+
+# --------------------------------------------------------------------------------------------------- opening
+
+
+def cache_paths(source: Path) -> tuple[Path, Path]:
+    """Where the packed copy of ``source`` may lie: beside it, or in the user's cache folder."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glus"
+    place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
+    return source.with_name(f"{source.name}.packed"), user / f"{source.name}.{place}.packed"
+
+
+def fingerprint(source: Path) -> Fingerprint:
+    """What tells a changed source: its size, its time, and a hash of pieces spread over it.
+
+    Tools that keep times (rsync, tar, unzip) can replace a file by another of the same size and time; hashing all of
+    it would take longer than opening may.
+    """
+    status = source.stat()
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        for number in range(NUM_SAMPLES):
+            file.seek(max(0, status.st_size - SAMPLE_BYTES) * number // (NUM_SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sample": digest.hexdigest()}
+
+
+Opened = tuple[mmap.mmap, int, dict[str, Any]]
+"""A mapped file, where its arrays begin, and its header."""
+
+
+def _open_or_build(source: Path) -> Opened:
+    expected = fingerprint(source)
+    for path in cache_paths(source):
+        if opened := _open(path, expected):
+            return opened
+    return _build(source, expected)
+
+
+def _open(path: Path, expected: Fingerprint) -> Opened | None:
+    """None if there is no such file or it cannot be used; the log says why."""
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # ValueError: it is empty
+        log.warning("%s cannot be used: %s", path, error)
+        return None
+    length = len(mapped)
+    footer = FOOTER.unpack(mapped[-FOOTER.size :]) if length >= FOOTER.size else (0, 0, 0, b"")
+    arrays_at, header_at, written, signature = footer
+    if (written, signature) != (length, SIGNATURE):
+        log.warning("%s is cut short or is no packed mask file of this version; it is made anew", path)
+        return None
+    header = json.loads(mapped[header_at : -FOOTER.size])
+    if header["source"] != expected:
+        log.warning("%s was made from another state of its source; it is made anew", path)
+        return None
+    return mapped, arrays_at, header
+
+
+# -------------------------------------------------------------------------------------------------- building
+
+
+def _build(source: Path, expected: Fingerprint) -> Opened:
+    """Pack the source in the first place that can be written.
+
+    Raises:
+        OSError: there is none.
+    """
+    failures = []
+    for path in cache_paths(source):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.partial")
+            with _lock(partial) as file:
+                if opened := _open(path, expected):  # written by another process while this one waited
+                    return opened
+                _pack(source, expected, file)
+                partial.replace(path)
+            opened = _open(path, expected)
+            assert opened is not None, path
+            return opened
+        except OSError as error:  # no permission, no space, no locks
+            failures.append(f"{path}: {error.strerror or error}")
+            log.info("cannot pack %s there: %s", source, failures[-1])
+    raise OSError(
+        f"the masks of {source} cannot be packed anywhere: {'; '.join(failures)}. "
+        "Make one of these folders writable or set XDG_CACHE_HOME to another"
+    )
+
+
+@contextmanager
+def _lock(partial: Path) -> Iterator[BinaryIO]:
+    """The empty file ``partial``, which no other process has; unless it was renamed, it is removed in the end."""
+    file = _lock_existing(partial)
+    try:
+        file.truncate(0)
+        yield file
+    finally:
+        if _is_at(file, partial):
+            partial.unlink()
+        file.close()
+
+
+def _lock_existing(partial: Path) -> BinaryIO:
+    """A locked file at ``partial``: not one that its former holder renamed or removed while this process waited."""
+    while True:
+        file = partial.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process to write %s", partial)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_at(file, partial):
+            return file
+        file.close()
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
+def _pack(source: Path, expected: Fingerprint, file: BinaryIO) -> None:
+    """Write the packed form of ``source``, down to the disk.
+
+    Raises:
+        ValueError: it is malformed, or changed in the meantime.
+    """
+    start = time.perf_counter()
+    ids: dict[str, None] = {}
+    offsets, starts, sizes = array("q", [0]), array("q", [0]), array("i")
+    for annotation_id, entries in iterate_members(source):
+        if annotation_id in ids:
+            raise ValueError(f"{source} lists annotation {annotation_id!r} twice")
+        if not isinstance(entries, list):
+            raise ValueError(f"{source}: annotation {annotation_id!r} is no list of one mask per frame")
+        for entry in entries:
+            data, size = _packed(entry)
+            file.write(data)
+            offsets.append(offsets[-1] + len(data))
+            sizes.extend(size)
+        ids[annotation_id] = None
+        starts.append(len(offsets) - 1)
+    if fingerprint(source) != expected:
+        raise ValueError(f"{source} changed while it was read; start again when it is complete")
+    arrays_at = offsets[-1] + file.write(bytes(-offsets[-1] % 8))
+    header_at = arrays_at + sum(file.write(numbers.tobytes()) for numbers in (starts, offsets, sizes))
+    header = json.dumps({"source": expected, "ids": list(ids)}).encode()
+    file.write(header)
+    file.write(FOOTER.pack(arrays_at, header_at, header_at + len(header) + FOOTER.size, SIGNATURE))
+    os.fchmod(file.fileno(), source.stat().st_mode & 0o666)
+    file.flush()
+    os.fsync(file.fileno())
+    log.info("packed %d annotations of %s in %.1f s", len(ids), source, time.perf_counter() - start)
+
+
+def _packed(entry: Any) -> tuple[bytes, tuple[int, int]]:
+    """The bytes and the two numbers that stand for an entry."""
+    match entry:
+        case None:
+            return b"", (0, 0)
+        case {"size": [int(height), int(width)], "counts": str(counts)} if (
+            0 < height < 2**31 and 0 < width < 2**31 and counts.isascii()
+        ):
+            return counts.encode("ascii"), (height, width)
+        case _:
+            return json.dumps(entry).encode("ascii"), (-1, -1)
