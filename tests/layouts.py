@@ -241,9 +241,11 @@ def write_long_rvos(root: Path, split: str) -> Written:
 REFCOCO_SPLITS = ("train", "val", "testA", "testB", "test")
 
 
-def write_refcoco(root: Path, split: str, folder: str = "refcoco", first_image: int = 1) -> Written:
-    """One of the RefCOCO sets, in ``root/folder``: each split has two pictures, on each an object of two polygons and
-    one as a run-length code; every object has two sentences. Pictures are numbered from ``first_image``."""
+def write_refcoco(root: Path, split: str, first_image: int = 1) -> Written:
+    """One of the RefCOCO sets, with its pictures in ``../images``; they are numbered from ``first_image``.
+
+    Each split has two pictures; on each an object of two polygons and one as a run-length code, with two sentences.
+    """
     images, annotations, refs = [], [], []
     truths: dict[str, dict[tuple[str, str], Truth]] = {part: {} for part in REFCOCO_SPLITS}
     videos: dict[str, list[Video]] = {part: [] for part in REFCOCO_SPLITS}
@@ -253,7 +255,7 @@ def write_refcoco(root: Path, split: str, folder: str = "refcoco", first_image: 
         picture = make_video(name, image_id, num_frames=1)
         video = Video(name, (name,), picture.objects_OTHW, picture.pixels_THW3)
         videos[part].append(video)
-        _write_frames(root / "images/mscoco/images/train2014", video)
+        _write_frames(root.parent / "images/mscoco/images/train2014", video)
         images.append({"id": image_id, "file_name": f"{name}.jpg", "height": SIZE[0], "width": SIZE[1]})
         for number in (0, 1):
             ann_id = 2 * image_id + number
@@ -278,10 +280,10 @@ def write_refcoco(root: Path, split: str, folder: str = "refcoco", first_image: 
                     "sent_ids": [sentence["sent_id"] for sentence in sentences],
                 }
             )
-    _write_json(root / folder / "instances.json", {"images": images, "annotations": annotations})
-    pickled = root / folder / ("refs(umd).p" if folder == "refcocog" else "refs(unc).p")
-    pickled.write_bytes(pickle.dumps(refs, protocol=0))
-    return _written(Layout.refcoco, root / folder, split, videos[split], truths[split])
+    _write_json(root / "instances.json", {"images": images, "annotations": annotations})
+    file = "refs(umd).p" if root.name == "refcocog" else "refs(unc).p"
+    (root / file).write_bytes(pickle.dumps(refs, protocol=0))
+    return _written(Layout.refcoco, root, split, videos[split], truths[split])
 
 
 def write_reason_seg(root: Path, split: str) -> Written:

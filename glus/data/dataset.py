@@ -88,10 +88,15 @@ class RefVOSDataset:
             query_clip=_clip_crops(pixels, query, settings.clip_size),
             query_frames=np.stack([pixels[i] for i in query]),
             conversations=conversations,
-            target_masks=[self._masks.read(e, query, size) for e in chosen],
+            target_masks=[self._read_masks(e, query, size) for e in chosen],
             object_keys=[[_key(e, i) for i in query] for e in chosen],
             names=[e.name for e in chosen],
         )
+
+    def _read_masks(self, expression: Expression, query: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+        """(Q, H, W) uint8, each frame's read once though a picture is every query frame."""
+        distinct, rows = np.unique(query, return_inverse=True)
+        return self._masks.read(expression, distinct.tolist(), size)[rows]
 
     def _read_frames(self, expression: Expression, indices: Sequence[int]) -> dict[int, np.ndarray]:
         """Each frame decoded once, (H, W, 3) uint8; all of one size."""

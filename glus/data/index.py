@@ -71,21 +71,22 @@ def require_annotations(dataset: DatasetConfig, expressions: Sequence[Expression
         raise ValueError(
             f"dataset {dataset.name!r}, split {dataset.split!r} below {dataset.root}: none of its {len(expressions)} "
             "expressions has objects or annotations; this split cannot be trained on or scored. "
-            "Choose a split with public masks (MeViS: train, valid_u; Ref-YouTube-VOS: train)"
+            "Choose a split with public masks (MeViS: train, valid_u; Ref-YouTube-VOS: train, or valid with the masks "
+            "that were released later in valid/Annotations)"
         )
 
 
 def trainable(expressions: Sequence[Expression], num_frames: int) -> list[Expression]:
     """The expressions whose video has at least ``num_frames`` frames; what is left out is counted in the log.
 
-    Only training may leave videos out (the released GLUS also trains only on videos with its four query frames);
-    prediction and scoring take all.
+    Pictures (videos of one frame) are kept: training repeats them. Only training may leave videos out (the released
+    GLUS also trains only on videos with its four query frames); prediction and scoring take all.
 
     Raises:
         ValueError: no video is long enough.
     """
-    kept = [expression for expression in expressions if len(expression.frames) >= num_frames]
-    short = sorted({f"{e.dataset}/{e.video}" for e in expressions if len(e.frames) < num_frames})
+    kept = [expression for expression in expressions if not 1 < len(expression.frames) < num_frames]
+    short = sorted({f"{e.dataset}/{e.video}" for e in expressions if 1 < len(e.frames) < num_frames})
     if not kept:
         raise ValueError(f"no video has the {num_frames} query frames that training needs; shortest: {short[:3]}")
     if short:

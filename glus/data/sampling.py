@@ -48,11 +48,14 @@ def query_indices_train(
 ) -> list[int]:
     """The Q frames that a training conversation asks about, ascending.
 
-    ``consecutive``: neighbours, the start uniform in 0..T-Q. ``uniform``: one random frame from each of Q bins.
+    ``consecutive``: neighbours, the start uniform in 0..T-Q. ``uniform``: one random frame from each of Q bins. A
+    picture (T = 1) is a video that stands still: its one frame Q times, as it is K times the context.
 
     Raises:
-        ValueError: the video has fewer than Q frames.
+        ValueError: the video has fewer than Q frames, but more than one.
     """
+    if num_frames == 1:
+        return [0] * num_query
     if num_frames < num_query:
         raise ValueError(f"a video of {num_frames} frames has no {num_query} query frames")
     if sampling is QuerySampling.uniform:

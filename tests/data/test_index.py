@@ -121,11 +121,11 @@ def test_a_malformed_file_is_an_error_that_says_where(tmp_path, content, message
 def test_training_counts_the_short_videos_it_leaves_out(tmp_path, caplog):
     videos = {
         name: {"expressions": {"0": {"exp": name, "obj_id": "1"}}, "frames": [f"{i:05d}" for i in range(length)]}
-        for name, length in (("short", 3), ("long", 4))
+        for name, length in (("short", 3), ("long", 4), ("picture", 1))
     }
     expressions = read_expressions(ref_youtube_vos(tmp_path, videos))
     with caplog.at_level(logging.WARNING):
-        assert [e.video for e in trainable(expressions, 4)] == ["long"]
+        assert [e.video for e in trainable(expressions, 4)] == ["long", "picture"]
     assert "leaves out 1 videos (1 expressions) with fewer than 4 frames: rytvos/short" in caplog.text
     with pytest.raises(ValueError, match=r"no video has the 5 query frames"):
-        trainable(expressions, 5)
+        trainable(expressions[:2], 5)

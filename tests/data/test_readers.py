@@ -30,7 +30,7 @@ SPLITS = {
 
 @pytest.mark.parametrize(("layout", "split"), [(layout, split) for layout in Layout for split in SPLITS[layout]])
 def test_a_split_is_read_back_exactly(tmp_path: Path, layout: Layout, split: str) -> None:
-    check_reading(WRITERS[layout](tmp_path, split))
+    check_reading(WRITERS[layout](tmp_path / "here", split))
 
 
 def check_reading(written: Written) -> None:

@@ -88,3 +88,8 @@ def test_uniform_window_steps_back_by_a_part_of_the_video():
     assert query_window(order, 2, 4, UNIFORM) == [2]
     assert query_window(range(3), 2, 8, UNIFORM) == [0, 1, 2]
     assert query_window([9, 8, 7, 6], 3, 2, UNIFORM) == [8, 6]
+
+
+@pytest.mark.parametrize("sampling", list(QuerySampling))
+def test_a_picture_is_every_query_frame(sampling):
+    assert query_indices_train(1, 4, sampling, np.random.default_rng(0)) == [0, 0, 0, 0]
