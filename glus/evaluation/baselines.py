@@ -29,7 +29,7 @@ from rich.table import Table
 from glus.config import DatasetConfig
 from glus.data.frames import FrameStore
 from glus.data.masks import open_masks
-from glus.evaluation.metrics import boundary_accuracy, region_similarity
+from glus.evaluation.bits import BitMasks, score_frames
 from glus.evaluation.report import csv_text
 from glus.evaluation.score import (
     CHUNK_FRAMES,
@@ -238,7 +238,8 @@ def _sentence_blind_scores(
 
 def frame_scores(prediction_FHW: np.ndarray, target_FHW: np.ndarray) -> np.ndarray:
     """(F,) float64: J&F of each frame."""
-    return (region_similarity(prediction_FHW, target_FHW) + boundary_accuracy(prediction_FHW, target_FHW)) / 2
+    scores = score_frames(BitMasks.from_dense(prediction_FHW), BitMasks.from_dense(target_FHW))
+    return (scores.j_T + scores.f_T) / 2
 
 
 def _union(masks: Sequence[np.ndarray], nothing_FHW: np.ndarray) -> np.ndarray:

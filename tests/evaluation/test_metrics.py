@@ -1,4 +1,4 @@
-"""J and F against the definition written down once more, pixel by pixel and without a window."""
+"""J and F, and the plain procedure they are tested by, against the definition written down with sets of pixels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from glus.evaluation.metrics import boundary_accuracy, boundary_radius, region_similarity
+from glus.evaluation.bits import boundary_radius
+from glus.evaluation.metrics import boundary_accuracy, region_similarity
+from glus.evaluation.reference import plain_boundary_accuracy, plain_region_similarity
 
 
-def plain_boundary(mask: np.ndarray) -> set[tuple[int, int]]:
+def defined_boundary(mask: np.ndarray) -> set[tuple[int, int]]:
     """Pixels whose value differs from the right, lower or lower right neighbour inside the image."""
     height, width = mask.shape
     return {
@@ -22,7 +24,7 @@ def plain_boundary(mask: np.ndarray) -> set[tuple[int, int]]:
     }
 
 
-def plain_scores(prediction: np.ndarray, target: np.ndarray, void: np.ndarray | None = None) -> tuple[float, float]:
+def defined_scores(prediction: np.ndarray, target: np.ndarray, void: np.ndarray | None = None) -> tuple[float, float]:
     """J and F of one frame from sets of pixels."""
     keep = np.ones(target.shape, bool) if void is None else void == 0
     prediction, target = (prediction != 0) & keep, (target != 0) & keep
@@ -30,7 +32,7 @@ def plain_scores(prediction: np.ndarray, target: np.ndarray, void: np.ndarray | 
     j = int((prediction & target).sum()) / union if union else 1.0
 
     radius = math.ceil(0.008 * float(np.linalg.norm(target.shape)))
-    ours, theirs = plain_boundary(prediction), plain_boundary(target)
+    ours, theirs = defined_boundary(prediction), defined_boundary(target)
 
     offsets = range(-radius, radius + 1)
     disk = [(dy, dx) for dy in offsets for dx in offsets if dy * dy + dx * dx <= radius * radius]
@@ -66,9 +68,11 @@ def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 def check(prediction: np.ndarray, target: np.ndarray, void: np.ndarray | None = None) -> None:
     void_T = None if void is None else void[None]
-    j, f = plain_scores(prediction, target, void)
+    j, f = defined_scores(prediction, target, void)
     assert region_similarity(prediction[None], target[None], void_T)[0] == j
     assert boundary_accuracy(prediction[None], target[None], void_T)[0] == f
+    frame = prediction != 0, target != 0, np.zeros(target.shape, bool) if void is None else void != 0
+    assert (plain_region_similarity(*frame), plain_boundary_accuracy(*frame)) == (j, f)
 
 
 @pytest.mark.parametrize("size", [(9, 13), (1, 7), (1, 1), (40, 130)])
