@@ -22,12 +22,12 @@ BYTES_1 = np.uint64(0x0101010101010101)
 
 
 @njit(cache=True, nogil=True)
-def _popcount(word: np.uint64) -> np.int64:
+def _popcount(word: np.uint64) -> int:
     """Bits set in a word; LLVM turns this textbook sum into the processor's instruction."""
     word = word - ((word >> ONE) & BITS_1)
     word = (word & BITS_2) + ((word >> np.uint64(2)) & BITS_2)
     word = (word + (word >> np.uint64(4))) & BITS_4
-    return np.int64((word * BYTES_1) >> np.uint64(56))
+    return int(np.int64((word * BYTES_1) >> np.uint64(56)))
 
 
 @njit(cache=True, nogil=True)
@@ -108,7 +108,7 @@ def _pack_one_code(text: np.ndarray, height: int, words_Wh: np.ndarray) -> int:
     before, last = 0, 0  # the lengths of the two runs before this one
     run, shift = 0, 0
     for character in text:
-        group = np.int64(character) - 48
+        group = int(character) - 48
         if group < 0 or group > 63 or shift > 55:
             return -1
         run |= (group & 31) << shift
