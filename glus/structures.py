@@ -9,7 +9,7 @@ Shape letters, used as suffixes of tensor names (``embeds_NQC``):
 ``Q``  query frames, each answered with one [SEG]
 ``F``  frames of one conversation, ``K + Q``
 ``P``  visual tokens of a frame after pooling
-``L``  tokens of a conversation after every image became ``P`` tokens
+``L``  tokens of a conversation, or of all conversations of a video, after every image became ``P`` tokens
 ``M``  visual tokens of a whole batch, in the order of their placeholders
 ``D``  width of the language model
 ``C``  width of SAM2
@@ -104,9 +104,14 @@ class Conversation:
     """(Q,) int64: the position *before* each [SEG], whose state predicts it and is its embedding."""
 
 
+SHARED_SEGMENT = 0
+PADDING_SEGMENT = -1
+
+
 @dataclass
 class Batch:
-    """Rows of expressions pointing at rows of videos; each frame of a video is held once."""
+    """Rows of expressions pointing at rows of videos; each frame of a video, and what its conversations begin with,
+    is held once."""
 
     context_clip: torch.Tensor
     """(B, K, 3, s, s) uint8."""
@@ -115,11 +120,14 @@ class Batch:
     query_frames: list[torch.Tensor]
     """B tensors (Q, H, W, 3) uint8; SAM2's resize happens on the device."""
     input_ids: torch.Tensor
-    """(N, L) int64, right-padded."""
-    attention_mask: torch.Tensor
-    """(N, L) bool, False on padding."""
+    """(B, L) int64: what all conversations of the video begin with, then the rest of each; right-padded."""
+    segments: torch.Tensor
+    """(B, L) int64: ``SHARED_SEGMENT`` (0) in what they begin with, e in the rest of the video's e-th conversation
+    (counted from 1), ``PADDING_SEGMENT`` (-1) on padding."""
+    visual_index: torch.Tensor
+    """(M,) int64: which of the videos' B * F * P visual tokens stands at each image placeholder, row by row."""
     seg_positions: torch.Tensor
-    """(N, Q) int64."""
+    """(N, Q) int64: the position before each [SEG] in the row of the expression's video."""
     video_index: torch.Tensor
     """(N,) int64, the row of the video each expression belongs to."""
     target_masks: list[torch.Tensor]

@@ -7,26 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from glus.data.packing import pack_conversations
 from glus.structures import Batch, Conversation, TrainSample
 
 
 def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
-    """The samples as one batch; conversations are padded on the right.
+    """The samples as one batch; the conversations of each video are packed into one row.
 
     Args:
         samples: B videos with equal numbers of context and query frames.
         pad_id: token on padding; attention never reaches it.
     """
-    conversations = [conversation for sample in samples for conversation in sample.conversations]
-    input_ids, attention_mask, seg_positions = pad_conversations(conversations, pad_id)
     rows = [row for row, sample in enumerate(samples) for _ in sample.conversations]
     return Batch(
         context_clip=_channels_first([sample.context_clip for sample in samples]),
         query_clip=_channels_first([sample.query_clip for sample in samples]),
         query_frames=[torch.from_numpy(sample.query_frames) for sample in samples],
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        seg_positions=seg_positions,
+        **vars(pack_conversations([sample.conversations for sample in samples], pad_id)),
         video_index=torch.tensor(rows, dtype=torch.int64),
         target_masks=[torch.from_numpy(mask) for sample in samples for mask in sample.target_masks],
         object_keys=[keys for sample in samples for keys in sample.object_keys],

@@ -180,9 +180,9 @@ class Glus(nn.Module):
     def forward(self, batch: Batch) -> GlusOutput:
         """The training forward pass; sampling, text and losses live elsewhere."""
         tokens_BFPD = self.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], dim=1))
-        visual_MD = tokens_BFPD[batch.video_index].flatten(0, 2)
-        embeds_NQC, logits_NQV = self.seg_embeddings(
-            batch.input_ids, batch.attention_mask, visual_MD, batch.seg_positions
-        )
+        visual_MD = tokens_BFPD.flatten(0, 2)[batch.visual_index]
+        states_BLD = self.language.packed_states(batch.input_ids, batch.segments, visual_MD)
+        states_NQD = states_BLD[batch.video_index[:, None], batch.seg_positions]
+        embeds_NQC = self.seg_head(states_NQD)
         masks_NQmm = self.segment_clip(batch.query_frames, batch.video_index, embeds_NQC)
-        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm)
+        return GlusOutput(self.language.logits(states_NQD), embeds_NQC, masks_NQmm)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from glus import compat
+from glus.models.packing import packed_attention, packed_positions
 from glus.tokens import IMAGE_ID
 
 if TYPE_CHECKING:
@@ -136,6 +137,28 @@ class LanguageModel(nn.Module):
         """
         hidden = self.llama.model(
             inputs_embeds=self.splice(input_ids_NL, visual_MD), attention_mask=attention_mask_NL, use_cache=False
+        )
+        return hidden.last_hidden_state
+
+    def packed_states(
+        self, input_ids_BL: torch.Tensor, segments_BL: torch.Tensor, visual_MD: torch.Tensor
+    ) -> torch.Tensor:
+        """Final states of packed conversations; each is the state that ``states`` gives the conversation by itself.
+
+        Args:
+            input_ids_BL: int64, one row per video, see ``structures.Batch``.
+            segments_BL: int64, which conversation each token belongs to.
+            visual_MD: visual tokens of all rows, in the order of their placeholders (row by row).
+
+        Returns:
+            (B, L, D).
+        """
+        embeds_BLD = self.splice(input_ids_BL, visual_MD)
+        hidden = self.llama.model(
+            inputs_embeds=embeds_BLD,
+            attention_mask=packed_attention(segments_BL, embeds_BLD.dtype),
+            position_ids=packed_positions(segments_BL),
+            use_cache=False,
         )
         return hidden.last_hidden_state
 

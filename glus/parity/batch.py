@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from glus.data import prompts
-from glus.data.collate import collate
+from glus.data.collate import collate, pad_conversations
+from glus.data.packing import unpack_conversations
 from glus.data.tokenization import ConversationTokenizer
 from glus.data.transforms import clip_crop
 from glus.models.build import LoadedModel
@@ -148,14 +149,15 @@ def compare_batch(case: Case, videos: list[Video], batch: Batch, arrays: Arrays,
         model: its vocabulary and tokens per frame.
     """
     num_tokens = model.glus.tokens_per_frame
+    ids_NL, _, positions_NQ = pad_conversations(unpack_conversations(batch), model.vocabulary.pad_id)
     with case.errors_as_row("token ids"):
         ids = [expand_images(row, row, num_tokens) for row in arrays["input_ids"]]
-        case.equal("token ids", batch.input_ids.numpy(), np.stack(ids))
+        case.equal("token ids", ids_NL.numpy(), np.stack(ids))
     with case.errors_as_row("labels at [SEG]"):
         rows = zip(arrays["labels"], arrays["input_ids"], strict=True)
         labels = [expand_images(row, ids, num_tokens) for row, ids in rows]
         recorded = [np.flatnonzero(row == model.vocabulary.seg_id) for row in labels]
-        case.equal("labels at [SEG]", batch.seg_positions.numpy() + 1, np.stack(recorded))
+        case.equal("labels at [SEG]", positions_NQ.numpy() + 1, np.stack(recorded))
     with case.errors_as_row("wording"):
         drawn = [
             (prompts.clean_expression(text, strip=True), turn)

@@ -36,13 +36,6 @@ def test_rows_of_expressions_point_at_rows_of_videos():
     assert batch.object_keys[2][1] == ObjectKey("d", "bb", "0", "1", frozenset({1}))
 
 
-def test_padding_is_on_the_right_and_masked():
-    batch = collate([sample("a", [5, 7], height=6)], PAD)
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, PAD, PAD], [1, 2, 3, 4, 5, 6, 7]]
-    assert batch.attention_mask.dtype == torch.bool
-    assert batch.attention_mask.sum(1).tolist() == [5, 7]
-
-
 def test_a_batch_may_have_no_context_frames():
     batch = collate([sample("a", [5], height=6, num_context=0)], PAD)
     assert batch.context_clip.shape == (1, 0, 3, 4, 4)

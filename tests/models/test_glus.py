@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from glus.data.collate import pad_conversations
+from glus.data.packing import separate_expressions, unpack_conversations
 from glus.models.glus import Glus, SegHead, segment_step
 from glus.models.memory import MemoryBank
 from glus.structures import Batch, GlusOutput
@@ -19,15 +21,16 @@ BatchMaker = Callable[..., Batch]
 
 def _row(batch: Batch, row: int) -> Batch:
     """One expression of a batch, with its video alone."""
-    video = int(batch.video_index[row])
+    alone = separate_expressions(batch, pad_id=0)
     return replace(
-        batch,
-        context_clip=batch.context_clip[[video]],
-        query_clip=batch.query_clip[[video]],
-        query_frames=[batch.query_frames[video]],
-        input_ids=batch.input_ids[[row]],
-        attention_mask=batch.attention_mask[[row]],
-        seg_positions=batch.seg_positions[[row]],
+        alone,
+        context_clip=alone.context_clip[[row]],
+        query_clip=alone.query_clip[[row]],
+        query_frames=[alone.query_frames[row]],
+        input_ids=alone.input_ids[[row]],
+        segments=alone.segments[[row]],
+        visual_index=alone.visual_index[: len(alone.visual_index) // len(alone.names)],
+        seg_positions=alone.seg_positions[[row]],
         video_index=torch.zeros(1, dtype=torch.int64),
         target_masks=[batch.target_masks[row]],
         object_keys=[batch.object_keys[row]],
@@ -86,15 +89,20 @@ def test_the_last_query_frame_is_not_memorised(glus: Glus, make_batch: BatchMake
     assert memorized == [2, 2]
 
 
+def _separate_rows(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return pad_conversations(unpack_conversations(batch), pad_id=0)
+
+
 def test_seg_embeddings_are_read_one_position_before_seg(glus: Glus, make_batch: BatchMaker) -> None:
     batch = make_batch((2, 1))
+    ids, mask, positions = _separate_rows(batch)
     tokens = glus.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], 1))
     visual = tokens[batch.video_index].flatten(0, 2)
-    states = glus.language.states(batch.input_ids, batch.attention_mask, visual)
-    embeds, logits = glus.seg_embeddings(batch.input_ids, batch.attention_mask, visual, batch.seg_positions)
-    seg_id = int(batch.input_ids[0, batch.seg_positions[0, 0] + 1])
+    states = glus.language.states(ids, mask, visual)
+    embeds, logits = glus.seg_embeddings(ids, mask, visual, positions)
+    seg_id = int(ids[0, positions[0, 0] + 1])
     for row in range(3):
-        found = (batch.input_ids[row] == seg_id).nonzero().flatten()
+        found = (ids[row] == seg_id).nonzero().flatten()
         torch.testing.assert_close(embeds[row], glus.seg_head(states[row, found - 1]))
         torch.testing.assert_close(logits[row], glus.language.logits(states[row, found - 1]))
 
@@ -105,7 +113,8 @@ def test_the_language_model_sees_context_frames_before_query_frames(glus: Glus, 
     for video in batch.video_index.tolist():
         for crops in (batch.context_clip[video], batch.query_clip[video]):
             visual.append(glus.vision_tokens(crops[None]).flatten(0, 2))
-    embeds, logits = glus.seg_embeddings(batch.input_ids, batch.attention_mask, torch.cat(visual), batch.seg_positions)
+    ids, mask, positions = _separate_rows(batch)
+    embeds, logits = glus.seg_embeddings(ids, mask, torch.cat(visual), positions)
     output = _forward(glus, batch)
     torch.testing.assert_close(output.seg_embeds_NQC, embeds, rtol=0, atol=1e-5)
     torch.testing.assert_close(output.seg_logits_NQV, logits, rtol=0, atol=1e-5)

@@ -19,7 +19,9 @@ from PIL import Image
 
 from glus.config import FramesConfig, FuserGamma, InferenceConfig, LossConfig
 from glus.data import prompts
+from glus.data.collate import pad_conversations
 from glus.data.frames import FolderVideo
+from glus.data.packing import unpack_conversations
 from glus.data.sampling import context_indices_eval
 from glus.data.tokenization import ConversationTokenizer
 from glus.evaluation.metrics import boundary_accuracy, region_similarity
@@ -276,7 +278,7 @@ def record_training(folder: Path, models: Models, rng: np.random.Generator) -> N
     arrays = {f"target_masks_{number}": np.packbits(mask, axis=-1) for number, mask in enumerate(masks)}
     np.savez(folder / "batch.npz", **arrays)
     batch = make_batch(folder, read_videos(folder), model)
-    ids = batch.input_ids.numpy()
+    ids = pad_conversations(unpack_conversations(batch), model.vocabulary.pad_id)[0].numpy()
     labels = np.where(ids == model.vocabulary.seg_id, ids, -100)
     kept = [images_once(row, model.glus.tokens_per_frame) for row in ids]
     arrays["input_ids"] = np.stack([row[keep] for row, keep in zip(ids, kept, strict=True)]).astype(np.int32)

@@ -1,0 +1,92 @@
+"""One row per video: what its conversations share stands there once, and nothing is lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from glus.data.packing import PackedConversations, pack_conversations, separate_expressions, unpack_conversations
+from glus.structures import Batch, Conversation
+from glus.tokens import IMAGE_ID
+
+PAD, SEG, IMG = 9, 7, IMAGE_ID
+
+
+def conversation(*ids: int) -> Conversation:
+    array = np.array(ids)
+    return Conversation(array, np.flatnonzero(array == SEG) - 1)
+
+
+def batch_of(packed: PackedConversations, video_index: list[int]) -> Batch:
+    """With a frame's number for its pixels."""
+    videos = torch.arange(max(video_index) + 1)
+    return Batch(
+        context_clip=videos,
+        query_clip=videos + 10,
+        query_frames=list(videos + 20),
+        **vars(packed),
+        video_index=torch.tensor(video_index),
+        target_masks=[],
+    )
+
+
+SHORT = conversation(1, IMG, IMG, 2, IMG, SEG, 3)
+LONG = conversation(1, IMG, IMG, 4, 5, IMG, SEG, 3)
+
+
+def test_the_common_beginning_stands_there_once() -> None:
+    packed = pack_conversations([[SHORT, LONG], [LONG]], PAD)
+    assert packed.input_ids.tolist() == [
+        [1, IMG, IMG, 2, IMG, SEG, 3, 4, 5, IMG, SEG, 3],
+        [1, IMG, IMG, 4, 5, IMG, SEG, 3, PAD, PAD, PAD, PAD],
+    ]
+    assert packed.segments.tolist() == [
+        [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2],
+        [0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1],
+    ]
+
+
+def test_positions_of_seg_follow_their_conversation_into_the_row() -> None:
+    packed = pack_conversations([[SHORT, LONG], [LONG]], PAD)
+    assert packed.seg_positions.tolist() == [[4], [9], [5]]
+    video = [0, 0, 1]
+    assert all(packed.input_ids[v, p + 1] == SEG for v, (p,) in zip(video, packed.seg_positions.tolist(), strict=True))
+
+
+def test_each_placeholder_names_its_visual_token() -> None:
+    packed = pack_conversations([[SHORT, LONG], [LONG]], PAD)
+    assert packed.visual_index.tolist() == [0, 1, 2, 2, 3, 4, 5]  # the second video's begin at 3
+
+
+def test_equal_conversations_are_one() -> None:
+    packed = pack_conversations([[SHORT, SHORT]], PAD)
+    assert packed.input_ids.tolist() == [SHORT.input_ids.tolist()]
+    assert packed.segments.unique().tolist() == [0]
+    assert packed.seg_positions.tolist() == [[4], [4]]
+
+
+def test_conversations_that_share_nothing_stand_side_by_side() -> None:
+    other = conversation(2, IMG, IMG, IMG, SEG)
+    packed = pack_conversations([[SHORT, other]], PAD)
+    assert packed.segments.tolist() == [[1] * 7 + [2] * 5]
+    assert packed.visual_index.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_conversations_come_out_as_they_went_in() -> None:
+    videos = [[SHORT, LONG, SHORT], [LONG], [LONG, LONG]]
+    packed = pack_conversations(videos, PAD)
+    batch = batch_of(packed, [0, 0, 0, 1, 2, 2])
+    for found, expected in zip(unpack_conversations(batch), (c for video in videos for c in video), strict=True):
+        assert np.array_equal(found.input_ids, expected.input_ids)
+        assert np.array_equal(found.seg_positions, expected.seg_positions)
+
+
+def test_separate_expressions_share_nothing() -> None:
+    batch = separate_expressions(batch_of(pack_conversations([[SHORT, LONG], [LONG]], PAD), [0, 0, 1]), PAD)
+    assert batch.input_ids.tolist() == [[*SHORT.input_ids, PAD], LONG.input_ids.tolist(), LONG.input_ids.tolist()]
+    assert set(batch.segments.flatten().tolist()) == {0, -1}
+    assert batch.context_clip.tolist() == [0, 0, 1]
+    assert batch.query_clip.tolist() == [10, 10, 11]
+    assert [int(frames) for frames in batch.query_frames] == [20, 20, 21]
+    assert batch.video_index.tolist() == [0, 1, 2]
+    assert batch.visual_index.tolist() == list(range(9))

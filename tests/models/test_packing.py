@@ -1,0 +1,99 @@
+"""Packed conversations give what separate ones give: positions, attention, losses, gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from glus.config import LossConfig
+from glus.data.collate import pad_conversations
+from glus.data.packing import unpack_conversations
+from glus.losses.build import build_objective
+from glus.models.glus import Glus
+from glus.models.packing import packed_attention, packed_positions
+from glus.structures import Batch, GlusOutput
+
+BatchMaker = Callable[..., Batch]
+SEGMENTS = torch.tensor([[0, 0, 1, 1, 2, 2, 2], [1, 1, 2, 2, -1, -1, -1], [0, 0, 0, 0, 0, 0, -1]])
+
+
+def test_each_rest_follows_the_common_beginning() -> None:
+    positions = packed_positions(SEGMENTS)
+    assert positions[0].tolist() == [0, 1, 2, 3, 2, 3, 4]
+    assert positions[1, :4].tolist() == [0, 1, 0, 1]
+    assert positions[2, :6].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_token_sees_the_common_beginning_and_its_own_past() -> None:
+    seen = packed_attention(SEGMENTS, torch.float32)[:, 0] == 0
+    assert [row.nonzero().flatten().tolist() for row in seen[0]] == [
+        *([0], [0, 1], [0, 1, 2], [0, 1, 2, 3]),
+        *([0, 1, 4], [0, 1, 4, 5], [0, 1, 4, 5, 6]),
+    ]
+    assert [row.nonzero().flatten().tolist() for row in seen[1]][:4] == [[0], [0, 1], [2], [2, 3]]
+    assert seen.any(-1).all()  # padding too: an empty row of scores would be NaN
+    assert not seen[2, :6, 6].any()
+
+
+def _separate(glus: Glus, batch: Batch) -> GlusOutput:
+    """The forward pass with each conversation in a row of its own, under the LLM's plain causal attention."""
+    ids_NL, mask_NL, positions_NQ = pad_conversations(unpack_conversations(batch), pad_id=0)
+    tokens_BFPD = glus.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], dim=1))
+    visual_MD = tokens_BFPD[batch.video_index].flatten(0, 2)
+    embeds_NQC, logits_NQV = glus.seg_embeddings(ids_NL, mask_NL, visual_MD, positions_NQ)
+    return GlusOutput(logits_NQV, embeds_NQC, glus.segment_clip(batch.query_frames, batch.video_index, embeds_NQC))
+
+
+def _learn(
+    glus: Glus, forward: Callable[[Glus, Batch], GlusOutput], batch: Batch
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Losses and gradients of one micro-batch."""
+    glus = copy.deepcopy(glus).train()
+    objective = build_objective(LossConfig({**LossConfig().weights, "contrastive": 0.0}), seg_id=3)
+    terms = objective(forward(glus, batch), batch, objective.counts([batch]), np.random.default_rng(0))
+    terms["total"].backward()
+    gradients = {name: p.grad for name, p in glus.named_parameters() if p.grad is not None}
+    return {name: value.item() for name, value in terms.items()}, gradients
+
+
+@pytest.fixture
+def moved(glus: Glus) -> Glus:
+    """LoRA's B is not 0, so that its A has a gradient too."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in glus.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.1, generator=generator)
+    return glus
+
+
+@pytest.mark.parametrize("rows", [(3,), (1, 3, 2)], ids=str)
+@pytest.mark.parametrize("num_context", [0, 2])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_losses_and_gradients_are_those_of_separate_conversations(
+    moved: Glus, make_batch: BatchMaker, rows: tuple[int, ...], num_context: int, checkpointing: bool
+) -> None:
+    if checkpointing:
+        moved.language.checkpoint_gradients()
+    batch = make_batch(rows, num_context, 2)
+    assert len(batch.input_ids) == len(rows) < len(batch.names)
+    losses, gradients = _learn(moved, Glus.forward, batch)
+    plain_losses, plain_gradients = _learn(moved, _separate, batch)
+    assert losses == pytest.approx(plain_losses, rel=1e-5, abs=0)
+    assert gradients.keys() == plain_gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in plain_gradients.values())
+    for name, gradient in plain_gradients.items():
+        scale = max(float(gradient.abs().max()), 1e-5 * largest)  # biases of keys have no gradient but float noise
+        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-5 * scale, msg=name)
+
+
+def test_in_bfloat16_packing_changes_no_more_than_rounding(moved: Glus, make_batch: BatchMaker) -> None:
+    moved.to(torch.bfloat16)
+    batch = make_batch((3, 2), 2, 2)
+    with torch.no_grad():
+        packed, separate = moved(batch).seg_embeds_NQC.float(), _separate(moved, batch).seg_embeds_NQC.float()
+    torch.testing.assert_close(packed, separate, rtol=0, atol=0.03 * float(separate.abs().max()))
