@@ -38,17 +38,22 @@ class ClipEncoder(nn.Module):
 
     Args:
         vision_model: the tower.
-        select_layer: index into its ``hidden_states``.
+        select_layer: index into its ``hidden_states``; the layers after it have weights but are not run.
         pool: patches per visual token.
 
     Raises:
-        ValueError: the number of patches is not a multiple of ``pool``.
+        ValueError: there is no such layer, or the number of patches is not a multiple of ``pool``.
     """
 
     def __init__(self, vision_model: CLIPVisionModel, select_layer: int, pool: int):
         super().__init__()
         self.vision_model = vision_model
         self.select_layer = select_layer
+        num_layers = len(vision_model.encoder.layers)
+        if not -num_layers - 1 <= select_layer <= num_layers:
+            raise ValueError(f"model.clip.select_layer={select_layer}: the tower has {num_layers} layers")
+        self.num_run = select_layer % (num_layers + 1)
+        """Layers that are run: ``hidden_states`` begins with the state before the first."""
         self.pool = pool
         config: Any = vision_model.config  # its sizes may be tuples elsewhere; CLIP's are numbers
         self.image_size: int = config.image_size
@@ -73,7 +78,9 @@ class ClipEncoder(nn.Module):
         mean = torch.tensor(CLIP_MEAN, device=crops_FCss.device).view(3, 1, 1)
         std = torch.tensor(CLIP_STD, device=crops_FCss.device).view(3, 1, 1)
         pixels = (crops_FCss.to(torch.float32) * (1 / 255) - mean) / std
-        dtype = self.vision_model.dtype
-        states = self.vision_model(pixels.to(dtype), output_hidden_states=True).hidden_states[self.select_layer]
+        tower = self.vision_model
+        states = tower.pre_layrnorm(tower.embeddings(pixels.to(tower.dtype)))
+        for layer in tower.encoder.layers[: self.num_run]:
+            states = layer(states, attention_mask=None)
         patches = states[:, 1:]  # without CLS
         return F.avg_pool1d(patches.transpose(1, 2), self.pool, self.pool).transpose(1, 2)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from glus.models.clip import CLIP_MEAN, CLIP_STD, ClipEncoder
+from glus.models.clip import CLIP_MEAN, CLIP_STD, ClipEncoder, build_vision_tower
+
+
+class _Layer(nn.Module):
+    def forward(self, states: torch.Tensor, attention_mask: None) -> torch.Tensor:
+        return states + 100
 
 
 class _Tower(nn.Module):
@@ -19,13 +23,13 @@ class _Tower(nn.Module):
         super().__init__()
         self.config = SimpleNamespace(image_size=16, patch_size=4, hidden_size=3)
         self.dtype = torch.float32
+        self.pre_layrnorm = nn.Identity()
+        self.encoder = SimpleNamespace(layers=nn.ModuleList([_Layer(), _Layer(), _Layer()]))
         self.pixels = torch.zeros(0)
 
-    def forward(self, pixels: torch.Tensor, output_hidden_states: bool) -> Any:
-        assert output_hidden_states
+    def embeddings(self, pixels: torch.Tensor) -> torch.Tensor:
         self.pixels = pixels
-        patches = torch.cat([torch.tensor([-1e6]), torch.arange(16.0)])[None, :, None].expand(len(pixels), 17, 3)
-        return SimpleNamespace(hidden_states=[patches + 100 * layer for layer in range(4)])
+        return torch.cat([torch.tensor([-1e6]), torch.arange(16.0)])[None, :, None].expand(len(pixels), 17, 3)
 
 
 @pytest.mark.parametrize(("select_layer", "offset"), [(-1, 300), (-2, 200), (1, 100)])
@@ -38,6 +42,29 @@ def test_tokens_are_means_of_consecutive_patches_of_the_selected_layer(
     expected = torch.arange(16.0).view(-1, pool).mean(1) + offset  # without CLS, in raster order, not 2x2
     assert encoder.tokens_per_frame == 16 // pool
     assert torch.equal(tokens, expected[None, :, None].expand(2, -1, 3))
+
+
+@pytest.mark.parametrize("select_layer", [-1, -2, 0, 2])
+def test_layers_after_the_selected_one_are_not_run(select_layer: int) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    tower = build_vision_tower({**sizes, "image_size": 16, "patch_size": 4})
+    run: list[int] = []
+    for number, layer in enumerate(tower.encoder.layers):
+        layer.register_forward_hook(lambda *_, number=number: run.append(number))
+    encoder = ClipEncoder(tower, select_layer, 1)
+    crops = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = encoder(crops)
+    assert run == list(range({-1: 3, -2: 2, 0: 0, 2: 2}[select_layer]))
+    pixels = (crops / 255 - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+    states = tower(pixels, output_hidden_states=True).hidden_states[select_layer]
+    torch.testing.assert_close(tokens, states[:, 1:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("select_layer", [-5, 4])
+def test_a_layer_that_is_not_there_is_an_error(select_layer: int) -> None:
+    with pytest.raises(ValueError, match=f"select_layer={select_layer}: the tower has 3 layers"):
+        ClipEncoder(_Tower(), select_layer, 4)  # type: ignore[arg-type]
 
 
 def test_pixels_are_normalised_as_clip_was_trained() -> None:
