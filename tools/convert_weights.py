@@ -23,6 +23,7 @@ from yaml import YAMLError
 from glus.config import FuserGamma, SegHeadInit, SegmenterConfig, load_config
 from glus.models.build import LoadedModel, load_model, save_model
 from glus.models.language import merge_lora
+from glus.models.new_rows import merge_new_rows
 from glus.models.release import build_release, load_lisa, read_release
 from glus.models.release_writer import save_release
 from glus.models.weights import LoadReport, MisfitError
@@ -94,6 +95,7 @@ def to_release(
     _refuse_existing(output)
     model: LoadedModel = load_model(weights)
     merge_lora(model.glus.language.llama)
+    merge_new_rows(model.glus.language.llama)
     return save_release(output, model, dtype, safetensors, shard_bytes)
 
 

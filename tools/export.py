@@ -20,8 +20,11 @@ from glus.config import to_yaml
 from glus.log import run_info
 from glus.models.build import UNQUANTIZED, LoadedModel, find_model_folder, load_model, save_model
 from glus.models.language import merge_lora
+from glus.models.new_rows import merge_new_rows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MERGED_PARTS = ("lora", "embeddings_new_rows", "lm_head_new_rows")
+"""Parts of ``model.trainable`` that an export no longer has."""
 RUN_FILES = ("metrics.jsonl", "run.json")
 
 
@@ -41,9 +44,10 @@ def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
         raise FileExistsError(f"--output {output} exists: choose another folder, or remove it")
     loaded = load_model(weights, settings=UNQUANTIZED, as_trained=True)
     merge_lora(loaded.glus.language.llama)
+    merge_new_rows(loaded.glus.language.llama)
     config = loaded.config
     config.model.llm.lora_rank = 0
-    config.model.trainable = [part for part in config.model.trainable if part != "lora"]
+    config.model.trainable = [part for part in config.model.trainable if part not in MERGED_PARTS]
     config.model.weights = None
     config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
     config.model.llm.tokenizer = "."

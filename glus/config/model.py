@@ -142,7 +142,9 @@ class ModelConfig:
     trainable: list[str] = field(
         default_factory=lambda: ["lora", "embeddings", "lm_head", "seg_head", "projector", "mask_decoder"]
     )
-    """Names of ``models.build.PARTS`` that are trained; all else is frozen and runs under no_grad."""
+    """Names of ``models.build.PARTS`` that are trained; all else is frozen and runs under no_grad. In place of
+    ``embeddings`` and ``lm_head``, ``embeddings_new_rows`` and ``lm_head_new_rows`` train the added tokens' rows alone
+    (32 k parameters for 262 M at full size); the release trains whole tables."""
     precision: Precision = Precision.fp32
     """Weights and activations; bf16 on a GPU as released, fp32 on a CPU."""
 

@@ -30,6 +30,7 @@ from glus.models import key_map
 from glus.models.clip import ClipEncoder, build_vision_tower
 from glus.models.glus import Glus, SegHead
 from glus.models.language import LanguageModel, add_lora, build_llama, merge_lora
+from glus.models.new_rows import merge_new_rows, split_embeddings, split_head
 from glus.models.quantization import check_quantization, quantize_llama
 from glus.models.release_config import check_llm_config
 from glus.models.sam2 import Sam2Segmenter, build_sam2
@@ -44,6 +45,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "lora": (".lora_A.", ".lora_B."),
     "embeddings": ("language.llama.model.embed_tokens.",),
     "lm_head": ("language.llama.lm_head.",),
+    "embeddings_new_rows": ("language.llama.model.embed_tokens.new_rows",),
+    "lm_head_new_rows": ("language.llama.lm_head.new_rows",),
     "llm": ("language.llama.",),
     "seg_head": ("seg_head.",),
     "mask_decoder": ("segmenter.sam.sam_mask_decoder.",),
@@ -63,6 +66,9 @@ NEVER_UPDATED = (
 )
 """Parameters of the mask decoder that are declared trainable, as released, yet never change: the convolutions run
 with the frozen image encoder under no_grad, and the other heads' outputs reach no loss."""
+
+_SPLITS = (("embeddings_new_rows", "embeddings", split_embeddings), ("lm_head_new_rows", "lm_head", split_head))
+"""Part of some rows, part of the whole table, and what sets the rows apart."""
 
 PROJECTOR_STD = 0.01
 _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
@@ -122,6 +128,7 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
     if config.llm.lora_rank:
         llm = config.llm
         add_lora(glus.language.llama, llm.lora_rank, llm.lora_alpha, llm.lora_dropout, llm.lora_targets)
+    split_new_rows(glus, config)
     if config.segmenter.fuser_gamma is FuserGamma.identity:
         glus.segmenter.set_fuser_identity()
     mark_trainable(glus, config.trainable)
@@ -141,6 +148,20 @@ def quantize(glus: Glus, quantization: Quantization) -> Glus:
     return glus
 
 
+def split_new_rows(glus: Glus, config: ModelConfig) -> None:
+    """Where ``trainable`` names ``*_new_rows``, make the added tokens' rows of that table parameters of their own.
+
+    Raises:
+        ValueError: it names the whole table as well.
+    """
+    for part, whole, split in _SPLITS:
+        if part in config.trainable:
+            both = [name for name in (whole, "llm") if name in config.trainable]
+            if both:
+                raise ValueError(f"model.trainable names {both[0]!r} and {part!r}, which is a part of it: drop one")
+            split(glus.language.llama, sorted(Vocabulary(config.llm.tokenizer).added_tokens.values()))
+
+
 def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> Sam2Segmenter:
     """SAM2 at random, to be loaded or pre-trained."""
     return Sam2Segmenter(build_sam2(config.variant, config.overrides), config.multimask_fallback, memory_gradient)
@@ -155,6 +176,7 @@ def load_start(glus: Glus, folder: str) -> None:
     """
     start = load_model(folder, settings=UNQUANTIZED, as_trained=True).glus
     merge_lora(start.language.llama)
+    merge_new_rows(start.language.llama)
     load_strict(glus, start.state_dict(), folder)
 
 
