@@ -14,7 +14,7 @@ from glus.config.data import (
     PathsConfig,
     QuerySampling,
 )
-from glus.config.evaluation import CompareConfig, Missing, ScoreConfig
+from glus.config.evaluation import CheckConfig, CompareConfig, Missing, ScoreConfig
 from glus.config.inference import (
     SETTING_PATHS,
     InferenceConfig,
@@ -48,6 +48,7 @@ from glus.config.training import (
 
 __all__ = [
     "SETTING_PATHS",
+    "CheckConfig",
     "ClipConfig",
     "CompareConfig",
     "ContrastiveConfig",

@@ -96,8 +96,15 @@ class DatasetConfig:
     """Text file below ``root`` with one video id per line: only these are read; null: all that the split has."""
     expected: ExpectedCounts = field(default_factory=ExpectedCounts)
     """Published counts, against which ``tools/check_data.py`` holds what it finds."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of files below ``root`` (64 hexadecimal digits), where known; ``tools/check_data.py`` compares them."""
     groups: str | None = None
     """Sidecar file below the split folder: {video: {exp_id: group}}; its groups are scored apart (Shapes' kinds)."""
+
+    def __post_init__(self) -> None:
+        for name, digest in self.sha256.items():
+            is_digest = len(digest) == 64 and set(digest.lower()) <= set("0123456789abcdef")
+            require(is_digest, f"dataset.sha256.{name}", "64 hexadecimal digits", digest)
 
 
 @dataclass

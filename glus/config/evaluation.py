@@ -59,6 +59,26 @@ class CompareConfig:
         _check_scoring(self.num_workers, self.max_videos)
 
 
+@dataclass
+class CheckConfig:
+    """``tools/check_data.py``."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    against: list[str] = field(default_factory=list)
+    """Files of ``configs/dataset`` whose splits must not share a video with this one: those that a model is trained on
+    for a test split, and the other way round."""
+    alignment: bool = False
+    """Also test whether masks lie on the objects of their own frames, or fit other frames better (ReVOS)."""
+    num_workers: int = 2
+    """Processes; what is found does not depend on it."""
+    output: str = MISSING
+    """JSON file for everything that was found."""
+
+    def __post_init__(self) -> None:
+        require(self.num_workers >= 1, "num_workers", "at least 1", self.num_workers)
+
+
 def _check_scoring(num_workers: int, max_videos: int | None) -> None:
     require(num_workers >= 1, "num_workers", "at least 1", num_workers)
     require(max_videos is None or max_videos >= 1, "max_videos", "null (all) or at least 1", max_videos)
