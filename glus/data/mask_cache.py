@@ -139,32 +139,32 @@ Opened = tuple[mmap.mmap, int, dict[str, Any]]
 def _open_or_build(source: Path) -> Opened:
     expected = fingerprint(source)
     for path in cache_paths(source):
-        if opened := _open(path, expected):
+        opened, problem = _open(path, expected)
+        if opened:
             return opened
+        if problem:
+            log.warning("%s %s; it is made anew", path, problem)
     return _build(source, expected)
 
 
-def _open(path: Path, expected: Fingerprint) -> Opened | None:
-    """None if there is no such file or it cannot be used; the log says why."""
+def _open(path: Path, expected: Fingerprint) -> tuple[Opened | None, str]:
+    """What was opened; or None and why, which is empty if there is no such file."""
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        return None
+        return None, ""
     except (OSError, ValueError) as error:  # ValueError: it is empty
-        log.warning("%s cannot be used: %s", path, error)
-        return None
+        return None, f"cannot be read ({error})"
     length = len(mapped)
     footer = FOOTER.unpack(mapped[-FOOTER.size :]) if length >= FOOTER.size else (0, 0, 0, b"")
     arrays_at, header_at, written, signature = footer
     if (written, signature) != (length, SIGNATURE):
-        log.warning("%s is cut short or is no packed mask file of this version; it is made anew", path)
-        return None
+        return None, "is cut short or is no packed mask file of this version"
     header = json.loads(mapped[header_at : -FOOTER.size])
     if header["source"] != expected:
-        log.warning("%s was made from another state of its source; it is made anew", path)
-        return None
-    return mapped, arrays_at, header
+        return None, "was made from another state of its source"
+    return (mapped, arrays_at, header), ""
 
 
 # -------------------------------------------------------------------------------------------------- building
@@ -182,12 +182,13 @@ def _build(source: Path, expected: Fingerprint) -> Opened:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.partial")
             with _lock(partial) as file:
-                if opened := _open(path, expected):  # written by another process while this one waited
+                opened, _ = _open(path, expected)  # written by another process while this one waited
+                if opened:
                     return opened
                 _pack(source, expected, file)
                 partial.replace(path)
-            opened = _open(path, expected)
-            assert opened is not None, path
+            opened, problem = _open(path, expected)
+            assert opened, (path, problem)
             return opened
         except OSError as error:  # no permission, no space, no locks
             failures.append(f"{path}: {error.strerror or error}")

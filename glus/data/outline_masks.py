@@ -47,11 +47,21 @@ class PolygonMasks:
         return np.ones(1, bool)
 
     def _segmentation(self, expression: Expression, annotation_id: str) -> Any:
+        outlines = self.open()
+        if annotation_id not in outlines:
+            raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}")
+        return outlines[annotation_id]
+
+    def open(self) -> dict[str, Any]:
+        """Segmentation by annotation id.
+
+        Raises:
+            FileNotFoundError: there is no file of masks.
+            ValueError: it is malformed.
+        """
         if self._loaded is None:
             self._loaded = self._load()
-        if annotation_id not in self._loaded:
-            raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}")
-        return self._loaded[annotation_id]
+        return self._loaded
 
     def _load(self) -> dict[str, Any]:
         """Segmentation by annotation id; polygons as arrays, which take a tenth of the memory of lists."""

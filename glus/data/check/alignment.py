@@ -17,13 +17,13 @@ MAX_SIDE = 320
 """Longer side of the pictures in which edges are compared, in pixels; larger ones are reduced to it."""
 SHIFTS = tuple(shift for shift in range(-5, 6) if shift)
 STRIDES = (2, 3, 5, 6, 10, 15, 30)
-MIN_FRAMES = 6
+MIN_FRAMES = 8
 """Masks that an explanation must hold for."""
 MIN_OUTLINE = 16
 """Pixels of an outline that are worth comparing."""
-MIN_GAIN = 0.15
+MIN_GAIN = 0.05
 """Share by which edges along the outlines must be stronger in the other frames."""
-MIN_SHARE = 0.8
+MIN_SHARE = 0.9
 """Share of the masks that must fit their other frame better."""
 
 

@@ -12,6 +12,7 @@ from glus.data.check.findings import Check, Report, Row
 from glus.data.check.video import VideoChecker, VideoFindings
 from glus.data.index import read_expressions
 from glus.data.masks import RleMasks, open_masks
+from glus.data.outline_masks import PolygonMasks
 from glus.data.parallel import map_in_processes
 from glus.data.places import expression_path, image_folder, mask_path
 from glus.structures import Expression
@@ -52,27 +53,18 @@ def check_dataset(
         rows[Check.files] = Row(str(expression_path(dataset)))
         rows[Check.sentences] = Row("expression file", errors=[str(error)])
         return report
-    rows[Check.files] = check_files(dataset, expressions)
+    names_objects = any(expression.annotation_ids for expression in expressions)
+    no_frames, no_masks = _why_no_frames(dataset), _why_no_masks(dataset) if names_objects else ""
+    rows[Check.files] = Row("expression file, frames, masks", errors=[line for line in (no_frames, no_masks) if line])
+    if not names_objects:
+        message = f"{dataset.split} names no objects: it can be predicted, but not scored or trained on"
+        rows[Check.files] = Row("expression file, frames", errors=rows[Check.files].errors, warnings=[message])
     rows[Check.counts] = check_counts(dataset, expressions)
     rows[Check.sentences] = check_sentences(dataset, expressions)
     rows[Check.leaks] = check_leaks(expressions, against)
-    rows |= check_videos(dataset, expressions, alignment, num_workers, progress)
+    open_checker = partial(VideoChecker, dataset, not no_frames, names_objects and not no_masks, alignment)
+    rows |= check_videos(open_checker, expressions, num_workers, progress)
     return report
-
-
-def check_files(dataset: DatasetConfig, expressions: Sequence[Expression]) -> Row:
-    """Whether frames and masks are where the layout has them."""
-    row = Row("expression file, frames, masks")
-    if not image_folder(dataset).is_dir():
-        row.errors.append(f"dataset {dataset.name!r} has no folder of frames; expected {image_folder(dataset)}")
-    if not _has_annotations(expressions):
-        row.examined = "expression file, frames"
-        row.warnings.append(
-            f"the split names no objects: it can be predicted, but not scored or trained on ({dataset.split})"
-        )
-    elif not mask_path(dataset).exists():
-        row.errors.append(f"dataset {dataset.name!r} has no masks; expected {mask_path(dataset)}")
-    return row
 
 
 def check_checksums(dataset: DatasetConfig) -> Row:
@@ -150,25 +142,19 @@ def check_leaks(expressions: Sequence[Expression], against: Sequence[DatasetConf
 
 
 def check_videos(
-    dataset: DatasetConfig,
-    expressions: Sequence[Expression],
-    alignment: bool,
-    num_workers: int,
-    progress: Progress,
+    open_checker: Callable[[], VideoChecker], expressions: Sequence[Expression], num_workers: int, progress: Progress
 ) -> dict[Check, Row]:
     """Every frame and mask, decoded."""
     videos: dict[str, list[Expression]] = {}
     for expression in expressions:
         videos.setdefault(expression.video, []).append(expression)
-    has_frames = image_folder(dataset).is_dir()
-    has_masks = _has_annotations(expressions) and mask_path(dataset).exists()
-    open_checker = partial(VideoChecker, dataset, has_frames, has_masks, alignment)
     total = VideoFindings()
     for done, findings in enumerate(map_in_processes(open_checker, list(videos.values()), num_workers), 1):
         total.add(findings)
         progress(done, len(videos))
-    no_frames = "" if has_frames else "there is no folder of frames"
-    no_masks = no_frames or ("" if has_masks else "there are no masks")
+    checker = open_checker()
+    no_frames = "" if checker.has_frames else "there is no folder of frames"
+    no_masks = no_frames or ("" if checker.has_masks else "there are no masks")
     frames, masks = f"{total.frames:,} frames", f"{total.masks:,} masks"
     rows = {
         Check.frames: Row(f"{len(videos):,} videos, {frames}", no_frames),
@@ -178,7 +164,7 @@ def check_videos(
         Check.codes: Row(masks, no_masks),
         Check.visible: Row(f"{masks}, {total.empty:,} of them empty", no_masks),
         Check.alignment: Row(
-            f"{total.aligned:,} videos", no_masks or ("" if alignment else "alignment=true checks it")
+            f"{total.aligned:,} videos", no_masks or ("" if checker.alignment else "alignment=true does")
         ),
     }
     for check, message in total.errors:
@@ -188,5 +174,20 @@ def check_videos(
     return rows
 
 
-def _has_annotations(expressions: Sequence[Expression]) -> bool:
-    return any(expression.annotation_ids for expression in expressions)
+def _why_no_frames(dataset: DatasetConfig) -> str:
+    """Empty if there is a folder of frames."""
+    folder = image_folder(dataset)
+    return "" if folder.is_dir() else f"dataset {dataset.name!r} has no folder of frames; expected {folder}"
+
+
+def _why_no_masks(dataset: DatasetConfig) -> str:
+    """Empty if there are masks; those that lie in one file are opened, as that can fail for all at once."""
+    path, masks = mask_path(dataset), open_masks(dataset)
+    if not path.exists():
+        return f"dataset {dataset.name!r} has no masks; expected {path}"
+    try:
+        if isinstance(masks, RleMasks | PolygonMasks):
+            masks.open()
+    except ValueError as error:
+        return str(error)
+    return ""
