@@ -76,9 +76,11 @@ def merge_new_rows(llama: LlamaForCausalLM) -> None:
     """Write the new rows into their tables, which become plain again, in place; without new rows nothing happens."""
     if isinstance(llama.model.embed_tokens, NewRows):
         weight = llama.model.embed_tokens.merged()
-        llama.model.embed_tokens = nn.Embedding(*weight.shape, padding_idx=llama.config.pad_token_id, device="meta")
+        rows, width = weight.shape
+        llama.model.embed_tokens = nn.Embedding(rows, width, llama.config.pad_token_id, device="meta")
         llama.model.embed_tokens.weight = weight
     if isinstance(llama.lm_head, NewRows):
         weight = llama.lm_head.merged()
-        llama.lm_head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        rows, width = weight.shape
+        llama.lm_head = nn.Linear(width, rows, bias=False, device="meta")
         llama.lm_head.weight = weight
