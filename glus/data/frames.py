@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,10 @@ from glus.config import DatasetConfig, Layout
 from glus.data.places import image_folder
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+KEPT_BYTES = 64 * 2**20
+"""Decoded frames of a video file that are kept: 24 at 720p."""
+MIN_KEPT = 8
+"""Frames that are kept however large they are."""
 
 
 def read_image(path: Path, name: str) -> np.ndarray:
@@ -141,10 +146,15 @@ class FolderVideo:
 class FileVideo:
     """A video file, decoded by decord; frames are called 00000, 00001, ...
 
+    Frames are addressed by index, whatever time lies between them (variable rates), and stand upright as a player
+    shows them: decord turns them by the file's display matrix. Several threads may read at once; about
+    ``KEPT_BYTES`` of decoded frames are kept, so that reading a few frames out of order or backwards does not make
+    the decoder start anew from an earlier key frame each time.
+
     Raises:
         FileNotFoundError: no such file.
         ImportError: decord is not installed.
-        ValueError: the file does not decode.
+        ValueError: the file does not decode, holds no video stream, or a stream without frames.
     """
 
     def __init__(self, path: str | Path):
@@ -152,6 +162,9 @@ class FileVideo:
         if not self.path.is_file():
             raise FileNotFoundError(f"no video file at {self.path}")
         self._reader = _open_reader(self.path)
+        self._lock = threading.Lock()
+        self._kept: dict[int, np.ndarray] = {}
+        self._next = 0  # the frame that the decoder gives without seeking
         if len(self._reader) == 0:
             raise ValueError(f"video {self.path} holds no frames")
         self.names = tuple(f"{index:05d}" for index in range(len(self._reader)))
@@ -159,12 +172,49 @@ class FileVideo:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def frames_per_second(self) -> float:
+        """Average over the video."""
+        return float(self._reader.get_avg_fps())
+
     def read(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of frame ``index``."""
+        """(H, W, 3) uint8 RGB of frame ``index``; not to be written to.
+
+        Raises:
+            ValueError: the frame does not decode; decoding runs a little ahead, so the damage may lie just behind it.
+        """
+        with self._lock:
+            if index not in self._kept:
+                for number in range(self._first_to_decode(index), index + 1):
+                    self._keep(number, self._decode(number))
+            return self._kept[index]
+
+    def _first_to_decode(self, index: int) -> int:
+        """Where to start so that the frames next to ``index``, which are likely to be asked for, are kept too."""
+        room = self._room()
+        if self._next <= index < self._next + room:
+            return self._next
+        return max(0, index - room + 1) if index < self._next else index
+
+    def _room(self) -> int:
+        """Number of frames that are kept."""
+        if not self._kept:
+            return MIN_KEPT
+        return max(MIN_KEPT, KEPT_BYTES // next(iter(self._kept.values())).nbytes)
+
+    def _keep(self, index: int, frame: np.ndarray) -> None:
+        self._kept[index] = frame
+        while len(self._kept) > self._room():
+            del self._kept[next(iter(self._kept))]  # the one decoded longest ago
+
+    def _decode(self, index: int) -> np.ndarray:
+        import decord
+
         try:
             frame = self._reader[index].asnumpy()
-        except RuntimeError as error:  # decord's own error is one
+        except (decord.DECORDError, RuntimeError) as error:
             raise ValueError(f"frame {index} of video {self.path} does not decode: {_first_line(error)}") from error
+        self._next = index + 1
         height, width = frame.shape[:2]
         # decord 0.6 takes the padding of narrow frames (48 pixels: 192 bytes a row) for a fourth channel.
         return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
@@ -191,7 +241,9 @@ def _open_reader(path: Path) -> Any:
         raise ImportError(f"{path} is a video file; install decord to read it, or give a folder of frames") from error
     try:
         return decord.VideoReader(str(path), num_threads=1)
-    except RuntimeError as error:
+    except (decord.DECORDError, RuntimeError) as error:
+        if "cannot find video stream" in str(error):
+            raise ValueError(f"{path} holds no video stream, or one without frames; expected a video file") from error
         raise ValueError(f"video {path} does not decode: {_first_line(error)}") from error
 
 
