@@ -4,117 +4,106 @@
     torchrun --nproc_per_node=4 scripts/predict.py dataset=mevis_valid_u weights=... output_dir=...
     srun --ntasks=8 --gpus-per-node=8 python scripts/predict.py dataset=mevis_valid_u weights=... output_dir=...
 
-Writes ``<output_dir>/<video>/<exp_id>/<frame>.png``; a folder is there only when it is complete, so a killed run is
-continued by the same command, with any number of processes. Processes share the videos and need not meet.
+Writes ``<output_dir>/<video>/<exp_id>/<frame>.png``, or with ``format=rle`` one file ``<output_dir>/<video>.jsonl`` per
+video. A video's predictions are there only when they are complete, so a killed run is continued by the same command,
+with any number of processes. They share the videos as they go, need not meet, and may join at any time.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import sys
-import time
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from glus import distributed
 from glus.config import PredictConfig, load_config
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import read_expressions
+from glus.inference.identity import prediction_identity
 from glus.inference.predictor import VideoPredictor, load_predictor
-from glus.inference.writer import PredictionWriter, prediction_identity
+from glus.inference.progress import JobProgress
+from glus.inference.record import Summary
+from glus.inference.texts import check_lengths
+from glus.inference.writer import PredictionWriter, Video
 from glus.log import run_info, setup_logging
-from glus.structures import Expression
 
-Video = list[Expression]
-
-
-@dataclass
-class Summary:
-    """What one process is responsible for, also where an earlier run has predicted it, and what this run did."""
-
-    rank: int = 0
-    world_size: int = 1
-    videos: int = 0
-    expressions: int = 0
-    masks: int = 0
-    """Pairs of expression and frame."""
-    without_seg: int = 0
-    """Masks where the model did not answer with [SEG]: empty unless ``force_seg``."""
-    empty_masks: int = 0
-    predicted_videos: int = 0
-    """Those that were not finished by an earlier run."""
-    predicted_frames: int = 0
-    seconds: float = 0.0
-    """Of prediction, without loading the model."""
+log = logging.getLogger(__name__)
 
 
 def predict(config: PredictConfig) -> Summary:
-    """This process's share of the split.
+    """What this process can claim of the split.
+
+    Returns:
+        The sum over all videos that are done by now, by whichever process.
 
     Raises:
         FileNotFoundError: dataset or weights are not where the config says.
         ValueError: they are damaged, or ``output_dir`` holds something else.
+        OSError: ``output_dir`` cannot be written.
     """
-    rank, world_size = distributed.rank(), distributed.world_size()
     expressions = read_expressions(config.dataset)
     predictor, model = load_predictor(config.weights, config.inference)
+    check_lengths(predictor, ((expression.name, expression.text) for expression in expressions))
     identity = prediction_identity(config.dataset, expressions, model.vocabulary.folder, model.config)
-    writer = PredictionWriter(config.output_dir, identity, {"run": run_info(), "weights": config.weights})
-
+    about = {"run": run_info(), "weights": config.weights}
+    writer = PredictionWriter(config.output_dir, identity, about, config.format)
     videos = [list(group) for _, group in groupby(expressions, key=lambda expression: expression.video)]
-    share = distributed.shard(videos[: config.max_videos], rank, world_size)
-    summary = Summary(rank, world_size, len(share), sum(len(video) for video in share))
-    segment_share(predictor, writer, FrameStore(config.dataset), share, summary, show_progress=rank == 0)
-    for answer in (answer for video in share for expression in video for answer in writer.answers(expression)):
-        summary.masks += 1
-        summary.without_seg += not answer["has_seg"]
-        summary.empty_masks += answer["area"] == 0
-    (writer.folder / f"summary_rank{rank}.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
+    videos = videos[: config.max_videos]
+    problems = predict_videos(predictor, writer, FrameStore(config.dataset), videos)
+    summary = writer.summarize(videos)
+    if problems:
+        raise ValueError(
+            f"{len(problems)} of {len(videos)} videos could not be predicted ({summary.done} are done); repair them "
+            "and run the same command again:\n" + "\n".join(problems)
+        )
     return summary
 
 
-def segment_share(
-    predictor: VideoPredictor,
-    writer: PredictionWriter,
-    frames: FrameStore,
-    videos: list[Video],
-    summary: Summary,
-    show_progress: bool,
+def predict_videos(
+    predictor: VideoPredictor, writer: PredictionWriter, frames: FrameStore, videos: Sequence[Video]
+) -> list[str]:
+    """Predict what is neither done nor claimed by another process, the most expensive first, which balances the load.
+
+    Returns:
+        A line for each video that cannot be read; the others are predicted nevertheless.
+    """
+    problems = []
+    by_cost = sorted(enumerate(videos), key=lambda item: len(item[1]) * len(item[1][0].frames), reverse=True)
+    with JobProgress(writer, videos, is_shown=distributed.rank() == 0) as progress:
+        for number, video in by_cost:
+            with writer.claim(number, video) as is_mine:
+                if is_mine:
+                    try:
+                        predict_video(predictor, writer, frames, video, progress)
+                    except (ValueError, FileNotFoundError) as error:
+                        log.error("video %s: %s", video[0].video, error)
+                        problems.append(f"{video[0].video}: {error}")
+    return problems
+
+
+def predict_video(
+    predictor: VideoPredictor, writer: PredictionWriter, frames: FrameStore, video: Video, progress: JobProgress
 ) -> None:
-    """Predict what is not done, the expressions of a video together."""
-    pending = [video for video in ([e for e in video if not writer.is_done(e)] for video in videos) if video]
-    columns = (
-        "{task.fields[done]}/{task.fields[videos]} videos,",
-        MofNCompleteColumn(),
-        "frames",
-        BarColumn(),
-        "{task.fields[speed]}",
-        TimeRemainingColumn(),
-    )
-    start = time.perf_counter()
-    with Progress(*columns, disable=not show_progress) as progress:
-        total = sum(len(video[0].frames) for video in pending)
-        task = progress.add_task("", total=total, speed="", done=0, videos=len(pending))
-        for video in pending:
-            source = DatasetVideo(frames, video[0].video, video[0].frames)
-            with ExitStack() as stack:
-                folders = [stack.enter_context(writer.open(expression)) for expression in video]
-                for result in predictor.segment(source, [expression.text for expression in video]):
-                    answers = zip(result.rows, result.masks_RHW, result.scores_R, result.has_seg_R, strict=True)
-                    for row, mask, score, has_seg in answers:
-                        folders[row].write(source.names[result.frame], mask, score, has_seg)
-                    summary.predicted_frames += 1
-                    summary.seconds = time.perf_counter() - start
-                    speed = f"{summary.predicted_frames / summary.seconds:.1f} frames/s"
-                    progress.update(task, advance=1, speed=speed)
-            summary.predicted_videos += 1
-            progress.update(task, done=summary.predicted_videos)
+    """All expressions of a video together."""
+    source = DatasetVideo(frames, video[0].video, video[0].frames)
+    before = dict(stage_seconds(predictor))
+    with writer.open(video) as masks:
+        for result in predictor.segment(source, [expression.text for expression in video]):
+            masks.write(result)
+            progress.advance(len(result.rows), len(video))
+        for stage, seconds in stage_seconds(predictor).items():
+            masks.record.add_seconds(stage, seconds - before.get(stage, 0.0))
+    progress.finish(video)
+
+
+def stage_seconds(predictor: VideoPredictor) -> dict[str, float]:
+    """Of each stage so far; empty where the predictor does not count them."""
+    return getattr(predictor, "seconds", {})
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="predict")
@@ -124,15 +113,13 @@ def main(cfg: DictConfig) -> None:
     try:
         config = load_config(PredictConfig, cfg)
         summary = predict(config)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    speed = summary.predicted_frames / max(summary.seconds, 1e-9)
-    print(
-        f"rank {summary.rank} of {summary.world_size}: {summary.masks} masks of {summary.expressions} "
-        f"expressions in {summary.videos} videos ({summary.predicted_videos} predicted now, "
-        f"{summary.seconds:.1f} s, {speed:.1f} frames/s); {summary.without_seg} without [SEG], "
-        f"{summary.empty_masks} empty\n{Path(config.output_dir)}"
-    )
+    rank = f"rank {distributed.rank()} of {distributed.world_size()}"
+    if summary.done < summary.videos:
+        print(f"{rank} is through; {summary.done} of {summary.videos} videos are done, the others are being predicted")
+    else:
+        print(f"{summary.table()}\n{Path(config.output_dir)}")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,15 @@ def _plain(value: object) -> object:
     return value.value if isinstance(value, Enum) else value
 
 
+class PredictionForm(Enum):
+    """How predictions lie on disk."""
+
+    png = "png"
+    """``<video>/<exp_id>/<frame>.png``, 0 or 255: what benchmark servers and other tools take."""
+    rle = "rle"
+    """``<video>.jsonl``, COCO run-length codes, a line per frame: a file per video, and about as many bytes."""
+
+
 @dataclass
 class PredictConfig:
     """``scripts/predict.py``."""
@@ -101,7 +110,8 @@ class PredictConfig:
     weights: str = MISSING
     """Model folder: a run, one of its checkpoints, or an export."""
     output_dir: str = MISSING
-    """Predictions go to ``<output_dir>/<video>/<exp_id>/<frame>.png``."""
+    """Folder of the predictions: a new or empty one, or one that the same model and settings have begun."""
+    format: PredictionForm = PredictionForm.png
     inference: SettingsConfig = field(default_factory=SettingsConfig)
     max_videos: int | None = None
     """Only the first so many videos, for a quick look; null: all."""

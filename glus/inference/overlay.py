@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -163,6 +166,7 @@ def write_movie(path: Path, frames: Iterable[np.ndarray], frames_per_second: flo
 
     Raises:
         ValueError: another suffix.
+        OSError: it cannot be written, for want of room for instance.
     """
     if path.suffix not in (".mp4", ".gif"):
         raise ValueError(f"movie {path}: expected a name ending in .mp4 or .gif")
@@ -174,14 +178,33 @@ def write_movie(path: Path, frames: Iterable[np.ndarray], frames_per_second: flo
         duration = round(1000 / frames_per_second)
         images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
         return
-    size = (first.shape[1], first.shape[0])
-    writer = imageio_ffmpeg.write_frames(str(path), size, fps=frames_per_second, macro_block_size=2, quality=7)
-    writer.send(None)
-    try:
-        for frame in chain([first], even):
-            writer.send(np.ascontiguousarray(frame))
-    finally:
-        writer.close()
+    _encode(path, chain([first], even), (first.shape[1], first.shape[0]), frames_per_second)
+
+
+def _encode(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], frames_per_second: float) -> None:
+    """Pipe frames through ffmpeg; imageio_ffmpeg's own writer does not tell when ffmpeg fails at the end."""
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", f"{frames_per_second:.6f}"]
+    target = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "15", str(path)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *source, "-i", "-", *target]
+    with tempfile.TemporaryFile() as messages:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=messages) as process:
+            assert process.stdin is not None
+            try:
+                for frame in frames:
+                    process.stdin.write(np.ascontiguousarray(frame).data)
+                process.stdin.close()
+            except BrokenPipeError:  # ffmpeg has given up; it says why
+                process.wait()
+            except BaseException:
+                process.kill()
+                raise
+        messages.seek(0)
+        reason = messages.read().decode(errors="replace").strip()
+    if process.returncode != 0:
+        raise OSError(
+            f"cannot write movie {path}: {reason.splitlines()[-1] if reason else f'ffmpeg exit {process.returncode}'} "
+            f"({shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB free)"
+        )
 
 
 def _quantized(frame_HW3: np.ndarray) -> Image.Image:

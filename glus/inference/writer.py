@@ -1,38 +1,55 @@
-"""Predictions on disk: an expression's folder is complete or absent, and a folder of predictions is of one model."""
+"""Predictions on disk: a video's are complete or absent, and a folder of predictions is of one model.
+
+Two forms, both read by ``scripts/score.py``: a folder of PNGs per expression, or a file of run-length codes per video,
+which is some hundred times fewer files.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import cv2
 import numpy as np
-from omegaconf import OmegaConf
-from PIL import Image
 
-from glus.config import DatasetConfig, ModelFolderConfig
-from glus.structures import Expression
+from glus.config import PredictionForm
+from glus.data.rle import encode_rle
+from glus.inference.atomic import hidden_sibling, naming_write_errors, write_text
+from glus.inference.claims import Claims
+from glus.inference.identity import Identity, differences
+from glus.inference.record import Summary, VideoRecord
+from glus.structures import Expression, FrameResult
 
 IDENTITY_FILE = "predict.json"
-"""In a folder of predictions: what made them."""
+"""In a folder of predictions: what made them. Its bytes are also what processes lock to share the videos."""
 ANSWERS_FILE = "answers.json"
 """In the folder of an expression: one ``Answer`` per frame."""
+RECORDS_DIR = ".records"
+"""In a folder of predictions: a ``VideoRecord`` per video, written before its masks appear."""
+SUMMARY_FILE = "summary.json"
+"""In a folder of predictions: the sum of the records."""
+MAX_WAITING = 4
+"""Results that may wait for the thread that writes them: with 16 masks of 720p each, 60 MB."""
 
 Answer = dict[str, Any]
 """``frame`` (its name), ``area`` (share of the frame that the mask covers), ``score`` (probability of [SEG]) and
 ``has_seg`` (whether [SEG] was the most likely token)."""
+Video = Sequence[Expression]
+"""All expressions of one video."""
 
 
 class MaskFolder:
-    """The masks of one sentence: leaving its ``with`` block makes the folder appear, complete, under its name.
+    """The masks of one sentence: ``finish`` makes the folder appear, complete, under its name.
 
-    Until then everything lies in a hidden folder beside it, which an error deletes, and after a kill the next attempt.
-    Holds against a killed process, not against a power cut: nothing is forced to disk.
+    Until then everything lies in a hidden folder beside it.
 
     Args:
         path: the folder that is to appear; must not exist.
@@ -42,8 +59,9 @@ class MaskFolder:
         self.path = path
         self.answers: list[Answer] = []
         self._temporary = hidden_sibling(path)
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir(parents=True)
+        with naming_write_errors(path):
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.mkdir(parents=True)
 
     def write(self, frame: str, mask_HW: np.ndarray, score: float, has_seg: bool) -> None:
         """Save ``<frame>.png``, 8-bit grey, 0 or 255.
@@ -54,163 +72,251 @@ class MaskFolder:
             score: probability of [SEG].
             has_seg: whether the model answered with [SEG].
         """
-        Image.fromarray(mask_HW.astype(np.uint8) * 255).save(self._temporary / f"{frame}.png")
+        # A third of the time that Pillow takes. OpenCV's own writing to disk would not tell why it fails.
+        png = cv2.imencode(".png", mask_HW.astype(np.uint8) * 255)[1].tobytes()
+        with naming_write_errors(self.path):
+            (self._temporary / f"{frame}.png").write_bytes(png)
         area = round(float(mask_HW.mean()), 6)
         self.answers.append({"frame": frame, "area": area, "score": round(float(score), 6), "has_seg": bool(has_seg)})
 
-    def __enter__(self) -> MaskFolder:
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is not None:
-            shutil.rmtree(self._temporary)
-            return
+    def finish(self) -> None:
+        """Add ``ANSWERS_FILE`` and give the folder its name."""
         lines = ",\n".join(json.dumps(answer) for answer in self.answers)
-        (self._temporary / ANSWERS_FILE).write_text(f"[\n{lines}\n]\n")
-        os.replace(self._temporary, self.path)
+        with naming_write_errors(self.path):
+            (self._temporary / ANSWERS_FILE).write_text(f"[\n{lines}\n]\n")
+            os.replace(self._temporary, self.path)
+
+    def discard(self) -> None:
+        """Delete what was not finished."""
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+class _Form(Protocol):
+    """One video's predictions on their way to the disk."""
+
+    def begin(self) -> None:
+        """Make room for them, and delete what a killed run has left."""
+
+    def write(self, frame: str, result: FrameResult) -> None:
+        """Take the masks of one result; called for one after another, by a thread of its own."""
+
+    def finish(self) -> None:
+        """Let them appear."""
+
+    def discard(self) -> None:
+        """Delete what was written."""
+
+
+class _PngVideo:
+    """``<folder>/<prediction_dir>/<frame>.png``, without the expressions that a killed run had time to finish."""
+
+    def __init__(self, folder: Path, video: Video):
+        self._paths = [folder / expression.prediction_dir for expression in video]
+        self._folders: dict[int, MaskFolder] = {}
+
+    def begin(self) -> None:
+        for row, path in enumerate(self._paths):
+            if not path.is_dir():
+                self._folders[row] = MaskFolder(path)
+
+    def write(self, frame: str, result: FrameResult) -> None:
+        answers = zip(result.rows, result.masks_RHW, result.scores_R, result.has_seg_R, strict=True)
+        for row, mask, score, has_seg in answers:
+            if row in self._folders:
+                self._folders[row].write(frame, mask, score, has_seg)
+
+    def finish(self) -> None:
+        for folder in self._folders.values():
+            folder.finish()
+
+    def discard(self) -> None:
+        for folder in self._folders.values():
+            folder.discard()
+
+
+class _RleVideo:
+    """``<folder>/<video>.jsonl``, a line per result."""
+
+    def __init__(self, folder: Path, video: Video):
+        self._path = _rle_path(folder, video)
+        self._ids = [expression.exp_id for expression in video]
+        self._temporary = hidden_sibling(self._path)
+
+    def begin(self) -> None:
+        with naming_write_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.write_bytes(b"")
+
+    def write(self, frame: str, result: FrameResult) -> None:
+        ids = [self._ids[row] for row in result.rows]
+        line = {
+            "frame": frame,
+            "size": list(result.masks_RHW.shape[1:]),
+            "masks": dict(zip(ids, map(encode_rle, result.masks_RHW), strict=True)),
+            "scores": dict(zip(ids, (round(float(score), 6) for score in result.scores_R), strict=True)),
+            "has_seg": dict(zip(ids, map(bool, result.has_seg_R), strict=True)),
+        }
+        with naming_write_errors(self._path), self._temporary.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def finish(self) -> None:
+        with naming_write_errors(self._path):
+            os.replace(self._temporary, self._path)
+
+    def discard(self) -> None:
+        self._temporary.unlink(missing_ok=True)
+
+
+def _rle_path(folder: Path, video: Video) -> Path:
+    return folder / f"{video[0].video}.jsonl"
+
+
+class VideoWriter:
+    """Takes the results of one video and writes them in a thread of its own, in the order in which they come.
+
+    Args:
+        form: where they go.
+        video: the expressions.
+        pool: of one thread.
+    """
+
+    def __init__(self, form: _Form, video: Video, pool: ThreadPoolExecutor):
+        self.record = VideoRecord(frames=len(video[0].frames))
+        self._form = form
+        self._names = video[0].frames
+        self._num_expressions = len(video)
+        self._pool = pool
+        self._waiting: deque[Future[None]] = deque()
+
+    def write(self, result: FrameResult) -> None:
+        """Take a result; waits while ``MAX_WAITING`` others are not written yet.
+
+        Raises:
+            OSError: one of those before it could not be written.
+        """
+        self._waiting.append(self._pool.submit(self._write, result))
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) > MAX_WAITING):
+            self._waiting.popleft().result()
+
+    def _write(self, result: FrameResult) -> None:
+        start = time.perf_counter()
+        self._form.write(self._names[result.frame], result)
+        self.record.count(result)
+        self.record.add_seconds("write", time.perf_counter() - start)
+
+    def wait(self) -> None:
+        """Until everything is written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        while self._waiting:
+            self._waiting.popleft().result()
+        assert self.record.masks == self._num_expressions * self.record.frames, "not one result per frame"
+
+    def discard(self) -> None:
+        """Delete everything."""
+        wait(self._waiting)
+        self._form.discard()
 
 
 class PredictionWriter:
-    """The folder of one model's predictions on one split: ``<folder>/<video>/<exp_id>/<frame>.png``.
-
-    Several processes may hold the same folder, as long as no expression is written by two at once.
+    """The folder of one model's predictions on one split, shared by any number of processes.
 
     Args:
         folder: a new or empty folder, or one that the same model and settings have begun.
         identity: everything that decides the masks, see ``prediction_identity``.
         about: further information that is kept beside the identity (command, commit, versions).
+        form: PNGs or run-length codes.
 
     Raises:
-        ValueError: the folder holds something else, or predictions of another identity.
+        ValueError: the folder holds something else, or predictions of another identity or form.
+        OSError: it cannot be written or locked.
     """
 
-    def __init__(self, folder: str | Path, identity: dict[str, Any], about: dict[str, Any]):
+    def __init__(self, folder: str | Path, identity: Identity, about: dict[str, Any], form: PredictionForm):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._form = form
+        self._pool = ThreadPoolExecutor(1, "writer")
         file = self.folder / IDENTITY_FILE
-        entries = [entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")]
-        if file.is_file():
-            self._check(json.loads(file.read_text())["identity"], identity)
-        elif entries:
+        with naming_write_errors(file):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_is_ours(file)
+            self._claims = Claims(file)
+        with self._claims.alone():
+            self._check_or_write_identity({**identity, "form": form.value}, about)
+
+    def _check_is_ours(self, file: Path) -> None:
+        """Before ``file`` is created; other processes create it before anything else."""
+        entries = sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith("."))
+        if entries and not file.is_file():
             raise ValueError(
-                f"output_dir={self.folder} holds {sorted(entries)[0]!r} but no {IDENTITY_FILE}, so it is no folder of "
+                f"output_dir={self.folder} holds {entries[0]!r} but no {IDENTITY_FILE}, so it is no folder of "
                 "predictions that could be continued; choose a new or empty folder"
             )
-        else:
-            _replace_text(file, json.dumps({"identity": identity, **about}, indent=2) + "\n")
 
-    def _check(self, there: dict[str, Any], now: dict[str, Any]) -> None:
-        old, new = (dict(_flatten(identity)) for identity in (there, now))
-        different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    def _check_or_write_identity(self, identity: Identity, about: dict[str, Any]) -> None:
+        file = self._claims.file
+        try:
+            different = differences(json.load(file)["identity"], identity)
+        except json.JSONDecodeError:  # new, or its writer was killed before it could write anything else
+            file.seek(0)
+            with naming_write_errors(self._claims.path):
+                file.truncate()
+                file.write(json.dumps({"identity": identity, **about}, indent=2) + "\n")
+                file.flush()
+            return
         if different:
-            key = different[0]
             raise ValueError(
-                f"output_dir={self.folder} holds predictions made otherwise: {', '.join(different)} "
-                f"({key}: {old.get(key)} there, {new.get(key)} now); "
+                f"output_dir={self.folder} holds predictions made otherwise ({'; '.join(different)}); "
                 "choose another output_dir, or delete this one to predict anew"
             )
 
-    def path(self, expression: Expression) -> Path:
-        """The expression's folder; video ids may contain slashes."""
-        return self.folder / expression.prediction_dir
+    def is_done(self, video: Video) -> bool:
+        """Whether all masks of a video are there."""
+        if self._form is PredictionForm.rle:
+            return _rle_path(self.folder, video).is_file()
+        return all((self.folder / expression.prediction_dir).is_dir() for expression in video)
 
-    def is_done(self, expression: Expression) -> bool:
-        """Whether all its frames are written."""
-        return self.path(expression).is_dir()
+    @contextmanager
+    def claim(self, number: int, video: Video) -> Iterator[bool]:
+        """Whether this process is to predict a video, which no other will while the block lasts.
 
-    def open(self, expression: Expression) -> MaskFolder:
-        """Begin an expression that is not done; what a killed run left of it is deleted."""
-        return MaskFolder(self.path(expression))
+        Args:
+            number: of the video in the split; every process must count alike.
+            video: its expressions. False where it is done or another process is at it.
+        """
+        with self._claims.claimed(number) as is_mine:
+            yield is_mine and not self.is_done(video)
 
-    def answers(self, expression: Expression) -> list[Answer]:
-        """What was answered in each frame of an expression that is done."""
-        return json.loads((self.path(expression) / ANSWERS_FILE).read_text())
+    @contextmanager
+    def open(self, video: Video) -> Iterator[VideoWriter]:
+        """Begin a claimed video; what a killed run left of it is deleted. An error in the block deletes all of it.
 
+        Its expressions must be predicted together, also where a killed run has finished some of them: in a batch of
+        another size, a pixel on the threshold may fall to the other side.
+        """
+        form = _RleVideo(self.folder, video) if self._form is PredictionForm.rle else _PngVideo(self.folder, video)
+        writer = VideoWriter(form, video, self._pool)
+        start = time.perf_counter()
+        try:
+            form.begin()
+            yield writer
+            writer.wait()
+            writer.record.elapsed = time.perf_counter() - start
+            write_text(self._record_path(video), writer.record.to_json())
+            form.finish()
+        except BaseException:
+            writer.discard()
+            raise
 
-def prediction_identity(
-    dataset: DatasetConfig, expressions: Iterable[Expression], model_folder: Path, settings: ModelFolderConfig
-) -> dict[str, Any]:
-    """What decides the masks, as nested JSON values; two equal identities give equal predictions.
+    def summarize(self, videos: Sequence[Video]) -> Summary:
+        """Of all videos that are done, by whichever process; also written to ``SUMMARY_FILE``."""
+        with self._claims.alone():
+            paths = [self._record_path(video) for video in videos if self.is_done(video)]
+            summary = Summary.of([path.read_text() for path in paths], len(videos))
+            write_text(self.folder / SUMMARY_FILE, summary.to_json())
+        return summary
 
-    Args:
-        dataset: its name and split; where it lies does not matter.
-        expressions: all of the split; their hash tells a generated benchmark from one generated anew.
-        model_folder: the contents of its weights and vocabulary count, not its place.
-        settings: the model folder's, with this run's overrides and precision.
-    """
-    values: Any = OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)
-    for irrelevant in ("tokenizer", "lora_dropout"):
-        del values["model"]["llm"][irrelevant]
-    files = sorted([*model_folder.glob("*.safetensors"), *model_folder.glob("tokenizer.model")])
-    files.append(model_folder / "added_tokens.json")
-    sentences = "\n".join(json.dumps([e.video, e.exp_id, e.text, e.frames]) for e in expressions)
-    return {
-        "dataset": {
-            "name": dataset.name,
-            "split": dataset.split,
-            "expressions": hashlib.sha256(sentences.encode()).hexdigest(),
-        },
-        "weights": {file.name: _sha256(file) for file in files if file.is_file()},
-        **values,
-    }
-
-
-@contextmanager
-def whole_folder(path: Path, overwrite: bool, mark: str) -> Iterator[Path]:
-    """A temporary folder to fill, which takes the name ``path`` at the end, and is deleted on an error.
-
-    Args:
-        path: a new or empty folder; with ``overwrite`` also one that was made in the same way, which is replaced.
-        overwrite: allow that.
-        mark: name of a file that shows that a folder was made in the same way.
-
-    Raises:
-        ValueError: ``path`` is a file, or a folder that must not be replaced.
-    """
-    path = path.absolute()
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"output {path} is a file; expected the name of a folder")
-    if path.is_dir() and any(path.iterdir()):
-        if not (path / mark).is_file():
-            raise ValueError(
-                f"output {path} holds files, and no {mark} of an earlier run; choose a new or empty folder"
-            )
-        if not overwrite:
-            raise ValueError(f"output {path} holds the result of an earlier run; choose another, or add --overwrite")
-    temporary = hidden_sibling(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
-    if path.is_dir():
-        shutil.rmtree(path)
-    os.replace(temporary, path)
-
-
-def hidden_sibling(path: Path) -> Path:
-    """Where ``path`` is prepared before it gets its name."""
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; processes that do so at the same time do not disturb each other."""
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested dictionaries under dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+    def _record_path(self, video: Video) -> Path:
+        return self.folder / RECORDS_DIR / f"{video[0].video}.json"

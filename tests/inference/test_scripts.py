@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,9 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glus.config import DatasetConfig, PredictConfig, ShowConfig
+from glus.config import DatasetConfig, PredictConfig, PredictionForm, ShowConfig
 from glus.data.index import read_expressions
+from glus.data.rle import decode_rle
 from glus.evaluation.score import score_predictions
+from glus.inference.record import STAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,13 +52,26 @@ def masks_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that was predicted, byte for byte: masks and answers, without what says who did it and how fast."""
+    files = [path for path in folder.rglob("*") if path.is_file() and ".records" not in path.parts]
+    about_the_run = {folder / "predict.json", folder / "summary.json"}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path not in about_the_run}
+
+
 @pytest.fixture(scope="module")
 def predictions(dataset: DatasetConfig, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out") / "predictions"
     result = run("predict.py", *overrides(dataset, model_folder, folder))
     assert result.returncode == 0, result.stderr
-    assert f"{num_masks(dataset)} masks of {len(read_expressions(dataset))} expressions in 3 videos" in result.stdout
+    assert f"3 of 3 videos, 18 frames, {num_masks(dataset)} masks" in result.stdout
+    assert "3/3 videos" in result.stderr, "progress, where there is no terminal"
     return folder
+
+
+@pytest.fixture
+def config(dataset: DatasetConfig, model_folder: Path, tmp_path: Path) -> PredictConfig:
+    return PredictConfig(dataset=dataset, weights=str(model_folder), output_dir=str(tmp_path / "out"))
 
 
 def overrides(dataset: DatasetConfig, weights: Path, output: Path) -> list[str]:
@@ -72,20 +86,32 @@ def test_predictions_are_complete_and_counted(predictions: Path, dataset: Datase
     report = score_predictions(dataset, predictions)
     assert not report.problems
     assert not report.warnings
-    summary = json.loads((predictions / "summary_rank0.json").read_text())
+    summary = json.loads((predictions / "summary.json").read_text())
     assert summary["masks"] == num_masks(dataset) == len(masks_below(predictions))
     assert 0 < summary["without_seg"] <= summary["masks"], "a random model rarely says [SEG]"
     empty = sum(not np.array(Image.open(predictions / name)).any() for name in masks_below(predictions))
     assert summary["empty_masks"] == empty
-    assert summary["predicted_frames"] == 18
+    assert summary["frames"] == 18
+    assert summary["seconds"].keys() >= set(STAGES)
+    assert summary["seconds"]["write"] > 0
 
 
-def test_a_finished_folder_is_left_as_it_is(predictions: Path, dataset: DatasetConfig, model_folder: Path):
+def test_codes_hold_the_same_masks(predictions: Path, config: PredictConfig):
+    load_script("predict").predict(replace(config, format=PredictionForm.rle))
+    found = {}
+    for file in Path(config.output_dir).glob("*.jsonl"):
+        for line in map(json.loads, file.read_text().splitlines()):
+            for exp_id, code in line["masks"].items():
+                found[f"{file.stem}/{exp_id}/{line['frame']}.png"] = decode_rle(code, line["size"])
+    assert found.keys() == masks_below(predictions).keys()
+    for name, mask in found.items():
+        np.testing.assert_array_equal(np.array(Image.open(predictions / name)) > 0, mask > 0)
+
+
+def test_a_finished_folder_is_left_as_it_is(predictions: Path, config: PredictConfig, dataset: DatasetConfig):
     before = {path: path.stat().st_mtime_ns for path in predictions.rglob("*.png")}
-    config = PredictConfig(dataset=dataset, weights=str(model_folder), output_dir=str(predictions))
-    summary = load_script("predict").predict(config)
-    assert summary.predicted_videos == 0
-    assert summary.masks == num_masks(dataset)
+    summary = load_script("predict").predict(replace(config, output_dir=str(predictions)))
+    assert (summary.done, summary.masks) == (3, num_masks(dataset))
     assert {path: path.stat().st_mtime_ns for path in predictions.rglob("*.png")} == before
 
 
@@ -98,43 +124,52 @@ def test_another_setting_is_one_clear_message(predictions: Path, dataset: Datase
     assert "inference.memory_stride: 1 instead of the model folder's 3" in other.stdout + other.stderr
 
 
-def test_processes_share_the_videos(
-    predictions: Path, dataset: DatasetConfig, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """SLURM tasks that never meet write what one process writes."""
-    config = PredictConfig(dataset=dataset, weights=str(model_folder), output_dir=str(tmp_path / "out"))
+def test_a_video_that_another_process_has_is_left_to_it(predictions: Path, config: PredictConfig):
     predict = load_script("predict").predict
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    videos = []
-    for rank in "10":
-        monkeypatch.setenv("SLURM_PROCID", rank)
-        videos.append(predict(config).predicted_videos)
-    assert videos == [1, 2]
-    assert masks_below(tmp_path / "out") == masks_below(predictions)
-    written = [json.loads((tmp_path / f"out/summary_rank{rank}.json").read_text()) for rank in "01"]
-    assert sum(summary["masks"] for summary in written) == num_masks(dataset)
+    out = Path(config.output_dir)
+    assert predict(replace(config, max_videos=1)).done == 1
+    hold = (
+        "import sys; from pathlib import Path; from glus.inference.claims import Claims\n"
+        "with Claims(Path(sys.argv[1])).claimed(1): print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(out / "predict.json")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert predict(config).done == 2
+        other.kill()
+    assert predict(config).done == 3
+    assert contents(out) == contents(predictions)
+
+
+def test_an_unreadable_frame_is_named_and_the_other_videos_are_predicted(
+    predictions: Path, config: PredictConfig, dataset: DatasetConfig, tmp_path: Path
+):
+    broken = shutil.copytree(dataset.root, tmp_path / "broken")
+    names = {expression.video: expression.frames for expression in read_expressions(dataset)}
+    video = sorted(names)[1]
+    frame = next(broken.glob(f"valid/JPEGImages/{video}/{names[video][3]}.*"))
+    good = frame.read_bytes()
+    frame.write_bytes(good[: len(good) // 2])
+    config = replace(config, dataset=replace(dataset, root=str(broken)))
+    predict = load_script("predict").predict
+    message = rf"1 of 3 videos could not be predicted \(2 are done\)(?s:.*){video}/{names[video][3]} does not decode"
+    with pytest.raises(ValueError, match=message):
+        predict(config)
+    assert not [name for name in contents(Path(config.output_dir)) if name.startswith(video)]
+    frame.write_bytes(good)
+    predict(config)
+    assert contents(Path(config.output_dir)) == contents(predictions)
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_continued(predictions: Path, dataset: DatasetConfig, model_folder: Path, tmp_path: Path):
-    folder = tmp_path / "out"
-    for _ in range(2):  # once before and once after something is finished
-        task = subprocess.Popen(
-            command("predict.py", *overrides(dataset, model_folder, folder)), env=environment(), stderr=subprocess.PIPE
-        )
-        finished = len(list(folder.glob("valid*/[0-9]*")))
-        while task.poll() is None and not (
-            list(folder.glob("valid*/.*.tmp/*.png")) and len(list(folder.glob("valid*/[0-9]*"))) >= finished
-        ):
-            time.sleep(0.01)
-        task.send_signal(signal.SIGKILL)
-        assert task.wait() == -signal.SIGKILL
-        for expression in read_expressions(dataset):
-            path = folder / expression.video / expression.exp_id
-            assert not path.exists() or len(list(path.glob("*.png"))) == len(expression.frames)
-    result = run("predict.py", *overrides(dataset, model_folder, folder))
-    assert result.returncode == 0, result.stderr
-    assert masks_below(folder) == masks_below(predictions)
+def test_torchrun(predictions: Path, dataset: DatasetConfig, model_folder: Path, tmp_path: Path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(ROOT / "scripts/predict.py")]
+    arguments = [*launcher, *overrides(dataset, model_folder, tmp_path / "out")]
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "out") == contents(predictions)
+    assert "3 of 3 videos" in done.stdout
 
 
 def test_show(predictions: Path, dataset: DatasetConfig, tmp_path: Path):
@@ -206,10 +241,3 @@ def test_segment_video_says_what_is_wrong(frames: Path, model_folder: Path, tmp_
     with pytest.raises(SystemExit, match=r"^error: .*img2"):
         load_script("segment_video").main([*map(str, arguments)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames"], "nothing is left of it"
-
-
-def test_sentences_become_folder_names():
-    names = load_script("segment_video").sentence_folders
-    assert names(["The red car!", "the red car", "猫", "?", "!"]) == [
-        "the-red-car", "the-red-car-2", "猫", "sentence-4", "sentence-5",
-    ]  # fmt: skip

@@ -1,9 +1,14 @@
-"""Folders that are complete or absent, and that belong to one model."""
+"""Predictions that are complete or absent, and that belong to one model."""
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,76 +16,221 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glus.config import DatasetConfig, InferenceConfig, ModelFolderConfig
+from glus.config import DatasetConfig, InferenceConfig, ModelFolderConfig, PredictionForm
 from glus.data.index import read_expressions
-from glus.inference.writer import IDENTITY_FILE, MaskFolder, PredictionWriter, prediction_identity, whole_folder
+from glus.data.rle import decode_rle
+from glus.inference.atomic import whole_folder
+from glus.inference.claims import Claims
+from glus.inference.identity import prediction_identity
+from glus.inference.writer import IDENTITY_FILE, MaskFolder, PredictionWriter, VideoWriter
 from glus.models.build import LoadedModel
-from glus.structures import Expression
+from glus.structures import Expression, FrameResult
 
 IDENTITY = {"dataset": {"name": "d"}, "inference": {"memory_stride": 3}}
-EXPRESSION = Expression("d", "deep/er/video", "10", "the cat", ("f 1", "2"), (), ())
+VIDEO = [Expression("d", "deep/er/video", exp_id, "the cat", ("f 1", "2"), (), ()) for exp_id in ("10", "a")]
 MASK = np.array([[True, False, False], [False, False, False]])
+FORMS = pytest.mark.parametrize("form", PredictionForm)
 
 
-def fail_after(action: Callable[[], None]) -> None:
-    action()
-    raise ValueError("something went wrong")
+def results() -> list[FrameResult]:
+    """Expression 10 is answered first in one frame, then in the other, as with key frames; expression a meanwhile."""
+    both = FrameResult(1, (0, 1), np.stack([MASK, ~MASK]), np.array([0.25, 0.75]), np.array([True, False]))
+    one = FrameResult(0, (0,), MASK[None] & False, np.array([0.5]), np.array([True]))
+    other = FrameResult(0, (1,), MASK[None], np.array([0.125]), np.array([True]))
+    return [both, one, other]
+
+
+def write(folder: VideoWriter, answers: Iterable[FrameResult]) -> None:
+    for result in answers:
+        folder.write(result)
+
+
+def open_writer(folder: Path, form: PredictionForm = PredictionForm.png) -> PredictionWriter:
+    return PredictionWriter(folder, IDENTITY, {}, form)
 
 
 def everything_below(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """Files, without those that the writer keeps for itself."""
+    files = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in files if name != IDENTITY_FILE and not name.startswith(".records"))
 
 
-def test_masks_appear_together_under_the_names_of_the_frames(tmp_path):
-    writer = PredictionWriter(tmp_path / "out", IDENTITY, {})
-    assert not writer.is_done(EXPRESSION)
-    with writer.open(EXPRESSION) as folder:
-        folder.write("f 1", MASK, 0.25, True)
-        assert not writer.is_done(EXPRESSION)
-        assert not writer.path(EXPRESSION).exists()
-        folder.write("2", ~MASK, 0.75, False)
-    assert writer.is_done(EXPRESSION)
-    below = [f"deep/er/video/10/{name}" for name in ("2.png", "answers.json", "f 1.png")]
-    assert everything_below(tmp_path / "out") == [*below, IDENTITY_FILE]
-    with Image.open(writer.path(EXPRESSION) / "f 1.png") as image:
+def test_pngs_appear_together_under_the_names_of_the_frames(tmp_path):
+    writer = open_writer(tmp_path)
+    with writer.open(VIDEO) as masks:
+        write(masks, results())
+        assert not writer.is_done(VIDEO)
+        assert not (tmp_path / "deep/er/video/10").exists()
+    assert writer.is_done(VIDEO)
+    names = ("2.png", "answers.json", "f 1.png")
+    assert everything_below(tmp_path) == [f"deep/er/video/{exp_id}/{name}" for exp_id in ("10", "a") for name in names]
+    with Image.open(tmp_path / "deep/er/video/10/2.png") as image:
         assert image.mode == "L"
         np.testing.assert_array_equal(np.array(image), MASK * np.uint8(255))
-    assert writer.answers(EXPRESSION) == [
-        {"frame": "f 1", "area": pytest.approx(1 / 6, abs=1e-6), "score": 0.25, "has_seg": True},
+    assert json.loads((tmp_path / "deep/er/video/a/answers.json").read_text()) == [
         {"frame": "2", "area": pytest.approx(5 / 6, abs=1e-6), "score": 0.75, "has_seg": False},
+        {"frame": "f 1", "area": pytest.approx(1 / 6, abs=1e-6), "score": 0.125, "has_seg": True},
     ]
 
 
-def test_an_error_leaves_nothing(tmp_path):
-    writer = PredictionWriter(tmp_path, IDENTITY, {})
-    with pytest.raises(ValueError, match="wrong"), writer.open(EXPRESSION) as folder:
-        fail_after(lambda: folder.write("f 1", MASK, 0.5, True))
-    assert everything_below(tmp_path) == [IDENTITY_FILE]
+def test_codes_appear_together_a_line_per_result(tmp_path):
+    writer = open_writer(tmp_path, PredictionForm.rle)
+    with writer.open(VIDEO) as masks:
+        write(masks, results())
+        assert not writer.is_done(VIDEO)
+    assert writer.is_done(VIDEO)
+    assert everything_below(tmp_path) == ["deep/er/video.jsonl"]
+    lines = [json.loads(line) for line in (tmp_path / "deep/er/video.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == ["2", "f 1", "f 1"]
+    assert lines[0]["size"] == [2, 3]
+    assert lines[0]["scores"] == {"10": 0.25, "a": 0.75}
+    assert lines[0]["has_seg"] == {"10": True, "a": False}
+    np.testing.assert_array_equal(decode_rle(lines[0]["masks"]["a"], (2, 3)), ~MASK)
+    assert lines[1]["masks"].keys() == {"10"}
 
 
-def test_what_a_killed_run_left_is_not_taken_over(tmp_path):
-    writer = PredictionWriter(tmp_path, IDENTITY, {})
-    writer.open(EXPRESSION).write("stale", MASK, 0.5, True)  # never closed, as after kill -9
-    assert not writer.is_done(EXPRESSION)
-    writer = PredictionWriter(tmp_path, IDENTITY, {})
-    with writer.open(EXPRESSION) as folder:
-        folder.write("f 1", MASK, 0.5, True)
-    assert not any("stale" in name or "tmp" in name for name in everything_below(tmp_path))
+@FORMS
+def test_what_is_done_is_counted(tmp_path, form):
+    writer = open_writer(tmp_path, form)
+    with writer.open(VIDEO) as masks:
+        write(masks, results())
+        masks.record.add_seconds("llm", 2.0)
+    other = [replace(VIDEO[0], video="other")]
+    summary = writer.summarize([VIDEO, other])
+    assert (summary.videos, summary.done, summary.frames, summary.masks) == (2, 1, 2, 4)
+    assert (summary.without_seg, summary.empty_masks) == (1, 1)
+    assert summary.seconds["llm"] == 2.0
+    assert 0 < summary.seconds["write"] < summary.elapsed
+    assert "1 of 2 videos, 2 frames, 4 masks: 1 without [SEG] (25.0%), 1 empty (25.0%)" in summary.table()
 
 
-def test_another_model_or_setting_is_refused(tmp_path):
-    PredictionWriter(tmp_path, IDENTITY, {"run": 1})
-    PredictionWriter(tmp_path, IDENTITY, {"run": 2})
-    assert json.loads((tmp_path / IDENTITY_FILE).read_text()) == {"identity": IDENTITY, "run": 1}
+@FORMS
+def test_an_error_leaves_nothing(tmp_path, form):
+    writer = open_writer(tmp_path, form)
+
+    def unreadable() -> Iterator[FrameResult]:
+        yield results()[0]
+        raise ValueError("cannot read")
+
+    with pytest.raises(ValueError, match="cannot read"), writer.open(VIDEO) as masks:
+        write(masks, unreadable())
+    assert everything_below(tmp_path) == []
+
+
+@FORMS
+def test_a_missing_mask_is_no_finished_video(tmp_path, form):
+    writer = open_writer(tmp_path, form)
+    with pytest.raises(AssertionError), writer.open(VIDEO) as masks:
+        write(masks, results()[:2])
+    assert everything_below(tmp_path) == []
+
+
+@FORMS
+def test_what_a_killed_run_left_is_not_taken_over(tmp_path, form):
+    killed, clean = tmp_path / "killed", tmp_path / "clean"
+    with open_writer(clean, form).open(VIDEO) as masks:
+        masks.write(replace(results()[0], frame=0))
+        while not any("tmp" in name for name in everything_below(clean)):
+            time.sleep(0.01)
+        shutil.copytree(clean, killed)  # what kill -9 would leave at this moment
+        write(masks, [replace(result, frame=1 - result.frame) for result in results()[1:]])
+    writer = open_writer(killed, form)
+    assert not writer.is_done(VIDEO)
+    with writer.open(VIDEO) as masks:
+        write(masks, results())
+    assert writer.is_done(VIDEO)
+    assert everything_below(killed) == everything_below(clean), "the same files, and nothing temporary"
+
+
+def test_expressions_that_a_killed_run_finished_are_left_alone(tmp_path):
+    writer = open_writer(tmp_path)
+    with writer.open(VIDEO[:1]) as masks:
+        write(masks, [replace(result, rows=(0,), **first_row(result)) for result in results()[:2]])
+    before = (tmp_path / "deep/er/video/10/2.png").stat().st_mtime_ns
+    with writer.open(VIDEO) as masks:
+        write(masks, results())
+    assert (tmp_path / "deep/er/video/10/2.png").stat().st_mtime_ns == before
+    assert (tmp_path / "deep/er/video/a/2.png").is_file()
+
+
+def first_row(result: FrameResult) -> dict[str, np.ndarray]:
+    return {name: getattr(result, name)[:1] for name in ("masks_RHW", "scores_R", "has_seg_R")}
+
+
+@FORMS
+def test_a_full_disk_is_one_clear_message_and_leaves_nothing(tmp_path, form, monkeypatch):
+    """The second write to the disk fails, in the thread that writes."""
+    writer = open_writer(tmp_path, form)
+    opened, real_open = [], Path.open
+
+    def open_on_a_full_disk(path: Path, mode: str = "r", **options: object) -> object:
+        opened.append(path)
+        if "tmp" in str(path) and mode in ("a", "wb") and len(opened) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real_open(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", open_on_a_full_disk)
+    message = r"cannot write .*deep/er.*: No space left .* MiB free .* run the same command"
+    with pytest.raises(OSError, match=message), writer.open(VIDEO) as masks:
+        write(masks, results())
+    monkeypatch.undo()
+    assert everything_below(tmp_path) == []
+    with open_writer(tmp_path, form).open(VIDEO) as masks:
+        write(masks, results())
+    assert writer.is_done(VIDEO)
+
+
+def test_processes_claim_a_video_each(tmp_path):
+    """A lock is its process's own, so another process has to try."""
+    other = (
+        "import sys; from pathlib import Path; from glus.inference.claims import Claims\n"
+        "claims = Claims(Path(sys.argv[1]))\n"
+        "for number in range(2):\n"
+        "    with claims.claimed(number) as is_mine: print(is_mine)"
+    )
+    command = [sys.executable, "-c", other, str(tmp_path / "claims")]
+
+    def claimed_by_other() -> list[str]:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    claims = Claims(tmp_path / "claims")
+    with claims.claimed(0) as is_mine:
+        assert is_mine
+        assert claimed_by_other() == ["False", "True"]
+    assert claimed_by_other() == ["True", "True"]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("glus.inference.claims.fcntl.lockf", lockf)
+    with pytest.raises(OSError, match=r"predict.json cannot be locked \(No locks available\).*choose an output_dir"):
+        open_writer(tmp_path)
+
+
+def test_another_model_setting_or_form_is_refused(tmp_path):
+    PredictionWriter(tmp_path, IDENTITY, {"run": 1}, PredictionForm.png)
+    PredictionWriter(tmp_path, IDENTITY, {"run": 2}, PredictionForm.png)
+    assert json.loads((tmp_path / IDENTITY_FILE).read_text()) == {"identity": {**IDENTITY, "form": "png"}, "run": 1}
     other = {**IDENTITY, "inference": {"memory_stride": 1}}
     with pytest.raises(ValueError, match=r"inference.memory_stride: 3 there, 1 now.*choose another output_dir"):
-        PredictionWriter(tmp_path, other, {})
+        PredictionWriter(tmp_path, other, {}, PredictionForm.png)
+    with pytest.raises(ValueError, match=r"form: png there, rle now"):
+        open_writer(tmp_path, PredictionForm.rle)
+
+
+def test_an_identity_cut_short_by_a_kill_is_written_anew(tmp_path):
+    (tmp_path / IDENTITY_FILE).write_text('{"identity": {"data')
+    open_writer(tmp_path)
+    assert json.loads((tmp_path / IDENTITY_FILE).read_text())["identity"] == {**IDENTITY, "form": "png"}
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"holds 'thesis.tex' but no predict.json"):
-        PredictionWriter(tmp_path, IDENTITY, {})
+        open_writer(tmp_path)
+    assert everything_below(tmp_path) == ["thesis.tex"]
 
 
 def test_identity_tells_what_decides_masks(
@@ -119,20 +269,27 @@ def test_identity_tells_what_decides_masks(
 
 def test_whole_folder_appears_at_the_end_or_never(tmp_path):
     path = tmp_path / "result"
+
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise ValueError("something went wrong")
+
     with whole_folder(path, overwrite=False, mark="done.json") as folder:
         (folder / "done.json").touch()
         assert not path.exists()
     assert everything_below(tmp_path) == ["result/done.json"]
     with pytest.raises(ValueError, match="wrong"), whole_folder(path, overwrite=True, mark="done.json") as folder:
-        fail_after((folder / "half").touch)
+        fail(folder)
     assert everything_below(tmp_path) == ["result/done.json"]
 
 
 def test_whole_folder_replaces_only_its_own_and_only_when_told(tmp_path):
     path = tmp_path / "result"
     path.mkdir()
-    with whole_folder(path, overwrite=False, mark="done.json") as folder, MaskFolder(folder / "cat") as masks:
+    with whole_folder(path, overwrite=False, mark="done.json") as folder:
+        masks = MaskFolder(folder / "cat")
         masks.write("1", MASK, 0.5, True)
+        masks.finish()
         (folder / "done.json").touch()
     with pytest.raises(ValueError, match="add --overwrite"), whole_folder(path, overwrite=False, mark="done.json"):
         pass

@@ -1,0 +1,111 @@
+"""glus.segment: anybody's video, from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+import glus
+from glus.inference.predictor import VideoPredictor, load_predictor
+from glus.inference.segmentation import sentence_folders
+from glus.inference.writer import ANSWERS_FILE
+
+TEXTS = ["the red circle", "a dog"]
+
+
+class Noise:
+    """A video of random frames, one of which may not be readable."""
+
+    def __init__(self, num_frames: int = 4, unreadable: int | None = None):
+        self.names = tuple(f"{index:05d}" for index in range(num_frames))
+        self.unreadable = unreadable
+
+    reads_in_parallel = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> np.ndarray:
+        if index == self.unreadable:
+            raise ValueError(f"frame {self.names[index]} does not decode")
+        return np.random.default_rng(index).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def predictor(model_folder: Path) -> VideoPredictor:
+    return load_predictor(model_folder)[0]
+
+
+def test_masks_come_with_areas_and_scores(predictor: VideoPredictor):
+    video = Noise()
+    segmentation = glus.segment(video, TEXTS, predictor)
+    assert [frame.name for frame in segmentation.frames] == list(video.names)
+    for frame, result in zip(segmentation.frames, predictor.segment(video, TEXTS), strict=True):
+        np.testing.assert_array_equal(frame.masks(), result.masks_RHW)
+        np.testing.assert_allclose(frame.areas, result.masks_RHW.mean((1, 2)), atol=1e-6)
+        np.testing.assert_allclose(frame.scores, result.scores_R, atol=1e-6)
+
+
+def test_output_holds_masks_movie_and_summary(predictor: VideoPredictor, tmp_path: Path):
+    out = tmp_path / "out"
+    segmentation = glus.segment(Noise(), TEXTS, predictor, out, frames_per_second=5)
+    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "summary.json", "the-red-circle"]
+    for number, name in enumerate(("the-red-circle", "a-dog")):
+        files = sorted(path.name for path in (out / name).iterdir())
+        assert files == [*(f"{frame.name}.png" for frame in segmentation.frames), ANSWERS_FILE]
+        for frame in segmentation.frames:
+            mask = np.array(Image.open(out / name / f"{frame.name}.png"))
+            np.testing.assert_array_equal(mask, frame.masks()[number] * np.uint8(255))
+    meta = next(imageio_ffmpeg.read_frames(str(out / "overlay.mp4")))
+    assert (meta["fps"], meta["duration"]) == (5, 0.8)
+
+
+def test_one_frame_is_a_video(predictor: VideoPredictor, tmp_path: Path):
+    assert len(glus.segment(Noise(1), TEXTS, predictor, tmp_path / "out").frames) == 1
+
+
+@pytest.mark.parametrize(
+    ("video", "texts", "message"),
+    [
+        (Noise(), ["a cat", " . "], "sentence 2 of 2 is empty"),
+        (Noise(), [], "no sentence"),
+        (Noise(), "a cat", "expected a list"),
+        (Noise(), [f"sentence {number}" for number in range(29)], "28 distinct colours"),
+        (Noise(), ["a cat", "a very long story " * 112], r"sentence 2: .* 2015 characters .* at most 1024"),
+        (Noise(0), TEXTS, "0 frames"),
+        (Noise(9, unreadable=5), TEXTS, "frame 00005 does not decode"),
+    ],
+)
+def test_what_cannot_be_segmented_is_named_and_leaves_nothing(
+    video: Noise, texts: list[str], message: str, predictor: VideoPredictor, tmp_path: Path
+):
+    with pytest.raises(ValueError, match=message):
+        glus.segment(video, texts, predictor, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sentence_of_the_longest_length_that_a_message_allows_is_read(predictor: VideoPredictor):
+    with pytest.raises(ValueError, match="shorten") as error:
+        glus.segment(Noise(1), ["circle " * 3000], predictor)
+    characters = int(str(error.value).rsplit("to about ", 1)[1].split()[0])
+    assert glus.segment(Noise(3), ["circle " * (characters // len("circle "))], predictor).frames
+
+
+def test_a_full_disk_leaves_nothing(predictor: VideoPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_room(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", no_room)
+    with pytest.raises(OSError, match=r"cannot write .*00000.png: No space left on device .* MiB free"):
+        glus.segment(Noise(), TEXTS, predictor, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sentences_become_folder_names():
+    assert sentence_folders(["The red car!", "the red car", "猫", "?", "!"]) == [
+        "the-red-car", "the-red-car-2", "猫", "sentence-4", "sentence-5",
+    ]  # fmt: skip
