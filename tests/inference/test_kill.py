@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import shutil
 import time
@@ -41,10 +42,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path not in about_the_run}
 
 
-def state(folder: Path) -> list[tuple[str, float]]:
+def state(folder: Path) -> dict[Path, int]:
     """Of the masks on their way; changes as soon as one is written."""
-    paths = [*folder.rglob(".*.tmp"), *folder.rglob(".*.tmp/*")]
-    return sorted((str(path), path.stat().st_mtime if path.exists() else 0) for path in paths)
+    times = {}
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.tmp/*")]:
+        with contextlib.suppress(FileNotFoundError):
+            times[path] = path.stat().st_mtime_ns
+    return times
 
 
 @pytest.mark.slow
