@@ -30,7 +30,7 @@ import os
 import struct
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,8 @@ NUM_SAMPLES = 16
 SAMPLE_BYTES = 4096
 
 Fingerprint = dict[str, int | str]
+ReadMembers = Callable[[Path], Iterator[tuple[str, Any]]]
+"""From a file to annotation ids and their entries, one per frame."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class MaskCache:
 
     Args:
         source: the JSON file, {annotation id: [COCO run-length code or null per frame]}.
+        read: for a file of another form, what gives these members of it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -72,8 +75,8 @@ class MaskCache:
         OSError: the copy can be written nowhere.
     """
 
-    def __init__(self, source: Path):
-        self._map, arrays_at, header = _open_or_build(source)
+    def __init__(self, source: Path, read: ReadMembers = iterate_members):
+        self._map, arrays_at, header = _open_or_build(source, read)
         self.ids: tuple[str, ...] = tuple(header["ids"])
         """The annotation ids, in the order of the file."""
         self._row = {annotation_id: row for row, annotation_id in enumerate(self.ids)}
@@ -136,7 +139,7 @@ Opened = tuple[mmap.mmap, int, dict[str, Any]]
 """A mapped file, where its arrays begin, and its header."""
 
 
-def _open_or_build(source: Path) -> Opened:
+def _open_or_build(source: Path, read: ReadMembers) -> Opened:
     expected = fingerprint(source)
     for path in cache_paths(source):
         opened, problem = _open(path, expected)
@@ -144,7 +147,7 @@ def _open_or_build(source: Path) -> Opened:
             return opened
         if problem:
             log.warning("%s %s; it is made anew", path, problem)
-    return _build(source, expected)
+    return _build(source, read, expected)
 
 
 def _open(path: Path, expected: Fingerprint) -> tuple[Opened | None, str]:
@@ -170,7 +173,7 @@ def _open(path: Path, expected: Fingerprint) -> tuple[Opened | None, str]:
 # -------------------------------------------------------------------------------------------------- building
 
 
-def _build(source: Path, expected: Fingerprint) -> Opened:
+def _build(source: Path, read: ReadMembers, expected: Fingerprint) -> Opened:
     """Pack the source in the first place that can be written.
 
     Raises:
@@ -185,7 +188,7 @@ def _build(source: Path, expected: Fingerprint) -> Opened:
                 opened, _ = _open(path, expected)  # written by another process while this one waited
                 if opened:
                     return opened
-                _pack(source, expected, file)
+                _pack(source, read, expected, file)
                 partial.replace(path)
             opened, problem = _open(path, expected)
             assert opened, (path, problem)
@@ -230,7 +233,7 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
-def _pack(source: Path, expected: Fingerprint, file: BinaryIO) -> None:
+def _pack(source: Path, read: ReadMembers, expected: Fingerprint, file: BinaryIO) -> None:
     """Write the packed form of ``source``, down to the disk.
 
     Raises:
@@ -239,7 +242,7 @@ def _pack(source: Path, expected: Fingerprint, file: BinaryIO) -> None:
     start = time.perf_counter()
     ids: dict[str, None] = {}
     offsets, starts, sizes = array("q", [0]), array("q", [0]), array("i")
-    for annotation_id, entries in iterate_members(source):
+    for annotation_id, entries in read(source):
         if annotation_id in ids:
             raise ValueError(f"{source} lists annotation {annotation_id!r} twice")
         if not isinstance(entries, list):

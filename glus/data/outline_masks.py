@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
+from glus.data.json_stream import iterate_members
+from glus.data.mask_cache import Code, MaskCache
 from glus.data.mask_store import by, no_masks, place
-from glus.data.readers.json_access import field, read_json
+from glus.data.readers.json_access import field
 from glus.data.readers.reason_seg import Shape, read_reason_seg_file
 from glus.data.rle import Size, decode_rle
 from glus.structures import Expression
@@ -23,19 +25,26 @@ TARGET, IGNORED = 1, 255
 class PolygonMasks:
     """RefCOCO: ``instances.json``, whose annotations are lists of polygons or a run-length code.
 
-    The file is read on first use, once per process.
+    Read through a packed copy that all processes map into their memory (``mask_cache``), opened on first use.
     """
 
     def __init__(self, name: str, path: Path):
         self.name, self.path = name, path
-        self._loaded: dict[str, Any] | None = None
+        self._opened: MaskCache | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker process opens the file itself."""
+        return {**vars(self), "_opened": None}
 
     def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """See ``MaskStore.read``; the parts of an object are united, and it may have none."""
         union = np.zeros(size, np.uint8)
         for annotation_id in expression.annotation_ids:
+            masks = self.open()
+            if annotation_id not in masks:
+                raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}")
             name = f"{place(expression, 0)}, annotation {annotation_id}"
-            union |= self._draw(self._segmentation(expression, annotation_id), size, name)
+            union |= self._draw(masks.entry(annotation_id, 0), size, name)
         return np.repeat(union[None], len(frames), axis=0)
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> None:
@@ -46,53 +55,53 @@ class PolygonMasks:
         """See ``MaskStore.annotated``: the one frame."""
         return np.ones(1, bool)
 
-    def _segmentation(self, expression: Expression, annotation_id: str) -> Any:
-        outlines = self.open()
-        if annotation_id not in outlines:
-            raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}")
-        return outlines[annotation_id]
-
-    def open(self) -> dict[str, Any]:
-        """Segmentation by annotation id.
+    def open(self) -> MaskCache:
+        """The outlines by annotation id, in "frame" 0: polygons or a run-length code.
 
         Raises:
             FileNotFoundError: there is no file of masks.
             ValueError: it is malformed.
         """
-        if self._loaded is None:
-            self._loaded = self._load()
-        return self._loaded
+        if self._opened is None:
+            if not self.path.is_file():
+                raise no_masks(self.name, self.path)
+            self._opened = MaskCache(self.path, iterate_outlines)
+        return self._opened
 
-    def _load(self) -> dict[str, Any]:
-        """Segmentation by annotation id; polygons as arrays, which take a tenth of the memory of lists."""
-        if not self.path.is_file():
-            raise no_masks(self.name, self.path)
-        found: dict[str, Any] = {}
-        for index, annotation in enumerate(field(read_json(self.path), "annotations", list, str(self.path))):
-            where = f"{self.path}: annotations[{index}]"
-            segmentation = annotation.get("segmentation")
-            if isinstance(segmentation, list):
-                segmentation = [_polygon(points, where) for points in segmentation]
-            elif not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-                raise ValueError(f"{where}: expected polygons or {{size, counts}}, found {segmentation!r:.80}")
-            found[str(field(annotation, "id", int, where))] = segmentation
-        return found
-
-    def _draw(self, segmentation: Any, size: Size, name: str) -> np.ndarray:
+    def _draw(self, outline: Any, size: Size, name: str) -> np.ndarray:
         """(H, W) uint8 of 0/1; polygons as COCO's own library draws them."""
-        if isinstance(segmentation, list):
-            if not segmentation:
+        if isinstance(outline, list):
+            if not outline:
                 return np.zeros(size, np.uint8)
-            return coco.decode(coco.merge(coco.frPyObjects(segmentation, *size)))
-        if list(segmentation["size"]) != list(size):
+            return coco.decode(coco.merge(coco.frPyObjects(outline, *size)))
+        found, counts = (
+            (outline.size, outline.counts) if isinstance(outline, Code) else (outline["size"], outline["counts"])
+        )
+        if list(found) != list(size):
             raise ValueError(
-                f"mask of {name} in {self.path} is {by(segmentation['size'])}, but the picture is {by(size)} "
-                "(height x width)"
+                f"mask of {name} in {self.path} is {by(found)}, but the picture is {by(size)} (height x width)"
             )
         try:
-            return decode_rle(segmentation["counts"], size)
+            return decode_rle(counts, size)
         except ValueError as error:
             raise ValueError(f"mask of {name} in {self.path} does not decode: {error}") from error
+
+
+def iterate_outlines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(annotation id, [its polygons or run-length code]) of every annotation of COCO's ``instances.json``.
+
+    Raises:
+        ValueError: an annotation is malformed; it is named.
+    """
+    for index, annotation in enumerate(dict(iterate_members(path)).get("annotations", [])):
+        where = f"{path}: annotations[{index}]"
+        outline = annotation.get("segmentation")
+        is_code = isinstance(outline, dict) and {"size", "counts"} <= outline.keys()
+        if not is_code and not (isinstance(outline, list) and all(_is_polygon(polygon) for polygon in outline)):
+            raise ValueError(
+                f"{where}: expected polygons [[x, y, x, y, ...]] or {{size, counts}}, found {outline!r:.80}"
+            )
+        yield str(field(annotation, "id", int, where)), [outline]
 
 
 class ShapeMasks:
@@ -157,8 +166,10 @@ def _draw_one(shape: Shape, size: Size) -> np.ndarray:
     return inside.astype(bool)
 
 
-def _polygon(points: Any, where: str) -> np.ndarray:
-    """(2n,) float64: x, y, x, y, ..."""
-    if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
-        raise ValueError(f"{where}: expected polygons [x, y, x, y, x, y, ...], found {points!r:.80}")
-    return np.array(points, np.float64)
+def _is_polygon(points: Any) -> bool:
+    return (
+        isinstance(points, list)
+        and len(points) >= 6
+        and len(points) % 2 == 0
+        and all(isinstance(side, int | float) for side in points)
+    )

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from glus.config import DataConfig, DatasetConfig, FramesConfig, QuerySampling, TrainConfig, load_config
+from glus.config import DataConfig, DatasetConfig, FramesConfig, MixtureItem, QuerySampling, TrainConfig, load_config
 from glus.data.build import build_loader, build_mixture
 from glus.data.tokenization import ConversationTokenizer
 from glus.tokens import Vocabulary
@@ -45,41 +45,38 @@ def test_a_config_reads_its_benchmark(tmp_path: Path, name: str) -> None:
     check_reading(replace(written, dataset=here))
 
 
-@pytest.fixture
-def joint(tmp_path: Path) -> DataConfig:
-    """``data=refvos_plus_image``, every dataset written to disk."""
-    data = load_train("data=refvos_plus_image").data
-    for item in data.mixture.values():
-        item.dataset, _ = write(item.dataset, tmp_path)
-    return data
-
-
 PICTURES = {"refcoco", "refcoco_plus", "refcocog", "reason_seg"}
 
 
 @pytest.mark.parametrize("query_sampling", list(QuerySampling))
-def test_joint_training_draws_from_every_video_and_picture_set(
-    joint: DataConfig, tiny_vocabulary: Vocabulary, query_sampling: QuerySampling
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name.endswith("_train")])
+def test_every_training_split_gives_samples(
+    tmp_path: Path, tiny_vocabulary: Vocabulary, name: str, query_sampling: QuerySampling
 ) -> None:
+    valid = load_train(f"dataset@valid={name}").valid
+    assert valid is not None
+    dataset, _ = write(valid, tmp_path)
     frames = FramesConfig(num_context=2, num_query=3, query_sampling=query_sampling)
-    for name, item in joint.mixture.items():
-        alone = replace(joint, mixture={name: item})
-        sample = build_mixture(alone, frames, ConversationTokenizer(tiny_vocabulary, 4), CLIP, seed=0)[0]
-        assert all(sentence.startswith(f"{name}/") for sentence in sample.names)
-        assert sample.context_clip.shape == (2, CLIP, CLIP, 3)
-        assert sample.query_frames.shape == (3, *SIZE, 3)
-        assert any(masks.any() for masks in sample.target_masks)
-        is_still = all(np.array_equal(frame, sample.query_frames[0]) for frame in sample.query_frames)
-        assert is_still == (name in PICTURES)
-        if is_still:
-            np.testing.assert_array_equal(sample.context_clip, sample.query_clip[:2])
-            assert all(np.array_equal(masks, masks[[0, 0, 0]]) for masks in sample.target_masks)
+    data = DataConfig({dataset.name: MixtureItem(dataset)})
+    sample = build_mixture(data, frames, ConversationTokenizer(tiny_vocabulary, 4), CLIP, seed=0)[0]
+    assert all(sentence.startswith(f"{dataset.name}/") for sentence in sample.names)
+    assert sample.context_clip.shape == (2, CLIP, CLIP, 3)
+    assert sample.query_frames.shape == (3, *SIZE, 3)
+    assert any(masks.any() for masks in sample.target_masks)
+    is_still = all(np.array_equal(frame, sample.query_frames[0]) for frame in sample.query_frames)
+    assert is_still == (dataset.name in PICTURES)
+    if is_still:
+        np.testing.assert_array_equal(sample.context_clip, sample.query_clip[:2])
+        assert all(np.array_equal(masks, masks[[0, 0, 0]]) for masks in sample.target_masks)
 
 
 def test_a_third_of_the_joint_draws_are_pictures_and_share_batches_with_videos(
-    joint: DataConfig, tiny_vocabulary: Vocabulary
+    tmp_path: Path, tiny_vocabulary: Vocabulary
 ) -> None:
-    mixture = build_mixture(joint, FramesConfig(2, 3), ConversationTokenizer(tiny_vocabulary, 4), CLIP, seed=0)
+    data = load_train("data=refvos_plus_image").data
+    for item in data.mixture.values():
+        item.dataset, _ = write(item.dataset, tmp_path)
+    mixture = build_mixture(data, FramesConfig(2, 3), ConversationTokenizer(tiny_vocabulary, 4), CLIP, seed=0)
     is_picture = np.array([dataset.name in PICTURES for dataset in mixture.datasets])
     assert 0.3 < mixture.shares[is_picture].sum() < 0.37
     kinds = [mixture[number].names[0].split("/")[0] in PICTURES for number in range(20)]

@@ -148,14 +148,13 @@ def test_a_malformed_source_is_named_and_leaves_nothing(tmp_path, text, message)
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_source_that_changes_while_it_is_read_is_refused(source, monkeypatch):
+def test_a_source_that_changes_while_it_is_read_is_refused(source):
     def members(path):
         yield "1", []
         path.write_text("{}")
 
-    monkeypatch.setattr("glus.data.mask_cache.iterate_members", members)
     with pytest.raises(ValueError, match=r"mask_dict.json changed while it was read"):
-        MaskCache(source)
+        MaskCache(source, members)
     assert list(source.parent.iterdir()) == [source]
 
 

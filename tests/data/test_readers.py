@@ -1,17 +1,25 @@
-"""Every layout, written to disk by ``tests/layouts.py``, is read back exactly."""
+"""Every layout, written to disk by ``tests/layouts.py``, is read back exactly, and its defects are named."""
 
 from __future__ import annotations
 
+import json
+import logging
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from glus.config import Layout
 from glus.data.frames import FrameStore
-from glus.data.index import read_expressions
+from glus.data.index import read_expressions, require_annotations
 from glus.data.masks import open_masks
-from tests.layouts import SIZE, WRITERS, Written
+from glus.data.places import expression_path
+from tests.layouts import SIZE, WRITERS, Written, write_refcoco
 
 SPLITS = {
     Layout.mevis: ("train", "valid_u", "valid"),
@@ -55,3 +63,197 @@ def check_reading(written: Written) -> None:
             if ignored is not None:
                 assert ignored.dtype == bool
                 np.testing.assert_array_equal(ignored, truth.ignore_THW)
+
+
+def edited(
+    path: Path, edit: Callable[[Any], object], load: Callable[[bytes], Any] = json.loads, dump: Any = json.dumps
+) -> None:
+    """Change what a file holds, in place."""
+    content = load(path.read_bytes())
+    edit(content)
+    text = dump(content)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def first_expression(content: Any) -> Any:
+    """Of the usual expression file."""
+    video = next(iter(content["videos"].values()))
+    return video["expressions"]["0"] if isinstance(video["expressions"], dict) else video["expressions"][0]
+
+
+@pytest.mark.parametrize(
+    ("layout", "edit", "message"),
+    [
+        (Layout.mevis, lambda e: e.update(obj_id=3), r"train0.*\['0'\]: expected a list of whole numbers"),
+        (Layout.mevis, lambda e: e.update(anno_id=["a"] * 2), r"whole numbers under 'anno_id', found \['a'"),
+        (Layout.mevis_v2, lambda e: e.pop("obj_id"), r"1 expressions have no 'obj_id'.*train0/0"),
+        (Layout.lvvis, lambda e: e.pop("exp"), r"\['0'\]: expected a str under 'exp', found nothing"),
+        (Layout.revos, lambda e: e.pop("type_id"), r"whole number under 'type_id', found None"),
+        (Layout.revos, lambda e: e.update(type_id=3), r"type_id 3; expected 0, 1 or 2"),
+        (Layout.ref_youtube_vos, lambda e: e.pop("obj_id"), r"expected an 'obj_id';.*layout=ref_youtube_vos_valid"),
+        (Layout.ref_davis17, lambda e: e.update(obj_id="one"), r"train-0.*whole number .*found 'one'"),
+        (Layout.reason_vos, lambda e: e.update(exp_id=1), r"MOSE_reason0_1/1 stands there twice"),
+        (Layout.reason_vos, lambda e: e.pop("exp_text"), r"expressions\[0\]: expected a str under 'exp_text'"),
+        (Layout.long_rvos, lambda e: e.update(type="x"), r"static or .* under 'type', found 'x'"),
+        (Layout.long_rvos, lambda e: e.pop("obj_id"), r"1 expressions have no 'obj_id'"),
+    ],
+)
+def test_a_malformed_expression_says_where(
+    tmp_path: Path, layout: Layout, edit: Callable[[Any], object], message: str
+) -> None:
+    dataset = WRITERS[layout](tmp_path, SPLITS[layout][0]).dataset
+    path = expression_path(dataset)
+    edited(path, lambda content: edit(first_expression(content)))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_expressions(dataset)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in Layout if layout is not Layout.reason_seg])
+def test_a_missing_expression_file_names_what_was_expected(tmp_path: Path, layout: Layout) -> None:
+    written = WRITERS[layout](tmp_path / "here", SPLITS[layout][0])
+    path = expression_path(written.dataset)
+    path.rename(path.with_name("renamed.json"))
+    with pytest.raises(
+        FileNotFoundError, match=rf"\({layout.value} layout\) has no expression file; expected "
+    ) as caught:
+        read_expressions(written.dataset)
+    assert str(path) in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
+    written = WRITERS[Layout.mevis](tmp_path, "train")
+    path = tmp_path / "train/meta_expressions.json"
+    path.write_text(path.read_text().replace('"1": {"exp"', '"0": {"exp"', 1))
+    with pytest.raises(ValueError, match=r"meta_expressions.json is not JSON: key '0' stands twice"):
+        read_expressions(written.dataset)
+
+
+@pytest.mark.parametrize("video", ["../out", "/tmp/out", "a/../../out"])
+def test_a_video_never_leads_out_of_the_folder_of_predictions(tmp_path: Path, video: str) -> None:
+    written = WRITERS[Layout.mevis](tmp_path, "train")
+    edited(
+        tmp_path / "train/meta_expressions.json",
+        lambda content: content["videos"].update({video: content["videos"].pop("train0")}),
+    )
+    with pytest.raises(ValueError, match=r"would be written to .*out/0, outside a folder of predictions"):
+        read_expressions(written.dataset)
+
+
+def test_two_expressions_never_share_a_folder_of_predictions(tmp_path: Path) -> None:
+    written = WRITERS[Layout.mevis](tmp_path, "train")
+
+    def collide(content: Any) -> None:
+        expressions = content["videos"]["train0"]["expressions"]
+        content["videos"]["train0/x"] = {**content["videos"]["train1"], "expressions": {"0": expressions["0"]}}
+        expressions["x/0"] = expressions["1"]
+
+    edited(tmp_path / "train/meta_expressions.json", collide)
+    with pytest.raises(ValueError, match=r"train0/x/0 and mevis/train0/x/0 would both be written to train0/x/0"):
+        read_expressions(written.dataset)
+
+
+def test_valid_of_ref_youtube_vos_needs_a_way_to_tell_the_test_videos(tmp_path: Path) -> None:
+    written = WRITERS[Layout.ref_youtube_vos_valid](tmp_path, "valid")
+    (tmp_path / "meta_expressions/test/meta_expressions.json").unlink()
+
+    def fill(content: Any) -> None:
+        test = content["videos"].pop("test0")
+        content["videos"] |= {f"test{number}": test for number in range(505)}
+
+    edited(tmp_path / "meta_expressions/valid/meta_expressions.json", fill)
+    with pytest.raises(ValueError, match=r"lists all 507 videos .* put the test file at .*/test/meta_expressions.json"):
+        read_expressions(written.dataset)
+    chosen = replace(written.dataset, videos="valid_videos.txt")
+    with pytest.raises(FileNotFoundError, match=r"no list of videos .*valid_videos.txt; expected one id per line"):
+        read_expressions(chosen)
+    (tmp_path / "valid_videos.txt").write_text("valid1\nvalid0\n")
+    check_reading(replace(written, dataset=chosen))
+    (tmp_path / "valid_videos.txt").write_text("valid1\nvalid9\n")
+    with pytest.raises(ValueError, match=r"valid_videos.txt names 1 videos that the split does not have, .*'valid9'"):
+        read_expressions(chosen)
+
+
+def test_valid_of_ref_youtube_vos_without_masks_can_be_predicted_only(tmp_path: Path) -> None:
+    written = WRITERS[Layout.ref_youtube_vos_valid](tmp_path, "valid")
+    shutil.rmtree(tmp_path / "valid/Annotations")
+    expressions = read_expressions(written.dataset)
+    assert len(expressions) == len(written.truth)
+    with pytest.raises(ValueError, match=r"none of its 22 expressions has objects.*valid/Annotations"):
+        require_annotations(written.dataset, expressions)
+
+
+def refs(path: Path, edit: Callable[[Any], object]) -> None:
+    edited(path, edit, pickle.loads, lambda content: pickle.dumps(content, protocol=2))
+
+
+def test_training_pictures_of_refcoco_are_never_test_pictures_of_a_sibling(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = WRITERS[Layout.refcoco](tmp_path / "refcoco", "train")
+    with caplog.at_level(logging.WARNING):
+        assert len(read_expressions(written.dataset)) == 8
+    assert "refcoco+ is not there; its val and test pictures may be trained on" in caplog.text
+    write_refcoco(tmp_path / "refcocog", "train", first_image=0)  # picture 2 is its first of val
+    assert {e.video for e in read_expressions(written.dataset)} == {"COCO_train2014_000000000001"}
+
+
+class Evil:
+    """A pickle that would create a file if it were run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_that_asks_for_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    written = WRITERS[Layout.refcoco](tmp_path / "refcoco", "val")
+    (tmp_path / "refcoco/refs(unc).p").write_bytes(pickle.dumps([Evil(tmp_path / "touched")]))
+    with pytest.raises(ValueError, match=r"refs\(unc\).p is not a pickle of plain data: it asks for pathlib\."):
+        read_expressions(written.dataset)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
+    """Protocol 0 with byte strings (S) and long integers (L), as Python 2 wrote it."""
+    written = WRITERS[Layout.refcoco](tmp_path / "refcoco", "val")
+    text = b"(lp0\n(dp1\nS'split'\np2\nS'val'\np3\nsS'ann_id'\np4\nL6L\nsS'image_id'\np5\nI3\nsS'sentences'\np6\n(lp7\n"
+    text += b"(dp8\nS'sent'\np9\nS'the caf\\xe9'\np10\nsS'sent_id'\np11\nI12\nsasa."
+    (tmp_path / "refcoco/refs(unc).p").write_bytes(text)
+    [expression] = read_expressions(written.dataset)
+    assert (expression.text, expression.exp_id, expression.object_ids) == ("the café", "12", (6,))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda r: r[0].pop("split"), r"\[0\]: expected a str under 'split'"),
+        (lambda r: r[4].update(ann_id="x"), r"\[4\]: expected a whole number under 'ann_id', found 'x'"),
+        (lambda r: r[4].update(image_id=99), r"image_id 99 is not in .*instances.json"),
+        (lambda r: r[4]["sentences"][0].pop("sent"), r"annotation 6: expected a str under 'sent'"),
+        (lambda r: r.__delitem__(slice(4, 8)), r"has no split 'val'; it has test, testA, testB, train"),
+    ],
+)
+def test_a_malformed_refcoco_file_says_where(tmp_path: Path, edit: Callable[[Any], object], message: str) -> None:
+    written = WRITERS[Layout.refcoco](tmp_path / "refcoco", "val")
+    refs(tmp_path / "refcoco/refs(unc).p", edit)
+    with pytest.raises(ValueError, match=message):
+        read_expressions(written.dataset)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.pop("text"), r"val_0.json: expected a list under 'text'"),
+        (lambda c: c.update(text=[]), r"val_0.json: expected sentences under 'text'"),
+        (lambda c: c.update(is_sentence="yes"), r"expected a bool under 'is_sentence', found str"),
+        (lambda c: c["shapes"][2].update(points=[[0, 0], [1, 1]]), r"shapes\[2\]: expected at least three points"),
+    ],
+)
+def test_a_malformed_file_of_reason_seg_is_named(tmp_path: Path, edit: Callable[[Any], object], message: str) -> None:
+    written = WRITERS[Layout.reason_seg](tmp_path, "val")
+    edited(tmp_path / "val/val_0.json", edit)
+    with pytest.raises(ValueError, match=message):
+        read_expressions(written.dataset)

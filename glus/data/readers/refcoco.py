@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from glus.config import DatasetConfig
+from glus.data.json_stream import iterate_members
 from glus.data.places import PLACES, mask_path
-from glus.data.readers.json_access import field, read_json, whole_number
+from glus.data.readers.json_access import field, whole_number
 from glus.structures import Expression
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,9 @@ def _picture_names(path: Path) -> dict[int, str]:
     """File names without suffix, by image id; those in the pickle have another ending."""
     if not path.is_file():
         raise FileNotFoundError(f"the file that names the pictures is missing; expected {path}")
-    images = field(read_json(path), "images", list, str(path))
+    images = next((value for key, value in iterate_members(path) if key == "images"), None)  # the outlines stay unread
+    if not isinstance(images, list):
+        raise ValueError(f"{path}: expected a list under 'images'")
     return {
         whole_number(image, "id", str(path)): Path(field(image, "file_name", str, str(path))).stem for image in images
     }
