@@ -2,8 +2,9 @@
 
     python scripts/score.py dataset=shapes_valid predictions=outputs/quickstart/predictions
 
-Prints a table and writes report.json and per_expression.csv beside the predictions (or to ``output``). Exit status 1
-if any prediction was missing or unusable. Needs no GPU.
+Predictions are ``<video>/<exp_id>/<frame>.png`` or ``<video>.jsonl`` (run-length codes). Prints the benchmark's tables
+and writes report.json and per_expression.csv beside the predictions (or to ``output``). Exit status 1 if any prediction
+was missing or unusable. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ def main(cfg: DictConfig) -> None:
         report = score_predictions(
             config.dataset, config.predictions, config.missing, config.num_workers, config.max_videos
         )
-        output_dir = Path(config.output or config.predictions)
-        write_report(report, output_dir)
+        files = write_report(report, Path(config.output or config.predictions))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     print_report(report, Console())
-    print(f"{output_dir / 'report.json'}\n{output_dir / 'per_expression.csv'}")
+    print(*files, sep="\n")
     if report.problems:
         sys.exit(1)
 

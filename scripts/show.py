@@ -22,7 +22,7 @@ from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import read_expressions
 from glus.data.masks import MaskStore, open_masks
 from glus.data.sampling import context_indices_eval
-from glus.evaluation.score import read_prediction
+from glus.evaluation.predictions import open_predictions, read_complete
 from glus.inference.overlay import fit, legend, overlay, palette, side_by_side, strip, titled, write_movie
 from glus.structures import Expression
 
@@ -34,7 +34,7 @@ class MaskReader:
     """Masks of expressions by source, "ground truth" (where it is public) and "prediction".
 
     Args:
-        predictions_dir: folder ``<video>/<exp_id>/<frame>.png``.
+        predictions_dir: folder of PNGs or run-length codes.
         masks: the ground truth, or None where it is not public.
     """
 
@@ -48,9 +48,9 @@ class MaskReader:
         Raises:
             ValueError: a prediction is missing or unusable.
         """
-        predicted, unusable = read_prediction(self.predictions_dir, expression, frames, size)
-        if unusable:
-            raise ValueError(next(iter(unusable.values())))
+        predictions = open_predictions(self.predictions_dir, [expression])
+        masks = read_complete(predictions, expression, frames, size, "pictures need complete predictions: see score.py")
+        predicted = masks.to_dense() > 0
         if self.masks is None:
             return {"prediction": predicted}
         return {"ground truth": self.masks.read(expression, frames, size) > 0, "prediction": predicted}

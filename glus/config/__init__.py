@@ -12,6 +12,7 @@ from glus.config.data import (
     Layout,
     MixtureItem,
     PathsConfig,
+    Protocol,
     QuerySampling,
 )
 from glus.config.evaluation import CheckConfig, CompareConfig, Missing, ScoreConfig
@@ -73,6 +74,7 @@ __all__ = [
     "PredictConfig",
     "PredictionForm",
     "PretrainConfig",
+    "Protocol",
     "Quantization",
     "QuerySampling",
     "ScoreConfig",

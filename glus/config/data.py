@@ -33,6 +33,20 @@ class Layout(Enum):
     """ReasonSeg: pictures, each read as a video of one frame."""
 
 
+class Protocol(Enum):
+    """How a benchmark turns masks into numbers; see ``glus/evaluation/protocols``."""
+
+    jf = "jf"
+    """J and F: mean over all frames, then over expressions (MeViS, Ref-YouTube-VOS, ReasonVOS, Shapes)."""
+    mevis_v2 = "mevis_v2"
+    revos = "revos"
+    ref_davis17 = "ref_davis17"
+    """Both protocols, A and B."""
+    long_rvos = "long_rvos"
+    images = "images"
+    """cIoU and gIoU of pictures."""
+
+
 class QuerySampling(Enum):
     """Where query frames come from."""
 
@@ -98,6 +112,10 @@ class DatasetConfig:
     """Published counts, against which ``tools/check_data.py`` holds what it finds."""
     sha256: dict[str, str] = field(default_factory=dict)
     """SHA-256 of files below ``root`` (64 hexadecimal digits), where known; ``tools/check_data.py`` compares them."""
+    protocol: Protocol = Protocol.jf
+    """Which numbers ``scripts/score.py`` reports."""
+    official_missing: str | None = None
+    """What the benchmark's own script does with a missing prediction, for the report; null: there is no such script."""
     groups: str | None = None
     """Sidecar file below the split folder: {video: {exp_id: group}}; its groups are scored apart (Shapes' kinds)."""
 

@@ -26,7 +26,7 @@ class ScoreConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     predictions: str = MISSING
-    """Folder ``<video>/<exp_id>/<frame>.png``, any non-zero pixel is foreground."""
+    """Folder of ``<video>/<exp_id>/<frame>.png`` (any non-zero pixel is foreground) or of ``<video>.jsonl``."""
     missing: Missing = Missing.zero
     """A missing prediction scores 0 and is listed, is dropped from the mean, or is an error."""
     num_workers: int = 2

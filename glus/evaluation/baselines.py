@@ -29,16 +29,18 @@ from rich.table import Table
 from glus.config import DatasetConfig
 from glus.data.frames import FrameStore
 from glus.data.masks import open_masks
+from glus.data.rle import Size
 from glus.evaluation.bits import BitMasks, score_frames
-from glus.evaluation.report import csv_text
-from glus.evaluation.score import (
-    CHUNK_FRAMES,
+from glus.evaluation.predictions import (
     Video,
+    VideoPredictions,
     check_predictions_dir,
-    map_videos,
-    read_prediction,
-    read_scored_videos,
+    open_predictions,
+    read_complete,
 )
+from glus.evaluation.report import csv_text
+from glus.evaluation.score import CHUNK_FRAMES, map_videos, read_scored_videos
+from glus.evaluation.targets import TargetReader
 from glus.structures import Expression
 
 ROWS = ("model", "all_objects", "random_object", "other_sentence", "empty")
@@ -52,7 +54,7 @@ UNGROUPED = "all"
 
 Scores = dict[str, float]
 """J&F in [0, 1] by row; a row that does not exist for the expression is left out."""
-FrameScores = dict[str, np.ndarray]
+RowScores = dict[str, np.ndarray]
 """The same for each of some frames: (F,) float64 by row."""
 
 
@@ -101,7 +103,7 @@ def compare_predictions(
 
     Args:
         dataset: the split, with its ground truth.
-        predictions: label of a model -> its folder ``<video>/<exp_id>/<frame>.png``.
+        predictions: label of a model -> its folder of PNGs or run-length codes.
         num_workers: processes; results do not depend on it.
         max_videos: only the first so many videos of the split.
 
@@ -139,8 +141,9 @@ class VideoComparer:
         """By label, the rows of each expression of the video."""
         size = self.frames.size(video[0].video, video[0].frames[0])
         num_frames = len(video[0].frames)
+        opened = {label: open_predictions(folder, video) for label, folder in self.predictions.items()}
         chunks = [
-            self._compare_frames(video, range(start, min(start + CHUNK_FRAMES, num_frames)), size)
+            self._compare_frames(video, opened, range(start, min(start + CHUNK_FRAMES, num_frames)), size)
             for start in range(0, num_frames, CHUNK_FRAMES)
         ]
         return {
@@ -151,18 +154,22 @@ class VideoComparer:
             for label in self.predictions
         }
 
-    def _compare_frames(self, video: Video, frames: range, size: tuple[int, int]) -> dict[str, list[FrameScores]]:
+    def _compare_frames(
+        self, video: Video, opened: Mapping[str, VideoPredictions], frames: range, size: Size
+    ) -> dict[str, list[RowScores]]:
         """By label, the rows of each expression in some frames; every mask is read once."""
+        targets = TargetReader(self.masks, frames, size)
         names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
-        objects = {name: self.masks.read(replace(video[0], annotation_ids=(name,)), frames, size) for name in names}
-        nothing = np.zeros((len(frames), *size), dtype=np.uint8)
-        targets = [_union([objects[name] for name in e.annotation_ids], nothing) for e in video]
-        blind = [_sentence_blind_scores(list(objects.values()), nothing, target) for target in targets]
+        objects = [targets(replace(video[0], annotation_ids=(name,))) for name in names]
+        nothing = targets(replace(video[0], annotation_ids=()))
+        blind = [_sentence_blind_scores(objects, nothing, targets(expression)) for expression in video]
+        hint = "a comparison needs complete predictions: see score.py"
         compared = {}
-        for label, folder in self.predictions.items():
-            answers = [_read_complete(folder, expression, frames, size) for expression in video]
+        for label, predictions in opened.items():
+            answers = [read_complete(predictions, expression, frames, size, hint) for expression in video]
             compared[label] = [
-                _model_scores(video, answers, index, targets[index]) | blind[index] for index in range(len(video))
+                _model_scores(video, answers, index, targets(expression)) | blind[index]
+                for index, expression in enumerate(video)
             ]
         return compared
 
@@ -211,47 +218,34 @@ def margin(rows: Mapping[str, float | None]) -> float | None:
     return None if model is None or not blind else model - max(blind)
 
 
-def _model_scores(video: Video, answers: Sequence[np.ndarray], index: int, target_FHW: np.ndarray) -> FrameScores:
+def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, target: BitMasks) -> RowScores:
     """Rows made of the model's answers: to this expression, and to those about entirely different objects."""
     own = set(video[index].annotation_ids)
     others = [
-        frame_scores(answer, target_FHW)
+        jf(answer, target)
         for expression, answer in zip(video, answers, strict=True)
         if expression.annotation_ids and own.isdisjoint(expression.annotation_ids)
     ]
-    scores = {"model": frame_scores(answers[index], target_FHW)}
+    scores = {"model": jf(answers[index], target)}
     return scores | ({"other_sentence": np.mean(others, axis=0)} if others else {})
 
 
-def _sentence_blind_scores(
-    objects: Sequence[np.ndarray], nothing_FHW: np.ndarray, target_FHW: np.ndarray
-) -> FrameScores:
+def _sentence_blind_scores(objects: Sequence[BitMasks], nothing: BitMasks, target: BitMasks) -> RowScores:
     """Rows made of the ground truth of the video's objects alone."""
-    scores = {
-        "all_objects": frame_scores(_union(objects, nothing_FHW), target_FHW),
-        "empty": frame_scores(nothing_FHW, target_FHW),
-    }
+    scores = {"all_objects": jf(_union(objects, nothing), target), "empty": jf(nothing, target)}
     if objects:
-        scores["random_object"] = np.mean([frame_scores(mask, target_FHW) for mask in objects], axis=0)
+        scores["random_object"] = np.mean([jf(mask, target) for mask in objects], axis=0)
     return scores
 
 
-def frame_scores(prediction_FHW: np.ndarray, target_FHW: np.ndarray) -> np.ndarray:
+def jf(prediction: BitMasks, target: BitMasks) -> np.ndarray:
     """(F,) float64: J&F of each frame."""
-    scores = score_frames(BitMasks.from_dense(prediction_FHW), BitMasks.from_dense(target_FHW))
+    scores = score_frames(prediction, target)
     return (scores.j_T + scores.f_T) / 2
 
 
-def _union(masks: Sequence[np.ndarray], nothing_FHW: np.ndarray) -> np.ndarray:
-    return np.bitwise_or.reduce([nothing_FHW, *masks])
-
-
-def _read_complete(folder: Path, expression: Expression, frames: range, size: tuple[int, int]) -> np.ndarray:
-    """Predicted masks (F, H, W); ValueError if one is missing, for comparing incomplete answers would say nothing."""
-    masks_FHW, unusable = read_prediction(folder, expression, frames, size)
-    if unusable:
-        raise ValueError(f"{next(iter(unusable.values()))} (a comparison needs complete predictions: see score.py)")
-    return masks_FHW
+def _union(masks: Sequence[BitMasks], nothing: BitMasks) -> BitMasks:
+    return BitMasks(np.bitwise_or.reduce([nothing.words_TWh, *(mask.words_TWh for mask in masks)]), nothing.height)
 
 
 def _mean_percent(scores: Sequence[Scores], row: str) -> float | None:

@@ -1,4 +1,4 @@
-"""What a scoring run says: typed results, a table for people, report.json and per_expression.csv for programs."""
+"""What a scoring run says: typed results, tables for people, report.json and CSV files for programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -26,8 +26,11 @@ class Answer(Enum):
     """What was predicted for an expression over the whole video."""
 
     masks = "masks"
+    """Some foreground."""
     empty = "empty"
+    """No foreground in any frame, and every frame was predicted."""
     missing = "missing"
+    """No foreground, and in some frame no prediction that could be read."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,14 @@ class ExpressionScore:
     f: float
     """Mean boundary accuracy over all frames, in [0, 1]; unreadable frames count 0."""
     answer: Answer
-    """``masks``: some foreground; ``empty``: none in any frame; ``missing``: no frame could be read."""
+    j_visible: float | None = None
+    """Mean J over the frames in which an object is to be seen; None where there are none."""
+    f_visible: float | None = None
+    """The same for F."""
+    false_positives: float | None = None
+    """Share of the frames without an object that were answered with foreground; None where there are none."""
+    measures: dict[str, float | None] = field(default_factory=dict)
+    """What the benchmark's protocol measures besides, by name."""
     problems: tuple[str, ...] = ()
     """One line for each missing or unusable prediction."""
     is_counted: bool = True
@@ -56,6 +66,34 @@ class ExpressionScore:
     def jf(self) -> float:
         """J&F, the mean of both."""
         return (self.j + self.f) / 2
+
+
+@dataclass(frozen=True)
+class ObjectScore:
+    """The score of one object where a protocol scores objects (Ref-DAVIS17 A)."""
+
+    video: str
+    group: str
+    object_id: int
+    proposal: int
+    """Which predicted id was assigned to it."""
+    j: float
+    f: float
+    is_complete: bool
+    """Whether every prediction that went into it could be read; if not, it is left out by ``missing=drop``."""
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """One of a benchmark's own tables."""
+
+    name: str
+    """Its key in report.json."""
+    title: str
+    rows: dict[str, dict[str, float]]
+    """By row and column; shares of 1 are float, counts int, NaN where there is nothing to average."""
+    note: str = ""
+    """What a reader must know to compare it."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +110,20 @@ class GroupScore:
     """N-acc of MeViS v2: share of the expressions without an object that were answered with empty masks only."""
     target_accuracy: float
     """T-acc of MeViS v2: share of the expressions with an object that were answered with any foreground."""
+    j_visible: float
+    f_visible: float
+    false_positives: float
+    """Means over the expressions that have such frames."""
 
     @property
     def jf(self) -> float:
         """J&F, the mean of both."""
         return (self.j + self.f) / 2
+
+    @property
+    def jf_visible(self) -> float:
+        """J&F in the frames in which an object is to be seen."""
+        return (self.j_visible + self.f_visible) / 2
 
 
 @dataclass(frozen=True)
@@ -94,13 +141,22 @@ class Report:
     """By ``Expression.group``, in order of first appearance; empty where the dataset has no groups."""
     expressions: tuple[ExpressionScore, ...]
     """In dataset order."""
+    title: str = "J&F"
+    """What the means over expressions are: the protocol."""
+    official_missing: str | None = None
+    """What the benchmark's own script does with a missing prediction; None where there is no such script."""
+    objects: tuple[ObjectScore, ...] = ()
+    tables: tuple[ScoreTable, ...] = ()
+    """The benchmark's own tables."""
+    file_problems: tuple[str, ...] = ()
+    """Lines of RLE files that cannot be read."""
     warnings: tuple[str, ...] = ()
     """Predictions that belong to no expression."""
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Every missing or unusable prediction, in dataset order."""
-        return tuple(problem for score in self.expressions for problem in score.problems)
+        """Everything in the predictions that is missing or unusable: files first, then in dataset order."""
+        return (*self.file_problems, *(problem for score in self.expressions for problem in score.problems))
 
 
 def summarize(scores: Sequence[ExpressionScore]) -> GroupScore:
@@ -109,63 +165,81 @@ def summarize(scores: Sequence[ExpressionScore]) -> GroupScore:
     return GroupScore(
         num_expressions=len(counted),
         num_incomplete=sum(bool(score.problems) for score in scores),
-        j=_mean(score.j for score in counted),
-        f=_mean(score.f for score in counted),
-        no_target_accuracy=_mean(score.answer is Answer.empty for score in counted if not score.has_target),
-        target_accuracy=_mean(score.answer is Answer.masks for score in counted if score.has_target),
+        j=mean_of(score.j for score in counted),
+        f=mean_of(score.f for score in counted),
+        no_target_accuracy=mean_of(score.answer is Answer.empty for score in counted if not score.has_target),
+        target_accuracy=mean_of(score.answer is Answer.masks for score in counted if score.has_target),
+        j_visible=mean_of(score.j_visible for score in counted),
+        f_visible=mean_of(score.f_visible for score in counted),
+        false_positives=mean_of(score.false_positives for score in counted),
     )
 
 
+def by_group(scores: Sequence[ExpressionScore]) -> dict[str, list[ExpressionScore]]:
+    """The scores of each group, in order of first appearance; nothing if no expression has a group."""
+    groups: dict[str, list[ExpressionScore]] = {}
+    for score in scores:
+        groups.setdefault(score.group, []).append(score)
+    return {} if list(groups) == [""] else groups
+
+
 def group_scores(scores: Sequence[ExpressionScore]) -> dict[str, GroupScore]:
-    """``summarize`` for each group, in order of first appearance; nothing if no expression has a group."""
-    names = list(dict.fromkeys(score.group for score in scores))
-    if names == [""] or not names:
-        return {}
-    return {name: summarize([score for score in scores if score.group == name]) for name in names}
+    """``summarize`` for each group."""
+    return {name: summarize(group) for name, group in by_group(scores).items()}
+
+
+def mean_of(values: Iterable[float | None]) -> float:
+    """Mean of the values that exist, in the given order; NaN if there are none."""
+    numbers = np.array([value for value in values if value is not None], dtype=np.float64)
+    return float(np.mean(numbers)) if numbers.size else math.nan
 
 
 def print_report(report: Report, console: Console) -> None:
-    """A table in percent with a line per group and one for all expressions; then problems and warnings."""
-    table = Table(title=f"{report.dataset} ({report.split}), percent", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("group", no_wrap=True)
-    for column in ("J", "F", "J&F", "N-acc", "T-acc", "num", "incomplete"):
-        table.add_column(column, justify="right")
-    for name, score in {**report.groups, "all expressions": report.overall}.items():
-        percents = (score.j, score.f, score.jf, score.no_target_accuracy, score.target_accuracy)
-        counts = (score.num_expressions, score.num_incomplete)
-        table.add_row(escape(name or "(none)"), *map(percent, percents), *map(str, counts))
-    console.print(table)
+    """Tables in percent: one with a line per group and one for all expressions, then the benchmark's own; then
+    problems and warnings."""
+    groups = {**report.groups, "all expressions": report.overall}
+    rows = {
+        name or "(none)": {
+            "J": s.j, "F": s.f, "J&F": s.jf, "J&F visible": s.jf_visible, "false pos.": s.false_positives,
+            "N-acc": s.no_target_accuracy, "T-acc": s.target_accuracy,
+            "num": s.num_expressions, "incomplete": s.num_incomplete,
+        }
+        for name, s in groups.items()
+    }  # fmt: skip
+    _print_table(console, f"{report.dataset} ({report.split}), percent. {report.title}", rows)
+    console.print(
+        "visible: frames with an object; false pos.: frames without an object that were answered with foreground; "
+        "N-acc, T-acc: expressions without / with an object that were answered with nothing / something\n",
+        highlight=False,
+    )
+    for table in report.tables:
+        _print_table(console, f"{table.title}, percent", table.rows)
+        if table.note:
+            console.print(f"{table.note}\n", markup=False, highlight=False)
     _print_list(console, f"missing or unusable predictions (missing={report.missing})", report.problems, "red")
-    _print_list(console, "predictions that belong to no expression, ignored", report.warnings, "yellow")
+    if report.problems and report.official_missing is not None:
+        console.print(f"the official script: {report.official_missing}", markup=False, highlight=False)
+    _print_list(console, "predictions that belong to nothing, ignored", report.warnings, "yellow")
 
 
-def write_report(report: Report, output_dir: Path) -> None:
-    """Write report.json and per_expression.csv into ``output_dir``, each complete or not at all.
+def write_report(report: Report, output_dir: Path) -> list[Path]:
+    """Write report.json, per_expression.csv and, where objects are scored, per_object.csv into ``output_dir``.
 
-    Scores are in [0, 1]; a mean over nothing is null in JSON.
+    Each file is complete or absent. Scores are in [0, 1]; a mean over nothing is null in JSON.
+
+    Returns:
+        The paths.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    summary = {
-        "dataset": report.dataset,
-        "split": report.split,
-        "predictions": report.predictions,
-        "missing": report.missing,
-        "overall": _as_json(report.overall),
-        "groups": {name: _as_json(score) for name, score in report.groups.items()},
-        "problems": report.problems,
-        "warnings": report.warnings,
+    files = {
+        "report.json": json.dumps(_as_json(report), indent=2, allow_nan=False) + "\n",
+        "per_expression.csv": csv_text([_as_row(score) for score in report.expressions]),
     }
-    write_text_atomically(output_dir / "report.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    rows = [
-        {
-            **asdict(score),
-            "jf": score.jf,
-            "answer": score.answer.value,
-            "problems": "; ".join(score.problems),
-        }
-        for score in report.expressions
-    ]
-    write_text_atomically(output_dir / "per_expression.csv", csv_text(rows))
+    if report.objects:
+        files["per_object.csv"] = csv_text([asdict(score) for score in report.objects])
+    for name, text in files.items():
+        write_text_atomically(output_dir / name, text)
+    return [output_dir / name for name in files]
 
 
 def csv_text(rows: Sequence[dict[str, object]]) -> str:
@@ -185,18 +259,59 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def percent(value: float | None) -> str:
-    """A share of 1 as percent with two decimals; "-" where there is no value."""
+    """A share of 1 as percent with two decimals, a count as it is; "-" where there is no value."""
+    if isinstance(value, int):
+        return str(value)
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _mean(values: Iterable[float]) -> float:
-    numbers = np.array(list(values), dtype=np.float64)
-    return float(np.mean(numbers)) if numbers.size else math.nan
+def _as_json(report: Report) -> dict[str, object]:
+    return {
+        "dataset": report.dataset,
+        "split": report.split,
+        "predictions": report.predictions,
+        "missing": report.missing,
+        "official_missing": report.official_missing,
+        "protocol": report.title,
+        "overall": _group_as_json(report.overall),
+        "groups": {name: _group_as_json(score) for name, score in report.groups.items()},
+        "tables": {
+            table.name: {
+                "title": table.title,
+                "note": table.note,
+                "rows": {name: _without_nan(row) for name, row in table.rows.items()},
+            }
+            for table in report.tables
+        },
+        "problems": report.problems,
+        "warnings": report.warnings,
+    }
 
 
-def _as_json(score: GroupScore) -> dict[str, float | int | None]:
-    values = {**asdict(score), "jf": score.jf}
+def _as_row(score: ExpressionScore) -> dict[str, object]:
+    values = asdict(score)
+    measures = values.pop("measures")
+    return {
+        **values, "jf": score.jf, "answer": score.answer.value, "problems": "; ".join(score.problems), **measures
+    }  # fmt: skip
+
+
+def _group_as_json(score: GroupScore) -> dict[str, float | None]:
+    return _without_nan({**asdict(score), "jf": score.jf, "jf_visible": score.jf_visible})
+
+
+def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def _print_table(console: Console, title: str, rows: dict[str, dict[str, float]]) -> None:
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("group", no_wrap=True)
+    for column in next(iter(rows.values())):
+        table.add_column(escape(column), justify="right")
+    for name, row in rows.items():
+        table.add_row(escape(name), *map(percent, row.values()))
+    console.print(table)
 
 
 def _print_list(console: Console, title: str, lines: Sequence[str], style: str) -> None:

@@ -1,39 +1,57 @@
 """Score a folder of predictions: exactly the expressions of the split, each prediction accounted for.
 
-A prediction is ``<folder>/<video>/<exp_id>/<frame>.png`` at the size of the video's frames; any non-zero pixel is
-foreground. Work is shared by videos among processes, and every mean is taken in dataset order, so scores do not depend
-on the number of processes.
+Predictions are PNGs or run-length codes (see ``predictions.py``) at the size of the video's frames. Work is shared by
+videos among processes, and every mean is taken in dataset order, so scores do not depend on the number of processes.
 """
 
 from __future__ import annotations
 
-import io
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from glus.config import DatasetConfig, Missing
 from glus.data.frames import FrameStore
 from glus.data.index import read_expressions, require_annotations
 from glus.data.masks import open_masks
-from glus.evaluation.metrics import boundary_accuracy, region_similarity
-from glus.evaluation.report import Answer, ExpressionScore, Report, group_scores, summarize
+from glus.data.rle import Size
+from glus.evaluation.bits import FrameScores, score_frames
+from glus.evaluation.measured import Chunk, Measured, Observed
+from glus.evaluation.predictions import (
+    Video,
+    VideoPredictions,
+    check_predictions_dir,
+    open_predictions,
+    unexpected_files,
+)
+from glus.evaluation.protocols import RULES
+from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, Report, group_scores, summarize
+from glus.evaluation.targets import TargetReader
 from glus.structures import Expression
 
 CHUNK_FRAMES = 32
 """Frames in memory at a time, so that memory does not grow with the video."""
 
-Video = list[Expression]
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class VideoScore:
+    """All that is known of one video."""
+
+    expressions: list[ExpressionScore]
+    objects: list[ObjectScore]
+    problems: tuple[str, ...]
+    """What is wrong with the file of predictions as such."""
+    warnings: tuple[str, ...]
 
 
 def score_predictions(
@@ -43,25 +61,30 @@ def score_predictions(
     num_workers: int = 1,
     max_videos: int | None = None,
 ) -> Report:
-    """J and F of every expression of a split, their means per group and overall.
+    """J and F of every expression of a split, their means per group and overall, and the benchmark's own tables.
 
     Args:
         dataset: the split, with its ground truth.
-        predictions_dir: folder ``<video>/<exp_id>/<frame>.png``.
-        missing: what a missing or unusable PNG does. ``zero``: its frame scores 0 in J and F; ``drop``: its
+        predictions_dir: folder of PNGs or run-length codes, see ``predictions.py``.
+        missing: what a missing or unusable mask does. ``zero``: its frame scores 0, by every measure; ``drop``: its
             expression is left out of the means; ``error``: ValueError. The first two list it in the report.
         num_workers: scoring processes; 1 scores in this process. Scores do not depend on it.
         max_videos: only the first so many videos of the split.
 
     Raises:
         FileNotFoundError: the folder of predictions or a file of the dataset does not exist.
-        ValueError: ``missing`` is ``error`` and a prediction is missing or unusable; the split has no ground truth.
+        ValueError: ``missing`` is ``error`` and a prediction is missing or unusable; a video is predicted in both
+            forms; the split has no ground truth.
         RuntimeError: a scoring process died.
     """
     check_predictions_dir(predictions_dir)
-    videos = read_scored_videos(dataset)
+    all_videos = read_scored_videos(dataset)
     open_scorer = partial(VideoScorer, dataset, Path(predictions_dir), missing)
-    scores = [score for video in map_videos(open_scorer, videos[:max_videos], num_workers) for score in video]
+    videos = list(map_videos(open_scorer, all_videos[:max_videos], num_workers))
+    scores = [score for video in videos for score in video.expressions]
+    objects = [score for video in videos for score in video.objects]
+    is_dropping = missing is Missing.drop
+    rules = RULES[dataset.protocol]
     return Report(
         dataset=dataset.name,
         split=dataset.split,
@@ -70,7 +93,20 @@ def score_predictions(
         overall=summarize(scores),
         groups=group_scores(scores),
         expressions=tuple(scores),
-        warnings=tuple(unexpected_predictions(Path(predictions_dir), videos)),
+        title=rules.title,
+        official_missing=dataset.official_missing,
+        objects=tuple(objects),
+        tables=tuple(
+            rules.tables(
+                [score for score in scores if score.is_counted],
+                [score for score in objects if score.is_complete or not is_dropping],
+            )
+        ),
+        file_problems=tuple(problem for video in videos for problem in video.problems),
+        warnings=tuple(
+            [warning for video in videos for warning in video.warnings]
+            + unexpected_files(Path(predictions_dir), all_videos)
+        ),
     )
 
 
@@ -82,133 +118,97 @@ class VideoScorer:
         self.missing = missing
         self.masks = open_masks(dataset)
         self.frames = FrameStore(dataset)
+        self.rules = RULES[dataset.protocol]
+        self.observe = self.rules.open_observer(dataset) if self.rules.open_observer else None
 
-    def __call__(self, video: Video) -> list[ExpressionScore]:
-        """The scores of these expressions, in their order."""
-        size = self.frames.size(video[0].video, video[0].frames[0])
-        return [self.score(expression, size) for expression in video]
-
-    def score(self, expression: Expression, size: tuple[int, int]) -> ExpressionScore:
-        """The score of one expression over all its frames of ``size`` (H, W).
+    def __call__(self, video: Video) -> VideoScore:
+        """The scores of these expressions, in their order.
 
         Raises:
             ValueError: a prediction is missing or unusable and ``missing`` is ``error``.
         """
-        num_frames = len(expression.frames)
-        scores = np.zeros((2, num_frames))
-        problems: dict[int, str] = {}
-        is_empty = True
+        predictions = open_predictions(self.predictions_dir, video)
+        measured, unusable = self._measure(video, predictions)
+        problems = [*predictions.problems, *(line for lines in unusable for line in lines)]
+        if problems and self.missing is Missing.error:
+            raise ValueError(f"{problems[0]} (missing=error stops at the first)")
+        scores = []
+        for one, lines in zip(measured, unusable, strict=True):
+            nothing = predictions.no_answer(one.expression) if lines else None
+            listed = (f"{one.expression.name}: {nothing}",) if nothing else lines
+            scores.append(self._score(one, listed))
+        return VideoScore(scores, self.rules.match(measured), predictions.problems, predictions.warnings)
+
+    def _measure(self, video: Video, predictions: VideoPredictions) -> tuple[list[Measured], list[tuple[str, ...]]]:
+        """What is counted of each expression, and a line for each of its frames that could not be read."""
+        size = self.frames.size(video[0].video, video[0].frames[0])
+        num_frames = max(len(expression.frames) for expression in video)
+        chunks: list[list[FrameScores]] = [[] for _ in video]
+        unusable: list[dict[int, str]] = [{} for _ in video]
+        observed: list[Observed] = []
         for start in range(0, num_frames, CHUNK_FRAMES):
             frames = range(start, min(start + CHUNK_FRAMES, num_frames))
-            prediction, unusable = read_prediction(self.predictions_dir, expression, frames, size)
-            target = self.masks.read(expression, frames, size)
-            readable = [i for i, frame in enumerate(frames) if frame not in unusable]
-            scores[0, start:][readable] = region_similarity(prediction[readable], target[readable])
-            scores[1, start:][readable] = boundary_accuracy(prediction[readable], target[readable])
-            problems |= unusable
-            is_empty &= not prediction.any()
-        if problems and self.missing is Missing.error:
-            raise ValueError(f"{next(iter(problems.values()))} (missing=error stops at the first)")
-        answer = Answer.masks if not is_empty else Answer.missing if len(problems) == num_frames else Answer.empty
+            targets = TargetReader(self.masks, frames, size)
+            masks = []
+            for index, expression in enumerate(video):
+                prediction, lines = predictions.read(expression, targets.frames_of(expression), size)
+                chunks[index].append(score_frames(prediction, targets(expression)))
+                unusable[index] |= lines
+                masks += [prediction] if self.observe else []
+            if self.observe:
+                observed.append(self.observe(Chunk(video, frames, size, masks, targets, self.masks)))
+        together = {name: np.concatenate([chunk[name] for chunk in observed]) for name in (observed or [{}])[0]}
+        measured = [
+            _measured(expression, size, chunks[index], unusable[index], together, index)
+            for index, expression in enumerate(video)
+        ]
+        return measured, [tuple(lines.values()) for lines in unusable]
+
+    def _score(self, measured: Measured, problems: tuple[str, ...]) -> ExpressionScore:
+        expression, frames = measured.expression, measured.frames
+        visible_T = measured.visible_T
+        has_answer = bool(frames.prediction_T.any())
+        answer = Answer.masks if has_answer else Answer.missing if measured.unusable_T.any() else Answer.empty
         return ExpressionScore(
             video=expression.video,
             exp_id=expression.exp_id,
             text=expression.text,
             group=expression.group,
-            num_frames=num_frames,
+            num_frames=len(expression.frames),
             has_target=bool(expression.annotation_ids),
-            j=float(np.mean(scores[0])),
-            f=float(np.mean(scores[1])),
+            j=float(np.mean(frames.j_T)),
+            f=float(np.mean(frames.f_T)),
             answer=answer,
-            problems=self._listed(expression, problems),
+            j_visible=_mean_or_none(frames.j_T[visible_T]),
+            f_visible=_mean_or_none(frames.f_T[visible_T]),
+            false_positives=_mean_or_none(measured.answered_T[~visible_T]),
+            measures=self.rules.measure(measured),
+            problems=problems,
             is_counted=not (problems and self.missing is Missing.drop),
         )
 
-    def _listed(self, expression: Expression, problems: dict[int, str]) -> tuple[str, ...]:
-        """One line per frame, or one for the whole expression if its folder does not exist."""
-        folder = expression_dir(self.predictions_dir, expression)
-        if problems and not folder.is_dir():
-            return (f"{expression.name}: no folder {folder}",)
-        return tuple(problems.values())
+
+def _measured(
+    expression: Expression,
+    size: Size,
+    chunks: Sequence[FrameScores],
+    unusable: dict[int, str],
+    observed: Observed,
+    index: int,
+) -> Measured:
+    """The chunks of one expression put together; J and F are 0 where a prediction could not be read."""
+    arrays = {
+        field.name: np.concatenate([getattr(chunk, field.name) for chunk in chunks]) for field in fields(FrameScores)
+    }
+    unusable_T = np.zeros(len(expression.frames), dtype=bool)
+    unusable_T[list(unusable)] = True
+    for name in ("j_T", "f_T"):
+        arrays[name] = np.where(unusable_T, 0.0, arrays[name])
+    return Measured(expression, size, FrameScores(**arrays), unusable_T, observed, index)
 
 
-def read_prediction(
-    predictions_dir: Path, expression: Expression, frames: Sequence[int], size: tuple[int, int]
-) -> tuple[np.ndarray, dict[int, str]]:
-    """The predicted masks of some frames of an expression.
-
-    Returns:
-        (F, H, W) bool, all False in frames that could not be read; and for each of those its frame index with a line
-        that says what is wrong.
-    """
-    masks_FHW = np.zeros((len(frames), *size), dtype=bool)
-    unusable = {}
-    for row, frame in enumerate(frames):
-        name = expression.frames[frame]
-        try:
-            masks_FHW[row] = read_mask(expression_dir(predictions_dir, expression) / f"{name}.png", size)
-        except UnusablePrediction as error:
-            unusable[frame] = f"{expression.name}, frame {name}: {error}"
-    return masks_FHW, unusable
-
-
-class UnusablePrediction(Exception):
-    """A prediction that cannot be scored; the message says what is wrong with which file."""
-
-
-def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A mask file as (H, W) bool, foreground where any colour channel is not 0.
-
-    Reads every PNG (1-bit, grey, palette indices, colour; alpha is ignored) and trusts none: checksums are verified,
-    since a damaged file can otherwise decode to a partly black mask.
-
-    Raises:
-        UnusablePrediction: the file is missing, does not decode, or is not of ``size`` (H, W).
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise UnusablePrediction(f"{path} {reason}") from error
-    try:
-        Image.open(io.BytesIO(data), formats=["PNG"]).verify()
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            pixels = np.asarray(image)
-            num_colours = pixels.shape[2] - image.mode.endswith("A") if pixels.ndim == 3 else 1
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnusablePrediction(f"{path} is not a readable PNG (damaged or cut short)") from error
-    if pixels.shape[:2] != size:
-        found, expected = ("x".join(map(str, shape)) for shape in (pixels.shape[:2], size))
-        raise UnusablePrediction(f"{path} is {found}, but the video's frames are {expected} (height x width)")
-    return np.any(pixels.reshape(*size, -1)[..., :num_colours], axis=2)
-
-
-def expression_dir(predictions_dir: Path, expression: Expression) -> Path:
-    """Where the masks of an expression lie; video ids may contain slashes."""
-    return predictions_dir / expression.prediction_dir
-
-
-def unexpected_predictions(predictions_dir: Path, videos: Sequence[Video]) -> list[str]:
-    """Folders with PNGs that belong to no expression, and PNGs that belong to no frame, as sorted lines."""
-    expected = {expression_dir(predictions_dir, expression): expression for video in videos for expression in video}
-    lines = []
-    for folder, subfolders, names in os.walk(predictions_dir):
-        subfolders.sort()
-        pngs = {name.removesuffix(".png") for name in names if name.endswith(".png")}
-        expression = expected.get(Path(folder))
-        if expression is None and pngs:
-            lines.append(f"{folder}: {len(pngs)} PNGs of no expression")
-        elif expression is not None and (extra := sorted(pngs.difference(expression.frames))):
-            lines.append(f"{folder}: {len(extra)} PNGs of no frame, the first {extra[0]}.png")
-    return lines
-
-
-def check_predictions_dir(predictions_dir: str | Path) -> None:
-    """Raise FileNotFoundError unless the folder exists: a misspelt path is no prediction that scores 0."""
-    if not Path(predictions_dir).is_dir():
-        raise FileNotFoundError(
-            f"no folder of predictions {predictions_dir}; expected <video>/<exp_id>/<frame>.png in it"
-        )
+def _mean_or_none(values_T: np.ndarray) -> float | None:
+    return float(np.mean(values_T)) if values_T.size else None
 
 
 def read_scored_videos(dataset: DatasetConfig) -> list[Video]:

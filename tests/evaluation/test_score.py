@@ -17,8 +17,9 @@ from rich.console import Console
 
 from glus.config import DatasetConfig, Missing
 from glus.data.index import read_expressions
+from glus.evaluation.predictions import UnusablePrediction, read_png
 from glus.evaluation.report import Answer, Report, print_report, write_report
-from glus.evaluation.score import UnusablePrediction, map_videos, read_mask, score_predictions
+from glus.evaluation.score import map_videos, score_predictions
 
 
 def scores(report: Report) -> dict[str, tuple[float, float]]:
@@ -165,7 +166,7 @@ def test_any_nonzero_pixel_is_foreground(dataset: DatasetConfig, perfect: Path, 
     assert results[0] == results[1] == results[2]
 
 
-def test_read_mask_understands_every_kind_of_png(tmp_path: Path) -> None:
+def test_read_png_understands_every_kind_of_png(tmp_path: Path) -> None:
     mask = np.random.default_rng(0).random((6, 9)) < 0.5
     grey = mask.astype(np.uint8)
     palette = Image.fromarray(grey * 2)
@@ -182,13 +183,13 @@ def test_read_mask_understands_every_kind_of_png(tmp_path: Path) -> None:
     }
     for name, image in images.items():
         image.save(tmp_path / f"{name}.png")
-        assert (read_mask(tmp_path / f"{name}.png", (6, 9)) == mask).all(), name
+        assert (read_png(tmp_path / f"{name}.png", (6, 9)) == mask).all(), name
     Image.fromarray(grey).save(tmp_path / "jpeg.png", format="JPEG")
     with pytest.raises(UnusablePrediction, match="not a readable PNG"):
-        read_mask(tmp_path / "jpeg.png", (6, 9))
+        read_png(tmp_path / "jpeg.png", (6, 9))
 
 
-def test_read_mask_notices_every_damage(tmp_path: Path) -> None:
+def test_read_png_notices_every_damage(tmp_path: Path) -> None:
     mask = np.zeros((40, 50), bool)
     mask[10:20, 5:33] = True
     path = tmp_path / "mask.png"
@@ -198,10 +199,10 @@ def test_read_mask_notices_every_damage(tmp_path: Path) -> None:
     for position in range(0, last_needed, 3):
         path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
         with pytest.raises(UnusablePrediction):
-            read_mask(path, mask.shape)
+            read_png(path, mask.shape)
         path.write_bytes(data[:position])
         with pytest.raises(UnusablePrediction):
-            read_mask(path, mask.shape)
+            read_png(path, mask.shape)
 
 
 def test_long_videos_are_scored_in_chunks(dataset: DatasetConfig, perfect: Path, monkeypatch) -> None:
