@@ -15,7 +15,7 @@ from glus.config.data import (
     Protocol,
     QuerySampling,
 )
-from glus.config.evaluation import CheckConfig, CompareConfig, Missing, ScoreConfig
+from glus.config.evaluation import CheckConfig, CompareConfig, Missing, ScoreConfig, SubmitConfig
 from glus.config.inference import (
     SETTING_PATHS,
     InferenceConfig,
@@ -82,6 +82,7 @@ __all__ = [
     "SegmenterConfig",
     "SettingsConfig",
     "ShowConfig",
+    "SubmitConfig",
     "TrainConfig",
     "TrainerConfig",
     "WandbConfig",

@@ -79,6 +79,23 @@ class CheckConfig:
         require(self.num_workers >= 1, "num_workers", "at least 1", self.num_workers)
 
 
+@dataclass
+class SubmitConfig:
+    """``scripts/submit.py``."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    predictions: str = MISSING
+    """Folder of ``<video>/<exp_id>/<frame>.png`` or of ``<video>.jsonl``."""
+    output: str = MISSING
+    """The zip file."""
+    num_workers: int = 2
+    """Processes; the zip does not depend on it."""
+
+    def __post_init__(self) -> None:
+        _check_scoring(self.num_workers, None)
+
+
 def _check_scoring(num_workers: int, max_videos: int | None) -> None:
     require(num_workers >= 1, "num_workers", "at least 1", num_workers)
     require(max_videos is None or max_videos >= 1, "max_videos", "null (all) or at least 1", max_videos)

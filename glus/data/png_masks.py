@@ -46,6 +46,11 @@ class PaletteMasks:
         """See ``MaskStore.annotated``: every frame."""
         return np.ones(len(expression.frames), bool)
 
+    def num_objects(self, expression: Expression, size: Size) -> int:
+        """The largest id in the video's first frame, by which DAVIS counts a video's objects; errors as ``read``."""
+        first_HW = self._indices(expression, [0], size)[0]
+        return int(first_HW[first_HW != VOID].max(initial=0))
+
     def _indices(self, expression: Expression, frames: Sequence[int], size: Size) -> list[np.ndarray]:
         """F arrays (H, W) uint8."""
         if not self.folder.is_dir():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from glus.data.masks import MaskStore
+from glus.data.mask_store import MaskStore
 from glus.data.rle import Size
 from glus.evaluation.bits import BitMasks, FrameScores
 from glus.structures import Expression
@@ -37,7 +37,7 @@ class Measured:
     expression: Expression
     size: Size
     frames: FrameScores
-    """J and F are 0 in frames that could not be read."""
+    """Of the frames for which there is a ground truth. J and F are 0 in frames that could not be read."""
     unusable_T: np.ndarray
     """bool: frames whose prediction could not be read; by every measure they count as the worst answer."""
     observed: Observed = field(default_factory=dict)

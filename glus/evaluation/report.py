@@ -42,6 +42,7 @@ class ExpressionScore:
     text: str
     group: str
     num_frames: int
+    """Frames that are scored: those for which there is a ground truth."""
     has_target: bool
     """Whether the expression names any object at all."""
     j: float
@@ -150,6 +151,8 @@ class Report:
     """The benchmark's own tables."""
     file_problems: tuple[str, ...] = ()
     """Lines of RLE files that cannot be read."""
+    without_truth: tuple[str, ...] = ()
+    """Expressions whose ground truth has no frame: they are in no mean."""
     warnings: tuple[str, ...] = ()
     """Predictions that belong to no expression."""
 
@@ -219,6 +222,7 @@ def print_report(report: Report, console: Console) -> None:
     _print_list(console, f"missing or unusable predictions (missing={report.missing})", report.problems, "red")
     if report.problems and report.official_missing is not None:
         console.print(f"the official script: {report.official_missing}", markup=False, highlight=False)
+    _print_list(console, "expressions without ground truth, not scored", report.without_truth, "yellow")
     _print_list(console, "predictions that belong to nothing, ignored", report.warnings, "yellow")
 
 
@@ -284,6 +288,7 @@ def _as_json(report: Report) -> dict[str, object]:
             for table in report.tables
         },
         "problems": report.problems,
+        "without_truth": report.without_truth,
         "warnings": report.warnings,
     }
 

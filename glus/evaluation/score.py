@@ -7,7 +7,7 @@ videos among processes, and every mean is taken in dataset order, so scores do n
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
@@ -52,6 +52,8 @@ class VideoScore:
     problems: tuple[str, ...]
     """What is wrong with the file of predictions as such."""
     warnings: tuple[str, ...]
+    without_truth: tuple[str, ...]
+    """Expressions that cannot be scored, which is no fault of the predictions."""
 
 
 def score_predictions(
@@ -103,6 +105,7 @@ def score_predictions(
             )
         ),
         file_problems=tuple(problem for video in videos for problem in video.problems),
+        without_truth=tuple(line for video in videos for line in video.without_truth),
         warnings=tuple(
             [warning for video in videos for warning in video.warnings]
             + unexpected_files(Path(predictions_dir), all_videos)
@@ -128,7 +131,9 @@ class VideoScorer:
             ValueError: a prediction is missing or unusable and ``missing`` is ``error``.
         """
         predictions = open_predictions(self.predictions_dir, video)
-        measured, unusable = self._measure(video, predictions)
+        scored = {expression: np.flatnonzero(self.masks.annotated(expression)) for expression in video}
+        without = [expression for expression, frames in scored.items() if not frames.size]
+        measured, unusable = self._measure({e: frames for e, frames in scored.items() if frames.size}, predictions)
         problems = [*predictions.problems, *(line for lines in unusable for line in lines)]
         if problems and self.missing is Missing.error:
             raise ValueError(f"{problems[0]} (missing=error stops at the first)")
@@ -137,30 +142,44 @@ class VideoScorer:
             nothing = predictions.no_answer(one.expression) if lines else None
             listed = (f"{one.expression.name}: {nothing}",) if nothing else lines
             scores.append(self._score(one, listed))
-        return VideoScore(scores, self.rules.match(measured), predictions.problems, predictions.warnings)
+        return VideoScore(
+            scores,
+            self.rules.match(measured),
+            predictions.problems,
+            predictions.warnings,
+            tuple(f"{expression.name}: no frame has a ground truth" for expression in without),
+        )
 
-    def _measure(self, video: Video, predictions: VideoPredictions) -> tuple[list[Measured], list[tuple[str, ...]]]:
-        """What is counted of each expression, and a line for each of its frames that could not be read."""
+    def _measure(
+        self, scored: dict[Expression, np.ndarray], predictions: VideoPredictions
+    ) -> tuple[list[Measured], list[tuple[str, ...]]]:
+        """What is counted of each expression in the frames that are scored, and a line for each of these that could
+        not be read."""
+        video = list(scored)
+        if not video:
+            return [], []
         size = self.frames.size(video[0].video, video[0].frames[0])
-        num_frames = max(len(expression.frames) for expression in video)
         chunks: list[list[FrameScores]] = [[] for _ in video]
         unusable: list[dict[int, str]] = [{} for _ in video]
         observed: list[Observed] = []
+        num_frames = max(len(expression.frames) for expression in video)
         for start in range(0, num_frames, CHUNK_FRAMES):
-            frames = range(start, min(start + CHUNK_FRAMES, num_frames))
-            targets = TargetReader(self.masks, frames, size)
+            span = range(start, min(start + CHUNK_FRAMES, num_frames))
+            targets = TargetReader(self.masks, span, size)
             masks = []
-            for index, expression in enumerate(video):
-                prediction, lines = predictions.read(expression, targets.frames_of(expression), size)
-                chunks[index].append(score_frames(prediction, targets(expression)))
+            for index, (expression, frames) in enumerate(scored.items()):
+                inside = frames[(frames >= span.start) & (frames < span.stop)].tolist()
+                prediction, lines = predictions.read(expression, inside, size)
+                void = targets.ignored(expression, inside) if self.rules.is_ignoring else None
+                chunks[index].append(score_frames(prediction, targets(expression, inside), void))
                 unusable[index] |= lines
                 masks += [prediction] if self.observe else []
             if self.observe:
-                observed.append(self.observe(Chunk(video, frames, size, masks, targets, self.masks)))
+                observed.append(self.observe(Chunk(video, span, size, masks, targets, self.masks)))
         together = {name: np.concatenate([chunk[name] for chunk in observed]) for name in (observed or [{}])[0]}
         measured = [
-            _measured(expression, size, chunks[index], unusable[index], together, index)
-            for index, expression in enumerate(video)
+            _measured(expression, frames, size, chunks[index], unusable[index], together, index)
+            for index, (expression, frames) in enumerate(scored.items())
         ]
         return measured, [tuple(lines.values()) for lines in unusable]
 
@@ -174,7 +193,7 @@ class VideoScorer:
             exp_id=expression.exp_id,
             text=expression.text,
             group=expression.group,
-            num_frames=len(expression.frames),
+            num_frames=len(frames.j_T),
             has_target=bool(expression.annotation_ids),
             j=float(np.mean(frames.j_T)),
             f=float(np.mean(frames.f_T)),
@@ -190,6 +209,7 @@ class VideoScorer:
 
 def _measured(
     expression: Expression,
+    scored: np.ndarray,
     size: Size,
     chunks: Sequence[FrameScores],
     unusable: dict[int, str],
@@ -200,8 +220,7 @@ def _measured(
     arrays = {
         field.name: np.concatenate([getattr(chunk, field.name) for chunk in chunks]) for field in fields(FrameScores)
     }
-    unusable_T = np.zeros(len(expression.frames), dtype=bool)
-    unusable_T[list(unusable)] = True
+    unusable_T = np.isin(scored, list(unusable))
     for name in ("j_T", "f_T"):
         arrays[name] = np.where(unusable_T, 0.0, arrays[name])
     return Measured(expression, size, FrameScores(**arrays), unusable_T, observed, index)
@@ -212,7 +231,7 @@ def _mean_or_none(values_T: np.ndarray) -> float | None:
 
 
 def read_scored_videos(dataset: DatasetConfig) -> list[Video]:
-    """The expressions of each video of a split with ground truth, videos in the order of the expression file.
+    """``by_video`` of a split with ground truth.
 
     Raises:
         FileNotFoundError: the expression file does not exist.
@@ -220,6 +239,11 @@ def read_scored_videos(dataset: DatasetConfig) -> list[Video]:
     """
     expressions = read_expressions(dataset)
     require_annotations(dataset, expressions)
+    return by_video(expressions)
+
+
+def by_video(expressions: Iterable[Expression]) -> list[Video]:
+    """The expressions of each video, videos in the order of the expression file."""
     videos: dict[str, Video] = {}
     for expression in expressions:
         videos.setdefault(expression.video, []).append(expression)

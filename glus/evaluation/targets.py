@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from glus.data.masks import MaskStore
+import numpy as np
+
+from glus.data.mask_store import MaskStore
+from glus.data.masks import RleMasks
 from glus.data.rle import Size
 from glus.evaluation.bits import BitMasks
 from glus.structures import Expression
-
-Codes = Callable[[Expression, Sequence[int], Size], list[list[bytes]]]
 
 
 class TargetReader:
@@ -21,27 +22,28 @@ class TargetReader:
         size: (H, W).
     """
 
-    def __init__(self, masks: MaskStore, frames: range, size: Size):
+    def __init__(self, masks: MaskStore, frames: Sequence[int], size: Size):
         self._masks, self._frames, self._size = masks, frames, size
-        self._read: dict[tuple[tuple[str, ...], tuple[str, ...]], BitMasks] = {}
+        self._read: dict[tuple[tuple[str, ...], tuple[int, ...]], BitMasks] = {}
 
-    def frames_of(self, expression: Expression) -> range:
-        """Those of the frames that the expression has."""
-        return self._frames[: max(len(expression.frames) - self._frames.start, 0)]
-
-    def __call__(self, expression: Expression) -> BitMasks:
-        """The union of the expression's objects in ``frames_of(expression)``; errors as ``MaskStore.read``."""
-        key = expression.annotation_ids, expression.frames
+    def __call__(self, expression: Expression, frames: Sequence[int] | None = None) -> BitMasks:
+        """The union of the expression's objects in all the frames, or in these; errors as ``MaskStore.read``."""
+        chosen = tuple(self._frames if frames is None else frames)
+        key = expression.annotation_ids, chosen
         if key not in self._read:
-            self._read[key] = self._pack(expression)
+            self._read[key] = self._pack(expression, chosen)
         return self._read[key]
 
-    def _pack(self, expression: Expression) -> BitMasks:
-        frames = self.frames_of(expression)
-        codes: Codes | None = getattr(self._masks, "codes", None)
-        if codes is None:
-            return BitMasks.from_dense(self._masks.read(expression, frames, self._size))
-        try:
-            return BitMasks.from_rle(codes(expression, frames, self._size), self._size)
-        except ValueError:
-            return BitMasks.from_dense(self._masks.read(expression, frames, self._size))  # which says what is wrong
+    def ignored(self, expression: Expression, frames: Sequence[int]) -> BitMasks | None:
+        """The pixels whose truth is unknown, see ``MaskStore.ignore``."""
+        pixels_FHW: np.ndarray | None = self._masks.ignore(expression, frames, self._size)
+        return None if pixels_FHW is None else BitMasks.from_dense(pixels_FHW)
+
+    def _pack(self, expression: Expression, frames: Sequence[int]) -> BitMasks:
+        if isinstance(self._masks, RleMasks):
+            codes = self._masks.codes(expression, frames, self._size)
+            try:
+                return BitMasks.from_rle(codes, self._size)
+            except ValueError:
+                pass  # reading them as pixels says which one is damaged
+        return BitMasks.from_dense(self._masks.read(expression, frames, self._size))

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from glus.config import DatasetConfig
-from glus.data.masks import PaletteMasks
+from glus.data.png_masks import PaletteMasks
 from glus.evaluation.bits import BitMasks, score_frames
 from glus.evaluation.measured import Chunk, Measured, Observed
 from glus.evaluation.protocols.rules import Observe, Rules
@@ -36,7 +36,6 @@ ANNOTATORS = (
     "annotator 2, first frame",
     "annotator 2, full video",
 )
-VOID = "255"
 MAX_PROPOSALS = 20
 
 
@@ -64,9 +63,12 @@ def observe(chunk: Chunk) -> Observed:
     """``jf_a``, (F, 2, P, G) float64: J and F of annotator a's merged proposals against the objects, from id 1 on;
     ``seen_a``, (F, P) bool: whether a proposal has a pixel."""
     first = chunk.expressions[0]
-    num_objects = _num_objects(chunk)
-    objects = [chunk.target(_one_object(first, str(number))) for number in range(1, num_objects + 1)]
-    void = chunk.target(_one_object(first, VOID))
+    assert isinstance(chunk.masks, PaletteMasks)
+    num_objects = chunk.masks.num_objects(first, chunk.size)
+    if num_objects == 0:
+        raise ValueError(f"{first.name}: the ground truth of the first frame has no object; protocol A expects some")
+    objects = [chunk.target(replace(first, annotation_ids=(str(i + 1),))) for i in range(num_objects)]
+    void = BitMasks.from_dense(chunk.masks.ignore(first, chunk.frames, chunk.size))
     num_proposals = max(max(expression.object_ids[0] for expression in chunk.expressions), num_objects)
     observed = {}
     for number in range(len(ANNOTATORS)):
@@ -145,21 +147,6 @@ def _answers(chunk: Chunk, number: int) -> dict[int, BitMasks]:
     if not answers:
         raise ValueError(f"{chunk.expressions[0].name}: no sentence of {ANNOTATORS[number]} about this video")
     return answers
-
-
-def _num_objects(chunk: Chunk) -> int:
-    """The largest id in the first frame of the video."""
-    first = chunk.expressions[0]
-    assert isinstance(chunk.masks, PaletteMasks)
-    indices_HW = chunk.masks.indices(first, 0, chunk.size)
-    number = int(indices_HW[indices_HW != int(VOID)].max(initial=0))
-    if number == 0:
-        raise ValueError(f"{first.name}: the first frame has no object in the ground truth; protocol A expects some")
-    return number
-
-
-def _one_object(expression: Expression, name: str) -> Expression:
-    return replace(expression, annotation_ids=(name,))
 
 
 RULES = Rules(

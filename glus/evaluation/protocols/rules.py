@@ -30,6 +30,8 @@ class Rules:
 
     title: str
     """What the table of all expressions is called; it holds the mean J and F of this protocol."""
+    is_ignoring: bool = False
+    """Whether pixels whose truth is unknown (``MaskStore.ignore``) are taken out of both masks first."""
     open_observer: Callable[[DatasetConfig], Observe] | None = None
     """Opens what the benchmark needs beside predictions and ground truth; its result sees every chunk of frames."""
     measure: Callable[[Measured], dict[str, float | None]] = _no_measures
