@@ -112,7 +112,7 @@ def test_revos_needs_the_foreground_of_every_video(write, score) -> None:
     with pytest.raises(ValueError, match=r"foreground.json: expected masks_rle of 5 frames for video 'TAO/valid/v1'"):
         score(written, true_masks(written))
     file.unlink()
-    with pytest.raises(FileNotFoundError, match="mask_dict_foreground.json"):
+    with pytest.raises(FileNotFoundError, match=r"mask_dict_foreground\.json"):
         score_predictions(written.dataset, file.parents[1] / "predictions")
 
 
