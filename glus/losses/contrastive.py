@@ -112,9 +112,10 @@ class ContrastiveQueue:
                 negatives.append(rng.choice(candidate.negative, self.num_negatives))
         if not anchors:
             return embeds_RC.new_zeros(0, dtype=torch.float32)
-        entries = torch.stack(list(self.embeds))
-        where = torch.as_tensor(np.stack(negatives), device=entries.device)
-        return object_contrastive_loss(embeds_RC[anchors], entries[positives], entries[where], temperature)
+        anchor_RC = torch.stack([embeds_RC[row] for row in anchors])
+        positive_RC = torch.stack([self.embeds[entry] for entry in positives])
+        where_RG = torch.from_numpy(np.stack(negatives)).to(embeds_RC.device, non_blocking=True)
+        return object_contrastive_loss(anchor_RC, positive_RC, torch.stack(list(self.embeds))[where_RG], temperature)
 
 
 def _candidates(

@@ -124,7 +124,8 @@ def _masks_by_size(output: GlusOutput, batch: Batch) -> list[tuple[torch.Tensor,
         rows_by_size.setdefault(target.shape[-2:], []).append(row)
     masks = []
     for size, rows in rows_by_size.items():
-        logits = output.mask_logits_NQmm[rows].float()
+        # Not [rows]: a list of indices would be copied to the GPU, which waits for all it has to do.
+        logits = torch.stack([output.mask_logits_NQmm[row] for row in rows]).float()
         logits = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False).flatten(0, 1)
         masks.append((logits, torch.cat([batch.target_masks[row] for row in rows])))
     return masks

@@ -74,10 +74,11 @@ class ClipEncoder(nn.Module):
         Returns:
             (F, P, width) in the tower's dtype.
         """
-        # Constants, not buffers: casting the model to bfloat16 would round them by up to 0.2 %.
-        mean = torch.tensor(CLIP_MEAN, device=crops_FCss.device).view(3, 1, 1)
-        std = torch.tensor(CLIP_STD, device=crops_FCss.device).view(3, 1, 1)
-        pixels = (crops_FCss.to(torch.float32) * (1 / 255) - mean) / std
+        # Numbers, not buffers: casting the model to bfloat16 would round them by up to 0.2 %. Not tensors made here
+        # either: copying them to a GPU would wait for it.
+        scaled = crops_FCss.to(torch.float32) * (1 / 255)
+        channels = [(scaled[:, c] - CLIP_MEAN[c]) / CLIP_STD[c] for c in range(3)]
+        pixels = torch.stack(channels, dim=1)
         tower = self.vision_model
         states = tower.pre_layrnorm(tower.embeddings(pixels.to(tower.dtype)))
         for layer in tower.encoder.layers[: self.num_run]:

@@ -154,6 +154,7 @@ class LanguageModel(nn.Module):
             (B, L, D).
         """
         embeds_BLD = self.splice(input_ids_BL, visual_MD)
+        self._move_rotary(embeds_BLD.device)
         hidden = self.llama.model(
             inputs_embeds=embeds_BLD,
             attention_mask=packed_attention(segments_BL, embeds_BLD.dtype),
@@ -161,6 +162,12 @@ class LanguageModel(nn.Module):
             use_cache=False,
         )
         return hidden.last_hidden_state
+
+    def _move_rotary(self, device: torch.device) -> None:
+        """Move the rotary frequencies once: copied in every pass, a GPU would be waited for in every pass."""
+        rotary = self.llama.model.rotary_emb
+        if device.type != "meta":
+            rotary.inv_freq = rotary.inv_freq.to(device)
 
     def checkpoint_gradients(self) -> None:
         """From now on, recompute each layer in the backward pass instead of keeping its activations."""

@@ -173,10 +173,8 @@ class Sam2Segmenter(nn.Module):
         pixels = frames_FHWC.permute(0, 3, 1, 2).to(torch.float32) / 255
         side = (self.image_size, self.image_size)
         pixels = F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
-        # Constants, not buffers: casting the model to bfloat16 would round them by up to 0.2 %.
-        mean = torch.tensor(SAM2_MEAN, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(SAM2_STD, device=pixels.device).view(3, 1, 1)
-        return (pixels - mean) / std
+        # Numbers, for the reasons given in ClipEncoder.
+        return torch.stack([(pixels[:, c] - SAM2_MEAN[c]) / SAM2_STD[c] for c in range(3)], dim=1)
 
     def encode_frames(self, image_F3SS: torch.Tensor) -> FrameFeatures:
         """Image features of prepared frames.
