@@ -1,4 +1,8 @@
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
 import imageio.v2 as imageio
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -72,21 +76,83 @@ def test_folders_that_are_no_video_are_named(tmp_path):
         open_video(tmp_path)
 
 
+def ffmpeg(*arguments):
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *map(str, arguments)], check=True)
+
+
+def write_clip(path, num_frames, width=72, height=32):
+    """Frame n is grey of level 8n, but for a red corner at the top left."""
+    with imageio.get_writer(path, fps=5, macro_block_size=8) as writer:
+        for index in range(num_frames):
+            frame = np.full((height, width, 3), 8 * index, np.uint8)
+            frame[:16, :16] = (250, 0, 0)
+            writer.append_data(frame)
+    return path
+
+
+def levels(frames):
+    """The frame numbers that ``write_clip`` has drawn."""
+    return [round(float(frame[20:-4, 20:-4].mean()) / 8) for frame in frames]
+
+
 @pytest.mark.parametrize("width", [48, 72])  # decord pads the rows of the narrow one
 def test_a_video_file_is_decoded_by_index(tmp_path, width):
-    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
-    with imageio.get_writer(tmp_path / "clip.mp4", fps=5, macro_block_size=8) as writer:
-        for colour in colours:
-            writer.append_data(np.full((32, width, 3), colour, np.uint8))
-    video = open_video(tmp_path / "clip.mp4")
+    video = open_video(write_clip(tmp_path / "clip.mp4", 3, width))
     assert isinstance(video, FileVideo)
     assert video.names == ("00000", "00001", "00002")
-    for index in (2, 0, 1):
-        frame = video.read(index)
-        assert frame.shape == (32, width, 3)
-        assert frame.dtype == np.uint8
-        assert frame[..., index].min() > 200
-        assert frame.sum() < 260 * 32 * width
+    assert video.frames_per_second == 5
+    frames = [video.read(index) for index in (2, 0, 1)]
+    assert all(frame.shape == (32, width, 3) and frame.dtype == np.uint8 for frame in frames)
+    assert levels(frames) == [2, 0, 1]
+
+
+@pytest.mark.parametrize("order", [range(30), range(29, -1, -1), [3, 0, 29, 14, 2, 28]], ids=["up", "down", "jumps"])
+def test_frames_are_the_same_in_any_order_and_from_many_threads(tmp_path, order, monkeypatch):
+    monkeypatch.setattr("glus.data.frames.KEPT_BYTES", 0)  # so that frames are forgotten within this short clip
+    video = FileVideo(write_clip(tmp_path / "clip.mp4", 30))
+    with ThreadPoolExecutor(4) as pool:
+        assert levels(pool.map(video.read, order)) == list(order)
+
+
+@pytest.mark.parametrize(("turn", "corner"), [(90, (-4, 4)), (180, (-4, -4)), (270, (4, -4))])
+def test_a_rotated_video_stands_upright(tmp_path, turn, corner):
+    """As a player shows it: ``-display_rotation`` turns counter-clockwise."""
+    clip = write_clip(tmp_path / "clip.mp4", 3)
+    ffmpeg("-display_rotation", turn, "-i", clip, "-c", "copy", tmp_path / "turned.mp4")
+    frame = open_video(tmp_path / "turned.mp4").read(1)
+    assert frame.shape == ((32, 72, 3) if turn == 180 else (72, 32, 3))
+    assert frame[corner].tolist() == pytest.approx([250, 0, 0], abs=12)
+
+
+def test_a_variable_rate_video_gives_each_frame_once(tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", 10)
+    late = "setpts=if(lt(N\\,5)\\,N*0.2\\,1+(N-5)*0.6)/TB"
+    ffmpeg("-i", clip, "-vf", late, "-fps_mode", "vfr", tmp_path / "variable.mp4")
+    video = FileVideo(tmp_path / "variable.mp4")
+    assert levels(map(video.read, range(len(video)))) == list(range(10))
+    assert 2 < video.frames_per_second < 5
+
+
+def test_a_file_without_frames_is_named(tmp_path):
+    ffmpeg("-f", "lavfi", "-i", "sine=d=1", tmp_path / "sound.mp4")
+    ffmpeg("-i", write_clip(tmp_path / "clip.mp4", 3), "-frames:v", 0, "-c", "copy", tmp_path / "empty.mp4")
+    for name in ("sound.mp4", "empty.mp4"):
+        with pytest.raises(ValueError, match=rf"{name} holds no video stream, or one without frames"):
+            open_video(tmp_path / name)
+
+
+def test_damage_in_the_middle_of_a_video_is_named(tmp_path):
+    clip = tmp_path / "clip.mp4"
+    noise = "nullsrc=s=64x48:r=30:d=2,geq=random(1)*255:128:128"
+    ffmpeg("-f", "lavfi", "-i", noise, "-g", 10, "-movflags", "+faststart", clip)
+    data = bytearray(clip.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + len(data) // 8] = bytes(len(data) // 8)
+    clip.write_bytes(data)
+    video = FileVideo(clip)
+    assert video.read(0).shape == (48, 64, 3)
+    with pytest.raises(ValueError, match=r"frame \d+ of video .*clip.mp4 does not decode"):
+        list(map(video.read, range(len(video))))
 
 
 def test_a_file_that_is_no_video_is_named(tmp_path):
