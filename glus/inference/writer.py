@@ -74,7 +74,7 @@ class MaskFolder:
         """
         # A third of the time that Pillow takes. OpenCV's own writing to disk would not tell why it fails.
         png = cv2.imencode(".png", mask_HW.astype(np.uint8) * 255)[1].tobytes()
-        with naming_write_errors(self.path):
+        with naming_write_errors(self.path / f"{frame}.png"):
             (self._temporary / f"{frame}.png").write_bytes(png)
         area = round(float(mask_HW.mean()), 6)
         self.answers.append({"frame": frame, "area": area, "score": round(float(score), 6), "has_seg": bool(has_seg)})
