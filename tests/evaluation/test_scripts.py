@@ -1,4 +1,4 @@
-"""The two programs: what they print, write and return."""
+"""The programs: what they print, write and return."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from glus.config import DatasetConfig
+from glus.evaluation.submission import check_zip
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +28,7 @@ def run(dataset: DatasetConfig, tmp_path: Path):
             {"name": "tiny", "layout": "mevis", "root": dataset.root, "split": "valid", "groups": "kinds.json"},
         ),
         ("dataset/shapes_valid", {"name": "none"}),
+        ("dataset/mevis_valid", {"name": "none"}),
     ):
         (groups / name).parent.mkdir(parents=True, exist_ok=True)
         (groups / f"{name}.yaml").write_text(yaml.safe_dump(content))
@@ -75,3 +77,17 @@ def test_compare(run, perfect: Path, tmp_path: Path) -> None:
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: no folder of predictions nowhere")
     assert "Traceback" not in wrong.stderr
+
+
+def test_submit(run, dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
+    good = run("submit.py", f"predictions={perfect}", "output=out/mevis.zip")
+    assert good.returncode == 0, good.stderr
+    assert good.stdout == "out/mevis.zip: 14 masks of 5 expressions in 2 videos\n"
+    assert check_zip(tmp_path / "cwd/out/mevis.zip", dataset) == []
+
+    (perfect / "b/0/00000.png").unlink()
+    wrong = run("submit.py", f"predictions={perfect}", "output=wrong.zip", "num_workers=1")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith(f"error: {perfect} cannot be submitted: 1 problems\n  tiny/b/0, frame 00000: ")
+    assert "Traceback" not in wrong.stderr
+    assert sorted(path.name for path in (tmp_path / "cwd").iterdir()) == ["out"]
