@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def rank() -> int:
@@ -57,6 +58,33 @@ def sum_over_ranks(values: dict[str, float], where: torch.device | str = "cpu") 
     total = torch.tensor(list(values.values()), dtype=torch.float64, device=where)
     dist.all_reduce(total)
     return dict(zip(values, total.tolist(), strict=True))
+
+
+def gather(value: Result) -> list[Result]:
+    """The value of each rank, in their order, on every rank."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [value]
+    values: list[Result | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]  # all are filled
+
+
+def on_main(function: Callable[[], Result]) -> Result:
+    """The result of ``function``, which rank 0 alone calls, on every rank.
+
+    Raises:
+        ValueError, OSError: what ``function`` raised, on every rank, so that none waits for the others in vain.
+    """
+    outcome: Result | ValueError | OSError | None = None
+    if rank() == 0:
+        try:
+            outcome = function()
+        except (ValueError, OSError) as error:
+            outcome = error
+    outcome = gather(outcome)[0]
+    if isinstance(outcome, ValueError | OSError):
+        raise outcome
+    return outcome  # type: ignore[return-value]  # rank 0 called the function
 
 
 def barrier() -> None:

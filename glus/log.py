@@ -5,14 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from glus import distributed
 from glus.config import WandbConfig, to_yaml
+
+if TYPE_CHECKING:
+    import wandb
+
+log = logging.getLogger(__name__)
 
 _PACKAGES = ("glus", "torch", "transformers", "peft", "deepspeed", "sam2", "numpy")
 
@@ -51,11 +58,29 @@ def run_info() -> dict[str, Any]:
     }
 
 
-def write_run_folder(folder: Path, config: object) -> None:
-    """Create the run folder with the resolved ``config.yaml`` and ``run.json``; rank 0 only."""
+def write_run_folder(folder: Path, config: object, start: int) -> None:
+    """Create the run folder with the resolved ``config.yaml`` and ``run.json``; rank 0 only.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        start: steps already done; where a run goes on, ``run.json`` keeps its beginning and lists each continuation.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config))
-    (folder / "run.json").write_text(json.dumps(run_info(), indent=2) + "\n")
+    file = folder / "run.json"
+    content = run_info()
+    if start and file.is_file():
+        before = json.loads(file.read_text())
+        content = before | {"resumed": [*before.get("resumed", []), {"step": start, **content}]}
+    _replace(file, json.dumps(content, indent=2) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file beside its place and rename it."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, file)
 
 
 class MetricsLog:
@@ -65,20 +90,18 @@ class MetricsLog:
         folder: the run folder.
         wandb_config: whether and how to use Weights & Biases.
         is_main: only rank 0 writes.
+        start: steps already done; later records of a run that was interrupted are dropped, since these steps come
+            again.
     """
 
-    def __init__(self, folder: Path, wandb_config: WandbConfig, is_main: bool):
-        self._file = (folder / "metrics.jsonl").open("a") if is_main else None
-        self._wandb = None
+    def __init__(self, folder: Path, wandb_config: WandbConfig, is_main: bool, start: int = 0):
+        self._file: TextIO | None = None
+        self._wandb: wandb.Run | None = None
+        if is_main:
+            _drop_records(folder / "metrics.jsonl", start)
+            self._file = (folder / "metrics.jsonl").open("a")
         if is_main and wandb_config.enabled:
-            import wandb
-
-            self._wandb = wandb.init(
-                project=wandb_config.project,
-                mode=cast('Literal["online", "offline"]', wandb_config.mode),  # checked by WandbConfig
-                dir=str(folder),
-                name=folder.name,
-            )
+            self._wandb = _start_wandb(folder, wandb_config)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record ``values`` of an optimizer step (counted from 1)."""
@@ -86,7 +109,13 @@ class MetricsLog:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
         if self._wandb is not None:
-            self._wandb.log(values, step=step)
+            import wandb
+
+            try:
+                self._wandb.log(values, step=step)
+            except (wandb.errors.Error, OSError) as error:
+                self._wandb = None
+                log.warning("W&B no longer takes records (%s); training goes on, metrics.jsonl has them", error)
 
     def close(self) -> None:
         """Finish both files."""
@@ -94,3 +123,36 @@ class MetricsLog:
             self._file.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _drop_records(file: Path, start: int) -> None:
+    """Keep the whole lines of steps up to ``start``; a kill may have cut the last one."""
+    if not file.is_file():
+        return
+    lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = [line for line in lines if json.loads(line)["step"] <= start]
+    _replace(file, "".join(kept))
+
+
+def _start_wandb(folder: Path, config: WandbConfig) -> wandb.Run | None:
+    """One W&B run per run folder, however often it is interrupted: its id lies in the folder.
+
+    W&B takes no step twice, so steps that come again after an interruption, which are equal, leave its curve alone.
+    """
+    import wandb  # takes a second, which no other program should wait
+
+    id_file = folder / "wandb_id"
+    if not id_file.is_file():
+        _replace(id_file, uuid.uuid4().hex[:8])
+    try:
+        return wandb.init(
+            project=config.project,
+            mode=cast('Literal["online", "offline"]', config.mode),  # checked by WandbConfig
+            dir=str(folder),
+            name=folder.name,
+            id=id_file.read_text(),
+            resume="allow",
+        )
+    except (wandb.errors.Error, OSError) as error:
+        log.warning("W&B is out of reach (%s); training goes on, metrics.jsonl has everything", error)
+        return None

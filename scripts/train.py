@@ -5,12 +5,13 @@
     deepspeed scripts/train.py experiment=glus_s
 
 Everything is an override (``frames.num_context=8``); the run folder holds the resolved config, metrics.jsonl and
-checkpoints.
+checkpoints, and the same command with the same run folder goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -27,22 +28,23 @@ from glus.inference.predictor import VideoPredictor
 from glus.inference.validation import Validation
 from glus.log import MetricsLog, setup_logging, write_run_folder
 from glus.losses.build import build_objective
-from glus.models.build import build_glus, save_model
+from glus.models.build import build_glus, write_model_config
 from glus.tokens import Vocabulary
+from glus.train.checkpoint import Checkpoints, RunState
 from glus.train.engine import Engine, init_distributed
+from glus.train.guards import EXIT_PREEMPTED
+from glus.train.resume import find_start
 from glus.train.trainer import Trainer, accumulation_steps, micro_batches
 
 
-def train(config: TrainConfig) -> None:
-    """Build every part, then fit."""
-    init_distributed()
+def train(config: TrainConfig) -> int:
+    """Build every part, then fit; returns the exit code: 0, or ``EXIT_PREEMPTED`` where a signal ended the run."""
+    trainer, run = config.trainer, Path(config.output_dir)
+    init_distributed(trainer.hang_timeout_minutes)
     setup_logging()
     rank, world_size = distributed.rank(), distributed.world_size()
-    trainer, run = config.trainer, Path(config.output_dir)
     accumulation = accumulation_steps(trainer.global_batch_size, trainer.micro_batch_size, world_size)
-    if rank == 0:
-        write_run_folder(run, config)
-    distributed.barrier()
+    start = distributed.on_main(lambda: find_start(config))
 
     torch.manual_seed(trainer.seed)
     vocabulary = Vocabulary(config.model.llm.tokenizer)
@@ -51,39 +53,35 @@ def train(config: TrainConfig) -> None:
         glus.language.checkpoint_gradients()
     tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)
     mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, trainer.seed)
-    numbers = micro_batches(0, trainer.steps, trainer.global_batch_size, trainer.micro_batch_size, rank, world_size)
-    batches = build_loader(mixture, numbers, config.data.num_workers, vocabulary.pad_id)
     objective = build_objective(config.loss, vocabulary.seg_id)
     engine = Engine(glus.train(), trainer, accumulation)
     folder_config = ModelFolderConfig(config.model, config.frames, config.inference)
+    write_model = partial(write_model_config, config=folder_config, vocabulary=vocabulary)
+    checkpoints = Checkpoints(run, engine, objective.queue, config, write_model)
+    state = checkpoints.load(start) if start else RunState()
+    distributed.on_main(lambda: write_run_folder(run, config, state.step))
 
-    def save(step: int) -> Path:
-        folder = run / "checkpoints" / f"step_{step}"
-        tensors = engine.trained_tensors()
-        if rank == 0:
-            save_model(folder, tensors, folder_config, vocabulary, complete=False, metadata={"step": str(step)})
-        distributed.barrier()
-        return folder
-
+    sizes = (trainer.global_batch_size, trainer.micro_batch_size)
+    numbers = micro_batches(state.step, trainer.steps, *sizes, rank, world_size)
+    batches = build_loader(mixture, numbers, config.data.num_workers, vocabulary.pad_id)
     validation = None
     if config.valid:
         predictor = VideoPredictor(glus, tokenizer, config.frames, config.inference)
         metrics = {"J": region_similarity, "F": boundary_accuracy}
         validation = Validation(predictor, config.valid, metrics, trainer.eval_videos)
-    Trainer(
+    is_done = Trainer(
         engine,
         objective,
         batches,
-        steps=trainer.steps,
+        settings=trainer,
+        state=state,
         accumulation=accumulation,
-        seed=trainer.seed,
-        metrics=MetricsLog(run, trainer.wandb, is_main=rank == 0),
+        asked_shares=mixture.asked_shares,
+        metrics=MetricsLog(run, trainer.wandb, rank == 0, state.step),
+        checkpoints=checkpoints,
         evaluate=validation,
-        save=save,
-        log_every=trainer.log_every,
-        eval_every=trainer.eval_every,
-        save_every=trainer.save_every,
     ).fit()
+    return 0 if is_done else EXIT_PREEMPTED
 
 
 ConfigStore.instance().store("schema", TrainConfig)
@@ -93,9 +91,10 @@ ConfigStore.instance().store("schema", TrainConfig)
 def main(cfg: DictConfig) -> None:
     """Entry point: typed config, one clear message for what a user can mend."""
     try:
-        train(load_config(TrainConfig, cfg))
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        code = train(load_config(TrainConfig, cfg))
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

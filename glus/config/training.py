@@ -69,6 +69,13 @@ class Offload(Enum):
     parameters = "parameters"
 
 
+class OnNonfinite(Enum):
+    """What a loss or gradient that is not finite does to a run."""
+
+    stop = "stop"
+    skip = "skip"
+
+
 @dataclass
 class TrainerConfig:
     """The loop and its optimizer."""
@@ -104,6 +111,23 @@ class TrainerConfig:
     """Videos of ``valid`` (the first ones) that an evaluation during training segments."""
     save_every: int = 500
     """Optimizer steps between two checkpoints; the last step is always saved."""
+    save_every_minutes: float = 0.0
+    """Save also when so much time has passed since the last checkpoint, by rank 0's clock; 0: not by time."""
+    keep_last: int = 3
+    """Newest checkpoints that are kept; older ones are removed after a new one is complete."""
+    keep_best: str | None = None
+    """Score of ``valid`` (J, F or J&F) by which the best checkpoint is kept too; a new best is saved at once."""
+    resume: str = "auto"
+    """``auto``: go on from the newest complete checkpoint of ``output_dir``, if there is one. ``never``: refuse to. A
+    path: start from that checkpoint (or the newest of that run), unless ``output_dir`` has its own already."""
+    on_nonfinite: OnNonfinite = OnNonfinite.stop
+    """A loss or gradient that is not finite: ``stop`` the run, or ``skip`` the step, which is counted and logged."""
+    max_skips_in_row: int = 10
+    """More steps skipped one after the other stop the run."""
+    spike_ratio: float = 3.0
+    """A loss above so many times the median of the last 50 steps is reported with this step's samples."""
+    hang_timeout_minutes: float = 30.0
+    """A rank that takes longer for a step, an evaluation or a checkpoint prints its stack and samples and ends."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
@@ -114,6 +138,13 @@ class TrainerConfig:
         for name in ("global_batch_size", "micro_batch_size", "log_every", "save_every"):
             require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
         require(len(self.betas) == 2, "trainer.betas", "two numbers", self.betas)
+        for name in ("keep_last", "max_skips_in_row"):
+            require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
+        require(self.save_every_minutes >= 0, "trainer.save_every_minutes", "0 (off) or more", self.save_every_minutes)
+        require(self.hang_timeout_minutes > 0, "trainer.hang_timeout_minutes", "above 0", self.hang_timeout_minutes)
+        require(self.spike_ratio > 1, "trainer.spike_ratio", "above 1", self.spike_ratio)
+        known = (None, "J", "F", "J&F")
+        require(self.keep_best in known, "trainer.keep_best", "J, F, J&F or null", self.keep_best)
 
 
 @dataclass
@@ -146,6 +177,8 @@ class TrainConfig:
             "0 or 2 where valid is set (set valid=null, and evaluate checkpoints with scripts/predict.py)",
             self.trainer.zero_stage,
         )
+        best = self.trainer.keep_best
+        require(best is None or self.valid is not None, "trainer.keep_best", "null where valid is not set", best)
 
 
 @dataclass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from functools import partial
 
@@ -70,6 +73,24 @@ def build_loader(
         num_workers=num_workers,
         collate_fn=partial(collate, pad_id=pad_id),
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_parent,
         generator=torch.Generator(),
     )
     return iter(loader)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A loader process ignores SIGTERM and SIGUSR1, unless its own parent sends them.
+
+    A scheduler that ends a job signals all its processes; the training process then still needs its loaders to finish
+    the step and save.
+    """
+    signals = {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def wait() -> None:
+        while signal.sigwaitinfo(signals).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -144,6 +144,11 @@ class Mixture(Dataset[TrainSample]):
         self.seed = seed
         self.epoch_length = sum(len(dataset) for dataset in datasets)
 
+    @property
+    def asked_shares(self) -> dict[str, float]:
+        """Name of each dataset -> probability that a sample comes from it."""
+        return {dataset.name: float(share) for dataset, share in zip(self.datasets, self.shares, strict=True)}
+
     def __getitem__(self, number: int) -> TrainSample:
         """Sample ``number`` of the stream, counted from 0 over all ranks and steps."""
         assert number >= 0, f"sample numbers count from 0, got {number}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,23 @@ class Candidates:
     negative: np.ndarray
 
 
+@dataclass(frozen=True)
+class QueueEntry:
+    """An embedding in the queue."""
+
+    position: tuple[int, int]
+    """Number of the first sample of its micro-batch, and its row there: sorts entries as the samples are numbered."""
+    key: ObjectKey
+    embed: torch.Tensor
+    """(C,), detached."""
+
+
+def merge_entries(queues: Iterable[Iterable[QueueEntry]]) -> list[QueueEntry]:
+    """Entries of the queues of several ranks in the global order of samples, each once."""
+    merged = {entry.position: entry for entries in queues for entry in entries}
+    return [merged[position] for position in sorted(merged)]
+
+
 class ContrastiveQueue:
     """The last [SEG] embeddings of this rank with the objects they stand for, first in first out.
 
@@ -66,17 +83,39 @@ class ContrastiveQueue:
         self.exclude_same_objects = exclude_same_objects
         self.keys: deque[ObjectKey] = deque(maxlen=size)
         self.embeds: deque[torch.Tensor] = deque(maxlen=size)
+        self._positions: deque[tuple[int, int]] = deque(maxlen=size)
 
     def feeds(self, key: ObjectKey) -> bool:
         """Whether this dataset takes part."""
         return self.datasets is None or key.dataset in self.datasets
 
-    def push(self, keys: Sequence[ObjectKey], embeds_RC: torch.Tensor) -> None:
-        """Append embeddings (detached) in order; the oldest fall out."""
-        for key, embed in zip(keys, embeds_RC.detach(), strict=True):
+    def push(self, keys: Sequence[ObjectKey], embeds_RC: torch.Tensor, first_sample: int = 0) -> None:
+        """Append embeddings (detached) in order; the oldest fall out.
+
+        Args:
+            keys: R keys.
+            embeds_RC: of these.
+            first_sample: number of the first sample of the micro-batch that they belong to.
+        """
+        for row, (key, embed) in enumerate(zip(keys, embeds_RC.detach(), strict=True)):
             if self.feeds(key):
-                self.keys.append(key)
-                self.embeds.append(embed)
+                self._append(QueueEntry((first_sample, row), key, embed))
+
+    def entries(self) -> list[QueueEntry]:
+        """All entries, the oldest first."""
+        return [QueueEntry(*entry) for entry in zip(self._positions, self.keys, self.embeds, strict=True)]
+
+    def restore(self, entries: Iterable[QueueEntry]) -> None:
+        """Hold these entries, of which the first fall out if they are too many, and no other."""
+        for column in (self._positions, self.keys, self.embeds):
+            column.clear()
+        for entry in entries:
+            self._append(entry)
+
+    def _append(self, entry: QueueEntry) -> None:
+        self._positions.append(entry.position)
+        self.keys.append(entry.key)
+        self.embeds.append(entry.embed)
 
     def candidates(self, anchors: Sequence[ObjectKey]) -> list[Candidates | None]:
         """For each anchor the entries to draw from; None where it gets no term."""
@@ -93,7 +132,12 @@ class ContrastiveQueue:
         return count
 
     def loss(
-        self, keys: Sequence[ObjectKey], embeds_RC: torch.Tensor, temperature: float, rng: np.random.Generator
+        self,
+        keys: Sequence[ObjectKey],
+        embeds_RC: torch.Tensor,
+        temperature: float,
+        rng: np.random.Generator,
+        first_sample: int = 0,
     ) -> torch.Tensor:
         """Push the embeddings, then the loss of each that has positive and negatives: (terms,), maybe empty.
 
@@ -102,8 +146,9 @@ class ContrastiveQueue:
             embeds_RC: with gradient.
             temperature: see ``object_contrastive_loss``.
             rng: draws one positive and the negatives of each anchor.
+            first_sample: see ``push``.
         """
-        self.push(keys, embeds_RC)
+        self.push(keys, embeds_RC, first_sample)
         anchors, positives, negatives = [], [], []
         for row, candidate in enumerate(self.candidates(keys)):
             if candidate is not None:

@@ -84,7 +84,12 @@ class GlusObjective:
         return counts
 
     def __call__(
-        self, output: GlusOutput, batch: Batch, denominators: dict[str, float], rng: np.random.Generator
+        self,
+        output: GlusOutput,
+        batch: Batch,
+        denominators: dict[str, float],
+        rng: np.random.Generator,
+        first_sample: int = 0,
     ) -> dict[str, torch.Tensor]:
         """The weighted terms of a micro-batch and their "total", float32 scalars.
 
@@ -93,6 +98,7 @@ class GlusObjective:
             batch: what it was given.
             denominators: ``counts`` of all micro-batches of the step, summed over ranks.
             rng: draws positives and negatives.
+            first_sample: number of the batch's first sample, by which entries of the contrastive queue are ordered.
         """
         inputs = LossInputs(
             output.seg_logits_NQV.flatten(0, 1),
@@ -105,7 +111,7 @@ class GlusObjective:
                 terms[name] = weight * TERMS[name](inputs).sum() / denominators[name]
         if "contrastive" in self.weights and self.queue is not None:
             embeds_RC = output.seg_embeds_NQC.flatten(0, 1)
-            losses = self.queue.loss(_flat_keys(batch), embeds_RC, self.temperature, rng)
+            losses = self.queue.loss(_flat_keys(batch), embeds_RC, self.temperature, rng, first_sample)
             enough = denominators["contrastive"] >= max(self.min_terms, 1)
             scale = self.weights["contrastive"] / denominators["contrastive"] if enough else 0.0
             terms["contrastive"] = losses.sum() * scale

@@ -279,14 +279,19 @@ def save_model(
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    (temporary / CONFIG_FILE).write_text(to_yaml(config))
-    for name in ("tokenizer.model", "added_tokens.json"):
-        shutil.copyfile(vocabulary.folder / name, temporary / name)
+    write_model_config(temporary, config, vocabulary)
     if complete and sum(value.nbytes for value in tensors.values()) > shard_bytes:
         write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
     else:
         write_tensors(temporary / (COMPLETE_FILE if complete else TRAINED_FILE), tensors, metadata)
     os.replace(temporary, folder)
+
+
+def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: Vocabulary) -> None:
+    """Write all of a model folder but its weights: what ``load_model`` builds from, and the tokenizer."""
+    (folder / CONFIG_FILE).write_text(to_yaml(config))
+    for name in ("tokenizer.model", "added_tokens.json"):
+        shutil.copyfile(vocabulary.folder / name, folder / name)
 
 
 def is_complete(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
 import re
@@ -246,6 +247,41 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
     os.replace(temporary, path)
+
+
+class Float32File:
+    """A safetensors file that is written one tensor at a time, so that no more than one is in memory.
+
+    Format: https://huggingface.co/docs/safetensors (length of the header, header, the tensors one after the other).
+
+    Args:
+        path: is written at once; rename it, or its folder, when it is complete.
+        shapes: of the tensors by name, in the order in which they will come.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]):
+        self._shapes = iter(shapes.values())
+        header: dict[str, object] = {}
+        end = 0
+        for name, shape in shapes.items():
+            start, end = end, end + 4 * math.prod(shape)
+            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self._file = path.open("wb")
+        self._file.write(struct.pack("<Q", len(text)) + text)
+
+    def append(self, tensor: torch.Tensor) -> None:
+        """Write the next tensor: float32, on the CPU, of the shape that was announced."""
+        assert tensor.dtype is torch.float32, tensor.dtype
+        assert tuple(tensor.shape) == next(self._shapes), tensor.shape
+        self._file.write(tensor.contiguous().view(-1).numpy().data)
+
+    def close(self) -> None:
+        """Write what is still in memory, down to the disk."""
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 def write_shards(

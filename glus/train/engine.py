@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from enum import Enum
 from typing import Any
 
 import deepspeed
@@ -17,10 +21,13 @@ from glus.structures import Batch, GlusOutput
 from glus.train.optim import build_adamw, warmup_decay
 
 
-def init_distributed() -> None:
+def init_distributed(timeout_minutes: float) -> None:
     """Join the process group: NCCL on GPUs, gloo on CPUs; a process that no launcher started is a group of one.
 
     The SLURM variables are translated, so ``srun python scripts/train.py`` needs no launcher either.
+
+    Args:
+        timeout_minutes: a rank that waits longer for another one in a collective call fails.
     """
     if distributed.world_size() == 1 and "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())  # a group of one, beside others on the same machine
@@ -35,7 +42,8 @@ def init_distributed() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)
+        limit = timedelta(minutes=timeout_minutes)
+        deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False, auto_mpi_discovery=False)
 
 
 def _free_port() -> int:
@@ -44,8 +52,23 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class OptimizerTensor(Enum):
+    """What the optimizer holds of each trained parameter, float32 and of the parameter's shape.
+
+    The value is AdamW's name of it; the master weight has none.
+    """
+
+    master = None
+    exp_avg = "exp_avg"
+    exp_avg_sq = "exp_avg_sq"
+
+
 class Engine:
     """A model, its optimizer and its schedule, sharded by ZeRO.
+
+    The optimizer's tensors can be read and written whole, parameter by parameter, whatever the number of processes and
+    the ZeRO stage. That is what makes checkpoints elastic, with no more memory than one tensor and no conversion (as
+    DeepSpeed's own universal checkpoints need, which also store the frozen weights).
 
     Args:
         model: its parameters with ``requires_grad`` are optimised.
@@ -55,17 +78,22 @@ class Engine:
 
     def __init__(self, model: nn.Module, trainer: TrainerConfig, accumulation: int):
         self.model = model
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = build_adamw(parameters, trainer.learning_rate, trainer.betas, trainer.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_decay(trainer.warmup_steps, trainer.steps))
-        self._engine, _, _, self._schedule = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            lr_scheduler=schedule,
-            config=_deepspeed_config(trainer, accumulation, next(iter(parameters)).dtype),
+        self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._adamw = build_adamw(self.trained.values(), trainer.learning_rate, trainer.betas, trainer.weight_decay)
+        dtype = next(iter(self.trained.values())).dtype
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model, optimizer=self._adamw, config=_deepspeed_config(trainer, accumulation, dtype)
         )
         self._zero_stage = trainer.zero_stage
-        self._grad_norm = torch.zeros(())
+        self._factor = warmup_decay(trainer.warmup_steps, trainer.steps)
+        self._peak = trainer.learning_rate
+        # Without ZeRO and in float32, DeepSpeed leaves the optimizer as it is: no norm is told, and no step discarded.
+        self._is_plain = not hasattr(self._engine.optimizer, "overflow")
+        self._plain_norm = torch.zeros(())
+        self._gradient_norms: list[list[tuple[str, torch.Tensor]]] = []
+        for name, parameter in self.trained.items():
+            parameter.register_hook(self._recorder(name))
+        self._create_optimizer_state()
 
     @property
     def device(self) -> torch.device:
@@ -73,44 +101,136 @@ class Engine:
         return torch.device(self._engine.device)
 
     @property
-    def learning_rate(self) -> float:
-        """Of the coming optimizer step."""
-        return float(self._engine.optimizer.param_groups[0]["lr"])
-
-    @property
     def grad_norm(self) -> float:
         """Global L2 norm of the last optimizer step's gradients, before clipping."""
-        return float(self._engine.get_global_grad_norm() if self._zero_stage else self._grad_norm)
+        return float(self._plain_norm if self._is_plain else self._engine.get_global_grad_norm())
+
+    @property
+    def is_discarded(self) -> bool:
+        """Whether the last optimizer step was left out, because gradients were not finite; alike on all ranks."""
+        return not math.isfinite(self._plain_norm) if self._is_plain else bool(self._engine.optimizer.overflow)
+
+    def start_step(self, step: int) -> float:
+        """Set and return the learning rate of optimizer step ``step`` (counted from 0), which it alone decides."""
+        self._gradient_norms.clear()
+        learning_rate = self._peak * self._factor(step)
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        return learning_rate
 
     def __call__(self, batch: Batch) -> GlusOutput:
         """The forward pass of a micro-batch that is already on ``device``."""
+        self._gradient_norms.append([])
         return self._engine(batch)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate gradients of a micro-batch's share of the loss.
 
         The loss is divided by counts of the global batch already; DeepSpeed averages gradients over ranks, which the
-        factor undoes, and must not divide by the accumulation steps.
+        factor undoes, and must not divide by the accumulation steps. Where the loss is not finite, gradients become
+        NaN for certain, on all ranks once they are summed: so all agree to discard the step, without asking.
         """
-        self._engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
+        certain = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
+        self._engine.backward(loss * certain * distributed.world_size(), scale_wrt_gas=False)
 
     def step(self) -> None:
-        """To be called after each micro-batch; the last one of an optimizer step updates the parameters."""
-        if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
-            # Without ZeRO, DeepSpeed clips float32 gradients but does not tell their norm.
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self._grad_norm = nn.utils.get_total_norm(gradients)
+        """To be called after each micro-batch; the last one of an optimizer step updates the parameters.
+
+        If gradients are not finite, they are dropped and nothing changes: ``is_discarded``.
+        """
+        if self._is_plain and self._engine.is_gradient_accumulation_boundary():
+            gradients = [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
+            self._plain_norm = nn.utils.get_total_norm(gradients)
+            if self.is_discarded:
+                for parameter in self.trained.values():
+                    parameter.grad = None
         self._engine.step()
 
-    def trained_tensors(self) -> dict[str, torch.Tensor]:
-        """The trained parameters by name, whole, on the CPU. A collective call: every rank makes it."""
-        sharded = list(self.model.parameters()) if self._zero_stage == 3 else []
-        with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
-            return {
-                name: parameter.detach().cpu().clone()
-                for name, parameter in self.model.named_parameters()
-                if parameter.requires_grad
+    def broken_gradients(self) -> list[list[str]]:
+        """For each of this rank's micro-batches of the step, the parameters whose gradient was not finite."""
+        return [[name for name, norm in norms if not math.isfinite(norm)] for norms in self._gradient_norms]
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that were taken: AdamW's own count, without those that were discarded."""
+        return int(self._adamw.state[self._masters()[0]]["step"])
+
+    @updates.setter
+    def updates(self, count: int) -> None:
+        for master in self._masters():
+            self._adamw.state[master]["step"].fill_(count)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the trained parameters, by name."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.trained.items()}
+
+    def read_tensors(self, kind: OptimizerTensor) -> Iterator[torch.Tensor]:
+        """One tensor of each trained parameter, whole, float32, on the CPU, in the order of ``shapes``.
+
+        A collective call: every rank iterates to the end, at the same pace.
+        """
+        for parameter in self.trained.values():
+            if self._is_plain:
+                whole = parameter if kind.value is None else self._adamw.state[parameter][kind.value]
+            elif kind.value is None:
+                whole = deepspeed.utils.safe_get_full_fp32_param(parameter)
+            else:
+                whole = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind.value)
+            yield whole.detach().float().cpu()
+
+    def write_tensors(self, kind: OptimizerTensor, read: Callable[[str], torch.Tensor]) -> None:
+        """Replace one tensor of each trained parameter, and with the master weight the model's own.
+
+        Args:
+            kind: which one.
+            read: gives it by the parameter's name, whole; every rank reads.
+        """
+        for name, parameter in self.trained.items():
+            value = read(name).to(self.device)
+            if kind.value is None:
+                with deepspeed.zero.GatheredParameters([parameter], 0, enabled=self._zero_stage == 3), torch.no_grad():
+                    parameter.copy_(value)
+            if self._is_plain and kind.value is not None:
+                self._adamw.state[parameter][kind.value].copy_(value)
+            elif self._zero_stage == 3:
+                self._write_shard(parameter, kind.value, value)
+            elif not self._is_plain and kind.value is None:
+                deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+            elif not self._is_plain:
+                deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind.value)
+
+    def _write_shard(self, parameter: nn.Parameter, key: str | None, value: torch.Tensor) -> None:
+        """ZeRO-3's share of this rank: equal parts, the last one padded (its own setter knows no padding)."""
+        size = deepspeed.utils.safe_get_local_fp32_param(parameter).numel()
+        padded = nn.functional.pad(value.flatten(), (0, size * distributed.world_size() - value.numel()))
+        shard = padded.narrow(0, size * distributed.rank(), size)
+        if key is None:
+            deepspeed.utils.safe_set_local_fp32_param(parameter, shard)
+        else:
+            deepspeed.utils.safe_set_local_optimizer_state(parameter, shard, key)
+
+    def _masters(self) -> list[torch.Tensor]:
+        """What AdamW updates: the parameters themselves, or this rank's flat parts of them."""
+        if self._zero_stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [master for group in self._adamw.param_groups for master in group["params"]]
+
+    def _create_optimizer_state(self) -> None:
+        """As AdamW itself would at the first step, so that it can be read and written from the beginning."""
+        for master in self._masters():
+            self._adamw.state[master] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(master, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(master, memory_format=torch.preserve_format),
             }
+        if not self._is_plain and self._zero_stage < 3:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _recorder(self, name: str) -> Callable[[torch.Tensor], None]:
+        def record(gradient: torch.Tensor) -> None:  # no synchronisation: the norm stays on the device
+            self._gradient_norms[-1].append((name, torch.linalg.vector_norm(gradient, dtype=torch.float32)))
+
+        return record
 
 
 def _offload(offload: Offload) -> dict[str, Any]:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from math import nan
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from glus import distributed
+from glus.config import OnNonfinite, TrainerConfig
 from glus.log import MetricsLog
 from glus.losses.objective import GlusObjective
 from glus.structures import Batch
+from glus.train.checkpoint import Checkpoints, RunState
 from glus.train.engine import Engine
+from glus.train.guards import SPIKE_WINDOW, HangWatch, Preemption, drawn_samples, shares, spike
 
 log = logging.getLogger(__name__)
 
 DRAW_STREAM, DROPOUT_STREAM = 3, 4
 """Generator streams of the trainer; samples have streams of their own."""
+MAX_CAUSES = 8
+"""Non-finite terms and gradients that a message lists."""
 
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
@@ -58,16 +63,14 @@ class Trainer:
     Args:
         engine: model and optimizer.
         objective: the loss.
-        batches: this rank's micro-batches in order, ``accumulation`` per step.
-        steps: optimizer steps to run.
+        batches: this rank's micro-batches in order, ``accumulation`` per step, from the first step to run.
+        settings: of the loop.
+        state: where the run stands; goes on from there.
         accumulation: micro-batches per step.
-        seed: decides dropout and contrastive draws.
+        asked_shares: dataset of the mixture -> share of the samples it was given.
         metrics: where scalars go.
+        checkpoints: where to save.
         evaluate: gives named scores of the current model; called by every rank.
-        save: writes a checkpoint of the given step; called by every rank.
-        log_every: steps between two records.
-        eval_every: steps between two evaluations; 0: only after the last step.
-        save_every: steps between two checkpoints; the last step is always saved.
     """
 
     def __init__(
@@ -76,95 +79,181 @@ class Trainer:
         objective: GlusObjective,
         batches: Iterator[Batch],
         *,
-        steps: int,
+        settings: TrainerConfig,
+        state: RunState,
         accumulation: int,
-        seed: int,
+        asked_shares: dict[str, float],
         metrics: MetricsLog,
+        checkpoints: Checkpoints,
         evaluate: Callable[[], dict[str, float]] | None,
-        save: Callable[[int], Path],
-        log_every: int,
-        eval_every: int,
-        save_every: int,
     ):
         self.engine = engine
         self.objective = objective
         self.batches = batches
-        self.steps = steps
+        self.settings = settings
+        self.state = state
         self.accumulation = accumulation
-        self.seed = seed
+        self.asked_shares = asked_shares
         self.metrics = metrics
+        self.checkpoints = checkpoints
         self.evaluate = evaluate
-        self.save = save
-        self.log_every = log_every
-        self.eval_every = eval_every
-        self.save_every = save_every
+        self._preemption = Preemption()
+        self._watch = HangWatch(settings.hang_timeout_minutes, distributed.rank())
+        self._saved_at = time.monotonic()
+        self._is_stopping = self._is_saving = False
 
-    def fit(self) -> None:
-        """Train to the last step.
+    def fit(self) -> bool:
+        """Train to the last step, or until a signal asks to stop; then the state is saved.
+
+        Returns:
+            Whether the last step is done.
 
         Raises:
-            FloatingPointError: a loss is not finite; the parameters are still those of the step before.
+            FloatingPointError: a loss or gradient is not finite; the parameters are still those of the step before.
+            OSError: a checkpoint cannot be written.
         """
-        started = time.monotonic()
-        with self._progress() as progress:
-            task = progress.add_task("training", total=self.steps, loss=math.nan, pace=math.nan)
-            for step in range(self.steps):
-                values = self.train_step(step)
-                values["seconds"] = (time.monotonic() - started) / (step + 1)
-                progress.update(task, advance=1, loss=values["total"], pace=values["seconds"])
-                self._after(step + 1, values)
-        self.metrics.close()
+        started, first = time.monotonic(), self.state.step
+        log.info("mixture asked for: %s", _listed(self.asked_shares))
+        try:
+            with self._preemption, self._progress() as progress:
+                task = progress.add_task("training", total=self.settings.steps, completed=first, loss=nan, pace=nan)
+                while self.state.step < self.settings.steps and not self._is_stopping:
+                    values = self.train_step(self.state.step)
+                    values["seconds"] = (time.monotonic() - started) / (self.state.step - first)
+                    progress.update(task, advance=1, loss=values.get("total", nan), pace=values["seconds"])
+                    self._after(values)
+        except Exception:
+            where = f"rank {distributed.rank()} failed in step {self.state.step + 1}, {self._watch.doing}"
+            log.error("%s. The same command goes on from the newest checkpoint", where)
+            raise
+        finally:
+            self._watch.stop()
+            self.metrics.close()
+        return self.state.step == self.settings.steps
 
     def train_step(self, step: int) -> dict[str, float]:
-        """One optimizer step (counted from 0): the terms of the global batch, learning rate and gradient norm."""
-        micro = [next(self.batches) for _ in range(self.accumulation)]
+        """One optimizer step (counted from 0): what is logged of it. Afterwards ``state`` stands behind it."""
+        entries = self.objective.queue.entries() if self.objective.queue else []
+        micro = self._load(step)
         denominators = distributed.sum_over_ranks(self.objective.counts(micro), self.engine.device)
-        terms: list[dict[str, torch.Tensor]] = []
-        learning_rate = self.engine.learning_rate
-        for turn, batch in enumerate(micro):
-            self._seed_dropout(step, turn)
-            batch = batch.to(self.engine.device)
-            rng = distributed.generator(self.seed, DRAW_STREAM, step, turn, distributed.rank())
-            output = self.engine(batch)
-            losses = self.objective(output, batch, denominators, rng)
-            terms.append({name: value.detach() for name, value in losses.items()})
-            if turn + 1 == self.accumulation:  # before the parameters change, and with one synchronisation per step
-                self._check_finite(step, micro, terms)
-            self.engine.backward(losses["total"])
-            self.engine.step()
+        learning_rate = self.engine.start_step(step)
+        terms = [self._micro_step(step, turn, batch, denominators) for turn, batch in enumerate(micro)]
         local = {name: float(torch.stack([term[name] for term in terms]).sum()) for name in terms[0]}
-        total = distributed.sum_over_ranks(local, self.engine.device)
-        return {**total, "learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
+        drawn = drawn_samples(micro, list(self.asked_shares))
+        wishes = {"stop": bool(self._preemption.name), "save": self._is_time_to_save()}
+        total = distributed.sum_over_ranks({**local, **drawn, **wishes}, self.engine.device)
+        self._is_stopping, self._is_saving = total.pop("stop") > 0, total.pop("save") > 0
+        state = self.state
+        state.step = step + 1
+        state.drawn = {name: state.drawn.get(name, 0.0) + total.pop(name) for name in drawn}
+        if self.engine.is_discarded:
+            self._skip(micro, terms)
+            if self.objective.queue:
+                self.objective.queue.restore(entries)
+            return {"skipped": state.skipped, "learning_rate": learning_rate, **self._mixture()}
+        state.skipped_in_row = 0
+        ratio = self._compare_with_median(micro, total["total"])
+        measured = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm, "loss_over_median": ratio}
+        return {**total, **measured, "skipped": state.skipped, **self._mixture()}
 
-    def _after(self, step: int, values: dict[str, float]) -> None:
-        is_last = step == self.steps
-        if step % self.log_every == 0 or step == 1 or is_last:
+    def _load(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step."""
+        first = self._first_sample(step, 0)
+        self._watch.start(f"loading the samples of step {step + 1}, which are those from number {first} on")
+        micro = [next(self.batches) for _ in range(self.accumulation)]
+        self._watch.doing = f"training step {step + 1} on {_names(micro)}"
+        return micro
+
+    def _micro_step(
+        self, step: int, turn: int, batch: Batch, denominators: dict[str, float]
+    ) -> dict[str, torch.Tensor]:
+        """Forward and backward of a micro-batch: its terms, on the device."""
+        key = (self.settings.seed, DROPOUT_STREAM, step, turn, distributed.rank())
+        torch.manual_seed(int(distributed.generator(*key).integers(2**62)))
+        batch = batch.to(self.engine.device)
+        rng = distributed.generator(self.settings.seed, DRAW_STREAM, step, turn, distributed.rank())
+        losses = self.objective(self.engine(batch), batch, denominators, rng, self._first_sample(step, turn))
+        self.engine.backward(losses["total"])
+        self.engine.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _first_sample(self, step: int, turn: int) -> int:
+        per_pass, turns = self.settings.micro_batch_size, turn * distributed.world_size() + distributed.rank()
+        return step * self.settings.global_batch_size + turns * per_pass
+
+    def _skip(self, micro: list[Batch], terms: list[dict[str, torch.Tensor]]) -> None:
+        """Count a step whose gradients were dropped, or stop; all ranks do the same."""
+        causes = [cause for rank in distributed.gather(self._causes(micro, terms)) for cause in rank]
+        message = "; ".join(causes[:MAX_CAUSES]) or (
+            f"the gradient summed over all ranks is not finite at step {self.state.step}, though each rank's own is"
+        )
+        self.state.skipped += 1
+        self.state.skipped_in_row += 1
+        advice = "Lower trainer.learning_rate, or look at these samples."
+        if self.settings.on_nonfinite is OnNonfinite.stop:
+            raise FloatingPointError(f"{message}. {advice} (trainer.on_nonfinite=skip leaves such steps out.)")
+        if self.state.skipped_in_row > self.settings.max_skips_in_row:
+            raise FloatingPointError(f"{message}. More than trainer.max_skips_in_row steps in a row. {advice}")
+        log.warning("%s. The step is skipped, the %d. of this run", message, self.state.skipped)
+
+    def _causes(self, micro: list[Batch], terms: list[dict[str, torch.Tensor]]) -> list[str]:
+        """What was not finite on this rank: a term, or else a gradient, with the samples."""
+        causes = []
+        for batch, losses, gradients in zip(micro, terms, self.engine.broken_gradients(), strict=True):
+            where = f"at step {self.state.step} on rank {distributed.rank()}; samples: {_names([batch])}"
+            broken = {name: float(value) for name, value in losses.items() if not math.isfinite(value)}
+            broken.pop("total", None)
+            causes += [f"loss term {name!r} is {value} {where}" for name, value in broken.items()]
+            if gradients and not broken:
+                causes.append(f"the gradient of {gradients[0]} and {len(gradients) - 1} others is not finite {where}")
+        return causes
+
+    def _compare_with_median(self, micro: list[Batch], loss: float) -> float:
+        """The loss over the median of the steps before; a spike is reported with this rank's samples."""
+        ratio = spike(self.state.losses, loss)
+        self.state.losses = [*self.state.losses, loss][-SPIKE_WINDOW:]
+        if ratio > self.settings.spike_ratio:
+            log.warning("loss spike at step %d: %.3g x the median; %s", self.state.step, ratio, _names(micro))
+        return ratio
+
+    def _mixture(self) -> dict[str, float]:
+        return {f"mixture/{name}": share for name, share in shares(self.state.drawn).items()}
+
+    def _is_time_to_save(self) -> bool:
+        """By rank 0's clock alone: those of other ranks may differ."""
+        minutes = self.settings.save_every_minutes
+        return bool(minutes) and distributed.rank() == 0 and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def _after(self, values: dict[str, float]) -> None:
+        """Log, evaluate and save what is due after a step."""
+        step, settings = self.state.step, self.settings
+        is_last = step == settings.steps
+        if step % settings.log_every == 0 or step == 1 or is_last or self._is_stopping:
             self.metrics.write(step, values)
-            left = time.strftime("%H:%M:%S", time.gmtime(values["seconds"] * (self.steps - step)))
+            left = time.strftime("%H:%M:%S", time.gmtime(values["seconds"] * (settings.steps - step)))
             parts = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            log.info("step %d/%d  %s  left %s", step, self.steps, parts, left)
-        if self.evaluate and (is_last or (self.eval_every and step % self.eval_every == 0)):
-            scores = {f"valid/{name}": value for name, value in self.evaluate().items()}
-            self.metrics.write(step, scores)
-            log.info("step %d/%d  %s", step, self.steps, "  ".join(f"{k} {v:.2f}" for k, v in scores.items()))
-        if is_last or step % self.save_every == 0:
-            log.info("step %d/%d  saved %s", step, self.steps, self.save(step))
+            log.info("step %d/%d  %s  left %s", step, settings.steps, parts, left)
+        self.state.score = None
+        if self.evaluate and (is_last or (settings.eval_every and step % settings.eval_every == 0)):
+            self._evaluate(self.evaluate)
+        if is_last or self._is_stopping or self._is_saving or step % settings.save_every == 0:
+            self._watch.start(f"saving after step {step}")
+            log.info("step %d/%d  saved %s", step, settings.steps, self.checkpoints.save(self.state))
+            self._saved_at = time.monotonic()
+        if self._is_stopping and not is_last:
+            log.warning("stopped by %s after step %d, saved; the same command goes on", self._preemption.name, step)
 
-    def _check_finite(self, step: int, micro: list[Batch], terms: list[dict[str, torch.Tensor]]) -> None:
-        table = torch.stack([torch.stack(list(term.values())) for term in terms])
-        if bool(torch.isfinite(table).all()):
-            return
-        for batch, row in zip(micro, table.tolist(), strict=True):
-            for name, value in zip(terms[0], row, strict=True):
-                if not math.isfinite(value):
-                    raise FloatingPointError(
-                        f"loss term {name!r} is {value} at step {step + 1} on rank {distributed.rank()}; "
-                        f"samples: {', '.join(batch.names)}. Lower trainer.learning_rate, or look at these samples."
-                    )
-
-    def _seed_dropout(self, step: int, turn: int) -> None:
-        key = distributed.generator(self.seed, DROPOUT_STREAM, step, turn, distributed.rank())
-        torch.manual_seed(int(key.integers(2**62)))
+    def _evaluate(self, evaluate: Callable[[], dict[str, float]]) -> None:
+        step, best = self.state.step, self.settings.keep_best
+        self._watch.start(f"evaluating after step {step}")
+        scores = evaluate()
+        self.metrics.write(step, {f"valid/{name}": value for name, value in scores.items()})
+        parts = "  ".join(f"valid/{name} {value:.2f}" for name, value in scores.items())
+        log.info("step %d/%d  %s", step, self.settings.steps, parts)
+        if best:
+            self.state.score = scores[best]
+            if self.state.best is None or scores[best] > self.state.best:
+                self.state.best, self._is_saving = scores[best], True
 
     def _progress(self) -> Progress:
         columns = (
@@ -179,3 +268,11 @@ class Trainer:
         progress = Progress(*columns, disable=distributed.rank() != 0)
         progress.disable = progress.disable or not progress.console.is_terminal
         return progress
+
+
+def _names(batches: Sequence[Batch]) -> str:
+    return ", ".join(name for batch in batches for name in batch.names)
+
+
+def _listed(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,10 +21,14 @@ from glus.config import (
     MixtureItem,
     TrainConfig,
     TrainerConfig,
+    to_yaml,
 )
 from glus.data.shapes_writer import write_shapes
 from glus.tokens import Vocabulary
 from tests.conftest import tiny_model_config
+
+ROOT = Path(__file__).parents[2]
+SERVER = Path(__file__).with_name("training_server.py")
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +66,53 @@ def tiny_train_config(shapes_folder: Path, tiny_vocabulary: Vocabulary) -> Calla
         return config
 
     return make
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """Records of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Runs of ``scripts/train.py`` that ended."""
+
+    codes: list[int]
+    """Exit code of each rank; negative: the signal it died of."""
+    outputs: list[str]
+    """What each rank printed."""
+
+    @property
+    def is_ok(self) -> bool:
+        return not any(self.codes)
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.outputs)
+
+
+@pytest.fixture(scope="session")
+def run_training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Finished]]:
+    """Trains with a typed config on some processes, with a fault of ``training_server.py`` if named."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(SERVER)]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT)
+    assert server.stdin is not None
+    assert server.stdout is not None
+
+    def run(
+        config: TrainConfig, fault: str = "", rank: int = 0, step: int = 0, processes: int = 1, **env: str
+    ) -> Finished:
+        file = tmp_path_factory.mktemp("config") / "config.yaml"
+        file.write_text(to_yaml(config))
+        request = {"config": str(file), "fault": [fault, rank, step], "processes": processes, "env": env}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        # DeepSpeed prints there too.
+        answer = next(line for line in server.stdout if line.startswith("codes "))
+        codes = json.loads(answer.removeprefix("codes "))
+        return Finished(codes, [Path(f"{file}.rank_{rank}").read_text() for rank in range(processes)])
+
+    yield run
+    server.stdin.close()
+    server.wait()

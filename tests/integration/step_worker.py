@@ -17,6 +17,7 @@ from glus.log import MetricsLog
 from glus.losses.build import build_objective
 from glus.models.build import build_glus
 from glus.tokens import Vocabulary
+from glus.train.checkpoint import Checkpoints, RunState
 from glus.train.engine import Engine, init_distributed
 from glus.train.trainer import Trainer, accumulation_steps, micro_batches
 
@@ -36,7 +37,7 @@ class RecordingEngine(Engine):
 
 
 def main(config_file: str, output: str) -> None:
-    init_distributed()
+    init_distributed(timeout_minutes=5)
     config = load_config(TrainConfig, OmegaConf.load(config_file))
     trainer, rank, world = config.trainer, distributed.rank(), distributed.world_size()
     torch.manual_seed(trainer.seed)
@@ -47,19 +48,19 @@ def main(config_file: str, output: str) -> None:
     accumulation = accumulation_steps(trainer.global_batch_size, trainer.micro_batch_size, world)
     numbers = micro_batches(0, trainer.steps, trainer.global_batch_size, trainer.micro_batch_size, rank, world)
     engine = RecordingEngine(glus.train(), trainer, accumulation)
+    objective = build_objective(config.loss, vocabulary.seg_id)
+    run = Path(output).parent
     loop = Trainer(
         engine,
-        build_objective(config.loss, vocabulary.seg_id),
+        objective,
         build_loader(mixture, numbers, 0, vocabulary.pad_id),
-        steps=trainer.steps,
+        settings=trainer,
+        state=RunState(),
         accumulation=accumulation,
-        seed=trainer.seed,
-        metrics=MetricsLog(Path(output).parent, WandbConfig(), is_main=False),
+        asked_shares=mixture.asked_shares,
+        metrics=MetricsLog(run, WandbConfig(), is_main=False),
+        checkpoints=Checkpoints(run, engine, objective.queue, config, lambda folder: None),
         evaluate=None,
-        save=lambda step: Path(output),
-        log_every=1,
-        eval_every=0,
-        save_every=1,
     )
     losses = loop.train_step(0)
     if rank == 0:

@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from glus.config import TrainConfig, to_yaml
 from glus.models.build import NEVER_UPDATED, build_glus, load_model, trainable_names
-
-ROOT = Path(__file__).parents[2]
-DRIVER = "import sys; from omegaconf import OmegaConf; from glus.config import *; sys.path.insert(0, 'scripts'); \
-import train; train.train(load_config(TrainConfig, OmegaConf.load(sys.argv[1])))"
-
-
-@pytest.fixture(scope="module")
-def run_training(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs ``scripts/train.py`` with a typed config on some processes."""
-
-    def run(config: TrainConfig, processes: int = 1) -> subprocess.CompletedProcess:
-        file = tmp_path_factory.mktemp("config") / "config.yaml"
-        file.write_text(to_yaml(config))
-        driver = file.with_name("driver.py")
-        driver.write_text(DRIVER)
-        launcher = [sys.executable]
-        if processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        return subprocess.run([*launcher, str(driver), str(file)], capture_output=True, text=True, env=env, cwd=ROOT)
-
-    return run
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+from tests.integration.conftest import read_metrics
 
 
 def losses(folder: Path) -> list[float]:
@@ -53,7 +24,7 @@ def test_exactly_the_declared_tensors_change(
     config = tiny_train_config(output_dir=str(tmp_path / "run"))
     config.trainer.gradient_checkpointing = checkpointing
     done = run_training(config)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.is_ok, done.output[-6000:]
     torch.manual_seed(config.trainer.seed)
     before = build_glus(config.model)
     after = load_model(tmp_path / "run").glus
@@ -73,7 +44,7 @@ def test_run_folder_and_repetition(run_training: Callable, tiny_train_config: Ca
     for name in ("first", "second"):
         config = tiny_train_config(output_dir=str(tmp_path / name))
         done = run_training(config)
-        assert done.returncode == 0, done.stderr[-6000:]
+        assert done.is_ok, done.output[-6000:]
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
     run = json.loads((tmp_path / "first" / "run.json").read_text())
     assert {"commit", "versions", "command", "world_size"} <= set(run)
@@ -91,7 +62,7 @@ def test_two_processes_with_evaluation(run_training: Callable, tiny_train_config
     config.trainer.eval_videos = 2
     config.trainer.eval_every = 2
     done = run_training(config, processes=2)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.is_ok, done.output[-6000:]
     scores = [line for line in read_metrics(tmp_path / "run") if "valid/J&F" in line]
     assert [line["step"] for line in scores] == [2, 3]
     assert all(0 <= line["valid/J"] <= 100 for line in scores)
@@ -103,7 +74,7 @@ def test_two_processes_shard_parameters(run_training: Callable, tiny_train_confi
     config.trainer.micro_batch_size = 1
     config.trainer.zero_stage = 3
     done = run_training(config, processes=2)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.is_ok, done.output[-6000:]
     load_model(tmp_path / "run")  # strict: every trained tensor is there, whole
 
 
@@ -112,7 +83,7 @@ def test_offline_wandb_beside_metrics(run_training: Callable, tiny_train_config:
     config.trainer.wandb.enabled = True
     config.trainer.wandb.mode = "offline"
     done = run_training(config)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.is_ok, done.output[-6000:]
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(losses(tmp_path / "run")) == 3
 
@@ -123,5 +94,5 @@ def test_non_finite_loss_stops_and_names_term_and_samples(
     config = tiny_train_config(output_dir=str(tmp_path / "run"))
     config.loss.weights["bce"] = float("inf")
     done = run_training(config)
-    assert done.returncode != 0
-    assert "loss term 'bce' is inf at step 1 on rank 0; samples: shapes_train/" in done.stderr
+    assert done.codes == [1]
+    assert "loss term 'bce' is inf at step 1 on rank 0; samples: shapes_train/" in done.output

@@ -1,0 +1,253 @@
+"""Checkpoints: complete or absent, elastic, and no larger than what is trained with its optimizer state.
+
+``<run>/checkpoints/step_N/`` is a model folder (``load_model`` reads it) with the state of training beside it:
+
+===========================  ============================================================================
+``trained.safetensors``      the trained parameters: the optimizer's float32 master weights, stored once
+``exp_avg(_sq).safetensors`` AdamW's two moments, float32, under the same names
+``queue.safetensors``        entries of the contrastive queue of every rank, if that loss is on
+``training.json``            step, counters, and the config that the result depends on
+``config.yaml``, tokenizer   what the model is built from
+===========================  ============================================================================
+
+All else is a function of the seed, the step and the rank: the learning rate, the samples, and every random draw.
+Tensors are whole, so that any number of processes and any ZeRO stage can load them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from glus import distributed
+from glus.config import TrainConfig
+from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
+from glus.models.build import TRAINED_FILE
+from glus.models.weights import Float32File
+from glus.structures import ObjectKey
+from glus.train.engine import Engine, OptimizerTensor
+from glus.train.resume import STATE_FILE, list_checkpoints, plain_config, read_state
+
+log = logging.getLogger(__name__)
+
+FILES = {
+    OptimizerTensor.master: TRAINED_FILE,
+    OptimizerTensor.exp_avg: "exp_avg.safetensors",
+    OptimizerTensor.exp_avg_sq: "exp_avg_sq.safetensors",
+}
+QUEUE_FILE = "queue.safetensors"
+
+
+@dataclass
+class RunState:
+    """Where a run stands after ``step`` optimizer steps; equal on all ranks."""
+
+    step: int = 0
+    """Steps done, those that were skipped included; they used up samples 0 .. step * global_batch_size - 1."""
+    skipped: int = 0
+    """Steps left out because a loss or gradient was not finite."""
+    skipped_in_row: int = 0
+    drawn: dict[str, float] = field(default_factory=dict)
+    """Samples drawn so far from each dataset."""
+    losses: list[float] = field(default_factory=list)
+    """Of the last steps, the oldest first: what a spike is measured against."""
+    score: float | None = None
+    """``trainer.keep_best`` at this step; None if it was not evaluated here."""
+    best: float | None = None
+    """The highest so far."""
+
+
+class Checkpoints:
+    """Writes, finds and reads the checkpoints of a run. Every method is called by every rank.
+
+    Args:
+        run: the run folder.
+        engine: model and optimizer.
+        queue: of the contrastive loss; None without.
+        config: of the run; a checkpoint resumes only under one that gives the same result.
+        write_model_config: writes all files of a model folder but its weights.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        engine: Engine,
+        queue: ContrastiveQueue | None,
+        config: TrainConfig,
+        write_model_config: Callable[[Path], None],
+    ):
+        self._folder = run / "checkpoints"
+        self._engine = engine
+        self._queue = queue
+        self._config = config
+        self._write_model_config = write_model_config
+
+    def save(self, state: RunState) -> Path:
+        """Write a checkpoint beside its place, rename it, then remove those that are not to be kept.
+
+        Raises:
+            OSError: it could not be written, on any rank; nothing is left of it, and the earlier ones are untouched.
+        """
+        folder = self._folder / f"step_{state.step}"
+        temporary = folder.with_name(folder.name + ".tmp")
+        try:
+            distributed.on_main(lambda: self._start(temporary))
+            for kind, name in FILES.items():
+                self._write_tensors(temporary / name, kind)
+            queues = distributed.gather(_on_cpu(self._queue.entries()) if self._queue else [])
+            distributed.on_main(lambda: self._finish(temporary, folder, state, queues))
+        except OSError as error:
+            if distributed.rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            earlier = list_checkpoints(self._folder.parent)
+            raise OSError(
+                f"checkpoint {folder} cannot be written: {error}. "
+                + (f"{earlier[-1]} is complete: " if earlier else "There is no earlier one. ")
+                + "make room (a smaller trainer.keep_last?), then start the same command again, which goes on there"
+            ) from error
+        return folder
+
+    def load(self, folder: Path) -> RunState:
+        """Bring model, optimizer and queue into the state of a checkpoint.
+
+        Written by another number of processes, the ranks' queues are merged in the global order of samples, and each
+        rank goes on with the newest entries of that.
+
+        Raises:
+            ValueError: a file is damaged, or does not hold exactly what this model trains.
+        """
+        content = read_state(folder)
+        for kind, name in FILES.items():
+            self._read_tensors(folder / name, kind)
+        self._engine.updates = content["updates"]
+        if self._queue is not None:
+            queues = _read_queues(folder / QUEUE_FILE, content["world_size"], self._engine.device)
+            is_same = len(queues) == distributed.world_size()
+            self._queue.restore(queues[distributed.rank()] if is_same else merge_entries(queues))
+        return RunState(**content["state"])
+
+    def _start(self, temporary: Path) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob("*.tmp"):  # of a run that was killed while it wrote or removed
+            shutil.rmtree(leftover)
+        temporary.mkdir()
+        self._write_model_config(temporary)
+
+    def _write_tensors(self, path: Path, kind: OptimizerTensor) -> None:
+        """Rank 0 writes; reading is collective and goes on to its end even if the disk is full."""
+        file: Float32File | None = None
+        failures: list[OSError] = []
+        for tensor in self._engine.read_tensors(kind):
+            if distributed.rank() == 0 and not failures:
+                try:
+                    file = file or Float32File(path, self._engine.shapes())
+                    file.append(tensor)
+                except OSError as error:
+                    failures.append(error)
+        distributed.on_main(lambda: _close(file, failures))
+
+    def _finish(self, temporary: Path, folder: Path, state: RunState, queues: list[list[QueueEntry]]) -> None:
+        if self._queue is not None:
+            _write_queues(temporary / QUEUE_FILE, queues)
+        content = {
+            "state": asdict(state),
+            "updates": self._engine.updates,
+            "world_size": len(queues),
+            "config": plain_config(self._config),
+        }
+        (temporary / STATE_FILE).write_text(json.dumps(content, indent=1) + "\n")
+        for file in [*temporary.iterdir(), temporary]:
+            _sync(file)
+        os.replace(temporary, folder)
+        _sync(self._folder)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove all but the newest and, if that is asked for, the best."""
+        found = list_checkpoints(self._folder.parent)
+        keep = set(found[-self._config.trainer.keep_last :])
+        if self._config.trainer.keep_best:
+            scores = {folder: read_state(folder)["state"]["score"] for folder in found}
+            scored = [folder for folder in found if scores[folder] is not None]
+            keep |= set(sorted(scored, key=lambda folder: scores[folder])[-1:])
+        for folder in found:
+            if folder not in keep:
+                removed = folder.with_name(folder.name + ".removed.tmp")
+                os.replace(folder, removed)  # so that what is half removed is never taken for complete
+                shutil.rmtree(removed)
+
+    def _read_tensors(self, path: Path, kind: OptimizerTensor) -> None:
+        shapes = self._engine.shapes()
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                wrong = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name))
+                if wrong:
+                    raise ValueError(
+                        f"{path} does not fit: {len(wrong)} tensors are missing, unexpected or of another shape, "
+                        f"first {wrong[0]}: {found.get(wrong[0])} in the file, the model has {shapes.get(wrong[0])}"
+                    )
+                self._engine.write_tensors(kind, file.get_tensor)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): remove {path.parent} to go on from an earlier checkpoint"
+            ) from error
+
+
+def _close(file: Float32File | None, failures: list[OSError]) -> None:
+    if failures:
+        raise failures[0]
+    assert file is not None, "a model without trained parameters"
+    file.close()
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, down to the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _on_cpu(entries: list[QueueEntry]) -> list[QueueEntry]:
+    return [replace(entry, embed=entry.embed.cpu()) for entry in entries]
+
+
+def _write_queues(path: Path, queues: list[list[QueueEntry]]) -> None:
+    entries = [(rank, entry) for rank, queue in enumerate(queues) for entry in queue]
+    keys = [[k.dataset, k.video, k.exp_id, k.frame, sorted(k.object_ids)] for k in (entry.key for _, entry in entries)]
+    tensors = {
+        "rank": torch.tensor([rank for rank, _ in entries], dtype=torch.int64),
+        "position": torch.tensor([entry.position for _, entry in entries], dtype=torch.int64).view(-1, 2),
+        "embed": torch.stack([entry.embed for _, entry in entries]) if entries else torch.zeros(0, 0),
+    }
+    path.write_bytes(save(tensors, {"keys": json.dumps(keys)}))
+
+
+def _read_queues(path: Path, world_size: int, device: torch.device) -> list[list[QueueEntry]]:
+    """Entries of each of the ``world_size`` ranks that wrote them, the oldest first."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = json.loads(file.metadata()["keys"])
+            ranks, positions = file.get_tensor("rank").tolist(), file.get_tensor("position").tolist()
+            embeds = file.get_tensor("embed").to(device)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove {path.parent} to go on from an earlier checkpoint"
+        ) from error
+    queues: list[list[QueueEntry]] = [[] for _ in range(world_size)]
+    rows = zip(ranks, positions, keys, embeds, strict=True)
+    for rank, position, (dataset, video, exp_id, frame, objects), embed in rows:
+        key = ObjectKey(dataset, video, exp_id, frame, frozenset(objects))
+        queues[rank].append(QueueEntry((position[0], position[1]), key, embed))
+    return queues
