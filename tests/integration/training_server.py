@@ -58,7 +58,7 @@ class Fault:
 
     def install(self) -> None:
         _before(Trainer, "train_step", self._start_step)
-        if self.name in (*OUTPUTS, "nan_gradient"):
+        if self.name in (*OUTPUTS, "nan_gradient", "hang"):
             _after(Engine, "__call__", self._spoil)
         if self.name == "kill_while_saving":
             _before(Float32File, "append", lambda *_: self.is_due and os.kill(os.getpid(), signal.SIGKILL))
@@ -66,7 +66,7 @@ class Fault:
             _before(Checkpoints, "save", self._fill_disk)
         if self.name == "clock_skew":
             clock = time.monotonic
-            time.monotonic = lambda: clock() + 1e6 * distributed.rank()
+            time.monotonic = lambda: clock() * (1e6 if distributed.rank() == self.rank else 1)
 
     @property
     def is_due(self) -> bool:
@@ -76,12 +76,12 @@ class Fault:
         self.now = step + 1
         if self.is_due and self.name.startswith("SIG"):
             os.kill(os.getpid(), getattr(signal, self.name))
-        if self.is_due and self.name == "hang":
-            time.sleep(600)
 
     def _spoil(self, output: GlusOutput, *_: object) -> GlusOutput:
         if self.is_due and self.name == "nan_gradient":
             output.mask_logits_NQmm.register_hook(lambda gradient: gradient * torch.nan)
+        elif self.is_due and self.name == "hang":
+            time.sleep(600)
         elif self.is_due:
             field = OUTPUTS[self.name]
             return output._replace(**{field: getattr(output, field) * torch.nan})

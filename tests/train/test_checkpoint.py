@@ -1,0 +1,127 @@
+"""Parts of a checkpoint: its files, where a run goes on, and what may change in between."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glus.config import LlmConfig, ModelConfig, TrainConfig, TrainerConfig
+from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
+from glus.models.weights import Float32File
+from glus.structures import ObjectKey
+from glus.train.checkpoint import RunState
+from glus.train.resume import STATE_FILE, find_start, list_checkpoints, plain_config
+
+
+def test_a_file_written_tensor_by_tensor_is_safetensors(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 2), "scalar": torch.tensor(7.0), "b.c": torch.randn(1, 4, 2)}
+    file = Float32File(tmp_path / "x.safetensors", {name: tuple(value.shape) for name, value in tensors.items()})
+    for value in tensors.values():
+        file.append(value)
+    file.close()
+    found = load_file(tmp_path / "x.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+
+
+def entries(*positions: tuple[int, int]) -> list[QueueEntry]:
+    key = ObjectKey("d", "v", "0", "f", frozenset([1]))
+    return [QueueEntry(position, key, torch.full((2,), float(position[0]))) for position in positions]
+
+
+def test_queues_merge_in_the_order_of_samples_each_entry_once() -> None:
+    """Ranks of two take turns of two samples; both hold what they got at an earlier merge."""
+    first = entries((0, 0), (2, 0), (4, 0), (4, 1), (8, 0))
+    second = entries((0, 0), (2, 0), (6, 0), (10, 0))
+    merged = merge_entries([first, second])
+    assert [entry.position for entry in merged] == [(0, 0), (2, 0), (4, 0), (4, 1), (6, 0), (8, 0), (10, 0)]
+    queue = ContrastiveQueue(size=3, num_negatives=1)
+    queue.push([first[0].key], torch.zeros(1, 2))
+    queue.restore(merged)
+    assert [entry.position for entry in queue.entries()] == [(6, 0), (8, 0), (10, 0)]
+    assert [float(embed[0]) for embed in queue.embeds] == [6, 8, 10]
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., TrainConfig]:
+    """A config whose trainer has the given fields."""
+
+    def make(**trainer: object) -> TrainConfig:
+        model = ModelConfig(llm=LlmConfig(vocab_size=9, tokenizer="here"))
+        return TrainConfig(model, trainer=TrainerConfig(steps=9, **trainer), output_dir=str(tmp_path / "run"))
+
+    return make
+
+
+def write_checkpoint(run: Path, step: int, config: TrainConfig, ending: str = "") -> Path:
+    folder = run / "checkpoints" / f"step_{step}{ending}"
+    folder.mkdir(parents=True)
+    content = {"state": vars(RunState(step)), "updates": step, "world_size": 1, "config": plain_config(config)}
+    (folder / STATE_FILE).write_text(json.dumps(content))
+    return folder
+
+
+def test_the_newest_complete_checkpoint_is_found(make_config: Callable, tmp_path: Path) -> None:
+    config, run = make_config(), tmp_path / "run"
+    assert find_start(config) is None
+    for step, ending in ((9, ""), (10, ""), (11, ".tmp")):
+        write_checkpoint(run, step, config, ending)
+    (run / "checkpoints" / "step_12").mkdir()  # a model folder without the state of training
+    assert [folder.name for folder in list_checkpoints(run)] == ["step_9", "step_10"]
+    assert find_start(config) == run / "checkpoints" / "step_10"
+
+
+def test_resume_never_refuses_to_overwrite(make_config: Callable, tmp_path: Path) -> None:
+    config = make_config(resume="never")
+    assert find_start(config) is None
+    write_checkpoint(tmp_path / "run", 4, config)
+    with pytest.raises(ValueError, match=r"has checkpoints up to step_4, but trainer.resume=never: choose another"):
+        find_start(config)
+
+
+def test_resume_from_another_run_until_there_are_own_checkpoints(make_config: Callable, tmp_path: Path) -> None:
+    config = make_config(resume=str(tmp_path / "other"))
+    with pytest.raises(FileNotFoundError, match=r"neither auto, never, nor a checkpoint with training.json"):
+        find_start(config)
+    other = [write_checkpoint(tmp_path / "other", step, config) for step in (3, 6)]
+    assert find_start(config) == other[1]
+    assert find_start(make_config(resume=str(other[0]))) == other[0]
+    own = write_checkpoint(tmp_path / "run", 4, config)
+    assert find_start(config) == own
+
+
+def test_an_older_checkpoint_of_the_same_run_is_refused(make_config: Callable, tmp_path: Path) -> None:
+    older, newer = (write_checkpoint(tmp_path / "run", step, make_config()) for step in (3, 6))
+    with pytest.raises(ValueError, match="remove the newer checkpoints of this run first: step_6"):
+        find_start(make_config(resume=str(older)))
+    assert find_start(make_config(resume=str(newer))) == newer
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"learning_rate": 0.1, "seed": 5}, r"trainer.learning_rate=0.1 \(was 0.0003\); trainer.seed=5 \(was 0\)"),
+        ({"micro_batch_size": 4, "zero_stage": 3, "log_every": 1, "keep_best": None, "save_every_minutes": 9.0}, ""),
+    ],
+)
+def test_only_what_leaves_the_result_alone_may_change(
+    make_config: Callable, tmp_path: Path, changes: dict[str, object], named: str
+) -> None:
+    folder = write_checkpoint(tmp_path / "run", 4, make_config())
+    if named:
+        with pytest.raises(ValueError, match=named):
+            find_start(make_config(**changes))
+    else:
+        assert find_start(make_config(**changes)) == folder
+
+
+def test_a_damaged_state_is_named(make_config: Callable, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "run", 4, make_config())
+    (folder / STATE_FILE).write_text("{")
+    with pytest.raises(ValueError, match=r"step_4 is no checkpoint to go on from: training\.json"):
+        find_start(make_config())
