@@ -128,7 +128,7 @@ class Checkpoints:
         content = read_state(folder)
         for kind, name in FILES.items():
             self._read_tensors(folder / name, kind)
-        self._engine.updates = content["updates"]
+        self._engine.set_updates(content["updates"])
         if self._queue is not None:
             queues = _read_queues(folder / QUEUE_FILE, content["world_size"], self._engine.device)
             is_same = len(queues) == distributed.world_size()

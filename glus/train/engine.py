@@ -155,8 +155,8 @@ class Engine:
         """Optimizer steps that were taken: AdamW's own count, without those that were discarded."""
         return int(self._adamw.state[self._masters()[0]]["step"])
 
-    @updates.setter
-    def updates(self, count: int) -> None:
+    def set_updates(self, count: int) -> None:
+        """Let AdamW count on from there."""
         for master in self._masters():
             self._adamw.state[master]["step"].fill_(count)
 

@@ -14,7 +14,7 @@ from glus.config import TrainConfig, load_config
 STATE_FILE = "training.json"
 SAME_RESULT = (
     *("output_dir", "paths.*", "valid", "valid.*", "inference.*", "data.num_workers", "data.mixture.*.dataset.root"),
-    *("trainer.micro_batch_size", "trainer.zero_stage", "trainer.gradient_checkpointing"),
+    *("trainer.micro_batch_size", "trainer.zero_stage", "trainer.gradient_checkpointing", "trainer.offload"),
     *("trainer.log_every", "trainer.eval_every", "trainer.eval_videos", "trainer.wandb.*"),
     *("trainer.save_every", "trainer.save_every_minutes", "trainer.keep_*", "trainer.resume"),
     *("trainer.on_nonfinite", "trainer.max_skips_in_row", "trainer.spike_ratio", "trainer.hang_timeout_minutes"),
