@@ -16,6 +16,7 @@ from glus.config.data import (
     QuerySampling,
 )
 from glus.config.evaluation import CheckConfig, CompareConfig, Missing, ScoreConfig, SubmitConfig
+from glus.config.hardware import HardwareConfig
 from glus.config.inference import (
     SETTING_PATHS,
     InferenceConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "ExpectedCounts",
     "FramesConfig",
     "FuserGamma",
+    "HardwareConfig",
     "InferenceConfig",
     "Layout",
     "LlmConfig",

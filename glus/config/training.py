@@ -8,6 +8,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from glus.config.data import DataConfig, DatasetConfig, FramesConfig, PathsConfig
+from glus.config.hardware import HardwareConfig
 from glus.config.inference import InferenceConfig
 from glus.config.loading import require
 from glus.config.model import ModelConfig, Quantization
@@ -160,6 +161,8 @@ class TrainConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
     valid: DatasetConfig | None = None
     """Split that is evaluated during training; null: none."""
+    hardware: HardwareConfig | None = None
+    """What the settings were chosen for (``hardware=...``); null: nothing in particular."""
     output_dir: str = MISSING
     """Run folder: resolved config, run info, metrics.jsonl, checkpoints."""
 

@@ -1,0 +1,1 @@
+"""What a training run costs on a machine, before it is started: parameters, memory, floating-point operations."""

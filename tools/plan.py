@@ -1,0 +1,133 @@
+"""What a training run costs on a machine, and how to fit it there. Needs no GPU, no data and no weights.
+
+    python tools/plan.py experiment=glus_s
+    python tools/plan.py experiment=glus_s hardware=gpu1_24gb
+    python tools/plan.py experiment=glus_a hardware.num_gpus=8 hardware.gpu_memory_gb=40 trainer.zero_stage=3
+
+Prints parameters by part, memory of one GPU by part with the formula of each line, operations of a step, and the
+settings to use. The network is built and run on the meta device, so that its own code is what is counted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from glus.config import HardwareConfig, TrainConfig, load_config
+from glus.models.build import build_glus
+from glus.train.plan.advise import USABLE, recommend
+from glus.train.plan.memory import (
+    GIB,
+    Line,
+    Sizes,
+    count_parameters,
+    host_lines,
+    measure_sizes,
+    memory_lines,
+    total_bytes,
+)
+from glus.train.plan.trace import Trace, trace_micro_batch
+
+ASSUMED_UTILISATION = 0.4
+"""Of a GPU's peak, for the estimate of time."""
+
+
+def show_parameters(console: Console, config: TrainConfig) -> Sizes:
+    """Print the network's parts."""
+    with torch.device("meta"):
+        glus = build_glus(config.model, load_weights=False)
+    table = Table("part", title="parameters")
+    for column in ("total", "trained"):
+        table.add_column(column, justify="right")
+    parts = count_parameters(glus)
+    for part in parts:
+        table.add_row(part.name, f"{part.total:,}", f"{part.trained:,}")
+    table.add_section()
+    table.add_row("all", f"{sum(part.total for part in parts):,}", f"{sum(part.trained for part in parts):,}")
+    console.print(table)
+    return measure_sizes(glus)
+
+
+def show_memory(console: Console, title: str, lines: list[Line], available_gb: float) -> None:
+    """Print lines and their sum beside what there is."""
+    table = Table("what", title=title)
+    table.add_column("GiB", justify="right")
+    table.add_column("how")
+    for line in lines:
+        table.add_row(line.what, f"{line.bytes / GIB:.2f}", line.formula)
+    table.add_section()
+    table.add_row("sum", f"{total_bytes(lines) / GIB:.2f}", f"of {available_gb:g}")
+    console.print(table)
+
+
+def show_operations(console: Console, config: TrainConfig, hardware: HardwareConfig, trace: Trace) -> None:
+    """Print operations of an optimizer step and the time they take."""
+    videos = config.trainer.global_batch_size
+    table = Table("part", title=f"operations of one step of {videos} videos")
+    for column in ("TFLOP", "share"):
+        table.add_column(column, justify="right")
+    total = sum(trace.flops.values())
+    for part, flops in trace.flops.items():
+        table.add_row(part, f"{videos * flops / 1e12:,.1f}", f"{flops / total:.1%}")
+    table.add_section()
+    table.add_row("all", f"{videos * total / 1e12:,.1f}", "")
+    console.print(table)
+    seconds = videos * total / (hardware.num_gpus * hardware.peak_tflops * 1e12 * ASSUMED_UTILISATION)
+    hours = seconds * config.trainer.steps / 3600
+    console.print(
+        f"{trace.tokens * videos:,} LLM tokens a step. If {ASSUMED_UTILISATION:.0%} of the peak of {hardware.num_gpus} "
+        f"GPUs is used (an assumption), a step takes {seconds:.1f} s and {config.trainer.steps:,} steps take "
+        f"{hours:.1f} h, {hours * hardware.num_gpus:.0f} GPU-hours."
+    )
+
+
+def plan(config: TrainConfig, console: Console) -> None:
+    """Print everything.
+
+    Raises:
+        ValueError: the GPUs cannot share the global batch.
+    """
+    hardware = config.hardware or HardwareConfig()
+    sizes = show_parameters(console, config)
+    traces = {wanted: trace_micro_batch(config, 1, wanted) for wanted in (False, True)}
+    trace, trainer = traces[config.trainer.gradient_checkpointing], config.trainer
+    lines = memory_lines(config, sizes, hardware, trace)
+    title = (
+        f"memory of each of {hardware.num_gpus} GPUs: ZeRO {trainer.zero_stage}, {trainer.micro_batch_size} videos, "
+        f"checkpointing {'on' if trainer.gradient_checkpointing else 'off'}, offload {trainer.offload.value}, "
+        f"LLM quantisation {config.model.llm.quantization.value}"
+    )
+    show_memory(console, title, lines, hardware.gpu_memory_gb)
+    show_memory(console, "memory of a node", host_lines(config, sizes, hardware), hardware.node_memory_gb)
+    show_operations(console, config, hardware, trace)
+    room = USABLE * hardware.gpu_memory_gb * GIB
+    verdict = "fit" if total_bytes(lines) <= room else "do NOT fit"
+    console.print(f"These settings {verdict} into {hardware.gpu_memory_gb:g} GiB ({USABLE:.0%} of it is counted on).")
+    best = recommend(config, sizes, hardware, traces)
+    if best is None:
+        console.print("No settings fit: a larger GPU, a smaller model, or fewer sentences and frames are needed.")
+    else:
+        console.print(f"Recommended ({best.bytes / GIB:.1f} GiB of each GPU):")
+        console.print(best.overrides(), soft_wrap=True)
+
+
+ConfigStore.instance().store("schema", TrainConfig)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+def main(cfg: DictConfig) -> None:
+    """Entry point; takes the overrides of ``scripts/train.py``."""
+    try:
+        plan(load_config(TrainConfig, cfg), Console(width=None if sys.stdout.isatty() else 120))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
