@@ -180,21 +180,18 @@ def count_boundaries(
         lengths_r: int64 (radius + 1,), half the height of the disk's column dx, see ``bits.disk_columns``.
         counts_T4: int64, written: prediction's and target's boundary pixels, prediction's and target's matched ones.
     """
-    num_frames, width, num_words = prediction_TWh.shape
-    buffer = np.empty((6, (num_words + 2) * (width + 2)), np.uint64)
-    for t in range(num_frames):
+    for t in range(prediction_TWh.shape[0]):
         counts_T4[t] = 0
         left, right, top, bottom = _union_box(prediction_TWh[t], target_TWh[t])
         if left == right:
             continue
-        shape = (bottom - top + 2, right - left + 2)
-        size = shape[0] * shape[1]
-        prediction_kx, target_kx = buffer[0, :size].reshape(shape), buffer[1, :size].reshape(shape)
+        prediction_kx = np.zeros((bottom - top + 2, right - left + 2), np.uint64)
+        target_kx = np.zeros_like(prediction_kx)
         counts_T4[t, 0] = _draw_boundary(prediction_TWh[t], height, left, top, prediction_kx)
         counts_T4[t, 1] = _draw_boundary(target_TWh[t], height, left, top, target_kx)
         if counts_T4[t, 0] and counts_T4[t, 1]:
-            counts_T4[t, 2] = _count_matched(prediction_kx, target_kx, lengths_r, buffer[2:])
-            counts_T4[t, 3] = _count_matched(target_kx, prediction_kx, lengths_r, buffer[2:])
+            counts_T4[t, 2] = _count_matched(prediction_kx, target_kx, lengths_r)
+            counts_T4[t, 3] = _count_matched(target_kx, prediction_kx, lengths_r)
 
 
 @njit(cache=True, nogil=True)
@@ -233,14 +230,13 @@ def _draw_boundary(words_Wh: np.ndarray, height: int, left: int, top: int, bound
         height: H.
         left: first column of the box.
         top: its first word.
-        boundary_kx: written, words x columns, with one word and one column of zeros around the box; words of a row lie
-            side by side here, so that the loops over a row vectorise.
+        boundary_kx: zeros, written: words x columns, with one word and one column of zeros around the box; the words
+            of a row lie side by side here, so that the loops over a row vectorise.
 
     Returns:
         How many they are.
     """
     width, num_words = words_Wh.shape
-    boundary_kx[:] = 0
     count = 0
     below = ALL_BITS >> np.uint64(WORD_BITS * num_words - height)  # in the last word, rows of the image ...
     for column in range(1, boundary_kx.shape[1] - 1):
@@ -264,21 +260,15 @@ def _draw_boundary(words_Wh: np.ndarray, height: int, left: int, top: int, bound
 
 
 @njit(cache=True, nogil=True)
-def _count_matched(boundary_kx: np.ndarray, other_kx: np.ndarray, lengths_r: np.ndarray, buffer: np.ndarray) -> int:
+def _count_matched(boundary_kx: np.ndarray, other_kx: np.ndarray, lengths_r: np.ndarray) -> int:
     """Pixels of a boundary that lie in the disk around a pixel of the other.
 
     disk = union over dx of the columns at -dx..dx of half height lengths_r[dx], for those shrink with dx. So, from the
     outermost dx inwards: widen what there is by one column on both sides, let ``grown`` (the other boundary, grown up
     and down one pixel at a time) reach lengths_r[dx], and add it.
     """
-    shape = other_kx.shape
-    size = shape[0] * shape[1]
-    grown, spare = buffer[0, :size].reshape(shape), buffer[1, :size].reshape(shape)
-    disk, wider = buffer[2, :size].reshape(shape), buffer[3, :size].reshape(shape)
-    grown[:] = other_kx
-    spare[:] = 0
-    disk[:] = 0
-    wider[:] = 0
+    grown, spare = other_kx.copy(), np.zeros_like(other_kx)
+    disk, wider = np.zeros_like(other_kx), np.zeros_like(other_kx)
     length = 0
     for dx in range(lengths_r.size - 1, -1, -1):
         while length < lengths_r[dx]:
@@ -288,9 +278,9 @@ def _count_matched(boundary_kx: np.ndarray, other_kx: np.ndarray, lengths_r: np.
         _widen_and_add(disk, grown, wider)
         disk, wider = wider, disk
     matched = 0
-    for row in range(1, shape[0] - 1):
+    for row in range(1, disk.shape[0] - 1):
         own_x, disk_x = boundary_kx[row], disk[row]
-        for x in range(shape[1]):
+        for x in range(own_x.size):
             matched += _popcount(own_x[x] & disk_x[x])
     return matched
 

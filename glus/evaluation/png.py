@@ -141,9 +141,11 @@ def _undo_filters(rows_Hb: np.ndarray, values_Hb: np.ndarray) -> bool:
         for x in range(filtered_b.size):
             any_bit |= filtered_b[x]
         if kind == 0 or (kind == SUB and not any_bit):
-            values_b[:] = filtered_b
+            for x in range(filtered_b.size):
+                values_b[x] = filtered_b[x]
         elif kind in (UP, PAETH) and not any_bit:
-            values_b[:] = above_b
+            for x in range(above_b.size):
+                values_b[x] = above_b[x]
         elif kind == SUB:
             _undo_sub(filtered_b, values_b)
         elif kind == UP:
