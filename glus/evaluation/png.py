@@ -57,13 +57,18 @@ def decode_png(data: bytes, size: Size) -> np.ndarray:
     try:
         header, compressed = _read_chunks(data)
         if header.size != tuple(size):
-            found, expected = (f"{height}x{width}" for height, width in (header.size, size))
-            raise UnusablePrediction(f"is {found}, but the video's frames are {expected} (height x width)")
+            raise UnusablePrediction(f"is {wrong_size(header.size, size)}")
         if header.colour_type in (GREY, PALETTE) and header.bit_depth <= 8 and not header.is_interlaced:
             return _decode_rows(header, compressed)
         return _decode_with_pillow(data)
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         raise UnusablePrediction("is not a readable PNG (damaged or cut short)") from error
+
+
+def wrong_size(found: Size, expected: Size) -> str:
+    """What is wrong with a mask of another size, to go after "is"."""
+    found_text, expected_text = (f"{height}x{width}" for height, width in (found, expected))
+    return f"{found_text}, but the video's frames are {expected_text} (height x width)"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ A mask means the same in both, so scores do not depend on the form.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,18 +16,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from glus.data.rle import Size, decode_rle
 from glus.evaluation.bits import BitMasks
+from glus.evaluation.png import UnusablePrediction, read_png, wrong_size
 from glus.structures import Expression
 
 Video = list[Expression]
 """The expressions of one video."""
-
-
-class UnusablePrediction(Exception):
-    """A prediction that cannot be scored; the message says what is wrong with which file."""
 
 
 class VideoPredictions(Protocol):
@@ -179,7 +174,7 @@ class RlePredictions:
             raise UnusablePrediction(f"{self.path} has it more than once, in lines {lines}")
         number, counts, found_size = found[0]
         if found_size != tuple(size):
-            raise UnusablePrediction(f"its mask in {self.path}, line {number}, is {_wrong_size(found_size, size)}")
+            raise UnusablePrediction(f"its mask in {self.path}, line {number}, is {wrong_size(found_size, size)}")
         return counts
 
     def no_answer(self, expression: Expression) -> str | None:
@@ -203,44 +198,6 @@ class RlePredictions:
             extra = sorted(frame for found, frame in self._codes if found == exp_id and frame not in expected)
             if extra:
                 yield f"{self.path}: {len(extra)} masks of expression {exp_id!r} in no frame, the first {extra[0]!r}"
-
-
-def read_png(path: Path, size: Size) -> np.ndarray:
-    """A mask file as (H, W) bool, foreground where any colour channel is not 0.
-
-    Reads every PNG (1-bit, grey, palette indices, colour; alpha is ignored) and trusts none: checksums are verified,
-    since a damaged file can otherwise decode to a partly black mask.
-
-    Raises:
-        UnusablePrediction: the file is missing, does not decode, or is not of ``size`` (H, W).
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise UnusablePrediction(f"{path} {reason}") from error
-    try:
-        return decode_png(data, size)
-    except UnusablePrediction as error:
-        raise UnusablePrediction(f"{path} {error}") from error
-
-
-def decode_png(data: bytes, size: Size) -> np.ndarray:
-    """What ``read_png`` does with the bytes of a file.
-
-    Raises:
-        UnusablePrediction: they do not decode, or are not of ``size``; the message lacks the name of the file.
-    """
-    try:
-        Image.open(io.BytesIO(data), formats=["PNG"]).verify()
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            pixels = np.asarray(image)
-            num_colours = pixels.shape[2] - image.mode.endswith("A") if pixels.ndim == 3 else 1
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnusablePrediction("is not a readable PNG (damaged or cut short)") from error
-    if pixels.shape[:2] != tuple(size):
-        raise UnusablePrediction(f"is {_wrong_size(pixels.shape[:2], size)}")
-    return pixels != 0 if pixels.ndim == 2 else np.any(pixels[..., :num_colours], axis=2)
 
 
 def unexpected_files(folder: Path, videos: Iterable[Video]) -> list[str]:
@@ -276,8 +233,3 @@ def _fields(entry: Any) -> tuple[str, Size, dict[str, str]]:
     except (KeyError, TypeError, ValueError, AttributeError):
         pass
     raise ValueError(f"expected {{frame: name, size: [H, W], masks: {{exp_id: counts}}}}, found {entry!r:.80}")
-
-
-def _wrong_size(found: Sequence[int], expected: Size) -> str:
-    found_text, expected_text = ("x".join(str(side) for side in size) for size in (found, expected))
-    return f"{found_text}, but the video's frames are {expected_text} (height x width)"

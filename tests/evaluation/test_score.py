@@ -17,7 +17,6 @@ from rich.console import Console
 
 from glus.config import DatasetConfig, Missing
 from glus.data.index import read_expressions
-from glus.evaluation.predictions import UnusablePrediction, read_png
 from glus.evaluation.report import Answer, Report, print_report, write_report
 from glus.evaluation.score import map_videos, score_predictions
 
@@ -164,45 +163,6 @@ def test_any_nonzero_pixel_is_foreground(dataset: DatasetConfig, perfect: Path, 
             Image.fromarray(mask.astype(np.uint8) * np.uint8(scale)).save(path)
         results.append(scores(score_predictions(dataset, tmp_path / str(number), max_videos=1)))
     assert results[0] == results[1] == results[2]
-
-
-def test_read_png_understands_every_kind_of_png(tmp_path: Path) -> None:
-    mask = np.random.default_rng(0).random((6, 9)) < 0.5
-    grey = mask.astype(np.uint8)
-    palette = Image.fromarray(grey * 2)
-    palette = palette.convert("P")
-    palette.putpalette([0, 0, 0] * 256)  # black in every colour: only the index counts
-    images = {
-        "one_bit": Image.fromarray(mask),
-        "grey": Image.fromarray(grey),
-        "grey16": Image.fromarray(grey.astype(np.uint16) * 256),
-        "palette": palette,
-        "rgb": Image.fromarray(np.stack([0 * grey, 0 * grey, grey], axis=2)),
-        "rgba": Image.fromarray(np.stack([grey, grey, grey, 0 * grey + 255], axis=2)),
-        "la": Image.fromarray(grey).convert("LA"),
-    }
-    for name, image in images.items():
-        image.save(tmp_path / f"{name}.png")
-        assert (read_png(tmp_path / f"{name}.png", (6, 9)) == mask).all(), name
-    Image.fromarray(grey).save(tmp_path / "jpeg.png", format="JPEG")
-    with pytest.raises(UnusablePrediction, match="not a readable PNG"):
-        read_png(tmp_path / "jpeg.png", (6, 9))
-
-
-def test_read_png_notices_every_damage(tmp_path: Path) -> None:
-    mask = np.zeros((40, 50), bool)
-    mask[10:20, 5:33] = True
-    path = tmp_path / "mask.png"
-    Image.fromarray(mask).save(path)
-    data = path.read_bytes()
-    last_needed = data.index(b"IEND") - 4
-    for position in range(0, last_needed, 3):
-        path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
-        with pytest.raises(UnusablePrediction):
-            read_png(path, mask.shape)
-        path.write_bytes(data[:position])
-        with pytest.raises(UnusablePrediction):
-            read_png(path, mask.shape)
 
 
 def test_long_videos_are_scored_in_chunks(dataset: DatasetConfig, perfect: Path, monkeypatch) -> None:
