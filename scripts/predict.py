@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 import hydra
@@ -24,6 +23,7 @@ from glus import distributed
 from glus.config import PredictConfig, load_config
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import read_expressions
+from glus.evaluation.score import by_video
 from glus.inference.identity import prediction_identity
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.progress import JobProgress
@@ -52,8 +52,7 @@ def predict(config: PredictConfig) -> Summary:
     identity = prediction_identity(config.dataset, expressions, model.vocabulary.folder, model.config)
     about = {"run": run_info(), "weights": config.weights}
     writer = PredictionWriter(config.output_dir, identity, about, config.format)
-    videos = [list(group) for _, group in groupby(expressions, key=lambda expression: expression.video)]
-    videos = videos[: config.max_videos]
+    videos = by_video(expressions)[: config.max_videos]
     problems = predict_videos(predictor, writer, FrameStore(config.dataset), videos)
     summary = writer.summarize(videos)
     if problems:

@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
 """Where there is no terminal."""
+SECONDS_BETWEEN_LOOKS = 5.0
+"""At the folder, for what other processes have finished."""
 
 
 class JobProgress:
@@ -29,8 +31,9 @@ class JobProgress:
 
     def __init__(self, writer: PredictionWriter, videos: Sequence[Video], is_shown: bool):
         self._writer = writer
-        self._pending = [video for video in videos if not writer.is_done(video)]
-        self._num_pending, self._total = len(self._pending), sum(map(_num_masks, self._pending))
+        self._pending = {video[0].video: video for video in videos if not writer.is_done(video)}
+        self._num_pending, self._total = len(self._pending), sum(map(_num_masks, self._pending.values()))
+        self._last_look = time.perf_counter()
         self._finished = 0  # masks of finished videos, whoever predicted them
         self._current = 0  # masks of the video at work
         self._frames = 0.0
@@ -58,9 +61,13 @@ class JobProgress:
         self._show()
 
     def finish(self, video: Video) -> None:
-        """A video is done; see what others have done meanwhile."""
-        self._pending = [other for other in self._pending if not self._writer.is_done(other)]
-        self._finished, self._current = self._total - sum(map(_num_masks, self._pending)), 0
+        """A video is done; now and then, see what others have done meanwhile."""
+        del self._pending[video[0].video]
+        now = time.perf_counter()
+        if now - self._last_look > SECONDS_BETWEEN_LOOKS:
+            self._last_look = now
+            self._pending = {name: other for name, other in self._pending.items() if not self._writer.is_done(other)}
+        self._finished, self._current = self._total - sum(map(_num_masks, self._pending.values())), 0
         self._show(is_due=not self._pending)
 
     def line(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def test_killed_at_random_moments_and_continued_a_prediction_ends_the_same(
         for task in tasks:
             task.kill()
             task.join()
+            assert task.exitcode in (0, -signal.SIGKILL)
         half = {name for name in contents(killed) if ".tmp" in name}
         assert all(expected[name] == data for name, data in contents(killed).items() if name not in half)
         if were_alive:

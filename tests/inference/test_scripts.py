@@ -96,7 +96,7 @@ def test_predictions_are_complete_and_counted(predictions: Path, dataset: Datase
     assert summary["seconds"]["write"] > 0
 
 
-def test_codes_hold_the_same_masks(predictions: Path, config: PredictConfig):
+def test_codes_hold_the_same_masks(predictions: Path, config: PredictConfig, dataset: DatasetConfig):
     load_script("predict").predict(replace(config, format=PredictionForm.rle))
     found = {}
     for file in Path(config.output_dir).glob("*.jsonl"):
@@ -106,6 +106,10 @@ def test_codes_hold_the_same_masks(predictions: Path, config: PredictConfig):
     assert found.keys() == masks_below(predictions).keys()
     for name, mask in found.items():
         np.testing.assert_array_equal(np.array(Image.open(predictions / name)) > 0, mask > 0)
+    codes, pngs = (score_predictions(dataset, folder) for folder in (config.output_dir, predictions))
+    assert not codes.problems
+    assert not codes.warnings
+    assert codes.expressions == pngs.expressions
 
 
 def test_a_finished_folder_is_left_as_it_is(predictions: Path, config: PredictConfig, dataset: DatasetConfig):
