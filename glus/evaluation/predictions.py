@@ -105,7 +105,7 @@ class PngPredictions:
     def no_answer(self, expression: Expression) -> str | None:
         """See ``VideoPredictions``."""
         folder = self.folder / expression.prediction_dir
-        return None if folder.is_dir() else f"no folder {folder}"
+        return None if folder.is_dir() else f"no folder {folder} and no {rle_path(self.folder, [expression])}"
 
 
 class RlePredictions:

@@ -200,19 +200,20 @@ def mean_of(values: Iterable[float | None]) -> float:
 def print_report(report: Report, console: Console) -> None:
     """Tables in percent: one with a line per group and one for all expressions, then the benchmark's own; then
     problems and warnings."""
-    groups = {**report.groups, "all expressions": report.overall}
+    groups = {**report.groups, "all": report.overall}
     rows = {
         name or "(none)": {
-            "J": s.j, "F": s.f, "J&F": s.jf, "J&F visible": s.jf_visible, "false pos.": s.false_positives,
+            "J": s.j, "F": s.f, "J&F": s.jf, "J&F seen": s.jf_visible, "false pos.": s.false_positives,
             "N-acc": s.no_target_accuracy, "T-acc": s.target_accuracy,
-            "num": s.num_expressions, "incomplete": s.num_incomplete,
+            "num": s.num_expressions, "bad": s.num_incomplete,
         }
         for name, s in groups.items()
     }  # fmt: skip
     _print_table(console, f"{report.dataset} ({report.split}), percent. {report.title}", rows)
     console.print(
-        "visible: frames with an object; false pos.: frames without an object that were answered with foreground; "
-        "N-acc, T-acc: expressions without / with an object that were answered with nothing / something\n",
+        "J&F seen: over frames with an object. false pos.: frames without an object that were answered with "
+        "foreground. N-acc, T-acc: expressions without / with an object that were answered with nothing / something. "
+        "bad: expressions with a missing or unusable prediction.\n",
         highlight=False,
     )
     for table in report.tables:
@@ -310,10 +311,12 @@ def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
 
 
 def _print_table(console: Console, title: str, rows: dict[str, dict[str, float]]) -> None:
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    """Names of columns wrap where the console is narrow, numbers never."""
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     table.add_column("group", no_wrap=True)
     for column in next(iter(rows.values())):
-        table.add_column(escape(column), justify="right")
+        width = max(len(percent(row[column])) for row in rows.values())
+        table.add_column(escape(column), justify="right", min_width=width)
     for name, row in rows.items():
         table.add_row(escape(name), *map(percent, row.values()))
     console.print(table)

@@ -47,7 +47,7 @@ def run(dataset: DatasetConfig, tmp_path: Path):
 def test_score(run, perfect: Path, tmp_path: Path) -> None:
     good = run("score.py", f"predictions={perfect}", "output=report")
     assert good.returncode == 0, good.stderr
-    assert "all expressions" in good.stdout
+    assert "J&F seen" in good.stdout
     assert json.loads((tmp_path / "cwd/report/report.json").read_text())["overall"]["jf"] == 1.0
     assert sorted(path.name for path in (tmp_path / "cwd").iterdir()) == ["report"]  # Hydra leaves nothing behind
 

@@ -32,7 +32,7 @@ FOREGROUND_FILE = "mask_dict_foreground.json"
 GROUPS = ("referring", "reasoning")
 """The groups that count; the reader names them after ``type_id`` 0 and 1."""
 COLUMNS = {
-    "J": "j", "F": "f", "J&F": None, "A01": "a01", "R01": "r01", "A255 (legacy)": "a255", "R255 (legacy)": "r255",
+    "J": "j", "F": "f", "J&F": None, "A01": "a01", "R01": "r01", "legacy A255": "a255", "legacy R255": "r255",
 }  # fmt: skip
 """Columns of the tables, and the measure that each averages; J&F is the mean of the averages of J and F."""
 
@@ -105,7 +105,7 @@ def tables(scores: Sequence[ExpressionScore], _objects: Sequence[ObjectScore] = 
     exact = _table(scores, lambda value: value)
     note = "overall: mean of both groups. A255, R255: only to compare with papers that scored 0/255 masks."
     return [
-        ScoreTable("revos", "ReVOS (official: each expression's percent rounded to 2 decimals first)", official, note),
+        ScoreTable("revos", "ReVOS (official: percents of expressions rounded first)", official, note),
         ScoreTable("revos_unrounded", "ReVOS, not rounded", exact),
     ]
 
