@@ -39,6 +39,7 @@ from glus.config.model import (
     SegHeadInit,
     SegmenterConfig,
 )
+from glus.config.recipe import RecipeConfig
 from glus.config.training import (
     ContrastiveConfig,
     LossConfig,
@@ -81,6 +82,7 @@ __all__ = [
     "Protocol",
     "Quantization",
     "QuerySampling",
+    "RecipeConfig",
     "ScoreConfig",
     "SegHeadInit",
     "SegmenterConfig",

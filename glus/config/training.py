@@ -12,6 +12,7 @@ from glus.config.hardware import HardwareConfig
 from glus.config.inference import InferenceConfig
 from glus.config.loading import require
 from glus.config.model import ModelConfig, Quantization
+from glus.config.recipe import RecipeConfig
 
 
 @dataclass
@@ -163,6 +164,8 @@ class TrainConfig:
     """Split that is evaluated during training; null: none."""
     hardware: HardwareConfig | None = None
     """What the settings were chosen for (``hardware=...``); null: nothing in particular."""
+    recipe: RecipeConfig | None = None
+    """The published result that the settings are meant to give; null: none."""
     output_dir: str = MISSING
     """Run folder: resolved config, run info, metrics.jsonl, checkpoints."""
 
