@@ -105,7 +105,7 @@ class ConversationTokenizer:
         return Conversation(array, positions - 1)
 
 
-def train_vocabulary(folder: str | Path, sentences: Iterable[str], size: int) -> None:
+def train_vocabulary(folder: str | Path, sentences: Iterable[str], size: int, whole_templates: bool = True) -> None:
     """Write the vocabulary of a small model to ``folder``: ``tokenizer.model`` and ``added_tokens.json``.
 
     Settings are LLaMA's (byte-pair encoding with byte fallback, dummy prefix, no normalisation, digits apart), but
@@ -116,6 +116,8 @@ def train_vocabulary(folder: str | Path, sentences: Iterable[str], size: int) ->
         folder: created if need be.
         sentences: expressions, cleaned as in training; their frequent words become whole pieces.
         size: SentencePiece ids at most; fewer where the sentences give no more.
+        whole_templates: False: the templates are cut into words and punctuation marks, nearly as LLaMA's vocabulary
+            cuts them, for conversations as long as those of a full-size model.
 
     Raises:
         ValueError: no sentence, or ``size`` is too small for bytes, letters and template parts.
@@ -123,6 +125,8 @@ def train_vocabulary(folder: str | Path, sentences: Iterable[str], size: int) ->
     sentences = sorted(prompts.clean_expression(sentence, strip=True) for sentence in sentences)
     if not sentences:
         raise ValueError(f"no sentence to train the vocabulary in {folder} on")
+    if not whole_templates:
+        sentences = sentences + [piece.replace("▁", " ").strip() for piece in template_pieces()] * len(sentences)
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -141,7 +145,7 @@ def train_vocabulary(folder: str | Path, sentences: Iterable[str], size: int) ->
             bos_id=1,
             eos_id=2,
             pad_id=-1,
-            user_defined_symbols=template_pieces(),
+            user_defined_symbols=template_pieces() if whole_templates else [],
             num_threads=1,
             minloglevel=2,
         )

@@ -90,3 +90,19 @@ def test_separate_expressions_share_nothing() -> None:
     assert [int(frames) for frames in batch.query_frames] == [20, 20, 21]
     assert batch.video_index.tolist() == [0, 1, 2]
     assert batch.visual_index.tolist() == list(range(9))
+
+
+def test_three_expressions_of_full_size_need_far_fewer_tokens() -> None:
+    """LLaMA's token counts: 34 to open, 66 a frame, 11 after the context, 20 and 10 of the expression a question."""
+    image = [5, *[IMG] * 64, 6]
+    opening = [*range(100, 134), *image * 4, *range(200, 211)]
+
+    def full_size(expression: int) -> Conversation:
+        turn = [*image, *[expression] * 30, SEG, 20, 2]
+        return conversation(*opening, *([*turn, 30, 31, 32] * 3), *turn)
+
+    conversations = [full_size(expression) for expression in (1000, 1001, 1002)]
+    assert [len(c.input_ids) for c in conversations] == [714] * 3
+    packed = pack_conversations([conversations], PAD)
+    assert packed.input_ids.shape == (1, 309 + 66 + 3 * 339)
+    assert 3 * 714 / packed.input_ids.shape[1] > 1.5

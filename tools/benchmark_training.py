@@ -1,0 +1,380 @@
+"""Measure training steps, ours against the plain procedure, in one run on the same weights and samples.
+
+    python tools/benchmark_training.py --json benchmark.json
+    python tools/benchmark_training.py --model glus_7b --device cuda --json benchmark_7b.json
+
+The plain procedure shares nothing: each expression passes alone through CLIP, LLM and SAM2, with logits at every
+position, and images for SAM2, those of context frames too, resized on the CPU and encoded one at a time. "As released"
+is what the released GLUS shares of that: the conversations are one padded batch, and SAM2 encodes a query frame once
+for all expressions of its video. All must give the same losses. Weights are random and samples are generated, so
+nothing has to be downloaded; reading files is not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from glus.config import ModelConfig, load_config
+from glus.data import prompts
+from glus.data.collate import collate
+from glus.data.shapes import Scene, generate_scene
+from glus.data.tokenization import ConversationTokenizer, train_vocabulary
+from glus.data.transforms import clip_crop
+from glus.losses.objective import GlusObjective
+from glus.models.build import build_glus
+from glus.models.glus import Glus
+from glus.structures import GlusOutput, ObjectKey, TrainSample
+from glus.tokens import Vocabulary
+from glus.train.measure import matmul_tflops, peak_gib, synchronize
+from glus.train.optim import build_adamw
+from glus.train.plain import Forward, Inputs, count_tokens, make_inputs, plain_forward, released_forward, shared_forward
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "model"
+FRAME_SIZES = {"glus_tiny": 128, "glus_7b": 480}
+"""Model -> side of the generated frames in pixels."""
+FULL_SIZE_TOKENS = 64
+"""Visual tokens of a frame at full size."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Largest difference of a loss from the plain procedure's, relative to it."""
+WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5}
+
+
+class Steps:
+    """Training steps of one procedure.
+
+    Args:
+        glus: in training mode.
+        inputs: one micro-batch.
+        forward: the procedure.
+        seg_id: of the model's vocabulary.
+        checkpointing: recompute the LLM's layers in the backward pass.
+    """
+
+    def __init__(self, glus: Glus, inputs: Inputs, forward: Forward, seg_id: int, checkpointing: bool = False):
+        self.glus = glus
+        self.inputs = inputs
+        self.forward = forward
+        self.checkpointing = checkpointing
+        self.objective = GlusObjective(WEIGHTS, seg_id)
+        trained = [parameter for parameter in glus.parameters() if parameter.requires_grad]
+        self.optimizer = build_adamw(trained, 0.0, (0.9, 0.95), 0.0)  # at rate 0, so that all procedures stay alike
+
+    def losses(self) -> dict[str, float]:
+        """Of one forward pass without dropout."""
+        self.glus.eval()
+        with torch.no_grad():
+            terms = self._loss(self.forward(self.glus, self.inputs))
+        self.glus.train()
+        return {name: value.item() for name, value in terms.items()}
+
+    def run(self, clock: Counter[str] | None = None) -> None:
+        """One step; ``clock`` gets the seconds of its parts."""
+        llama, before = self.glus.language.llama, time.perf_counter()
+        if self.checkpointing:
+            self.glus.language.checkpoint_gradients()
+        output = self.forward(self.glus, self.inputs)
+        before = self._tick(clock, "forward", before)
+        total = self._loss(output)["total"]
+        before = self._tick(clock, "loss", before)
+        total.backward()
+        before = self._tick(clock, "backward", before)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._tick(clock, "optimizer", before)
+        if self.checkpointing:
+            llama.gradient_checkpointing_disable()
+
+    def _loss(self, output: GlusOutput) -> dict[str, torch.Tensor]:
+        batch = self.inputs.batch
+        return self.objective(output, batch, self.objective.counts([batch]), np.random.default_rng(0))
+
+    def _tick(self, clock: Counter[str] | None, part: str, before: float) -> float:
+        if clock is None:
+            return before
+        synchronize(self.inputs.ids_NL.device)
+        now = time.perf_counter()
+        clock[part] += now - before  # type: ignore[assignment]
+        return now
+
+
+@contextmanager
+def timed_verbs(glus: Glus, device: torch.device, clock: Counter[str]) -> Iterator[None]:
+    """Add the seconds that the model's verbs take in the forward pass to ``clock``."""
+    segmenter, language = glus.segmenter, glus.language
+    verbs: list[tuple[str, Any, str]] = [
+        ("CLIP", glus, "vision_tokens"),
+        *(("LLM", language, name) for name in ("states", "packed_states", "logits")),
+        ("SAM2 resize", segmenter, "prepare_frames"),
+        ("SAM2 encoder", segmenter, "encode_frames"),
+        *(("memory and masks", segmenter, name) for name in ("condition", "decode", "memorize")),
+    ]
+
+    def timed(label: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            synchronize(device)
+            before = time.perf_counter()
+            result = method(*arguments)
+            synchronize(device)
+            clock[label] += time.perf_counter() - before  # type: ignore[assignment]
+            return result
+
+        return run
+
+    with ExitStack() as stack:
+        for label, owner, name in verbs:
+            setattr(owner, name, timed(label, getattr(owner, name)))
+            stack.callback(delattr, owner, name)
+        yield
+
+
+def count_encodes(steps: Steps) -> tuple[int, int]:
+    """Frames that CLIP and SAM2's image encoder see in one forward pass."""
+    seen: Counter[str] = Counter()
+    glus = steps.glus
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, inputs: seen.update({name: len(inputs[0])})
+
+    handles = [
+        glus.clip.register_forward_pre_hook(hook("clip")),
+        glus.segmenter.sam.image_encoder.register_forward_pre_hook(hook("sam2")),
+    ]
+    steps.losses()
+    for handle in handles:
+        handle.remove()
+    return seen["clip"], seen["sam2"]
+
+
+def measure(procedures: dict[str, Steps], num_steps: int, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Seconds per step (median; the procedures take turns), seconds by part, peak memory, FLOPs, frames encoded."""
+    seconds: dict[str, list[float]] = {name: [] for name in procedures}
+    results: dict[str, dict[str, Any]] = {}
+    for name, steps in procedures.items():
+        clock: Counter[str] = Counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        steps.run()  # allocates the optimizer's moments, chooses kernels
+        with FlopCounterMode(display=False) as flops:
+            steps.run()
+        with timed_verbs(steps.glus, device, clock):
+            steps.run(clock)
+        clip, sam2 = count_encodes(steps)
+        results[name] = {
+            "losses": steps.losses(),
+            "clip_encodes": clip,
+            "sam2_encodes": sam2,
+            "flops": flops.get_total_flops(),
+            "peak_gib": peak_gib(device),
+            "part_seconds": dict(clock),
+        }
+    for _ in range(num_steps):
+        for name, steps in procedures.items():
+            synchronize(device)
+            before = time.perf_counter()
+            steps.run()
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - before)
+    for name, values in seconds.items():
+        results[name] |= {"seconds": statistics.median(values), "all_seconds": values}
+    return results
+
+
+def build_model(name: str, tokenizer: Path, device: torch.device) -> Glus:
+    """A model of ``configs/model`` with random weights, in training mode but without dropout."""
+    content = OmegaConf.load(CONFIGS / f"{name}.yaml")
+    assert isinstance(content, DictConfig)
+    for part in ("clip", "llm", "segmenter"):
+        content[part].weights = None
+    content.llm.tokenizer = str(tokenizer)
+    content.llm.lora_dropout = 0.0
+    with torch.device(device):
+        glus = build_glus(load_config(ModelConfig, content), load_weights=False).to(device).train()
+    for module in glus.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_p"):  # SAM2's attention keeps its own
+            module.dropout_p = 0.0  # type: ignore[assignment]
+    return glus
+
+
+def draw_scenes(count: int, options: argparse.Namespace) -> list[Scene]:
+    """Generated videos with at least as many sentences as wanted."""
+    rng, length = np.random.default_rng(0), options.context + options.query
+    return [generate_scene(rng, length, FRAME_SIZES[options.model]) for _ in range(count)]
+
+
+def make_vocabulary(folder: Path, scenes: Sequence[Scene], whole_templates: bool) -> Vocabulary:
+    """Of a small model, or with words for tokens, nearly as a full-size model counts them."""
+    sentences = [sentence.text for scene in scenes for sentence in scene.sentences]
+    target = folder / ("templates" if whole_templates else "words")
+    train_vocabulary(target, sentences, 450 if whole_templates else 2000, whole_templates)
+    return Vocabulary(target)
+
+
+def make_samples(
+    scenes: Sequence[Scene], tokenizer: ConversationTokenizer, side: int, options: argparse.Namespace
+) -> list[TrainSample]:
+    """One per scene, the same whenever it is called."""
+    return [make_sample(scene, number, tokenizer, side, options) for number, scene in enumerate(scenes)]
+
+
+def make_sample(
+    scene: Scene, number: int, tokenizer: ConversationTokenizer, side: int, options: argparse.Namespace
+) -> TrainSample:
+    """The first frames are context."""
+    rng, query = np.random.default_rng(number), slice(options.context, None)
+    sentences = scene.sentences[: options.expressions]
+    names = [f"shapes/{number}/{row}" for row in range(len(sentences))]
+    crops = np.stack([clip_crop(frame, side) for frame in scene.frames_THW3])
+    return TrainSample(
+        context_clip=crops[: options.context],
+        query_clip=crops[query],
+        query_frames=scene.frames_THW3[query],
+        conversations=[
+            tokenizer.train(prompts.draw_turns(sentence.text, options.query, rng), options.context, name)
+            for sentence, name in zip(sentences, names, strict=True)
+        ],
+        target_masks=[
+            np.asarray(scene.masks_OTHW[list(sentence.object_ids), query].any(0), np.uint8) for sentence in sentences
+        ],
+        object_keys=[
+            [ObjectKey("shapes", str(number), name, str(q), frozenset()) for q in range(options.query)]
+            for name in names
+        ],
+        names=names,
+    )
+
+
+def check_losses(results: dict[str, dict[str, Any]], dtype: torch.dtype) -> None:
+    """Raise unless every procedure has the plain one's losses.
+
+    Raises:
+        ValueError: one has not.
+    """
+    for name, result in results.items():
+        for term, expected in results["plain"]["losses"].items():
+            if abs(result["losses"][term] - expected) > TOLERANCE[dtype] * abs(expected):
+                raise ValueError(f"loss {term!r} of {name!r} is {result['losses'][term]}, the plain one is {expected}")
+
+
+def benchmark(options: argparse.Namespace) -> dict[str, Any]:
+    """Run everything and return what ``--json`` writes."""
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    scenes = draw_scenes(options.videos, options)
+    with tempfile.TemporaryDirectory() as folder:
+        small, full = (make_vocabulary(Path(folder), scenes, whole) for whole in (True, False))
+        own = Vocabulary(options.tokenizer) if options.tokenizer else small if options.model == "glus_tiny" else full
+        glus = build_model(options.model, own.folder, device)
+    samples = make_samples(scenes, ConversationTokenizer(own, glus.tokens_per_frame), glus.clip.image_size, options)
+    inputs = make_inputs(samples, [scene.frames_THW3 for scene in scenes], own.pad_id, options.device)
+    tokens = count_tokens(inputs.batch)
+    full_samples = make_samples(scenes, ConversationTokenizer(full, FULL_SIZE_TOKENS), 32, options)
+    full_tokens = count_tokens(collate(full_samples, full.pad_id))
+    dtype = glus.segmenter.dtype
+    ours = Steps(glus, inputs, shared_forward, own.seg_id)
+    procedures = {
+        "ours": ours,
+        "ours, checkpointing": Steps(glus, inputs, shared_forward, own.seg_id, checkpointing=True),
+        "as released": Steps(glus, inputs, released_forward, own.seg_id),
+        "plain": Steps(glus, inputs, plain_forward, own.seg_id),
+    }
+    results = measure(procedures, options.steps, device)
+    check_losses(results, dtype)
+    peak = options.peak_tflops or matmul_tflops(device, dtype)
+    for name, result in results.items():
+        result["samples_per_second"] = options.videos / result["seconds"]
+        result["llm_tokens"] = tokens["ours" if name.startswith("ours") else "plain"]
+        result["tokens_per_second"] = result["llm_tokens"] / result["seconds"]
+        result["mfu"] = results["ours"]["flops"] / result["seconds"] / peak / 1e12
+    return {
+        "samples_per_second_ratio": results["plain"]["seconds"] / results["ours"]["seconds"],
+        "samples_per_second_ratio_to_released": results["as released"]["seconds"] / results["ours"]["seconds"],
+        "llm_token_ratio": tokens["plain"] / tokens["ours"],
+        "llm_token_ratio_full_size": full_tokens["plain"] / full_tokens["ours"],
+        "llm_tokens_full_size": full_tokens,
+        "clip_encodes": results["ours"]["clip_encodes"],
+        "sam2_encodes": results["ours"]["sam2_encodes"],
+        "settings": {name: str(value) for name, value in vars(options).items()},
+        "peak_tflops": peak,
+        "procedures": results,
+    }
+
+
+ROWS: tuple[tuple[str, str, str], ...] = (
+    ("samples (videos) per second", "samples_per_second", ".3f"),
+    ("seconds per step", "seconds", ".3f"),
+    ("LLM tokens per second", "tokens_per_second", ".0f"),
+    ("LLM tokens per step", "llm_tokens", "d"),
+    ("CLIP encodes per step", "clip_encodes", "d"),
+    ("SAM2 encodes per step", "sam2_encodes", "d"),
+    ("10^12 operations per step", "flops", ""),
+    ("model FLOPs utilisation, %", "mfu", ""),
+    ("peak memory, GiB", "peak_gib", ".2f"),
+)
+
+
+def print_table(report: dict[str, Any], console: Console) -> None:
+    """One column per procedure."""
+    procedures = report["procedures"]
+    table = Table("per micro-batch", *procedures)
+    scale = {"flops": 1e-12, "mfu": 100.0}
+    for title, key, form in ROWS:
+        values = [result[key] * scale[key] if key in scale else result[key] for result in procedures.values()]
+        table.add_row(title, *(format(value, form or ".3f") for value in values))
+    parts = dict.fromkeys(part for result in procedures.values() for part in result["part_seconds"])
+    for part in parts:
+        table.add_row(f"seconds: {part}", *(f"{r['part_seconds'].get(part, 0.0):.3f}" for r in procedures.values()))
+    console.print(table)
+    full, fewer = report["llm_tokens_full_size"], report["llm_token_ratio_full_size"]
+    console.print(
+        f"samples per second: {report['samples_per_second_ratio']:.2f} x plain, "
+        f"{report['samples_per_second_ratio_to_released']:.2f} x as released\n"
+        f"LLM tokens at full size: {full['ours']} for {full['plain']}, {fewer:.2f} x fewer\n"
+        f"peak of the device: {report['peak_tflops']:.3g} TFLOP/s"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=FRAME_SIZES, default="glus_tiny", help="sizes, from configs/model")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a vocabulary; default: made of the sentences")
+    parser.add_argument("--videos", type=int, default=2, help="per micro-batch")
+    parser.add_argument("--expressions", type=int, default=3, help="per video")
+    parser.add_argument("--context", type=int, default=4, help="context frames")
+    parser.add_argument("--query", type=int, default=4, help="query frames")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per procedure; the median counts")
+    parser.add_argument("--peak-tflops", type=float, help="of the device; default: a large matrix product, measured")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
+    options = parser.parse_args(arguments)
+    try:
+        report = benchmark(options)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    print_table(report, Console() if sys.stdout.isatty() else Console(width=120))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
