@@ -6,10 +6,10 @@ CPU time of one warm process without threads, the best of repeats, on pairs of b
 The official procedure is ``glus/evaluation/reference.py``: numpy and cv2.dilate with the disk of
 skimage.morphology.disk, which is computed with numpy here. Its scores are compared with ours by ``==``.
 
-End to end is a folder of PNG predictions scored against a ``mask_dict.json``: the official way reads with cv2.imread,
-decodes with pycocotools and computes J and F frame by frame; ours is what ``scripts/score.py`` runs. Last, a
-``mask_dict.json`` as large as that of MeViS train is generated and packed, and the packed copy opened in processes of
-their own.
+End to end is a folder of PNG predictions scored against a ``mask_dict.json``. The official way is that of MeViS'
+eval_mevis.py: cv2.imread, pycocotools' decode, all masks of a video in an array, J and F frame by frame; ours is what
+``scripts/score.py`` runs. Last, a ``mask_dict.json`` as large as that of MeViS train is generated and packed, and the
+packed copy opened in processes of their own, from the page cache.
 """
 
 from __future__ import annotations
