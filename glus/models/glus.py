@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -38,10 +38,9 @@ class SegHead(nn.Module):
 def segment_step(
     segmenter: Sam2Segmenter,
     bank: MemoryBank,
-    step: int,
+    steps: Mapping[int, int],
     frame: FrameFeatures,
     prompt_RC: torch.Tensor,
-    rows: Sequence[int],
     memorize: bool = True,
 ) -> DecodedMasks:
     """Segment one frame for some rows: recall, condition, decode, memorize.
@@ -49,17 +48,17 @@ def segment_step(
     Args:
         segmenter: SAM2.
         bank: memories of this pass; it is written.
-        step: number of the frame in processing order.
-        frame: features, one row per entry of ``rows``.
+        steps: rows of the bank (expressions) to segment -> the number of this frame in the pass of each; the others
+            get a hole.
+        frame: features, one row per entry of ``steps``.
         prompt_RC: prompts, likewise.
-        rows: the expressions (rows of the bank) to segment; the others get a hole at this step.
         memorize: write this frame's memory; not worth it where no later frame follows.
 
     Returns:
-        Masks in the order of ``rows``.
+        Masks in the order of ``steps``.
     """
-    place = {row: slot for slot, row in enumerate(rows)}
-    groups = list(bank.recall(step, rows))
+    place = {row: slot for slot, row in enumerate(steps)}
+    groups = list(bank.recall(steps))
     if len(groups) == 1:
         conditioned = segmenter.condition(frame, groups[0].memories)
     else:
@@ -72,7 +71,7 @@ def segment_step(
         conditioned = frame.with_image(image_RChw)
     decoded = segmenter.decode(conditioned, prompt_RC)
     if memorize and bank.enabled:
-        bank.store(step, segmenter.memorize(conditioned, decoded.logits_Nmm), rows)
+        bank.store(steps, segmenter.memorize(conditioned, decoded.logits_Nmm))
     return decoded
 
 
@@ -151,8 +150,11 @@ class Glus(nn.Module):
         """
         states_NLD = self.language.states(input_ids_NL, attention_mask_NL, visual_MD)
         index = seg_positions_NQ[..., None].expand(-1, -1, states_NLD.shape[-1])
-        states_NQD = states_NLD.gather(1, index)
-        return self.seg_head(states_NQD), self.language.logits(states_NQD)
+        return self.answer(states_NLD.gather(1, index))
+
+    def answer(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt embeddings (..., C) and vocabulary logits (..., V) of states (..., D) that are to predict [SEG]."""
+        return self.seg_head(states), self.language.logits(states)
 
     def segment_clip(
         self, query_frames: list[torch.Tensor], video_index: torch.Tensor, embeds_NQC: torch.Tensor
@@ -171,9 +173,8 @@ class Glus(nn.Module):
         masks = []
         for q in range(num_query):
             frame = features.rows(video_index * num_query + q)
-            decoded = segment_step(
-                self.segmenter, bank, q, frame, embeds_NQC[:, q], range(num_rows), memorize=q + 1 < num_query
-            )
+            steps = dict.fromkeys(range(num_rows), q)
+            decoded = segment_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=q + 1 < num_query)
             masks.append(decoded.logits_Nmm)
         return torch.stack(masks, dim=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +47,9 @@ def memory_frames(frame: int, num_frames: int, stride: int) -> list[int]:
 class MemoryBank:
     """Memories of one pass over one video (or one training window), for any number of rows (expressions).
 
-    A row whose [SEG] failed in a frame stores nothing there: its later frames find a hole, those of other rows do
-    not. What no later frame can read is forgotten, so the bank's size does not grow with the video.
+    Every row counts its own steps, since key frames let rows start at different frames. A row whose [SEG] failed in a
+    frame stores nothing there: its later frames find a hole, those of other rows do not. What no later step of a row
+    can read is forgotten, so the bank's size does not grow with the video.
 
     Args:
         num_frames: memories read at most.
@@ -62,49 +63,56 @@ class MemoryBank:
         self.stride = stride
         self.enabled = enabled
         self.detach = detach
-        self._memories: dict[int, FrameMemory] = {}
-        self._slot: dict[int, dict[int, int]] = {}  # frame -> row -> index into its FrameMemory
+        self._slots: dict[int, dict[int, tuple[FrameMemory, int]]] = defaultdict(dict)  # row -> step -> place
 
     def __len__(self) -> int:
-        return len(self._memories)
+        """Number of frames whose memories are held for at least one row."""
+        return len({id(memory) for slots in self._slots.values() for memory, _ in slots.values()})
 
-    def recall(self, frame: int, rows: Sequence[int]) -> Iterator[Recalled]:
-        """``rows`` grouped by equal number of memories, with those memories; every row comes once."""
-        candidates = [f for f in memory_frames(frame, self.num_frames, self.stride) if f in self._memories]
-        groups: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
-        for row in rows:
-            found = [f for f in candidates if row in self._slot[f]]
+    def recall(self, steps: Mapping[int, int]) -> Iterator[Recalled]:
+        """The memories of some rows, grouped by their number; every row comes once.
+
+        Args:
+            steps: row -> its coming step, counted from 0 where the row's pass began.
+        """
+        groups: dict[int, list[tuple[int, list[tuple[FrameMemory, int]]]]] = defaultdict(list)
+        for row, step in steps.items():
+            slots = self._slots[row]
+            found = [slots[s] for s in memory_frames(step, self.num_frames, self.stride) if s in slots]
             groups[len(found)].append((row, found))
         for count, members in groups.items():
-            memories = [self._gather([(row, found[i]) for row, found in members]) for i in range(count)]
-            yield Recalled([row for row, _ in members], memories)
+            yield Recalled(
+                [row for row, _ in members], [_gather([found[i] for _, found in members]) for i in range(count)]
+            )
 
-    def _gather(self, where: list[tuple[int, int]]) -> FrameMemory:
-        """One memory per (row, frame); rows usually share the frame, then it is one indexing."""
-        frames = {frame for _, frame in where}
-        if len(frames) == 1:
-            (frame,) = frames
-            slots = [self._slot[frame][row] for row, _ in where]
-            memory = self._memories[frame]
-            whole = slots == list(range(len(memory.features_NChw)))
-            return memory if whole else memory.rows(slots)
-        parts = [self._memories[frame].features_NChw[self._slot[frame][row]] for row, frame in where]
-        return FrameMemory(torch.stack(parts), self._memories[where[0][1]].position_1Chw)
+    def store(self, steps: Mapping[int, int], memory: FrameMemory) -> None:
+        """Keep what rows made of a frame, and forget what none of their later steps can read.
 
-    def store(self, frame: int, memory: FrameMemory, rows: Sequence[int]) -> None:
-        """Keep the memories that ``rows`` made of ``frame``, and forget what no frame after it can read."""
+        Args:
+            steps: row -> the step it has done, in the order of ``memory``'s rows.
+            memory: one row for each.
+        """
         if not self.enabled:
             return
         if self.detach:
             memory = FrameMemory(memory.features_NChw.detach(), memory.position_1Chw)
-        self._memories[frame] = memory
-        self._slot[frame] = {row: slot for slot, row in enumerate(rows)}
-        self.forget(frame + 1)
+        for slot, (row, step) in enumerate(steps.items()):
+            self._slots[row][step] = (memory, slot)
+            self._forget(row, step + 1)
 
-    def forget(self, next_frame: int) -> None:
-        """Drop every memory that neither ``next_frame`` nor a later frame can read."""
-        oldest = (next_frame - 2) // self.stride * self.stride - (self.num_frames - 2) * self.stride
-        for frame in list(self._memories):
-            on_stride = self.num_frames > 1 and frame % self.stride == 0 and frame >= oldest
-            if frame < next_frame - 1 and not on_stride:
-                del self._memories[frame], self._slot[frame]
+    def _forget(self, row: int, next_step: int) -> None:
+        """Drop every memory that neither ``next_step`` nor a later step of the row can read."""
+        oldest = (next_step - 2) // self.stride * self.stride - (self.num_frames - 2) * self.stride
+        for step in list(self._slots[row]):
+            on_stride = self.num_frames > 1 and step % self.stride == 0 and step >= oldest
+            if step < next_step - 1 and not on_stride:
+                del self._slots[row][step]
+
+
+def _gather(places: Sequence[tuple[FrameMemory, int]]) -> FrameMemory:
+    """One memory per place; rows usually share the frame, then it is one indexing or none at all."""
+    memory = places[0][0]
+    slots = [slot for _, slot in places]
+    if all(other is memory for other, _ in places):
+        return memory if slots == list(range(len(memory.features_NChw))) else memory.rows(slots)
+    return FrameMemory(torch.stack([other.features_NChw[slot] for other, slot in places]), memory.position_1Chw)

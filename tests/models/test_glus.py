@@ -127,10 +127,10 @@ def test_memories_are_made_of_the_conditioned_feature(glus: Glus) -> None:
         image = segmenter.prepare_frames(torch.full((1, 40, 56, 3), 90, dtype=torch.uint8))
         frame = segmenter.encode_frames(image)
         for step in range(2):
-            conditioned = segmenter.condition(frame, next(bank.recall(step, [0])).memories)
-            decoded = segment_step(segmenter, bank, step, frame, prompt, [0])
+            conditioned = segmenter.condition(frame, next(bank.recall({0: step})).memories)
+            decoded = segment_step(segmenter, bank, {0: step}, frame, prompt)
             expected = segmenter.memorize(conditioned, decoded.logits_Nmm)
-            stored = next(bank.recall(step + 1, [0])).memories[-1]
+            stored = next(bank.recall({0: step + 1})).memories[-1]
             torch.testing.assert_close(stored.features_NChw, expected.features_NChw)
             raw = segmenter.memorize(frame, decoded.logits_Nmm)
             assert (stored.features_NChw - raw.features_NChw).abs().max() > 1e-4
@@ -248,7 +248,7 @@ def _steps(glus: Glus, rows_of_step: list[list[int]], num_rows: int) -> dict[int
         for step, rows in enumerate(rows_of_step):
             if rows:
                 frame = features.rows([step] * len(rows))
-                decoded = segment_step(segmenter, bank, step, frame, prompts[step, rows], rows)
+                decoded = segment_step(segmenter, bank, dict.fromkeys(rows, step), frame, prompts[step, rows])
                 for slot, row in enumerate(rows):
                     masks[row].append(decoded.logits_Nmm[slot])
     return masks

@@ -43,10 +43,10 @@ def test_memory_counts_of_the_published_setting() -> None:
 def test_nothing_needed_is_forgotten_and_the_bank_stays_small(stride: int, num_frames: int) -> None:
     bank = MemoryBank(num_frames, stride)
     for frame in range(500):
-        (recalled,) = bank.recall(frame, [0, 1])
+        (recalled,) = bank.recall({0: frame, 1: frame})
         frames = [int(memory.features_NChw[0, 0, 0, 0]) // 100 for memory in recalled.memories]
         assert frames == memory_frames(frame, num_frames, stride)
-        bank.store(frame, _memory(frame, 2), [0, 1])
+        bank.store({0: frame, 1: frame}, _memory(frame, 2))
         assert len(bank) <= num_frames
 
 
@@ -55,9 +55,9 @@ def test_a_failed_row_leaves_a_hole_for_itself_alone() -> None:
     stored = {0: [0, 1, 2], 1: [0, 2], 2: [2, 0], 3: [1]}
     for frame, rows in stored.items():
         memory = torch.tensor([100.0 * frame + row for row in rows]).view(-1, 1, 1, 1)
-        bank.store(frame, FrameMemory(memory, torch.zeros(1, 1, 1, 1)), rows)
+        bank.store(dict.fromkeys(rows, frame), FrameMemory(memory, torch.zeros(1, 1, 1, 1)))
     read: dict[int, list[int]] = {}
-    for recalled in bank.recall(4, [2, 1, 0]):
+    for recalled in bank.recall({2: 4, 1: 4, 0: 4}):
         for slot, row in enumerate(recalled.rows):
             read[row] = [int(memory.features_NChw[slot]) for memory in recalled.memories]
     assert read == {0: [100, 200], 1: [301], 2: [102, 202]}
@@ -65,35 +65,35 @@ def test_a_failed_row_leaves_a_hole_for_itself_alone() -> None:
 
 def test_rows_with_equally_many_memories_of_different_frames_go_together() -> None:
     bank = MemoryBank(num_frames=3, stride=1)
-    bank.store(0, _memory(0, 2), [0, 1])
-    bank.store(1, FrameMemory(torch.tensor([100.0]).view(1, 1, 1, 1).expand(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)), [0])
-    bank.store(2, FrameMemory(torch.tensor([201.0]).view(1, 1, 1, 1).expand(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)), [1])
-    (recalled,) = bank.recall(3, [0, 1])
+    bank.store({0: 0, 1: 0}, _memory(0, 2))
+    bank.store({0: 1}, FrameMemory(torch.tensor([100.0]).view(1, 1, 1, 1).expand(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)))
+    bank.store({1: 2}, FrameMemory(torch.tensor([201.0]).view(1, 1, 1, 1).expand(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)))
+    (recalled,) = bank.recall({0: 3, 1: 3})
     first, second = (memory.features_NChw[:, 0, 0, 0].tolist() for memory in recalled.memories)
     assert (first, second) == ([0.0, 1.0], [100.0, 201.0])
 
 
 def test_rows_that_remember_nothing_come_without_memories() -> None:
     bank = MemoryBank(num_frames=7, stride=1)
-    (recalled,) = bank.recall(0, [0, 1])
+    (recalled,) = bank.recall({0: 0, 1: 0})
     assert (recalled.rows, recalled.memories) == ([0, 1], [])
-    bank.store(0, _memory(0, 1), [1])
-    groups = {tuple(group.rows): len(group.memories) for group in bank.recall(1, [0, 1])}
+    bank.store({1: 0}, _memory(0, 1))
+    groups = {tuple(group.rows): len(group.memories) for group in bank.recall({0: 1, 1: 1})}
     assert groups == {(0,): 0, (1,): 1}
 
 
 def test_a_bank_that_is_off_stores_nothing() -> None:
     bank = MemoryBank(num_frames=7, stride=1, enabled=False)
-    bank.store(0, _memory(0, 1), [0])
+    bank.store({0: 0}, _memory(0, 1))
     assert len(bank) == 0
-    assert next(bank.recall(1, [0])).memories == []
+    assert next(bank.recall({0: 1})).memories == []
 
 
 @pytest.mark.parametrize("detach", [True, False])
 def test_detach_cuts_the_gradient(detach: bool) -> None:
     bank = MemoryBank(num_frames=7, stride=1, detach=detach)
     source = torch.ones(2, 2, 3, 3, requires_grad=True)
-    bank.store(0, FrameMemory(source * 2, torch.zeros(1, 2, 3, 3)), [0, 1])
-    bank.store(1, FrameMemory(source * 3, torch.zeros(1, 2, 3, 3)), [0])
-    for recalled in bank.recall(2, [0, 1]):  # a shared frame, and a hole
+    bank.store({0: 0, 1: 0}, FrameMemory(source * 2, torch.zeros(1, 2, 3, 3)))
+    bank.store({0: 1}, FrameMemory(source * 3, torch.zeros(1, 2, 3, 3)))
+    for recalled in bank.recall({0: 2, 1: 2}):  # a shared frame, and a hole
         assert all(memory.features_NChw.requires_grad is not detach for memory in recalled.memories)
