@@ -25,6 +25,7 @@ from glus.config.inference import (
     PredictionForm,
     SettingsConfig,
     ShowConfig,
+    Window,
     override_settings,
 )
 from glus.config.loading import load_config, to_yaml
@@ -92,6 +93,7 @@ __all__ = [
     "TrainConfig",
     "TrainerConfig",
     "WandbConfig",
+    "Window",
     "load_config",
     "override_settings",
     "to_yaml",

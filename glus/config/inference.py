@@ -12,9 +12,20 @@ from glus.config.loading import load_config, require
 from glus.config.model import FuserGamma, ModelConfig, Quantization
 
 
+class Window(Enum):
+    """Which frames a prompt shows besides the one that it asks for."""
+
+    sliding = "sliding"
+    clips = "clips"
+
+
 @dataclass
 class InferenceConfig:
     """How a trained model is run over a video."""
+
+    window: Window = Window.sliding
+    """``sliding``: the Q - 1 frames before it, the paper's. ``clips``: those before it in its clip, where the video is
+    cut into clips of Q frames as in training; several times fewer tokens, an approximation: other masks."""
 
     memory_stride: int = 3
     """Distance of the strided memories (released GLUS: 3 at inference, 1 in training)."""
@@ -24,8 +35,14 @@ class InferenceConfig:
     """Whether the prompt ends in the release's lone "▁". It never occurs there in training, which a
     pretrained LLM shrugs off; for one trained from scratch it is an untrained token, so small models set it off."""
 
+    chunk_frames: int = 16
+    """Frames that are encoded together: decides memory and speed, not results."""
+    token_budget: int = 16384
+    """Tokens that the LLM reads at a time (one prompt at least): decides memory and speed, not results."""
+
     def __post_init__(self) -> None:
-        require(self.memory_stride >= 1, "inference.memory_stride", "at least 1", self.memory_stride)
+        for name in ("memory_stride", "chunk_frames", "token_budget"):
+            require(getattr(self, name) >= 1, f"inference.{name}", "at least 1", getattr(self, name))
 
 
 @dataclass
@@ -41,6 +58,9 @@ class ModelFolderConfig:
 class SettingsConfig:
     """Settings of a model folder that one prediction may override; null keeps what travels with the weights."""
 
+    window: Window | None = None
+    chunk_frames: int | None = None
+    token_budget: int | None = None
     num_context: int | None = None
     num_query: int | None = None
     query_sampling: QuerySampling | None = None
@@ -58,6 +78,9 @@ class SettingsConfig:
 
 
 SETTING_PATHS = {
+    "window": "inference.window",
+    "chunk_frames": "inference.chunk_frames",
+    "token_budget": "inference.token_budget",
     "num_context": "frames.num_context",
     "num_query": "frames.num_query",
     "query_sampling": "frames.query_sampling",

@@ -90,6 +90,10 @@ class VideoSource(Protocol):
     def names(self) -> Sequence[str]:
         """What the frames are called, in temporal order."""
 
+    @property
+    def reads_in_parallel(self) -> bool:
+        """Whether several threads gain by reading frames at the same time."""
+
     def __len__(self) -> int:
         """Number of frames."""
 
@@ -99,6 +103,8 @@ class VideoSource(Protocol):
 
 class DatasetVideo:
     """One video of a benchmark as a ``VideoSource``."""
+
+    reads_in_parallel = True
 
     def __init__(self, store: FrameStore, video: str, names: Sequence[str]):
         self._store, self._video = store, video
@@ -119,6 +125,8 @@ class FolderVideo:
         FileNotFoundError: the folder does not exist or holds no picture.
         ValueError: two pictures differ in their suffix alone, so that their masks would get one name.
     """
+
+    reads_in_parallel = True
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -156,6 +164,8 @@ class FileVideo:
         ImportError: decord is not installed.
         ValueError: the file does not decode, holds no video stream, or a stream without frames.
     """
+
+    reads_in_parallel = False  # the decoder goes from frame to frame
 
     def __init__(self, path: str | Path):
         self.path = Path(path)

@@ -82,6 +82,15 @@ def query_window(order: Sequence[int], step: int, num_query: int, sampling: Quer
     return [order[position] for position in positions if position >= 0]
 
 
+def clip_window(order: Sequence[int], step: int, num_query: int) -> list[int]:
+    """The frames that a prompt shows where the video is cut into clips of Q frames, as in training.
+
+    Returns:
+        The frames of the clip that ``step`` lies in, up to ``order[step]``.
+    """
+    return list(order[step // num_query * num_query : step + 1])
+
+
 def _edges(num_frames: int, num_bins: int) -> list[int]:
     """The ``num_bins + 1`` edges of equal bins of 0..T; every left edge is a frame of the video."""
     assert num_frames >= 1, "a video has at least one frame"

@@ -1,25 +1,33 @@
-"""One video, all its sentences: windows of query frames slide over it, SAM2 carries the memory."""
+"""One video, all its sentences: everything that they share is computed once, and nothing grows with the video."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from glus import distributed
-from glus.config import FramesConfig, InferenceConfig, Precision, SettingsConfig
-from glus.data.collate import pad_conversations
+from glus.config import FramesConfig, InferenceConfig, Precision, QuerySampling, SettingsConfig, Window
 from glus.data.frames import VideoSource
-from glus.data.sampling import context_indices_eval, query_window
+from glus.data.sampling import context_indices_eval
 from glus.data.tokenization import ConversationTokenizer
-from glus.data.transforms import clip_crop
+from glus.inference.clock import StageClock
+from glus.inference.passes import Pass, together
+from glus.inference.prompting import Answers, Prompter
+from glus.inference.stream import Frame, FrameStream
 from glus.models.build import LoadedModel, load_model
 from glus.models.glus import Glus, segment_step
 from glus.models.memory import MemoryBank
-from glus.models.sam2 import upsample_masks
+from glus.models.sam2 import FrameFeatures, upsample_masks
 from glus.structures import FrameResult
+
+Emits = Callable[[int, int], bool]
+"""Whether a pass gives the result of a row (first argument) in a frame (second)."""
 
 
 def load_predictor(weights: str | Path, settings: SettingsConfig | None = None) -> tuple[VideoPredictor, LoadedModel]:
@@ -43,23 +51,32 @@ def load_predictor(weights: str | Path, settings: SettingsConfig | None = None) 
 
 
 class VideoPredictor:
-    """Segments videos with a model, frame by frame, for any number of sentences at once.
+    """Segments videos with a model, for any number of sentences at once.
 
-    Each frame is decoded, seen by CLIP and encoded by SAM2 once, for all sentences and windows. What the LLM reads
-    depends on no answer, so sentences never influence each other: alone or together, they get the same masks.
+    Each frame is decoded, seen by CLIP and encoded by SAM2 once, for all sentences and prompts; what prompts have in
+    common is read once (``inference.prompting``). What the LLM reads depends on no answer, so the prompts of many
+    frames are read together, and sentences never influence each other: alone or together, they get the same masks.
+    Frames are processed ``inference.chunk_frames`` at a time; what no later prompt or memory can reach is freed.
 
     Args:
         glus: the model; put into evaluation mode while it predicts.
         tokenizer: expands images to the model's tokens per frame.
         frames: numbers of context and query frames.
-        inference: memory stride, what to do without [SEG], the prompt's end.
+        inference: memory stride, windows, what to do without [SEG], the prompt's end, sizes of chunks and batches.
+
+    Raises:
+        ValueError: the settings contradict each other.
     """
 
     def __init__(self, glus: Glus, tokenizer: ConversationTokenizer, frames: FramesConfig, inference: InferenceConfig):
+        if inference.window is Window.clips and frames.query_sampling is not QuerySampling.consecutive:
+            raise ValueError("inference.window=clips needs frames.query_sampling=consecutive: a clip is of neighbours")
         self.glus = glus
         self.tokenizer = tokenizer
         self.frames = frames
         self.inference = inference
+        self.seconds: dict[str, float] = defaultdict(float)
+        """Time spent so far in each of ``clock.STAGES``, over all videos."""
 
     @property
     def device(self) -> torch.device:
@@ -67,127 +84,246 @@ class VideoPredictor:
         return next(self.glus.parameters()).device
 
     def segment(
-        self, video: VideoSource, texts: Sequence[str], order: Sequence[int] | None = None
+        self, video: VideoSource, texts: Sequence[str], key_frames: Sequence[int] | None = None
     ) -> Iterator[FrameResult]:
-        """Masks of every sentence in every frame of ``order``.
+        """Masks of every sentence in every frame.
 
         Args:
             video: the frames.
             texts: E sentences.
-            order: indices of the frames in processing order; windows and memories count along it. Default: forward.
-                The context frames always span the whole video.
+            key_frames: the frame that each sentence starts from, up to the last frame and then, with a fresh memory,
+                down to the first; windows and memories count from there. None: from the first frame. The context
+                frames always span the whole video.
 
         Yields:
-            One result per entry of ``order``.
+            Results that together answer each sentence exactly once in each frame; without key frames one per frame,
+            in order.
 
         Raises:
-            ValueError: no sentence, no frame, or ``order`` names a frame that the video does not have.
+            ValueError: no sentence, no frame, a key frame that the video does not have, or a frame that does not
+                decode.
         """
+        starts = self._starts(video, texts, key_frames)
+        up = Pass(starts, len(video), 1)
+        passes: list[tuple[Pass, Emits]] = [(up, lambda row, frame: frame >= starts[row])]
+        below = {row: start for row, start in starts.items() if start > 0}
+        if below:
+            passes.append((Pass(below, len(video), -1), lambda row, frame: frame < starts[row]))
+        yield from self._run(video, texts, passes)
+
+    def segment_pass(
+        self, video: VideoSource, texts: Sequence[str], key_frames: Sequence[int], direction: int
+    ) -> Iterator[FrameResult]:
+        """One of the two passes of ``segment`` alone, key frames included: ``direction`` 1 is up, -1 is down."""
+        starts = self._starts(video, texts, key_frames)
+        yield from self._run(video, texts, [(Pass(starts, len(video), direction), lambda row, frame: True)])
+
+    def _starts(self, video: VideoSource, texts: Sequence[str], key_frames: Sequence[int] | None) -> dict[int, int]:
         if not texts or len(video) == 0:
             raise ValueError(f"nothing to segment: {len(texts)} sentences, {len(video)} frames")
-        steps = list(order) if order is not None else list(range(len(video)))
-        unknown = [frame for frame in steps if not 0 <= frame < len(video)]
+        starts = [0] * len(texts) if key_frames is None else list(key_frames)
+        if len(starts) != len(texts):
+            raise ValueError(f"{len(starts)} key frames for {len(texts)} sentences; expected one each")
+        unknown = [frame for frame in starts if not 0 <= frame < len(video)]
         if unknown:
-            raise ValueError(f"order names frame {unknown[0]}; the video has frames 0 to {len(video) - 1}")
-        windows = [
-            query_window(steps, step, self.frames.num_query, self.frames.query_sampling) for step in range(len(steps))
-        ]
-        context = context_indices_eval(len(video), self.frames.num_context)
-        cache = _FrameCache(self.glus, video, context, steps, windows, self.device)
-        bank = self.glus.memory_bank(self.inference.memory_stride)
+            raise ValueError(f"key frame {unknown[0]}: the video has frames 0 to {len(video) - 1}")
+        return dict(enumerate(starts))
+
+    def _run(
+        self, video: VideoSource, texts: Sequence[str], passes: Sequence[tuple[Pass, Emits]]
+    ) -> Iterator[FrameResult]:
         was_training = self.glus.training
         self.glus.eval()
         try:
-            for step, frame in enumerate(steps):
-                with torch.inference_mode():
-                    result = self._segment_frame(cache, bank, step, frame, texts, [*context, *windows[step]])
-                    cache.forget(step)
-                yield result
+            with closing(_VideoRun(self, video, texts, [one for one, _ in passes])) as run:
+                for one, emits in passes:
+                    yield from run.follow(one, emits)
         finally:
             self.glus.train(was_training)
 
-    def _segment_frame(
-        self, cache: _FrameCache, bank: MemoryBank, step: int, frame: int, texts: Sequence[str], seen: list[int]
-    ) -> FrameResult:
-        """Ask for every sentence, then decode those that answered with [SEG]."""
-        embeds_EC, logits_EV = self._ask(texts, cache.tokens(seen), num_query=len(seen) - self.frames.num_context)
-        seg_id = self.tokenizer.vocabulary.seg_id
-        has_seg_E = logits_EV.argmax(-1) == seg_id
-        scores_E = logits_EV.float().softmax(-1)[:, seg_id]
-        rows = list(range(len(texts)))
-        if not self.inference.force_seg:
-            rows = [row for row, has in zip(rows, has_seg_E.tolist(), strict=True) if has]
-        pixels = cache.pixels(frame)
-        masks = np.zeros((len(texts), *pixels.shape[:2]), dtype=bool)
+
+class _VideoRun:
+    """A video on its way through the model: frames to come, visual tokens still to be shown, the LLM's openings."""
+
+    def __init__(self, predictor: VideoPredictor, video: VideoSource, texts: Sequence[str], passes: Sequence[Pass]):
+        self._glus = predictor.glus
+        self._frames = predictor.frames
+        self._inference = predictor.inference
+        self._device = predictor.device
+        self._seconds = predictor.seconds
+        self._clock = StageClock(self._device)
+        self._last_shown = self._when_last_shown(passes)
+        self._num_visits = 0
+        self._tokens: dict[int, torch.Tensor] = {}
+        context = context_indices_eval(len(video), self._frames.num_context)
+        ahead = 2 * self._inference.chunk_frames
+        self._stream = FrameStream(video, schedule(context, passes), self._glus.clip.image_size, ahead)
+        with self._clock.stage("decode"):
+            first = [self._stream.take(frame) for frame in dict.fromkeys(context)]
+        self._held = {frame.index: frame for frame in first if frame.index in passes[0].order}
+        with torch.inference_mode():
+            self._see(first)
+            with self._clock.stage("llm"):
+                context_KPD = self._context_tokens(context)
+                self._prompter = Prompter(self._glus, predictor.tokenizer, texts, context_KPD, self._inference)
+        self._forget_tokens()
+
+    def close(self) -> None:
+        """Stop reading frames, and account for the time."""
+        self._stream.close()
+        self._clock.add_to(self._seconds)
+
+    def follow(self, one: Pass, emits: Emits) -> Iterator[FrameResult]:
+        """One pass, a chunk of frames at a time; a frame's masks travel to the host while the next is segmented."""
+        bank = self._glus.memory_bank(self._inference.memory_stride)
+        arriving: list[_Arriving] = []
+        for begin in range(0, len(one.order), self._inference.chunk_frames):
+            chunk = one.order[begin : begin + self._inference.chunk_frames]
+            with self._clock.stage("decode"):
+                frames = [self._held.pop(f) if f in self._held else self._stream.take(f) for f in chunk]
+            with torch.inference_mode():
+                answers = self._ask(one, frames)
+                features = self._encode(frames)
+            for number, frame in enumerate(frames):
+                with torch.inference_mode():
+                    asked = _Asked(frame, one.steps(frame.index), features, number)
+                    arriving.append(self._segment(asked, answers, bank, emits, memorize=frame.index != one.order[-1]))
+                if len(arriving) > 1:
+                    yield arriving.pop(0).result()
+            self._num_visits += len(chunk)
+            self._forget_tokens()
+        for last in arriving:
+            yield last.result()
+
+    def _ask(self, one: Pass, frames: Sequence[Frame]) -> Answers:
+        """The LLM's answers for all sentences in a chunk of frames."""
+        self._see([frame for frame in frames if frame.index not in self._tokens])
+        with self._clock.stage("llm"):
+            windows = (
+                (row, one.window(row, step, self._frames, self._inference.window))
+                for frame in frames
+                for row, step in one.steps(frame.index).items()
+            )
+            return self._prompter.ask(together(windows), self._tokens)
+
+    def _see(self, frames: Sequence[Frame]) -> None:
+        """Visual tokens of new frames, in one batch."""
+        if frames:
+            with self._clock.stage("clip"):
+                crops = np.stack([frame.crop_ss3 for frame in frames if frame.crop_ss3 is not None])
+                crops_1F3ss = self._to_device(crops).permute(0, 3, 1, 2)[None]
+                tokens_FPD = self._glus.vision_tokens(crops_1F3ss)[0]
+                self._tokens |= zip((frame.index for frame in frames), tokens_FPD.unbind(), strict=True)
+
+    def _encode(self, frames: Sequence[Frame]) -> FrameFeatures:
+        """SAM2's features of a chunk of frames, in one batch."""
+        segmenter = self._glus.segmenter
+        with self._clock.stage("sam2"):
+            images = [segmenter.prepare_frames(self._to_device(frame.pixels_HW3)[None]) for frame in frames]
+            return segmenter.encode_frames(torch.cat(images))
+
+    def _segment(self, asked: _Asked, answers: Answers, bank: MemoryBank, emits: Emits, memorize: bool) -> _Arriving:
+        """Masks of a frame for every sentence that answered with [SEG]; the others get an empty mask and a hole."""
+        frame, steps = asked.frame, asked.steps
+        places = {row: answers.places[row, frame.index] for row in steps}
+        has_seg = {row: bool(answers.has_seg_R[place]) for row, place in places.items()}
+        rows = [row for row in steps if has_seg[row] or self._inference.force_seg]
+        emitted = [row for row in steps if emits(row, frame.index)]
+        size = frame.pixels_HW3.shape[:2]
+        masks_RHW = torch.zeros((len(emitted), *size), dtype=torch.bool, device=self._device)
         if rows:
-            images = self.glus.segmenter.prepare_frames(torch.as_tensor(pixels, device=self.device)[None])
-            features = self.glus.segmenter.encode_frames(images).rows([0] * len(rows))
-            decoded = segment_step(self.glus.segmenter, bank, step, features, embeds_EC[rows], rows)
-            masks[rows] = (upsample_masks(decoded.logits_Nmm, pixels.shape[:2]) > 0).cpu().numpy()
-        return FrameResult(frame, tuple(range(len(texts))), masks, scores_E.cpu().numpy(), has_seg_E.cpu().numpy())
+            with self._clock.stage("sam2"):
+                features = asked.features.repeat(asked.number, len(rows))
+                prompts = answers.embeds_RC[[places[row] for row in rows]]
+                reached = {row: steps[row] for row in rows}
+                decoded = segment_step(self._glus.segmenter, bank, reached, features, prompts, memorize)
+            shown = [number for number, row in enumerate(rows) if row in emitted]
+            if shown:
+                with self._clock.stage("resize"):
+                    logits = decoded.logits_Nmm if len(shown) == len(rows) else decoded.logits_Nmm[shown]
+                    masks = upsample_masks(logits, size) > 0
+                    targets = [emitted.index(rows[number]) for number in shown]
+                    masks_RHW = (
+                        masks if len(shown) == len(emitted) else masks_RHW.index_copy(0, self._index(targets), masks)
+                    )
+        scores = np.array([answers.scores_R[places[row]] for row in emitted], np.float32)
+        return _Arriving(frame.index, tuple(emitted), masks_RHW, scores, np.array([has_seg[row] for row in emitted]))
 
-    def _ask(self, texts: Sequence[str], visual_MD: torch.Tensor, num_query: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompt embeddings (E, C) and vocabulary logits (E, V) after one window."""
-        windows = [
-            self.tokenizer.window(text, self.frames.num_context, num_query, self.inference.trailing_space)
-            for text in texts
-        ]
-        ids, mask, positions = (
-            tensor.to(self.device) for tensor in pad_conversations(windows, self.tokenizer.vocabulary.pad_id)
-        )
-        embeds, logits = self.glus.seg_embeddings(ids, mask, visual_MD.repeat(len(texts), 1), positions)
-        return embeds[:, -1], logits[:, -1]
+    def _context_tokens(self, context: Sequence[int]) -> torch.Tensor:
+        """(K, P, D), also for no context frame."""
+        if not context:
+            like = self._glus.projector.weight
+            return like.new_empty((0, self._glus.tokens_per_frame, self._glus.language.width))
+        return torch.stack([self._tokens[frame] for frame in context])
+
+    def _when_last_shown(self, passes: Sequence[Pass]) -> dict[int, int]:
+        """Frame -> number of the last visit, counted over the passes, whose prompts show it."""
+        visits = ((one, frame) for one in passes for frame in one.order)
+        last: dict[int, int] = {}
+        for visit, (one, frame) in enumerate(visits):
+            for row, step in one.steps(frame).items():
+                last |= dict.fromkeys(one.window(row, step, self._frames, self._inference.window), visit)
+        return last
+
+    def _forget_tokens(self) -> None:
+        """Drop the tokens that no prompt to come shows."""
+        last = self._last_shown
+        self._tokens = {
+            frame: value for frame, value in self._tokens.items() if last.get(frame, -1) >= self._num_visits
+        }
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+    def _index(self, numbers: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(numbers, device=self._device)
 
 
-class _FrameCache:
-    """Pixels and visual tokens of a video's frames, each computed once and kept while a step still needs it.
+@dataclass(frozen=True)
+class _Asked:
+    """A frame to be segmented."""
 
-    Args:
-        glus: makes the tokens.
-        video: the frames.
-        context: frames that every prompt shows.
-        steps: the frame that each step segments.
-        windows: the query frames that the prompt of each step shows.
-        device: where tokens lie.
-    """
+    frame: Frame
+    steps: Mapping[int, int]
+    """Row -> number of the frame in the row's own pass."""
+    features: FrameFeatures
+    """Of its chunk."""
+    number: int
+    """Its place there."""
+
+
+class _Arriving:
+    """The result of a frame whose masks may still be on their way from the device."""
 
     def __init__(
-        self,
-        glus: Glus,
-        video: VideoSource,
-        context: Sequence[int],
-        steps: Sequence[int],
-        windows: Sequence[Sequence[int]],
-        device: torch.device,
+        self, frame: int, rows: tuple[int, ...], masks_RHW: torch.Tensor, scores_R: np.ndarray, has_seg_R: np.ndarray
     ):
-        self._glus = glus
-        self._video = video
-        self._device = device
-        self._last_shown = {frame: step for step, window in enumerate(windows) for frame in window}
-        self._last_shown |= dict.fromkeys(context, len(windows))
-        self._last_segmented = {frame: step for step, frame in enumerate(steps)}
-        self._pixels: dict[int, np.ndarray] = {}
-        self._tokens: dict[int, torch.Tensor] = {}
+        self._parts = frame, rows, scores_R, has_seg_R
+        self._arrived: torch.cuda.Event | None = None
+        self._masks = masks_RHW
+        if masks_RHW.device.type == "cuda":
+            self._masks = torch.empty(masks_RHW.shape, dtype=torch.bool, pin_memory=True)
+            self._masks.copy_(masks_RHW, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
 
-    def pixels(self, frame: int) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        if frame not in self._pixels:
-            self._pixels[frame] = self._video.read(frame)
-        return self._pixels[frame]
+    def result(self) -> FrameResult:
+        """Wait for the masks alone, not for what the device was given to do since."""
+        if self._arrived:
+            self._arrived.synchronize()
+        frame, rows, scores_R, has_seg_R = self._parts
+        return FrameResult(frame, rows, self._masks.numpy(), scores_R, has_seg_R)
 
-    def tokens(self, frames: Sequence[int]) -> torch.Tensor:
-        """Visual tokens of frames, one after another: (len(frames) * P, D)."""
-        new = [frame for frame in dict.fromkeys(frames) if frame not in self._tokens]
-        if new:
-            size = self._glus.clip.image_size
-            crops = np.stack([clip_crop(self.pixels(frame), size) for frame in new])
-            crops_1FCss = torch.as_tensor(crops, device=self._device).permute(0, 3, 1, 2)[None]
-            self._tokens |= zip(new, self._glus.vision_tokens(crops_1FCss)[0], strict=True)
-        return torch.cat([self._tokens[frame] for frame in frames])
 
-    def forget(self, step: int) -> None:
-        """Drop what no step after ``step`` needs: tokens that no prompt shows, pixels that are not segmented."""
-        self._tokens = {frame: value for frame, value in self._tokens.items() if self._last_shown[frame] > step}
-        self._pixels = {
-            frame: value for frame, value in self._pixels.items() if self._last_segmented.get(frame, -1) > step
-        }
+def schedule(context: Sequence[int], passes: Sequence[Pass]) -> Iterator[tuple[int, bool]]:
+    """Frames in the order they are read, and whether CLIP is to see them, which is so the first time.
+
+    Context frames come first and are kept until the first pass reaches them; a second pass reads its frames anew.
+    """
+    seen = set()
+    for number, frames in enumerate([dict.fromkeys(context), *(one.order for one in passes)]):
+        for frame in frames:
+            if number != 1 or frame not in context:
+                yield frame, frame not in seen
+                seen.add(frame)

@@ -130,28 +130,6 @@ class Glus(nn.Module):
             features = self.clip(crops_BFCss.flatten(0, 1))
         return self.projector(features).unflatten(0, crops_BFCss.shape[:2])
 
-    def seg_embeddings(
-        self,
-        input_ids_NL: torch.Tensor,
-        attention_mask_NL: torch.Tensor,
-        visual_MD: torch.Tensor,
-        seg_positions_NQ: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompt embeddings and vocabulary logits at the positions that predict [SEG].
-
-        Args:
-            input_ids_NL: int64, right-padded, image placeholders expanded.
-            attention_mask_NL: bool.
-            visual_MD: visual tokens of all rows in placeholder order.
-            seg_positions_NQ: int64, one position before each [SEG].
-
-        Returns:
-            embeds (N, Q, C) and logits (N, Q, V); logits are taken at these positions only.
-        """
-        states_NLD = self.language.states(input_ids_NL, attention_mask_NL, visual_MD)
-        index = seg_positions_NQ[..., None].expand(-1, -1, states_NLD.shape[-1])
-        return self.answer(states_NLD.gather(1, index))
-
     def answer(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompt embeddings (..., C) and vocabulary logits (..., V) of states (..., D) that are to predict [SEG]."""
         return self.seg_head(states), self.language.logits(states)
@@ -184,6 +162,6 @@ class Glus(nn.Module):
         visual_MD = tokens_BFPD.flatten(0, 2)[batch.visual_index]
         states_BLD = self.language.packed_states(batch.input_ids, batch.segments, visual_MD)
         states_NQD = states_BLD[batch.video_index[:, None], batch.seg_positions]
-        embeds_NQC = self.seg_head(states_NQD)
+        embeds_NQC, logits_NQV = self.answer(states_NQD)
         masks_NQmm = self.segment_clip(batch.query_frames, batch.video_index, embeds_NQC)
-        return GlusOutput(self.language.logits(states_NQD), embeds_NQC, masks_NQmm)
+        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm)

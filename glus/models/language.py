@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,6 +109,58 @@ def merge_lora(llama: LlamaForCausalLM) -> None:
         setattr(llama.get_submodule(parent), child, adapter.get_base_layer())
 
 
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of tokens that later tokens can look back at: one pair per layer, (R, heads, L, d) each.
+
+    ``rows`` says which of the R rows each later sequence continues; None: all continue the only row.
+    """
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    rows: torch.Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return self.layers[0][0].shape[2]
+
+    def of_rows(self, rows: torch.Tensor) -> Past:
+        """The same past for sequences that continue other rows: (N,) int64."""
+        return Past(self.layers, rows)
+
+
+class _LookBack:
+    """What LLaMA's attention asks of a cache, ``update``: here it puts new keys and values behind those of the past.
+
+    Unlike transformers' caches it keeps the past once, however many sequences continue it, and forgets the
+    concatenation when a layer is done; the new tokens' own keys and values are collected for whoever continues them.
+    """
+
+    def __init__(self, past: Sequence[Past]):
+        self.past = past
+        self.new: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def update(
+        self, keys_NhLd: torch.Tensor, values_NhLd: torch.Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of everything that the new tokens may look at, in the order past, new."""
+        self.new.append((keys_NhLd, values_NhLd))
+        pairs = [_continued(past.layers[layer], past.rows, len(keys_NhLd)) for past in self.past]
+        return (
+            torch.cat([*(keys for keys, _ in pairs), keys_NhLd], dim=2),
+            torch.cat([*(values for _, values in pairs), values_NhLd], dim=2),
+        )
+
+
+def _continued(
+    pair: tuple[torch.Tensor, torch.Tensor], rows: torch.Tensor | None, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's keys and values, one row for each of ``count`` sequences."""
+    if rows is None:
+        return pair[0].expand(count, -1, -1, -1), pair[1].expand(count, -1, -1, -1)
+    return pair[0][rows], pair[1][rows]
+
+
 class LanguageModel(nn.Module):
     """Verbs over a LLaMA: states of spliced conversations, logits where they are wanted.
 
@@ -168,6 +222,41 @@ class LanguageModel(nn.Module):
         rotary = self.llama.model.rotary_emb
         if device.type != "meta":
             rotary.inv_freq = rotary.inv_freq.to(device)
+
+    def extend(
+        self,
+        embeds_NLD: torch.Tensor,
+        positions_NL: torch.Tensor,
+        sees_NLL: torch.Tensor | None = None,
+        past: Sequence[Past] = (),
+    ) -> tuple[torch.Tensor, Past]:
+        """Read tokens that follow others, for inference.
+
+        Args:
+            embeds_NLD: spliced embeddings of the new tokens.
+            positions_NL: int64, their positions counted from the beginning of the conversation.
+            sees_NLL: bool, which new tokens each new token attends to; each at least one. None: itself and those
+                before it. All tokens of the past are attended to.
+            past: what the N sequences continue, the oldest first.
+
+        Returns:
+            Final states (N, L, D), and keys and values of the new tokens alone.
+        """
+        n, length = positions_NL.shape
+        device = embeds_NLD.device
+        self._move_rotary(device)
+        if sees_NLL is None:
+            sees_NLL = torch.ones(n, length, length, dtype=torch.bool, device=device).tril()
+        seen = torch.ones(n, length, sum(p.length for p in past), dtype=torch.bool, device=device)
+        cache: Any = _LookBack(past)
+        hidden = self.llama.model(
+            inputs_embeds=embeds_NLD,
+            attention_mask=torch.cat([seen, sees_NLL], dim=2)[:, None],
+            position_ids=positions_NL,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return hidden.last_hidden_state, Past(cache.new)
 
     def checkpoint_gradients(self) -> None:
         """From now on, recompute each layer in the backward pass instead of keeping its activations."""

@@ -54,6 +54,15 @@ class FrameFeatures:
         high = (self.high_NChw[0][where], self.high_NChw[1][where])
         return FrameFeatures(high, self.image_NChw[where], self.position_1Chw)
 
+    def repeat(self, index: int, count: int) -> FrameFeatures:
+        """The features of one frame, ``count`` times, without a copy."""
+
+        def repeated(level_NChw: torch.Tensor) -> torch.Tensor:
+            return level_NChw[index : index + 1].expand(count, -1, -1, -1)
+
+        high = (repeated(self.high_NChw[0]), repeated(self.high_NChw[1]))
+        return FrameFeatures(high, repeated(self.image_NChw), self.position_1Chw)
+
     def with_image(self, image_NChw: torch.Tensor) -> FrameFeatures:
         """The same frames with another lowest level."""
         return FrameFeatures(self.high_NChw, image_NChw, self.position_1Chw)

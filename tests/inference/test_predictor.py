@@ -22,6 +22,8 @@ SIZE = (40, 56)
 class ArrayVideo:
     """Random frames; counts how often each is read."""
 
+    reads_in_parallel = True
+
     def __init__(self, num_frames: int, seed: int = 0):
         self.names = [str(index) for index in range(num_frames)]
         self.reads = [0] * num_frames

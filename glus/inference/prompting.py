@@ -1,0 +1,152 @@
+"""The LLM's part of prediction: every prompt of every sentence, read with as few tokens as the answers need.
+
+All prompts of a video begin with the same opening (system line, context frames), which is read once. Prompts that
+begin at the same query frame share that frame and the first words of the question, read once per frame. Prompts that
+continue each other are read in one pass. Nothing that is shared changes an answer: tokens see exactly what they
+would see in a prompt of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from glus.config import InferenceConfig
+from glus.data.tokenization import ConversationTokenizer, Trunk, common_prefix
+from glus.inference.passes import Asking
+from glus.models.glus import Glus
+from glus.models.language import Past
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the LLM answered to R prompts."""
+
+    places: dict[tuple[int, int], int]
+    """(row, frame to segment) -> index of its answer."""
+    embeds_RC: torch.Tensor
+    """Prompts for the mask decoder, on the model's device."""
+    scores_R: np.ndarray
+    """float32 in [0, 1]: probability of [SEG]."""
+    has_seg_R: np.ndarray
+    """bool: [SEG] is the most likely token."""
+
+
+class Prompter:
+    """Asks for the sentences of one video.
+
+    Args:
+        glus: the model, in evaluation mode.
+        tokenizer: the model's.
+        texts: the sentences; their numbers are rows.
+        context_KPD: visual tokens of the context frames.
+        inference: the prompt's ending, and how many tokens are read at a time.
+    """
+
+    def __init__(
+        self,
+        glus: Glus,
+        tokenizer: ConversationTokenizer,
+        texts: Sequence[str],
+        context_KPD: torch.Tensor,
+        inference: InferenceConfig,
+    ):
+        self._glus = glus
+        self._tokenizer = tokenizer
+        self._texts = texts
+        self._inference = inference
+        self._device = context_KPD.device
+        self._trunks: dict[tuple[int, int, tuple[int, ...]], Trunk] = {}
+        firsts = [self._trunk(Asking(row, (0,), (0,))) for row in range(len(texts))]
+        # The token that an answer is read from is not shared, even if two sentences are the same.
+        own = min(int(first.limits[-1]) for first in firsts)
+        shared = min(own, common_prefix([first.input_ids for first in firsts])) if len(texts) > 1 else 0
+        self._shared_ids = firsts[0].input_ids[:shared]
+        opening = self._tensor(tokenizer.opening(len(context_KPD))[None])
+        self._start = opening.shape[1]
+        embeds = glus.language.splice(opening, context_KPD.flatten(0, 1))
+        self._opening = glus.language.extend(embeds, torch.arange(self._start, device=self._device)[None])[1]
+
+    def ask(self, askings: Sequence[Asking], tokens: Mapping[int, torch.Tensor]) -> Answers:
+        """Read prompts.
+
+        Args:
+            askings: see ``passes.together``; not empty.
+            tokens: frame -> its visual tokens (P, D).
+        """
+        starts = list(dict.fromkeys(asking.frames[0] for asking in askings))
+        past = [self._opening]
+        if len(self._shared_ids):
+            past.append(self._read_shared(starts, tokens))
+        places: dict[tuple[int, int], int] = {}
+        embeds, logits = [], []
+        for batch in self._batches(askings):
+            rows = torch.tensor([starts.index(asking.frames[0]) for asking in batch], device=self._device)
+            states_RD = self._read(batch, tokens, [past[0], *(shared.of_rows(rows) for shared in past[1:])])
+            for name in ((asking.row, asking.frames[turn]) for asking in batch for turn in asking.asked):
+                places[name] = len(places)
+            embeds_RC, logits_RV = self._glus.answer(states_RD)
+            embeds.append(embeds_RC)
+            logits.append(logits_RV)
+        logits_RV = torch.cat(logits)
+        seg_id = self._tokenizer.vocabulary.seg_id
+        scores_R = logits_RV.float().softmax(-1)[:, seg_id]
+        answers_2R = torch.stack([scores_R, (logits_RV.argmax(-1) == seg_id).float()]).cpu().numpy()
+        return Answers(places, torch.cat(embeds), answers_2R[0], answers_2R[1] > 0)
+
+    def _trunk(self, asking: Asking) -> Trunk:
+        key = asking.row, len(asking.frames), asking.asked
+        if key not in self._trunks:
+            text = self._texts[asking.row]
+            self._trunks[key] = self._tokenizer.trunk(text, *key[1:], self._inference.trailing_space)
+        return self._trunks[key]
+
+    def _read_shared(self, starts: Sequence[int], tokens: Mapping[int, torch.Tensor]) -> Past:
+        """The first query frame and the question's first words, once per frame: (starts, shared tokens)."""
+        ids = self._tensor(self._shared_ids).expand(len(starts), -1)
+        embeds = self._glus.language.splice(ids, torch.cat([tokens[frame] for frame in starts]))
+        positions = torch.arange(self._start, self._start + ids.shape[1], device=self._device).expand(len(starts), -1)
+        return self._glus.language.extend(embeds, positions, past=[self._opening])[1]
+
+    def _batches(self, askings: Sequence[Asking]) -> Iterator[list[Asking]]:
+        """Prompts of similar length together, padding included at most ``token_budget`` tokens at a time."""
+        batch: list[Asking] = []
+        for asking in sorted(askings, key=lambda asking: len(self._trunk(asking))):  # so the newest is the longest
+            length = len(self._trunk(asking)) - len(self._shared_ids)
+            if batch and length * (len(batch) + 1) > self._inference.token_budget:
+                yield batch
+                batch = []
+            batch.append(asking)
+        yield batch
+
+    def _read(self, batch: Sequence[Asking], tokens: Mapping[int, torch.Tensor], past: Sequence[Past]) -> torch.Tensor:
+        """Final states (R, D) where the answers of a batch are read, asking by asking."""
+        shared = len(self._shared_ids)
+        trunks = [self._trunk(asking).after(shared) for asking in batch]
+        ids = self._padded([trunk.input_ids for trunk in trunks], self._tokenizer.vocabulary.pad_id)
+        positions = self._padded([trunk.positions for trunk in trunks], 0) + self._start
+        limits = self._padded([trunk.limits for trunk in trunks], 0)
+        branches = self._padded([trunk.branches for trunk in trunks], -1)
+        place = torch.arange(ids.shape[1], device=self._device)
+        sees_trunk = (branches == 0)[:, None, :] & (place[None, None, :] <= limits[:, :, None])
+        is_same = (branches[:, :, None] == branches[:, None, :]) & (place[None, None, :] <= place[None, :, None])
+        seen = [frame for asking in batch for frame in asking.frames[1 if shared else 0 :]]
+        visual = [tokens[frame] for frame in seen]
+        visual_MD = torch.cat(visual) if visual else next(iter(tokens.values()))[:0]
+        embeds = self._glus.language.splice(ids, visual_MD)
+        states_NLD, _ = self._glus.language.extend(embeds, positions, sees_trunk | is_same, past)
+        which = [number for number, trunk in enumerate(trunks) for _ in trunk.reads]
+        return states_NLD[which, np.concatenate([trunk.reads for trunk in trunks]).tolist()]
+
+    def _padded(self, arrays: Sequence[np.ndarray], fill: int) -> torch.Tensor:
+        """(N, L) int64 on the device, right-padded."""
+        table = np.full((len(arrays), max(len(array) for array in arrays)), fill, np.int64)
+        for row, array in zip(table, arrays, strict=True):
+            row[: len(array)] = array
+        return self._tensor(table)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)

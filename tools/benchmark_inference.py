@@ -1,0 +1,362 @@
+"""What prediction costs: this project's predictor against the plain procedure, in one run.
+
+    python tools/benchmark_inference.py --json benchmark.json            # the shipped model, 16 sentences x 60 frames
+    python tools/benchmark_inference.py --size glus_7b --frames 75 --height 720 --width 1280    # random weights, GPU
+
+The plain procedure is that of the released evaluation: one sentence and one frame at a time, all frames of the prompt
+decoded and seen by CLIP again, the whole prompt read again with logits everywhere, one SAM2 encoding per sentence and
+frame. Its cost is the same for every sentence, so it is timed on ``--plain-expressions`` of them and scaled up; its
+masks are compared with ours. Encodes, tokens, calls and bytes are counted at the modules themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from glus import distributed
+from glus.config import FramesConfig, InferenceConfig, ModelConfig, Window, load_config
+from glus.data.collate import pad_conversations
+from glus.data.frames import VideoSource
+from glus.data.sampling import context_indices_eval
+from glus.data.shapes import generate_scene
+from glus.data.tokenization import ConversationTokenizer
+from glus.data.transforms import clip_crop
+from glus.evaluation.metrics import boundary_accuracy, region_similarity
+from glus.inference.passes import Pass
+from glus.inference.predictor import VideoPredictor, load_predictor
+from glus.models.build import build_glus
+from glus.models.glus import Glus, segment_step
+from glus.models.sam2 import upsample_masks
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "assets" / "glus_shapes"
+NEAR_THRESHOLD = 1e-4
+"""Mask logits closer to 0 than this may fall on either side when sums are taken in another order."""
+EARLY_FRAME = 200
+"""The frame whose peak memory the peak at the last frame is compared with."""
+
+
+class BenchmarkVideo:
+    """Frames that cost nothing to read: those of a generated scene, enlarged, again and again."""
+
+    reads_in_parallel = True
+
+    def __init__(self, num_frames: int, height: int, width: int, seed: int = 0):
+        self.scene = generate_scene(np.random.default_rng(seed), num_frames=16, size=128)
+        self.names = [f"{index:05d}" for index in range(num_frames)]
+        self._rows = np.arange(height) * 128 // height
+        self._columns = np.arange(width) * 128 // width
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        return np.ascontiguousarray(self.scene.frames_THW3[index % 16][self._rows][:, self._columns])
+
+    def texts(self, count: int) -> list[str]:
+        """Sentences of the scene, repeated if need be."""
+        texts = [sentence.text for sentence in self.scene.sentences]
+        return [texts[number % len(texts)] for number in range(count)]
+
+
+class StandInVocabulary:
+    """As many tokens as LLaMA's vocabulary gives English text, about one for four letters, for random weights."""
+
+    bos_id, eos_id, pad_id = 1, 2, 0
+    image_start_id, image_end_id, seg_id, size = 32001, 32002, 32003, 32004
+
+    def encode(self, text: str) -> list[int]:
+        """Ids that depend on the letters alone; a trailing space is a token of its own, as in LLaMA's."""
+        pieces = [text.rstrip()[start : start + 4] for start in range(0, len(text.rstrip()), 4)]
+        pieces += [" "] * text.endswith(" ")
+        return [3 + sum(ord(letter) * 31**place for place, letter in enumerate(piece)) % 31000 for piece in pieces]
+
+
+def random_predictor(size: str, device: torch.device) -> VideoPredictor:
+    """A model of ``configs/model/<size>.yaml`` with random weights, which uses every state as if it were [SEG]'s."""
+    entry = OmegaConf.create({"paths": {"weights": "."}, "model": OmegaConf.load(ROOT / f"configs/model/{size}.yaml")})
+    config = load_config(ModelConfig, entry.model)
+    torch.manual_seed(0)
+    with device:
+        glus = build_glus(config, load_weights=False).to(device)
+    vocabulary: Any = StandInVocabulary()
+    tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)
+    return VideoPredictor(glus.eval(), tokenizer, FramesConfig(), InferenceConfig(force_seg=True))
+
+
+@torch.inference_mode()
+def segment_plainly(
+    predictor: VideoPredictor, video: VideoSource, text: str, start: int = 0, direction: int = 1
+) -> Iterator[tuple[torch.Tensor, bool]]:
+    """The plain procedure for one sentence, from ``start`` to an end of the video.
+
+    Yields:
+        Mask logits (H, W) at the frame's size, and whether [SEG] was the most likely token (else it is not segmented).
+    """
+    glus, settings, device = predictor.glus.eval(), predictor.inference, predictor.device
+    num_context, vocabulary = predictor.frames.num_context, predictor.tokenizer.vocabulary
+    bank = glus.memory_bank(settings.memory_stride)
+    one = Pass({0: start}, len(video), direction)
+    for step, frame in enumerate(one.order):
+        window = one.window(0, step, predictor.frames, settings.window)
+        pixels = [video.read(index) for index in (*context_indices_eval(len(video), num_context), *window)]
+        crops = torch.from_numpy(np.stack([clip_crop(shown, glus.clip.image_size) for shown in pixels])).to(device)
+        tokens_MD = glus.vision_tokens(crops.permute(0, 3, 1, 2)[None]).flatten(0, 2)
+        prompt = predictor.tokenizer.window(text, num_context, len(window), settings.trailing_space)
+        ids, mask, _ = (part.to(device) for part in pad_conversations([prompt], vocabulary.pad_id))
+        states_1LD = glus.language.states(ids, mask, tokens_MD)
+        has_seg = int(glus.language.logits(states_1LD)[0, -1].argmax()) == vocabulary.seg_id
+        image = glus.segmenter.prepare_frames(torch.from_numpy(video.read(frame)).to(device)[None])
+        features = glus.segmenter.encode_frames(image)
+        size = pixels[-1].shape[:2]
+        if has_seg or settings.force_seg:
+            prompt_1C = glus.seg_head(states_1LD[:, -1])
+            decoded = segment_step(glus.segmenter, bank, {0: step}, features, prompt_1C)
+            yield upsample_masks(decoded.logits_Nmm, size)[0], has_seg
+        else:
+            yield torch.full(size, -torch.inf, device=device), has_seg
+
+
+@contextmanager
+def counted(glus: Glus) -> Iterator[Counter[str]]:
+    """Count what the modules of a model are asked to do while the context lasts."""
+    counts: Counter[str] = Counter()
+
+    def on(module: torch.nn.Module, *names: str) -> Any:
+        def count(_: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            given = arguments[0] if arguments else keywords.get("inputs_embeds", keywords.get("curr"))
+            tensor = given[0] if isinstance(given, list) else given
+            amounts = {"calls": 1, "images": len(tensor), "tokens": tensor.shape[:-1].numel()}
+            counts.update({name: amounts[name.rpartition(" ")[2]] for name in names})
+            if names[0] == "CLIP images":
+                counts["CLIP input bytes"] += tensor.nbytes
+
+        return module.register_forward_pre_hook(count, with_kwargs=True)
+
+    llama, sam = glus.language.llama, glus.segmenter.sam
+    hooks = [
+        on(glus.clip, "CLIP images"),
+        on(sam.image_encoder, "SAM2 images"),
+        on(llama.model, "LLM tokens", "LLM calls"),
+        on(llama.lm_head, "LLM head tokens"),
+        on(sam.memory_attention, "memory attention calls"),
+        on(sam.memory_encoder, "memory encoder calls"),
+    ]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def timed(predictor: VideoPredictor, work: Iterator[Any]) -> tuple[list[Any], float, Counter[str]]:
+    """The results of ``work``, its seconds, and what it asked of the model."""
+    with counted(predictor.glus) as counts:
+        started = time.perf_counter()
+        results = list(work)
+        if predictor.device.type == "cuda":
+            torch.cuda.synchronize()
+        return results, time.perf_counter() - started, counts
+
+
+def token_bound(predictor: VideoPredictor, texts: Sequence[str], num_frames: int) -> int:
+    """LLM tokens if only the context prefix were shared: prefix + sum of (window - prefix)."""
+    tokenizer, frames, inference = predictor.tokenizer, predictor.frames, predictor.inference
+    prefix = len(tokenizer.opening(frames.num_context))
+    one = Pass({0: 0}, num_frames, 1)
+    sizes = [len(one.window(0, step, frames, inference.window)) for step in range(num_frames)]
+    total = prefix
+    for text in texts:
+        lengths = {
+            size: len(tokenizer.window(text, frames.num_context, size, inference.trailing_space).input_ids)
+            for size in set(sizes)
+        }
+        total += sum(lengths[size] - prefix for size in sizes)
+    return total
+
+
+def count_differences(ours_THW: np.ndarray, logits_THW: torch.Tensor) -> tuple[int, int]:
+    """Pixels where our mask differs from the plain one, and those of them that are not near the threshold."""
+    differs = torch.from_numpy(ours_THW) != (logits_THW > 0).cpu()
+    far = differs & (logits_THW.abs() >= NEAR_THRESHOLD).cpu()
+    return int(differs.sum()), int(far.sum())
+
+
+def with_window(predictor: VideoPredictor, window: Window) -> VideoPredictor:
+    """The same predictor with other windows."""
+    inference = replace(predictor.inference, window=window)
+    return VideoPredictor(predictor.glus, predictor.tokenizer, predictor.frames, inference)
+
+
+def score_scenes(predictor: VideoPredictor, num_videos: int) -> float:
+    """J&F in percent over all sentences of newly generated scenes of 16 frames."""
+    scores = []
+    for seed in range(num_videos):
+        video = BenchmarkVideo(16, 128, 128, seed=1000 + seed)
+        texts = [sentence.text for sentence in video.scene.sentences]
+        masks_ETHW = np.stack([result.masks_RHW for result in predictor.segment(video, texts)], axis=1)
+        for sentence, masks_THW in zip(video.scene.sentences, masks_ETHW, strict=True):
+            target = video.scene.masks_OTHW[list(sentence.object_ids)].any(axis=0)
+            scores.append(
+                (region_similarity(masks_THW, target).mean() + boundary_accuracy(masks_THW, target).mean()) / 2
+            )
+    return 100 * float(np.mean(scores))
+
+
+def peaks(size: str, num_frames: int, height: int, width: int) -> tuple[int, int]:
+    """Peak memory in bytes after ``EARLY_FRAME`` frames and at the end, in a process that does nothing else."""
+    predictor = build(size)
+    video = BenchmarkVideo(num_frames, height, width)
+    early = 0
+    for result in predictor.segment(video, video.texts(2)):
+        if result.frame == EARLY_FRAME:
+            early = peak_memory(predictor.device)
+    return early, peak_memory(predictor.device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's allocations, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def build(size: str) -> VideoPredictor:
+    """The predictor of a size; ``tiny`` is the shipped model."""
+    device = distributed.device()
+    return load_predictor(SHIPPED)[0] if size == "tiny" else random_predictor(size, device)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is reported, by name."""
+    predictor = build(arguments.size)
+    video = BenchmarkVideo(arguments.frames, arguments.height, arguments.width)
+    texts = video.texts(arguments.expressions)
+    list(predictor.segment(BenchmarkVideo(3, arguments.height, arguments.width), texts[:1]))  # warm up
+    predictor.seconds.clear()
+    results, seconds, counts = timed(predictor, predictor.segment(video, texts))
+    stages = dict(predictor.seconds)
+    peak = peak_memory(predictor.device)
+    clips = with_window(predictor, Window.clips)
+    _, clips_seconds, clips_counts = timed(clips, clips.segment(video, texts))
+    few = texts[: arguments.plain_expressions]
+    plain, plain_seconds, plain_counts = timed(
+        predictor, (list(segment_plainly(predictor, video, text)) for text in few)
+    )
+    scale = len(texts) / len(few)
+    ours_ETHW = np.stack([result.masks_RHW for result in results], axis=1)
+    pairs = zip(ours_ETHW, plain, strict=False)
+    differences = [count_differences(ours, torch.stack([logits for logits, _ in theirs])) for ours, theirs in pairs]
+    measured = {
+        "size": arguments.size,
+        "device": str(predictor.device),
+        "num_frames": arguments.frames,
+        "num_expressions": len(texts),
+        "frames_per_second": arguments.frames * len(texts) / seconds,
+        "plain_frames_per_second": arguments.frames * len(few) / plain_seconds,
+        "frames_per_second_ratio": plain_seconds * scale / seconds,
+        "clips_ratio": seconds / clips_seconds,
+        "clip_encodes": counts["CLIP images"],
+        "sam2_encodes": counts["SAM2 images"],
+        "llm_tokens": counts["LLM tokens"],
+        "llm_tokens_bound": token_bound(predictor, texts, arguments.frames),
+        "pixels_that_differ": sum(differs for differs, _ in differences),
+        "pixels_that_differ_far_from_threshold": sum(far for _, far in differences),
+        "counts": dict(counts),
+        "clips_counts": dict(clips_counts),
+        "plain_counts": {name: round(count * scale) for name, count in plain_counts.items()},
+        "seconds": {"all": seconds, **stages},
+        "peak_memory_mb": peak / 2**20,
+    }
+    if arguments.size == "tiny":
+        measured |= {
+            "jf_sliding": score_scenes(predictor, arguments.scenes),
+            "jf_clips": score_scenes(clips, arguments.scenes),
+        }
+    if arguments.memory_frames > EARLY_FRAME:
+        place = (arguments.size, arguments.memory_frames, arguments.height, arguments.width)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # its own process, whose peak is of this alone
+            early, late = pool.apply(peaks, place)
+        measured |= {"memory_frames": arguments.memory_frames, "memory_growth": late / early}
+    return measured
+
+
+def print_tables(measured: dict[str, Any], console: Console) -> None:
+    """Counts side by side, then ratios, stages and memory."""
+    title = f"{measured['size']} on {measured['device']}: {measured['num_expressions']} sentences x "
+    table = Table("", "ours", "clips", "plain", title=f"{title}{measured['num_frames']} frames", box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in measured["plain_counts"]:
+        ours, clips, plain = (measured[key].get(name, 0) for key in ("counts", "clips_counts", "plain_counts"))
+        table.add_row(name, f"{ours:,}", f"{clips:,}", f"{plain:,}")
+    table.add_row("frames/s", f"{measured['frames_per_second']:.1f}", "", f"{measured['plain_frames_per_second']:.2f}")
+    console.print(table)
+    seconds = dict(measured["seconds"])
+    whole = seconds.pop("all")
+    stages = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
+    console.print(f"ours is {measured['frames_per_second_ratio']:.1f} x the plain procedure; {whole:.2f} s: {stages}")
+    console.print(f"clips is {measured['clips_ratio']:.2f} x sliding (other masks)", end="")
+    if "jf_clips" in measured:
+        console.print(
+            f"; J&F on Shapes: sliding {measured['jf_sliding']:.1f}, clips {measured['jf_clips']:.1f}", end=""
+        )
+    console.print(
+        f"\nLLM tokens {measured['llm_tokens']:,} of at most {measured['llm_tokens_bound']:,}; peak memory "
+        f"{measured['peak_memory_mb']:.0f} MB"
+    )
+    console.print(
+        f"masks differ from the plain ones in {measured['pixels_that_differ']} pixels, of which "
+        f"{measured['pixels_that_differ_far_from_threshold']} are not within {NEAR_THRESHOLD} of the threshold"
+    )
+    if "memory_growth" in measured:
+        frames, growth = measured["memory_frames"], measured["memory_growth"]
+        console.print(f"peak memory at frame {frames:,} is {growth:.4f} x that at frame {EARLY_FRAME}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", choices=("tiny", "glus_7b"), default="tiny")
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--expressions", type=int, default=16)
+    parser.add_argument("--height", type=int, default=128)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument(
+        "--plain-expressions", type=int, default=2, help="sentences that the plain procedure is timed on"
+    )
+    parser.add_argument("--scenes", type=int, default=10, help="generated videos for J&F (size tiny)")
+    parser.add_argument(
+        "--memory-frames", type=int, default=2000, help=f"long video; up to {EARLY_FRAME}: not measured"
+    )
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    measured = measure(options)
+    print_tables(measured, Console())
+    if options.json:
+        options.json.write_text(json.dumps(measured, indent=2) + "\n")
+    if measured["pixels_that_differ_far_from_threshold"]:
+        sys.exit("error: masks differ from the plain procedure's")
+
+
+if __name__ == "__main__":
+    main()
