@@ -33,7 +33,7 @@ def _masks(model: LoadedModel) -> torch.Tensor:
     frames = torch.randint(0, 256, (2, 48, 56, 3), generator=generator, dtype=torch.uint8)
     mask, visual = torch.ones_like(ids, dtype=torch.bool), torch.zeros(0, model.glus.language.width)
     with torch.no_grad():
-        embeds, _ = model.glus.seg_embeddings(ids, mask, visual, torch.tensor([[10, 11], [10, 11]]))
+        embeds, _ = model.glus.answer(model.glus.language.states(ids, mask, visual)[:, 10:])
         return model.glus.segment_clip([frames], torch.tensor([0, 0]), embeds)
 
 

@@ -143,8 +143,8 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
 
     def on(module: torch.nn.Module, *names: str) -> Any:
         def count(_: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            given = arguments[0] if arguments else keywords.get("inputs_embeds", keywords.get("curr"))
-            tensor = given[0] if isinstance(given, list) else given
+            given: Any = arguments[0] if arguments else keywords.get("inputs_embeds", keywords.get("curr"))
+            tensor: torch.Tensor = given[0] if isinstance(given, list) else given
             amounts = {"calls": 1, "images": len(tensor), "tokens": tensor.shape[:-1].numel()}
             counts.update({name: amounts[name.rpartition(" ")[2]] for name in names})
             if names[0] == "CLIP images":
@@ -215,7 +215,7 @@ def score_scenes(predictor: VideoPredictor, num_videos: int) -> float:
         texts = [sentence.text for sentence in video.scene.sentences]
         masks_ETHW = np.stack([result.masks_RHW for result in predictor.segment(video, texts)], axis=1)
         for sentence, masks_THW in zip(video.scene.sentences, masks_ETHW, strict=True):
-            target = video.scene.masks_OTHW[list(sentence.object_ids)].any(axis=0)
+            target = np.any(video.scene.masks_OTHW[list(sentence.object_ids)], axis=0)
             scores.append(
                 (region_similarity(masks_THW, target).mean() + boundary_accuracy(masks_THW, target).mean()) / 2
             )

@@ -174,8 +174,9 @@ class _VideoRun:
         self._clock.add_to(self._seconds)
 
     def follow(self, one: Pass, emits: Emits) -> Iterator[FrameResult]:
-        """One pass, a chunk of frames at a time; a frame's masks travel to the host while the next is segmented."""
+        """One pass, a chunk of frames at a time; from a GPU, masks travel while the next frame is segmented."""
         bank = self._glus.memory_bank(self._inference.memory_stride)
+        travelling = 1 if self._device.type == "cuda" else 0
         arriving: list[_Arriving] = []
         for begin in range(0, len(one.order), self._inference.chunk_frames):
             chunk = one.order[begin : begin + self._inference.chunk_frames]
@@ -188,7 +189,7 @@ class _VideoRun:
                 with torch.inference_mode():
                     asked = _Asked(frame, one.steps(frame.index), features, number)
                     arriving.append(self._segment(asked, answers, bank, emits, memorize=frame.index != one.order[-1]))
-                if len(arriving) > 1:
+                if len(arriving) > travelling:
                     yield arriving.pop(0).result()
             self._num_visits += len(chunk)
             self._forget_tokens()

@@ -20,6 +20,9 @@ from glus.inference.passes import Asking
 from glus.models.glus import Glus
 from glus.models.language import Past
 
+LENGTH_SPREAD = 1.05
+"""Longest over shortest prompt of a batch: padding stays below what sharing the first query frame saves."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -116,7 +119,8 @@ class Prompter:
         batch: list[Asking] = []
         for asking in sorted(askings, key=lambda asking: len(self._trunk(asking))):  # so the newest is the longest
             length = len(self._trunk(asking)) - len(self._shared_ids)
-            if batch and length * (len(batch) + 1) > self._inference.token_budget:
+            is_full = length * (len(batch) + 1) > self._inference.token_budget
+            if batch and (is_full or length > LENGTH_SPREAD * (len(self._trunk(batch[0])) - len(self._shared_ids))):
                 yield batch
                 batch = []
             batch.append(asking)

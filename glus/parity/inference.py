@@ -26,11 +26,14 @@ from glus.parity.gates import Gate
 from glus.parity.models import Models
 from glus.parity.probes import count_probed_steps, replay_probes
 from glus.parity.report import Case, Report
-from glus.parity.watch import Step, watch
+from glus.parity.watch import Step, direction_of, watch
 
 log = logging.getLogger(__name__)
 
 CASES_FILE = "cases.json"
+TOGETHER = "masks, frames and sentences together"
+BESIDE = "all shapes"
+"""The other sentence: it changes nothing."""
 PROBES_FILE = "probes.npz"
 
 
@@ -127,8 +130,11 @@ def _replay_case(
     with case.errors_as_row("case"):
         model = models.frozen(FuserGamma(entry.get("fuser_gamma", str)))
         arrays = Arrays(fixture.folder / "inference" / f"{name}.npz")
-        steps = run_case(fixture, model, video, entry, arrays, count_probed_steps(probes) if probes else 0)
+        kept = count_probed_steps(probes) if probes else 0
+        steps, masks_THW = run_case(fixture, model, video, entry, arrays, kept)
         compare_case(case, fixture, model, entry, arrays, steps)
+        with case.errors_as_row(TOGETHER):
+            _compare_masks(case, fixture, arrays, masks_THW, TOGETHER)
         if probes:
             replay_probes(probed, probes, model.glus, video, arrays, steps)
         elif probes_path:
@@ -154,8 +160,8 @@ def open_frames(fixture: Fixture) -> VideoSource:
 
 def run_case(
     fixture: Fixture, model: LoadedModel, video: VideoSource, entry: Record, arrays: Arrays, keep: int
-) -> list[Step]:
-    """One pass over the video for one sentence.
+) -> tuple[list[Step], np.ndarray]:
+    """One pass over the video for one sentence: frame by frame, and again with many frames and another sentence.
 
     Args:
         fixture: numbers of context and query frames.
@@ -164,6 +170,9 @@ def run_case(
         entry: of ``cases.json``.
         arrays: what was recorded.
         keep: first steps of which to keep the inner values.
+
+    Returns:
+        The steps of the first, and the sentence's masks (T, H, W) of the second.
 
     Raises:
         ValueError, FileNotFoundError: a setting that the pass needs is missing or does not fit.
@@ -181,11 +190,13 @@ def run_case(
         FramesConfig(fixture.num_context, fixture.num_query),
         InferenceConfig() if stride is None else InferenceConfig(memory_stride=stride),
     )
+    text = entry.get("expression", str)
     steps: list[Step] = []
     with _recorded_head(model, entry, arrays.path.parent), _memory(model.glus, is_remembering):
-        for step in watch(predictor, video, entry.get("expression", str), order):
+        for step in watch(predictor, video, text, order):
             steps.append(step if len(steps) < keep else replace(step, inner=None))
-    return steps
+        pair = predictor.segment_pass(video, [text, BESIDE], [order[0]] * 2, direction_of(order, len(video)))
+        return steps, np.stack([result.masks_RHW[0] for result in pair])
 
 
 @contextmanager
@@ -247,7 +258,7 @@ def compare_case(
             with case.errors_as_row(quantity.title):
                 _compare_floats(case, name, quantity, arrays, steps, failed)
     with case.errors_as_row("masks"):
-        _compare_masks(case, fixture, arrays, steps)
+        _compare_masks(case, fixture, arrays, np.stack([step.mask_HW for step in steps]), "masks")
     for name in set(arrays.names) - {*FLOATS, *EXACT, *_OTHER_ARRAYS}:
         case.error(name, "recorded, but there is nothing to compare it with")
 
@@ -317,15 +328,14 @@ def _compare_floats(
     case.close(quantity.title, np.stack(ours), recorded[answered], quantity.gate, scale, note)
 
 
-def _compare_masks(case: Case, fixture: Fixture, arrays: Arrays, steps: Sequence[Step]) -> None:
+def _compare_masks(case: Case, fixture: Fixture, arrays: Arrays, ours: np.ndarray, name: str) -> None:
     """Pixels outside ``near_threshold`` must be equal."""
-    title = "masks outside near_threshold"
+    title = f"{name} outside near_threshold"
     if "masks" not in arrays:
         case.absent(title, "no array masks")
         return
     recorded = unpack(arrays["masks"], fixture.width, "masks")
     near = unpack(arrays["near_threshold"], fixture.width, "near_threshold")
-    ours = np.stack([step.mask_HW for step in steps])
     if not ours.shape == recorded.shape == near.shape:
         raise ValueError(f"masks are {recorded.shape}, near_threshold {near.shape}; replay gives {ours.shape}")
     wrong = ours != recorded

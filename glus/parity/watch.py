@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,11 +48,17 @@ class Step:
 
 
 def watch(predictor: VideoPredictor, video: VideoSource, text: str, order: Sequence[int]) -> Iterator[Step]:
-    """Run the predictor for one sentence over ``order`` and tell what its model did in each step."""
+    """Run the predictor for one sentence over ``order``, frame by frame, and tell what its model did in each step.
+
+    Raises:
+        ValueError: ``order`` does not go from a frame up to the last one or down to the first one.
+    """
     glus, segmenter = predictor.glus, predictor.glus.segmenter
+    inference = replace(predictor.inference, chunk_frames=1)
+    stepwise = VideoPredictor(glus, predictor.tokenizer, predictor.frames, inference)
     with observed(
-        ask=(glus, "seg_embeddings"),
-        states=(glus.language, "states"),
+        splice=(glus.language, "splice"),
+        answer=(glus, "answer"),
         prepare=(segmenter, "prepare_frames"),
         encode=(segmenter, "encode_frames"),
         condition=(segmenter, "condition"),
@@ -60,33 +66,46 @@ def watch(predictor: VideoPredictor, video: VideoSource, text: str, order: Seque
         decode=(segmenter, "decode"),
         memorize=(segmenter, "memorize"),
     ) as calls:
-        for result in predictor.segment(video, [text], order):
-            yield _step(calls, result.masks_RHW[0])
+        opening: Call | None = None
+        for result in stepwise.segment_pass(video, [text], [order[0]], direction_of(order, len(video))):
+            opening = opening or calls["splice"].pop(0)
+            yield _step(opening, calls, result.masks_RHW[0])
             for made in calls.values():
                 made.clear()
 
 
-def _step(calls: dict[str, list[Call]], mask_HW: np.ndarray) -> Step:
-    ask = _only(calls, "ask")
-    ids_1L, mask_1L = ask.arguments[:2]
-    embeds_1QC, logits_1QV = ask.result
+def direction_of(order: Sequence[int], num_frames: int) -> int:
+    """1 if ``order`` goes up to the last frame of a video, -1 if it goes down to the first.
+
+    Raises:
+        ValueError: it does neither.
+    """
+    for direction, end in ((1, num_frames), (-1, -1)):
+        if list(order) == list(range(order[0], end, direction)):
+            return direction
+    raise ValueError(f"frames {list(order)}: a pass goes up to frame {num_frames - 1} or down to frame 0")
+
+
+def _step(opening: Call, calls: dict[str, list[Call]], mask_HW: np.ndarray) -> Step:
+    """``opening`` is what the prompts of all steps begin with; each step reads on from there."""
+    embeds_1C, logits_1V = _only(calls, "answer").result
+    parts = [opening.arguments, _only(calls, "splice").arguments]
     is_segmented = bool(calls["decode"])
     return Step(
-        input_ids_L=ids_1L[0][mask_1L[0]].numpy(),
-        next_token=int(logits_1QV[0, -1].argmax()),
-        embed_C=embeds_1QC[0, -1],
+        input_ids_L=torch.cat([ids_1L[0] for ids_1L, _ in parts]).numpy(),
+        next_token=int(logits_1V[0].argmax()),
+        embed_C=embeds_1C[0],
         mask_HW=mask_HW,
         num_memories=len(_only(calls, "condition").arguments[1]) if is_segmented else 0,
         decoded=_only(calls, "decode").result if is_segmented else None,
-        inner=_inner(calls) if is_segmented else None,
+        inner=_inner(torch.cat([visual_MD for _, visual_MD in parts]), calls) if is_segmented else None,
     )
 
 
-def _inner(calls: dict[str, list[Call]]) -> Inner:
-    _, _, visual_MD, positions_1Q = _only(calls, "ask").arguments
+def _inner(visual_MD: torch.Tensor, calls: dict[str, list[Call]]) -> Inner:
     return Inner(
         visual_MD=visual_MD,
-        state_D=_only(calls, "states").result[0, positions_1Q[0, -1]],
+        state_D=_only(calls, "answer").arguments[0][0],
         image_3SS=_only(calls, "prepare").result[0],
         features=_only(calls, "encode").result,
         conditioned=_only(calls, "condition").result,

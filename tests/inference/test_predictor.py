@@ -1,19 +1,26 @@
-"""The predictor's promises, on a random model."""
+"""The predictor's promises, on a random model, against the plain procedure that shares nothing."""
 
 from __future__ import annotations
 
 import copy
+import gc
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from glus.config import FramesConfig, InferenceConfig, QuerySampling
+from glus.config import FramesConfig, InferenceConfig, QuerySampling, Window
 from glus.data.tokenization import ConversationTokenizer
-from glus.inference.predictor import VideoPredictor
+from glus.inference.clock import STAGES
+from glus.inference.predictor import VideoPredictor, _VideoRun
+from glus.inference.prompting import Prompter
+from glus.inference.stream import FrameStream
 from glus.models.build import LoadedModel
+from glus.models.memory import MemoryBank
 from glus.structures import FrameResult
+from tools.benchmark_inference import counted, segment_plainly, token_bound
 
 TEXTS = ["the red circle", "The circle moving left to the far corner.", "all shapes"]
 SIZE = (40, 56)
@@ -54,8 +61,36 @@ def predictor(model: LoadedModel, frames: FramesConfig, **inference: object) -> 
     return VideoPredictor(model.glus, tokenizer, frames, InferenceConfig(**inference))
 
 
-def run(model: LoadedModel, video: ArrayVideo, texts=TEXTS, order=None, frames=None, **inference) -> list[FrameResult]:
-    return list(predictor(model, frames or FramesConfig(2, 2), **inference).segment(video, texts, order))
+def run(
+    model: LoadedModel, video: ArrayVideo, texts=TEXTS, key_frames=None, frames=None, **inference
+) -> list[FrameResult]:
+    return list(predictor(model, frames or FramesConfig(2, 2), **inference).segment(video, texts, key_frames))
+
+
+def by_row(results: list[FrameResult], num_rows: int, num_frames: int) -> np.ndarray:
+    """(E, T, H, W) bool; every sentence must be answered once in every frame."""
+    masks = np.zeros((num_rows, num_frames, *SIZE), bool)
+    times = np.zeros((num_rows, num_frames), int)
+    for result in results:
+        masks[list(result.rows), result.frame] = result.masks_RHW
+        times[list(result.rows), result.frame] += 1
+    assert (times == 1).all()
+    return masks
+
+
+def plain_logits(model: LoadedModel, video: ArrayVideo, text: str, key_frame=0, frames=None, **inference) -> np.ndarray:
+    """(T, H, W): up from the key frame, then down to frame 0, as the released key-frame script runs."""
+    one = predictor(model, frames or FramesConfig(2, 2), **inference)
+    up = [logits.numpy() for logits, _ in segment_plainly(one, video, text, key_frame, 1)]
+    down = [logits.numpy() for logits, _ in segment_plainly(one, video, text, key_frame, -1)] if key_frame else up[:1]
+    return np.stack([*down[::-1], *up[1:]])
+
+
+def assert_same(masks_THW: np.ndarray, logits_THW: np.ndarray) -> None:
+    """Equal wherever the plain logits are not within 1e-4 of the threshold."""
+    far = np.abs(logits_THW) >= 1e-4
+    np.testing.assert_array_equal(masks_THW[far], (logits_THW > 0)[far])
+    assert far.mean() > 0.9
 
 
 @pytest.fixture(scope="module")
@@ -63,53 +98,95 @@ def seg_model(tiny_model: LoadedModel) -> LoadedModel:
     return answering(tiny_model)
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 3, 4, 1, 0], [3], [1, 1]])
-def test_one_result_per_entry_of_order(seg_model, order):
-    results = run(seg_model, ArrayVideo(5), order=order)
-    assert [result.frame for result in results] == order
+SETTINGS = {
+    "published": {"frames": FramesConfig(4, 4), "memory_stride": 3},
+    "clips": {"frames": FramesConfig(2, 3), "window": Window.clips},
+    "clips without the space": {"frames": FramesConfig(2, 3), "window": Window.clips, "trailing_space": False},
+    "no context, no space": {"frames": FramesConfig(0, 2), "trailing_space": False},
+    "one query frame": {"frames": FramesConfig(2, 1)},
+    "no context, one query frame": {"frames": FramesConfig(0, 1)},
+    "window longer than the video": {"frames": FramesConfig(4, 12)},
+    "spread query frames": {"frames": FramesConfig(2, 3, QuerySampling.uniform)},
+    "tiny chunks and batches": {"chunk_frames": 1, "token_budget": 1},
+    "odd chunks": {"frames": FramesConfig(2, 3), "chunk_frames": 3, "token_budget": 300},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_masks_are_those_of_the_plain_procedure(seg_model, settings):
+    video = ArrayVideo(9)
+    masks_ETHW = by_row(run(seg_model, video, **settings), len(TEXTS), 9)
+    assert video.reads == [1] * 9, "every frame is decoded exactly once"
+    for text, masks_THW in zip(TEXTS, masks_ETHW, strict=True):
+        assert_same(masks_THW, plain_logits(seg_model, video, text, **settings))
+
+
+@pytest.mark.parametrize("settings", [{}, {"chunk_frames": 2}, {"window": Window.clips}], ids=str)
+def test_key_frames_start_two_passes_each(seg_model, settings):
+    video, key_frames = ArrayVideo(7), [3, 0, 6]
+    masks_ETHW = by_row(run(seg_model, video, key_frames=key_frames, memory_stride=2, **settings), len(TEXTS), 7)
+    for text, key_frame, masks_THW in zip(TEXTS, key_frames, masks_ETHW, strict=True):
+        assert_same(masks_THW, plain_logits(seg_model, ArrayVideo(7), text, key_frame, memory_stride=2, **settings))
+    assert max(video.reads) <= 2
+
+
+def test_results_come_frame_by_frame(seg_model):
+    results = run(seg_model, ArrayVideo(5))
+    assert [result.frame for result in results] == [0, 1, 2, 3, 4]
     for result in results:
+        assert result.rows == (0, 1, 2)
         assert result.masks_RHW.shape == (len(TEXTS), *SIZE)
         assert result.masks_RHW.dtype == bool
-        assert result.scores_R.shape == result.has_seg_R.shape == (len(TEXTS),)
+        assert result.scores_R.dtype == np.float32
         assert result.has_seg_R.all()
         np.testing.assert_allclose(result.scores_R, 1)
 
 
-def test_default_order_is_forward_and_memory_makes_order_matter(seg_model):
-    forward = run(seg_model, ArrayVideo(5))
-    assert [result.frame for result in forward] == [0, 1, 2, 3, 4]
-    backward = run(seg_model, ArrayVideo(5), order=[4, 3, 2, 1, 0])
-    assert any((f.masks_RHW != b.masks_RHW).any() for f, b in zip(forward, backward[::-1], strict=True))
+@pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS[:1] * 3, TEXTS], ids=["one", "thrice the same", "three"])
+def test_exactly_what_is_needed_is_computed(seg_model, texts):
+    """CLIP and SAM2 once per frame, the prefix once per video, logits only where [SEG] is to come."""
+    num_frames, one = 12, predictor(seg_model, FramesConfig(3, 4), chunk_frames=5)
+    with counted(seg_model.glus) as counts:
+        list(one.segment(ArrayVideo(num_frames), texts))
+    assert counts["CLIP images"] == counts["SAM2 images"] == num_frames
+    assert counts["memory encoder calls"] == counts["memory attention calls"] == num_frames - 1
+    assert counts["LLM head tokens"] == num_frames * len(texts)
+    assert counts["LLM tokens"] <= token_bound(one, texts, num_frames)
 
 
-def test_sentences_get_the_same_masks_alone_and_together(seg_model):
-    together = run(seg_model, ArrayVideo(6))
-    for row, text in enumerate(TEXTS):
-        for alone, all_of_them in zip(run(seg_model, ArrayVideo(6), [text]), together, strict=True):
-            np.testing.assert_array_equal(alone.masks_RHW[0], all_of_them.masks_RHW[row])
-            np.testing.assert_allclose(alone.scores_R[0], all_of_them.scores_R[row], rtol=1e-5)
+def test_more_is_shared_than_the_prefix(seg_model):
+    """The first query frame and the question's first words are read once for all sentences."""
+    one = predictor(seg_model, FramesConfig(3, 4))
+    spent = {}
+    for count in (1, 2, 3):
+        with counted(seg_model.glus) as counts:
+            list(one.segment(ArrayVideo(12), [TEXTS[0]] * count))
+        spent[count] = counts["LLM tokens"]
+    assert spent[3] - spent[2] < spent[1] - len(one.tokenizer.opening(3)) - 9 * seg_model.glus.tokens_per_frame
 
 
-def test_the_same_video_twice_gives_the_same_masks(seg_model):
-    first, second = (run(seg_model, ArrayVideo(4)) for _ in range(2))
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a.masks_RHW, b.masks_RHW)
+def test_clips_read_far_fewer_tokens(seg_model):
+    spent = {}
+    for window in Window:
+        with counted(seg_model.glus) as counts:
+            run(seg_model, ArrayVideo(16), frames=FramesConfig(2, 4), window=window)
+        spent[window] = counts["LLM tokens"]
+    assert spent[Window.clips] < 0.5 * spent[Window.sliding]
 
 
-@pytest.mark.parametrize(
-    "frames",
-    [
-        FramesConfig(0, 2),
-        FramesConfig(2, 1),
-        FramesConfig(0, 1),
-        FramesConfig(4, 8),
-        FramesConfig(2, 3, QuerySampling.uniform),
-    ],
-)
-def test_any_number_of_context_and_query_frames(seg_model, frames):
-    video = ArrayVideo(7)
-    assert len(run(seg_model, video, frames=frames)) == 7
-    assert video.reads == [1] * 7, "every frame is decoded exactly once"
+def test_key_frames_encode_no_frame_more_than_twice(seg_model):
+    with counted(seg_model.glus) as counts:
+        run(seg_model, ArrayVideo(10), key_frames=[4, 9, 0])
+    assert counts["CLIP images"] == 10
+    assert counts["SAM2 images"] <= 20
+
+
+def test_the_same_video_twice_gives_the_same_masks_and_leaves_nothing(seg_model):
+    one = predictor(seg_model, FramesConfig(2, 2))
+    first, second = (by_row(list(one.segment(ArrayVideo(4), TEXTS)), 3, 4) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, MemoryBank | Prompter | FrameStream)]
 
 
 def test_a_video_of_one_frame(seg_model):
@@ -130,48 +207,76 @@ def test_without_seg_the_mask_is_empty_unless_forced(tiny_model):
     assert any(result.masks_RHW.any() for result in forced)
 
 
-def test_a_sentence_without_seg_does_not_disturb_the_others(tiny_model):
-    """Its memory has holes; the others' masks stay what they are alone."""
+def test_a_frame_without_seg_is_a_hole_for_its_sentence_alone(tiny_model):
+    """[SEG] or not as the state's first channel has it: some prompts get none, others do."""
     model = answering(tiny_model)
-    model.glus.seg_embeddings = silence_first_row(model)
-    together = run(model, ArrayVideo(5))
-    expected = run(answering(tiny_model), ArrayVideo(5), TEXTS[1:])
-    for result, alone in zip(together, expected, strict=True):
-        assert result.has_seg_R.tolist() == [False, True, True]
-        assert not result.masks_RHW[0].any()
-        np.testing.assert_array_equal(result.masks_RHW[1:], alone.masks_RHW)
-
-
-def silence_first_row(model: LoadedModel):
-    ask = model.glus.seg_embeddings
-
-    def seg_embeddings(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        embeds, logits = ask(*args)
-        logits[0, :, model.vocabulary.seg_id] -= 2e4
-        return embeds, logits
-
-    return seg_embeddings
+    logits, seg_id = model.glus.language.logits, model.vocabulary.seg_id
+    one_hot = torch.nn.functional.one_hot(torch.tensor(seg_id), model.config.model.llm.vocab_size) * 2e4
+    model.glus.language.logits = lambda states: logits(states) - one_hot * ((states[..., :1] * 50).sin() < 0)
+    results = run(model, ArrayVideo(12))
+    has_seg = np.stack([result.has_seg_R for result in results])
+    assert 0 < has_seg.mean() < 1
+    masks_ETHW = by_row(results, 3, 12)
+    for text, masks_THW in zip(TEXTS, masks_ETHW, strict=True):
+        logits_THW = plain_logits(model, ArrayVideo(12), text)
+        np.testing.assert_array_equal(np.isneginf(logits_THW).all((1, 2)), ~has_seg[:, TEXTS.index(text)])
+        assert_same(masks_THW, logits_THW)
 
 
 def test_what_is_kept_does_not_grow_with_the_video(seg_model, monkeypatch):
-    """Tokens of the context frames and the last two; pixels of context frames that are still to be segmented."""
-    import glus.inference.predictor as module
-
-    caches = []
-    original = module._FrameCache
-    monkeypatch.setattr(module, "_FrameCache", lambda *args: caches.append(original(*args)) or caches[-1])
+    """Tokens of the last Q - 1 frames; frames read ahead; context frames until they are segmented."""
     kept = []
-    for _ in predictor(seg_model, FramesConfig(2, 3)).segment(ArrayVideo(60), TEXTS[:1]):
-        kept.append((len(caches[0]._tokens), len(caches[0]._pixels)))
-    assert kept[12] == (2 + 2, 2)
-    assert kept[18] == kept[40] == (2 + 2, 1)
-    assert kept[50] == kept[57] == (2 + 2, 0)
+    original = _VideoRun._forget_tokens
+
+    def forget(run: _VideoRun) -> None:
+        original(run)
+        kept.append((len(run._tokens), len(run._held), len(run._stream._coming)))
+
+    monkeypatch.setattr(_VideoRun, "_forget_tokens", forget)
+    run(seg_model, ArrayVideo(60), TEXTS[:1], frames=FramesConfig(2, 3), chunk_frames=4)
+    assert max(stream for _, _, stream in kept) == 8
+    assert kept[6][:2] == kept[7][:2] == (2 + 1, 1)  # one context frame lies ahead
+    assert kept[14][:2] == (2, 0)
 
 
-@pytest.mark.parametrize(("texts", "order"), [([], None), (TEXTS, [0, 5]), (TEXTS, [-1])])
-def test_impossible_requests(seg_model, texts, order):
-    with pytest.raises(ValueError, match=r"nothing to segment|order names frame"):
-        run(seg_model, ArrayVideo(5), texts, order)
+def test_seconds_of_each_stage_are_told(seg_model):
+    one = predictor(seg_model, FramesConfig(2, 2))
+    list(one.segment(ArrayVideo(3), TEXTS))
+    assert set(one.seconds) == set(STAGES)
+    assert min(one.seconds.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "key_frames", "message"),
+    [
+        ([], None, "nothing to segment: 0 sentences, 5 frames"),
+        (TEXTS, [0, 1, 5], "key frame 5: the video has frames 0 to 4"),
+        (TEXTS, [-1, 0, 0], "key frame -1"),
+        (TEXTS, [0], "1 key frames for 3 sentences"),
+    ],
+)
+def test_impossible_requests(seg_model, texts, key_frames, message):
+    with pytest.raises(ValueError, match=message):
+        run(seg_model, ArrayVideo(5), texts, key_frames)
+
+
+def test_clips_of_spread_frames_are_refused(seg_model):
+    with pytest.raises(ValueError, match=r"inference.window=clips needs frames.query_sampling=consecutive"):
+        predictor(seg_model, FramesConfig(2, 3, QuerySampling.uniform), window=Window.clips)
+
+
+def test_an_unreadable_frame_stops_with_its_name_after_the_frames_before(seg_model):
+    class Broken(ArrayVideo):
+        def read(self, index: int) -> np.ndarray:
+            if index == 5:
+                raise ValueError("frame shapes/a/00005 does not decode")
+            return super().read(index)
+
+    results = predictor(seg_model, FramesConfig(1, 2), chunk_frames=2).segment(Broken(9), TEXTS)
+    assert [next(results).frame for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="00005 does not decode"):
+        next(results)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("frames")]
 
 
 def test_bfloat16(tiny_model):

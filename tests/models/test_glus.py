@@ -89,32 +89,18 @@ def test_the_last_query_frame_is_not_memorised(glus: Glus, make_batch: BatchMake
     assert memorized == [2, 2]
 
 
-def _separate_rows(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return pad_conversations(unpack_conversations(batch), pad_id=0)
-
-
-def test_seg_embeddings_are_read_one_position_before_seg(glus: Glus, make_batch: BatchMaker) -> None:
-    batch = make_batch((2, 1))
-    ids, mask, positions = _separate_rows(batch)
-    tokens = glus.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], 1))
-    visual = tokens[batch.video_index].flatten(0, 2)
-    states = glus.language.states(ids, mask, visual)
-    embeds, logits = glus.seg_embeddings(ids, mask, visual, positions)
-    seg_id = int(ids[0, positions[0, 0] + 1])
-    for row in range(3):
-        found = (ids[row] == seg_id).nonzero().flatten()
-        torch.testing.assert_close(embeds[row], glus.seg_head(states[row, found - 1]))
-        torch.testing.assert_close(logits[row], glus.language.logits(states[row, found - 1]))
-
-
-def test_the_language_model_sees_context_frames_before_query_frames(glus: Glus, make_batch: BatchMaker) -> None:
+def test_context_frames_come_before_query_frames_and_seg_is_read_one_position_early(
+    glus: Glus, make_batch: BatchMaker
+) -> None:
     batch = make_batch((2, 1), 1, 2)
     visual = []
     for video in batch.video_index.tolist():
         for crops in (batch.context_clip[video], batch.query_clip[video]):
             visual.append(glus.vision_tokens(crops[None]).flatten(0, 2))
-    ids, mask, positions = _separate_rows(batch)
-    embeds, logits = glus.seg_embeddings(ids, mask, torch.cat(visual), positions)
+    ids, mask, positions = pad_conversations(unpack_conversations(batch), pad_id=0)
+    rows = torch.arange(len(ids))[:, None]
+    assert len(ids[rows, positions + 1].unique()) == 1  # [SEG] everywhere
+    embeds, logits = glus.answer(glus.language.states(ids, mask, torch.cat(visual))[rows, positions])
     output = _forward(glus, batch)
     torch.testing.assert_close(output.seg_embeds_NQC, embeds, rtol=0, atol=1e-5)
     torch.testing.assert_close(output.seg_logits_NQV, logits, rtol=0, atol=1e-5)

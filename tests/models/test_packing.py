@@ -44,7 +44,8 @@ def _separate(glus: Glus, batch: Batch) -> GlusOutput:
     ids_NL, mask_NL, positions_NQ = pad_conversations(unpack_conversations(batch), pad_id=0)
     tokens_BFPD = glus.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], dim=1))
     visual_MD = tokens_BFPD[batch.video_index].flatten(0, 2)
-    embeds_NQC, logits_NQV = glus.seg_embeddings(ids_NL, mask_NL, visual_MD, positions_NQ)
+    states_NLD = glus.language.states(ids_NL, mask_NL, visual_MD)
+    embeds_NQC, logits_NQV = glus.answer(states_NLD[torch.arange(len(ids_NL))[:, None], positions_NQ])
     return GlusOutput(logits_NQV, embeds_NQC, glus.segment_clip(batch.query_frames, batch.video_index, embeds_NQC))
 
 
