@@ -131,10 +131,10 @@ def _replay_case(
         model = models.frozen(FuserGamma(entry.get("fuser_gamma", str)))
         arrays = Arrays(fixture.folder / "inference" / f"{name}.npz")
         kept = count_probed_steps(probes) if probes else 0
-        steps, masks_THW = run_case(fixture, model, video, entry, arrays, kept)
+        steps = run_case(fixture, model, video, entry, arrays, kept)
         compare_case(case, fixture, model, entry, arrays, steps)
         with case.errors_as_row(TOGETHER):
-            _compare_masks(case, fixture, arrays, masks_THW, TOGETHER)
+            _compare_masks(case, fixture, arrays, run_together(fixture, model, video, entry, arrays), TOGETHER)
         if probes:
             replay_probes(probed, probes, model.glus, video, arrays, steps)
         elif probes_path:
@@ -160,8 +160,8 @@ def open_frames(fixture: Fixture) -> VideoSource:
 
 def run_case(
     fixture: Fixture, model: LoadedModel, video: VideoSource, entry: Record, arrays: Arrays, keep: int
-) -> tuple[list[Step], np.ndarray]:
-    """One pass over the video for one sentence: frame by frame, and again with many frames and another sentence.
+) -> list[Step]:
+    """One pass over the video for one sentence, frame by frame.
 
     Args:
         fixture: numbers of context and query frames.
@@ -171,12 +171,29 @@ def run_case(
         arrays: what was recorded.
         keep: first steps of which to keep the inner values.
 
-    Returns:
-        The steps of the first, and the sentence's masks (T, H, W) of the second.
-
     Raises:
         ValueError, FileNotFoundError: a setting that the pass needs is missing or does not fit.
     """
+    order, text = arrays["frame_index"].tolist(), entry.get("expression", str)
+    steps: list[Step] = []
+    with _predictor(fixture, model, entry, arrays) as predictor:
+        for step in watch(predictor, video, text, order):
+            steps.append(step if len(steps) < keep else replace(step, inner=None))
+    return steps
+
+
+def run_together(fixture: Fixture, model: LoadedModel, video: VideoSource, entry: Record, arrays: Arrays) -> np.ndarray:
+    """The same pass as users run it, many frames at a time and beside another sentence: masks (T, H, W)."""
+    order, texts = arrays["frame_index"].tolist(), [entry.get("expression", str), BESIDE]
+    direction = direction_of(order, len(video))
+    with _predictor(fixture, model, entry, arrays) as predictor:
+        results = predictor.segment_pass(video, texts, [order[0]] * 2, direction)
+        return np.stack([result.masks_RHW[0] for result in results])
+
+
+@contextmanager
+def _predictor(fixture: Fixture, model: LoadedModel, entry: Record, arrays: Arrays) -> Iterator[VideoPredictor]:
+    """The predictor with the settings of a case, which its model has while the context lasts."""
     order = arrays["frame_index"].tolist()
     if entry.get("num_frames", int) != len(order):
         raise ValueError(f"{entry.where}: num_frames is not {len(order)}, as frame_index of {arrays.path.name} says")
@@ -190,13 +207,8 @@ def run_case(
         FramesConfig(fixture.num_context, fixture.num_query),
         InferenceConfig() if stride is None else InferenceConfig(memory_stride=stride),
     )
-    text = entry.get("expression", str)
-    steps: list[Step] = []
     with _recorded_head(model, entry, arrays.path.parent), _memory(model.glus, is_remembering):
-        for step in watch(predictor, video, text, order):
-            steps.append(step if len(steps) < keep else replace(step, inner=None))
-        pair = predictor.segment_pass(video, [text, BESIDE], [order[0]] * 2, direction_of(order, len(video)))
-        return steps, np.stack([result.masks_RHW[0] for result in pair])
+        yield predictor
 
 
 @contextmanager

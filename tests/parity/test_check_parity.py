@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from glus.parity.fixture import read_fixture, unpack
-from glus.parity.inference import replay_inference
+from glus.parity.inference import TOGETHER, replay_inference
 from glus.parity.metrics import replay_metrics
 from glus.parity.models import Models
 from glus.parity.preprocess import replay_preprocess
@@ -169,7 +169,6 @@ def sam2_weights(folder: Path) -> None:
     [
         (embedding, CASE, "[SEG] embedding"),
         (memories, CASE, "memory frames read"),
-        (pixel, CASE, "masks outside near_threshold"),
         (clip_input, "preprocess 1", "input of CLIP"),
         (sam2_input, "preprocess 2", "input of SAM2"),
         (region, "metrics", "J"),
@@ -183,6 +182,12 @@ def test_a_number_that_differs_fails_its_row_alone(
     assert problems(small, models) == {(case, quantity): Status.failed}
 
 
+def test_a_pixel_that_differs_fails_both_rows_of_masks(small: Path, models: Models) -> None:
+    pixel(small)
+    rows = ("masks outside near_threshold", f"{TOGETHER} outside near_threshold")
+    assert problems(small, models) == {(CASE, row): Status.failed for row in rows}
+
+
 def test_another_memory_stride_shows(small: Path, models: Models) -> None:
     stride(small)
     assert problems(small, models)[CASE, "memory frames read"] is Status.failed
@@ -193,7 +198,6 @@ def test_another_memory_stride_shows(small: Path, models: Models) -> None:
     [
         (embedding, CASE, "[SEG] embedding"),
         (memories, CASE, "memory frames read"),
-        (pixel, CASE, "masks outside near_threshold"),
         (sam2_weights, "checkpoint", "SAM2's own file"),
     ],
 )
