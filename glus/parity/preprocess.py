@@ -26,7 +26,7 @@ SAM2_ROW, SAM2_COLUMN = 5, 3
 def clip_input(glus: Glus, picture_HW3: np.ndarray) -> np.ndarray:
     """What reaches the vision tower when the model sees a picture: (3, s, s) float32."""
     crop = torch.from_numpy(clip_crop(picture_HW3, glus.clip.image_size)).permute(2, 0, 1)
-    with observed(tower=(glus.clip.vision_model, "forward")) as calls, torch.inference_mode():
+    with observed(tower=(glus.clip.vision_model.embeddings, "forward")) as calls, torch.inference_mode():
         glus.clip(crop[None])
     return calls["tower"][0].arguments[0][0].numpy()
 
