@@ -64,18 +64,26 @@ class Steps:
         glus: in training mode.
         inputs: one micro-batch.
         forward: the procedure.
-        seg_id: of the model's vocabulary.
+        objective: the losses.
+        optimizer: of the trained parameters, at a rate of 0, so that all procedures keep the same weights.
         checkpointing: recompute the LLM's layers in the backward pass.
     """
 
-    def __init__(self, glus: Glus, inputs: Inputs, forward: Forward, seg_id: int, checkpointing: bool = False):
+    def __init__(
+        self,
+        glus: Glus,
+        inputs: Inputs,
+        forward: Forward,
+        objective: GlusObjective,
+        optimizer: torch.optim.Optimizer,
+        checkpointing: bool = False,
+    ):
         self.glus = glus
         self.inputs = inputs
         self.forward = forward
         self.checkpointing = checkpointing
-        self.objective = GlusObjective(WEIGHTS, seg_id)
-        trained = [parameter for parameter in glus.parameters() if parameter.requires_grad]
-        self.optimizer = build_adamw(trained, 0.0, (0.9, 0.95), 0.0)  # at rate 0, so that all procedures stay alike
+        self.objective = objective
+        self.optimizer = optimizer
 
     def losses(self) -> dict[str, float]:
         """Of one forward pass without dropout."""
@@ -290,12 +298,13 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     full_samples = make_samples(scenes, ConversationTokenizer(full, FULL_SIZE_TOKENS), 32, options)
     full_tokens = count_tokens(collate(full_samples, full.pad_id))
     dtype = glus.segmenter.dtype
-    ours = Steps(glus, inputs, shared_forward, own.seg_id)
+    trained = [parameter for parameter in glus.parameters() if parameter.requires_grad]
+    shared = GlusObjective(WEIGHTS, own.seg_id), build_adamw(trained, 0.0, (0.9, 0.95), 0.0)
     procedures = {
-        "ours": ours,
-        "ours, checkpointing": Steps(glus, inputs, shared_forward, own.seg_id, checkpointing=True),
-        "as released": Steps(glus, inputs, released_forward, own.seg_id),
-        "plain": Steps(glus, inputs, plain_forward, own.seg_id),
+        "ours": Steps(glus, inputs, shared_forward, *shared),
+        "ours, checkpointing": Steps(glus, inputs, shared_forward, *shared, checkpointing=True),
+        "as released": Steps(glus, inputs, released_forward, *shared),
+        "plain": Steps(glus, inputs, plain_forward, *shared),
     }
     results = measure(procedures, options.steps, device)
     check_losses(results, dtype)
