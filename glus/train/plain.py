@@ -67,7 +67,7 @@ def _released_masks(glus: Glus, frames_FHWC: torch.Tensor, embeds_EQC: torch.Ten
     bank, masks = glus.memory_bank(), []
     for q in range(num_query):
         frame = glus.segmenter.encode_frames(images[q - num_query, None]).rows([0] * num_rows)
-        decoded = segment_step(glus.segmenter, bank, q, frame, embeds_EQC[:, q], range(num_rows))
+        decoded = segment_step(glus.segmenter, bank, dict.fromkeys(range(num_rows), q), frame, embeds_EQC[:, q])
         masks.append(decoded.logits_Nmm)
     return torch.stack(masks, dim=1)
 
