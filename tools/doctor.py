@@ -131,12 +131,13 @@ def check_space(name: str, folder: Path, least_gib: float, advice: str) -> Check
 
 def check_weights(folder: Path) -> Iterator[Check]:
     """The starting weights of the full size, as ``configs/model/glus_7b.yaml`` names them."""
-    config = OmegaConf.merge(
-        {"paths": {"weights": str(folder)}}, OmegaConf.load(ROOT / "configs" / "model" / "glus_7b.yaml")
-    )
+    file = ROOT / "configs" / "model" / "glus_7b.yaml"
+    config = OmegaConf.merge({"paths": {"weights": str(folder)}}, OmegaConf.load(file))
     for part in ("clip", "llm", "segmenter"):
         yield check_path(
-            f"weights of {part}", Path(config[part].weights), f"put them there, or set model.{part}.weights"
+            f"weights of {part}",
+            Path(OmegaConf.select(config, f"{part}.weights")),
+            f"put them there, or set model.{part}.weights",
         )
 
 

@@ -24,7 +24,7 @@ def check_quantization(quantization: Quantization, device: torch.device) -> None
     """
     wanted = f"model.llm.quantization={quantization.value}"
     if device.type != "cuda":
-        raise ValueError(f"{wanted} needs a GPU, here there is none: set it (or settings.llm_quantization) to none")
+        raise ValueError(f"{wanted} needs a GPU, here there is none: set it (or inference.llm_quantization) to none")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"{wanted} needs bitsandbytes, which is not installed: {INSTALL}")
 

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# From benchmarks and starting weights to scores and the servers' zips: check data, train, export, predict, score, zip.
+#   bash scripts/reproduce.sh glus_s
+# A stage that is finished is not run again, one that was killed is continued (REPRODUCE_OUT/stages holds the list;
+# delete a line's file to run it again). Settings:
+#   REPRODUCE_OUT        outputs/reproduce_<experiment>
+#   REPRODUCE_PROCESSES  processes (GPUs) for training and prediction; 1
+#   REPRODUCE_CHECK      splits whose files are checked
+#   REPRODUCE_SCORE      splits that are scored here
+#   REPRODUCE_SUBMIT     splits that a server scores: a zip for each
+#   REPRODUCE_PATHS      overrides for every program: paths.data=... paths.weights=...
+#   REPRODUCE_TRAIN      more overrides for training: hardware=gpu8 trainer.wandb.enabled=true
+#   REPRODUCE_SPLIT      more overrides for programs that read a split: dataset.root=...
+set -euo pipefail
+[ $# -eq 1 ] || { sed -n 2,14p "$0"; exit 1; }
+experiment=$1
+here=$(cd "$(dirname "$0")/.." && pwd)
+python=$here/.venv/bin/python
+OUT=${REPRODUCE_OUT:-outputs/reproduce_$experiment}
+PROCESSES=${REPRODUCE_PROCESSES:-1}
+CHECK=${REPRODUCE_CHECK-mevis_train ref_youtube_vos_train mevis_valid_u mevis_valid ref_youtube_vos_valid}
+SCORE=${REPRODUCE_SCORE-mevis_valid_u}
+SUBMIT=${REPRODUCE_SUBMIT-mevis_valid ref_youtube_vos_valid}
+read -ra paths <<<"${REPRODUCE_PATHS:-}"
+read -ra train <<<"${REPRODUCE_TRAIN:-}"
+read -ra split <<<"${REPRODUCE_SPLIT:-}"
+mkdir -p "$OUT/stages"
+
+stage() { # name, command
+  local name=$1
+  shift
+  if [ -f "$OUT/stages/$name" ]; then
+    printf '== %s: done before\n' "$name"
+    return
+  fi
+  printf '== %s (%s)\n' "$name" "$(date +%T)"
+  "$@"
+  date >"$OUT/stages/$name"
+}
+many() { "$python" -m torch.distributed.run --standalone --nproc_per_node="$PROCESSES" "$@"; }
+export_model() { # a killed export leaves nothing behind that counts; a finished one must not be there twice
+  rm -rf "$OUT/model"
+  "$python" "$here/tools/export.py" --weights "$OUT/run" --output "$OUT/model"
+}
+predict() {
+  many "$here/scripts/predict.py" dataset="$1" weights="$OUT/model" output_dir="$OUT/predictions/$1" \
+    "${paths[@]}" "${split[@]}"
+}
+score() {
+  "$python" "$here/scripts/score.py" dataset="$1" predictions="$OUT/predictions/$1" "${paths[@]}" "${split[@]}"
+}
+submit() {
+  "$python" "$here/scripts/submit.py" dataset="$1" predictions="$OUT/predictions/$1" output="$OUT/$1.zip" \
+    "${paths[@]}" "${split[@]}"
+}
+
+for name in $CHECK; do
+  stage "check_$name" "$python" "$here/tools/check_data.py" dataset="$name" output="$OUT/check/$name.json" \
+    "${paths[@]}" "${split[@]}"
+done
+stage train many "$here/scripts/train.py" experiment="$experiment" output_dir="$OUT/run" "${paths[@]}" "${train[@]}"
+stage export export_model
+for name in $SCORE $SUBMIT; do stage "predict_$name" predict "$name"; done
+for name in $SCORE; do stage "score_$name" score "$name"; done
+for name in $SUBMIT; do stage "submit_$name" submit "$name"; done
+printf '== everything is in %s\n' "$OUT"
