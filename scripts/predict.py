@@ -90,19 +90,14 @@ def predict_video(
 ) -> None:
     """All expressions of a video together."""
     source = DatasetVideo(frames, video[0].video, video[0].frames)
-    before = dict(stage_seconds(predictor))
+    before = dict(predictor.seconds)
     with writer.open(video) as masks:
         for result in predictor.segment(source, [expression.text for expression in video]):
             masks.write(result)
             progress.advance(len(result.rows), len(video))
-        for stage, seconds in stage_seconds(predictor).items():
+        for stage, seconds in predictor.seconds.items():
             masks.record.add_seconds(stage, seconds - before.get(stage, 0.0))
     progress.finish(video)
-
-
-def stage_seconds(predictor: VideoPredictor) -> dict[str, float]:
-    """Of each stage so far; empty where the predictor does not count them."""
-    return getattr(predictor, "seconds", {})
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="predict")

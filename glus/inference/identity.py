@@ -26,11 +26,14 @@ def prediction_identity(
         dataset: its name and split; where it lies does not matter.
         expressions: all of the split; their hash tells a generated benchmark from one generated anew.
         model_folder: the contents of its weights and vocabulary count, not its place.
-        settings: the model folder's, with this run's overrides and precision.
+        settings: the model folder's, with this run's overrides and precision; not what decides memory and speed alone,
+            so that a run that needed too much memory can be continued with less.
     """
     values: Any = OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)
     for irrelevant in ("tokenizer", "lora_dropout"):
         del values["model"]["llm"][irrelevant]
+    for irrelevant in ("chunk_frames", "token_budget"):
+        del values["inference"][irrelevant]
     files = sorted([*model_folder.glob("*.safetensors"), *model_folder.glob("tokenizer.model")])
     files.append(model_folder / "added_tokens.json")
     sentences = "\n".join(json.dumps([e.video, e.exp_id, e.text, e.frames]) for e in expressions)

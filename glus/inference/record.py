@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from glus.inference import clock
 from glus.structures import FrameResult
 
-STAGES = ("decode", "clip", "llm", "sam2", "resize", "write")
-"""In the order of the work; other stages that a predictor names follow."""
+STAGES = (*clock.STAGES, "write")
+"""In the order of the work."""
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Summary:
             for name in ("frames", "masks", "without_seg", "empty_masks", "elapsed"):
                 setattr(total, name, getattr(total, name) + record[name])
             for stage, seconds in record["seconds"].items():
-                total.seconds[stage] = total.seconds.get(stage, 0.0) + seconds
+                total.seconds[stage] += seconds
         return total
 
     def to_json(self) -> str:

@@ -245,6 +245,9 @@ def test_identity_tells_what_decides_masks(
     model = replace(settings.model, llm=replace(settings.model.llm, tokenizer="elsewhere"))
     assert prediction_identity(moved, expressions, model_folder, replace(settings, model=model)) == identity
 
+    slower = replace(settings, inference=InferenceConfig(chunk_frames=1, token_budget=1))
+    assert prediction_identity(dataset, expressions, model_folder, slower) == identity
+
     strided = replace(settings, inference=InferenceConfig(memory_stride=7))
     longer = replace(settings, frames=replace(settings.frames, num_query=8))
     assert isinstance(longer, ModelFolderConfig)
