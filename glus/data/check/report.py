@@ -20,7 +20,7 @@ def print_report(report: Report, console: Console) -> None:
     for column in ("check", "examined", "result"):
         table.add_column(column)
     for check, row in report.rows.items():
-        table.add_row(check.value, "" if row.skipped else escape(row.examined), _result(row))
+        table.add_row(check.value, escape(row.examined), _result(row))
     console.print(table)
     for check, row in report.rows.items():
         _print_list(console, f"[red]{_count(row.errors, 'error')}[/] {check.value}", row.errors)
