@@ -10,12 +10,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from glus.config import ModelConfig, Precision, SegHeadInit, TrainConfig, load_config
+from glus.config import ContrastiveConfig, ModelConfig, Precision, SegHeadInit, TrainConfig, load_config
 from glus.models.build import PARTS, build_glus, trainable_names
 from glus.models.glus import Glus
 from glus.models.key_map import GLUS, lisa
 from glus.models.language import plain_names
 from glus.models.release import to_release
+from glus.models.weights import Float32File
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -86,6 +87,15 @@ def test_what_is_trained_is_what_the_paper_trains(glus: Glus) -> None:
     )
     trained = set(trainable_names(glus))
     assert sum(p.numel() for name, p in glus.named_parameters() if name in trained) == expected == 292_614_725
+
+
+def test_a_checkpoint_holds_at_most_3_6_gb(glus: Glus) -> None:
+    """Three files of a float32 tensor per trained parameter; queues of 8 ranks; the rest is text and the tokenizer."""
+    shapes = {name: tuple(p.shape) for name, p in glus.named_parameters() if p.requires_grad}
+    tensors = 3 * Float32File.size(shapes)
+    queues = 8 * ContrastiveConfig().queue_size * (glus.segmenter.width * 4 + 1000)
+    assert 3 * 4 * 292_614_725 < tensors < 3.52e9
+    assert tensors + queues + 5e6 <= 3.6e9
 
 
 def test_a_frame_is_64_tokens_and_sam2_sees_1024_pixels(glus: Glus) -> None:

@@ -261,6 +261,22 @@ class Float32File:
 
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]):
         self._shapes = iter(shapes.values())
+        self._file = path.open("wb")
+        self._file.write(self._header(shapes))
+
+    @classmethod
+    def size(cls, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Bytes of the whole file."""
+        return len(cls._header(shapes)) + 4 * sum(math.prod(shape) for shape in shapes.values())
+
+    def append(self, tensor: torch.Tensor) -> None:
+        """Write the next tensor: float32, on the CPU, of the shape that was announced."""
+        assert tensor.dtype is torch.float32, tensor.dtype
+        assert tuple(tensor.shape) == next(self._shapes), tensor.shape
+        self._file.write(tensor.contiguous().view(-1).numpy().data)
+
+    @staticmethod
+    def _header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
         header: dict[str, object] = {}
         end = 0
         for name, shape in shapes.items():
@@ -268,14 +284,7 @@ class Float32File:
             header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        self._file = path.open("wb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
-
-    def append(self, tensor: torch.Tensor) -> None:
-        """Write the next tensor: float32, on the CPU, of the shape that was announced."""
-        assert tensor.dtype is torch.float32, tensor.dtype
-        assert tuple(tensor.shape) == next(self._shapes), tensor.shape
-        self._file.write(tensor.contiguous().view(-1).numpy().data)
+        return struct.pack("<Q", len(text)) + text
 
     def close(self) -> None:
         """Write what is still in memory, down to the disk."""

@@ -150,7 +150,7 @@ class Checkpoints:
             if distributed.rank() == 0 and not failures:
                 try:
                     file = file or Float32File(path, self._engine.shapes())
-                    file.append(tensor)
+                    file.append(tensor.float().cpu())
                 except OSError as error:
                     failures.append(error)
         distributed.on_main(lambda: _close(file, failures))
@@ -178,7 +178,7 @@ class Checkpoints:
         if self._config.trainer.keep_best:
             scores = {folder: read_state(folder)["state"]["score"] for folder in found}
             scored = [folder for folder in found if scores[folder] is not None]
-            keep |= set(sorted(scored, key=lambda folder: scores[folder])[-1:])
+            keep |= {max(scored, key=lambda folder: scores[folder])} if scored else set()
         for folder in found:
             if folder not in keep:
                 removed = folder.with_name(folder.name + ".removed.tmp")

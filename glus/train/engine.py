@@ -81,14 +81,17 @@ class Engine:
         self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._adamw = build_adamw(self.trained.values(), trainer.learning_rate, trainer.betas, trainer.weight_decay)
         dtype = next(iter(self.trained.values())).dtype
+        # Without ZeRO and in float32, DeepSpeed leaves the optimizer as it is: it discards no step, tells no norm, and
+        # its clipping stumbles over a step without gradients.
+        self._is_plain = trainer.zero_stage == 0 and dtype is torch.float32
+        self._max_norm = trainer.max_grad_norm
+        clipping = 0.0 if self._is_plain else trainer.max_grad_norm
         self._engine, _, _, _ = deepspeed.initialize(
-            model=model, optimizer=self._adamw, config=_deepspeed_config(trainer, accumulation, dtype)
+            model=model, optimizer=self._adamw, config=_deepspeed_config(trainer, accumulation, dtype, clipping)
         )
         self._zero_stage = trainer.zero_stage
         self._factor = warmup_decay(trainer.warmup_steps, trainer.steps)
         self._peak = trainer.learning_rate
-        # Without ZeRO and in float32, DeepSpeed leaves the optimizer as it is: no norm is told, and no step discarded.
-        self._is_plain = not hasattr(self._engine.optimizer, "overflow")
         self._plain_norm = torch.zeros(())
         self._gradient_norms: list[list[tuple[str, torch.Tensor]]] = []
         for name, parameter in self.trained.items():
@@ -139,11 +142,13 @@ class Engine:
         If gradients are not finite, they are dropped and nothing changes: ``is_discarded``.
         """
         if self._is_plain and self._engine.is_gradient_accumulation_boundary():
-            gradients = [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
-            self._plain_norm = nn.utils.get_total_norm(gradients)
+            parameters = list(self.trained.values())
+            self._plain_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             if self.is_discarded:
-                for parameter in self.trained.values():
+                for parameter in parameters:
                     parameter.grad = None
+            elif self._max_norm:
+                nn.utils.clip_grads_with_norm_(parameters, self._max_norm, self._plain_norm)
         self._engine.step()
 
     def broken_gradients(self) -> list[list[str]]:
@@ -165,7 +170,7 @@ class Engine:
         return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.trained.items()}
 
     def read_tensors(self, kind: OptimizerTensor) -> Iterator[torch.Tensor]:
-        """One tensor of each trained parameter, whole, float32, on the CPU, in the order of ``shapes``.
+        """One tensor of each trained parameter, whole, in the order of ``shapes``.
 
         A collective call: every rank iterates to the end, at the same pace.
         """
@@ -176,7 +181,7 @@ class Engine:
                 whole = deepspeed.utils.safe_get_full_fp32_param(parameter)
             else:
                 whole = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind.value)
-            yield whole.detach().float().cpu()
+            yield whole.detach()
 
     def write_tensors(self, kind: OptimizerTensor, read: Callable[[str], torch.Tensor]) -> None:
         """Replace one tensor of each trained parameter, and with the master weight the model's own.
@@ -238,11 +243,11 @@ def _offload(offload: Offload) -> dict[str, Any]:
     return {f"offload_{part}": {"device": "cpu", "pin_memory": torch.cuda.is_available()} for part in parts}
 
 
-def _deepspeed_config(trainer: TrainerConfig, accumulation: int, dtype: torch.dtype) -> dict[str, Any]:
+def _deepspeed_config(trainer: TrainerConfig, accumulation: int, dtype: torch.dtype, clipping: float) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": trainer.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": trainer.max_grad_norm,
+        "gradient_clipping": clipping,
         "bf16": {"enabled": dtype is torch.bfloat16},
         "zero_optimization": {"stage": trainer.zero_stage, "overlap_comm": False, **_offload(trainer.offload)},
         "zero_allow_untested_optimizer": True,  # torch's own AdamW, the same on CPU and GPU

@@ -228,7 +228,7 @@ class Trainer:
         """Log, evaluate and save what is due after a step."""
         step, settings = self.state.step, self.settings
         is_last = step == settings.steps
-        if step % settings.log_every == 0 or step == 1 or is_last or self._is_stopping:
+        if step % settings.log_every == 0 or step == 1 or is_last:
             self.metrics.write(step, values)
             left = time.strftime("%H:%M:%S", time.gmtime(values["seconds"] * (settings.steps - step)))
             parts = "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
-from glus.config import TrainConfig
-from glus.models.build import load_model
+from glus.config import ModelFolderConfig, Precision, TrainConfig, load_config
+from glus.models.build import build_glus, load_model
 from glus.train.guards import EXIT_PREEMPTED
 from tests.integration.conftest import Finished, read_metrics
 
@@ -63,10 +66,12 @@ def check_interruption(done: Finished, fault: str) -> None:
 
 def test_a_signal_saves_and_the_same_command_goes_on(run_training: Callable, make_config: Callable) -> None:
     whole, parts = make_config("whole", 4), make_config("parts", 4)
+    parts.data.num_workers = 1
     assert run_training(whole).is_ok
     check_interruption(run_training(parts, "SIGTERM", step=2), "SIGTERM")
     folder = Path(parts.output_dir)
     assert checkpoints(folder) == ["step_2"]
+    check_size(folder / "checkpoints" / "step_2")
     assert run_training(parts).is_ok
     assert curve(folder) == curve(Path(whole.output_dir))
     assert json.loads((folder / "run.json").read_text())["resumed"][0]["step"] == 2
@@ -76,6 +81,22 @@ def test_a_signal_saves_and_the_same_command_goes_on(run_training: Callable, mak
     refused = run_training(changed)
     assert refused.codes == [1]
     assert "under a config that gives other results: trainer.learning_rate=0.5 (was 0.001). Restore" in refused.output
+
+
+def check_size(checkpoint: Path) -> None:
+    """Three float32 tensors for each trained parameter, and beside them no weights at all."""
+    config = load_config(ModelFolderConfig, OmegaConf.load(checkpoint / "config.yaml"))  # type: ignore[arg-type]
+    with torch.device("meta"):
+        glus = build_glus(config.model, load_weights=False)
+    numbers = sum(p.numel() for p in glus.parameters() if p.requires_grad)
+    assert numbers < sum(p.numel() for p in glus.parameters())
+    tensors = {file.name: load_file(file) for file in checkpoint.glob("*.safetensors")}
+    queue = tensors.pop("queue.safetensors")
+    assert queue["embed"].shape[0] > 0
+    for name in ("trained.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors"):
+        assert sum(tensor.numel() for tensor in tensors[name].values()) == numbers
+        assert {tensor.dtype for tensor in tensors.pop(name).values()} == {torch.float32}
+    assert not tensors
 
 
 def with_resume(config: TrainConfig, resume: str) -> TrainConfig:
@@ -122,6 +143,22 @@ def test_other_numbers_of_processes_go_on_alike(run_training: Callable, make_con
         for term in ("seg", "bce", "dice", "total"):
             assert after[term] == pytest.approx(before[term], rel=1e-6, abs=1e-6), (before["step"], term)
     assert json.loads((Path(parts.output_dir) / "run.json").read_text())["resumed"][-1]["world_size"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_master_weights_of_bfloat16_are_kept(run_training: Callable, make_config: Callable, zero_stage: int) -> None:
+    """The model's own copies are their rounding, and not stored."""
+    whole, parts = make_config("whole", 4), make_config("parts", 4)
+    for config in (whole, parts):
+        config.model.precision = Precision.bf16
+        config.trainer.zero_stage = zero_stage
+    assert run_training(whole).is_ok
+    check_interruption(run_training(parts, "SIGTERM", step=2), "SIGTERM")
+    assert run_training(parts).is_ok
+    assert curve(Path(parts.output_dir)) == curve(Path(whole.output_dir))
+    masters = load_file(Path(parts.output_dir) / "checkpoints" / "step_4" / "trained.safetensors")
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in masters.values())
 
 
 @pytest.mark.slow

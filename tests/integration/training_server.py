@@ -8,10 +8,12 @@ on one rank only, when it trains that step.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -74,8 +76,9 @@ class Fault:
 
     def _start_step(self, trainer: Trainer, step: int) -> None:
         self.now = step + 1
-        if self.is_due and self.name.startswith("SIG"):
-            os.kill(os.getpid(), getattr(signal, self.name))
+        if self.is_due and self.name.startswith("SIG"):  # as a scheduler does: to loader processes too
+            loaders = [str(child.pid) for child in multiprocessing.active_children()]
+            subprocess.run(["kill", f"-{self.name.removeprefix('SIG')}", *loaders, str(os.getpid())], check=True)
 
     def _spoil(self, output: GlusOutput, *_: object) -> GlusOutput:
         if self.is_due and self.name == "nan_gradient":

@@ -24,6 +24,8 @@ def test_a_file_written_tensor_by_tensor_is_safetensors(tmp_path: Path) -> None:
     for value in tensors.values():
         file.append(value)
     file.close()
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    assert (tmp_path / "x.safetensors").stat().st_size == Float32File.size(shapes)
     found = load_file(tmp_path / "x.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], value) for name, value in tensors.items())
