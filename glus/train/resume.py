@@ -13,6 +13,7 @@ from glus.config import TrainConfig, load_config
 
 STATE_FILE = "training.json"
 SAME_RESULT = (
+    *("hardware", "hardware.*"),
     *("output_dir", "paths.*", "valid", "valid.*", "inference.*", "data.num_workers", "data.mixture.*.dataset.root"),
     *("trainer.micro_batch_size", "trainer.zero_stage", "trainer.gradient_checkpointing", "trainer.offload"),
     *("trainer.log_every", "trainer.eval_every", "trainer.eval_videos", "trainer.wandb.*"),
@@ -20,7 +21,7 @@ SAME_RESULT = (
     *("trainer.on_nonfinite", "trainer.max_skips_in_row", "trainer.spike_ratio", "trainer.hang_timeout_minutes"),
 )
 """Config keys that may change between two parts of a run: where things lie, and how the same steps are computed (the
-second line changes rounding, and what depends on the rank: dropout and the contrastive queue)."""
+third line changes rounding, and what depends on the rank: dropout and the contrastive queue)."""
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
