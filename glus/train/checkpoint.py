@@ -35,7 +35,7 @@ from glus.models.build import TRAINED_FILE
 from glus.models.weights import Float32File
 from glus.structures import ObjectKey
 from glus.train.engine import Engine, OptimizerTensor
-from glus.train.resume import STATE_FILE, list_checkpoints, plain_config, read_state
+from glus.train.resume import STATE_FILE, list_checkpoints, plain_config, read_state, superfluous
 
 log = logging.getLogger(__name__)
 
@@ -173,17 +173,11 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Remove all but the newest and, if that is asked for, the best."""
-        found = list_checkpoints(self._folder.parent)
-        keep = set(found[-self._config.trainer.keep_last :])
-        if self._config.trainer.keep_best:
-            scores = {folder: read_state(folder)["state"]["score"] for folder in found}
-            scored = [folder for folder in found if scores[folder] is not None]
-            keep |= {max(scored, key=lambda folder: scores[folder])} if scored else set()
-        for folder in found:
-            if folder not in keep:
-                removed = folder.with_name(folder.name + ".removed.tmp")
-                os.replace(folder, removed)  # so that what is half removed is never taken for complete
-                shutil.rmtree(removed)
+        trainer = self._config.trainer
+        for folder in superfluous(self._folder.parent, trainer.keep_last, bool(trainer.keep_best)):
+            removed = folder.with_name(folder.name + ".removed.tmp")
+            os.replace(folder, removed)  # so that what is half removed is never taken for complete
+            shutil.rmtree(removed)
 
     def _read_tensors(self, path: Path, kind: OptimizerTensor) -> None:
         shapes = self._engine.shapes()

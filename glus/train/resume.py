@@ -37,6 +37,16 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=_step)
 
 
+def superfluous(run: Path, keep_last: int, keep_best: bool) -> list[Path]:
+    """Checkpoints that are not to be kept: all but the newest and, if asked for, the best, of equals the earliest."""
+    found = list_checkpoints(run)
+    keep = set(found[-keep_last:])
+    scores = {folder: read_state(folder)["state"]["score"] for folder in found} if keep_best else {}
+    scored = [folder for folder in found if scores.get(folder) is not None]
+    keep |= {max(scored, key=lambda folder: scores[folder])} if scored else set()
+    return [folder for folder in found if folder not in keep]
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """``training.json`` of a checkpoint.
 

@@ -115,7 +115,7 @@ def test_ten_interruptions_leave_the_curve_bit_for_bit(
     assert run_training(whole, processes=processes).is_ok
     expected = curve(Path(whole.output_dir))
     assert [line["step"] for line in expected] == list(range(1, 25))
-    assert sum(line["contrastive"] > 0 for line in expected) > 12
+    assert sum(line["contrastive"] > 0 for line in expected) > 5
     for fault, step in interrupt_at_random(processes, 24, 10):
         check_interruption(run_training(parts, fault, step=step, processes=processes), fault)
     assert run_training(parts, processes=processes).is_ok

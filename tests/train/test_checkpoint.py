@@ -15,7 +15,7 @@ from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
 from glus.models.weights import Float32File
 from glus.structures import ObjectKey
 from glus.train.checkpoint import RunState
-from glus.train.resume import STATE_FILE, find_start, list_checkpoints, plain_config
+from glus.train.resume import STATE_FILE, find_start, list_checkpoints, plain_config, superfluous
 
 
 def test_a_file_written_tensor_by_tensor_is_safetensors(tmp_path: Path) -> None:
@@ -60,10 +60,15 @@ def make_config(tmp_path: Path) -> Callable[..., TrainConfig]:
     return make
 
 
-def write_checkpoint(run: Path, step: int, config: TrainConfig, ending: str = "") -> Path:
+def write_checkpoint(run: Path, step: int, config: TrainConfig, ending: str = "", score: float | None = None) -> Path:
     folder = run / "checkpoints" / f"step_{step}{ending}"
     folder.mkdir(parents=True)
-    content = {"state": vars(RunState(step)), "updates": step, "world_size": 1, "config": plain_config(config)}
+    content = {
+        "state": vars(RunState(step, score=score)),
+        "updates": step,
+        "world_size": 1,
+        "config": plain_config(config),
+    }
     (folder / STATE_FILE).write_text(json.dumps(content))
     return folder
 
@@ -76,6 +81,14 @@ def test_the_newest_complete_checkpoint_is_found(make_config: Callable, tmp_path
     (run / "checkpoints" / "step_12").mkdir()  # a model folder without the state of training
     assert [folder.name for folder in list_checkpoints(run)] == ["step_9", "step_10"]
     assert find_start(config) == run / "checkpoints" / "step_10"
+
+
+def test_the_newest_and_the_best_are_kept(make_config: Callable, tmp_path: Path) -> None:
+    for step, score in ((2, 30.0), (4, 50.0), (6, None), (8, 50.0), (10, 40.0)):
+        write_checkpoint(tmp_path, step, make_config(), score=score)
+    assert [folder.name for folder in superfluous(tmp_path, 1, keep_best=True)] == ["step_2", "step_6", "step_8"]
+    assert [folder.name for folder in superfluous(tmp_path, 2, keep_best=False)] == ["step_2", "step_4", "step_6"]
+    assert superfluous(tmp_path, 5, keep_best=True) == []
 
 
 def test_resume_never_refuses_to_overwrite(make_config: Callable, tmp_path: Path) -> None:
