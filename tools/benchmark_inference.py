@@ -143,7 +143,7 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
 
     def on(module: torch.nn.Module, *names: str) -> Any:
         def count(_: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            given: Any = arguments[0] if arguments else keywords.get("inputs_embeds", keywords.get("curr"))
+            given: Any = arguments[0] if arguments else keywords["curr"]
             tensor: torch.Tensor = given[0] if isinstance(given, list) else given
             amounts = {"calls": 1, "images": len(tensor), "tokens": tensor.shape[:-1].numel()}
             counts.update({name: amounts[name.rpartition(" ")[2]] for name in names})
@@ -156,7 +156,7 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
     hooks = [
         on(glus.clip, "CLIP images"),
         on(sam.image_encoder, "SAM2 images"),
-        on(llama.model, "LLM tokens", "LLM calls"),
+        on(llama.model.layers[0], "LLM tokens", "LLM calls"),
         on(llama.lm_head, "LLM head tokens"),
         on(sam.memory_attention, "memory attention calls"),
         on(sam.memory_encoder, "memory encoder calls"),

@@ -141,9 +141,14 @@ class Prompter:
         visual = [tokens[frame] for frame in seen]
         visual_MD = torch.cat(visual) if visual else next(iter(tokens.values()))[:0]
         embeds = self._glus.language.splice(ids, visual_MD)
-        states_NLD, _ = self._glus.language.extend(embeds, positions, sees_trunk | is_same, past)
-        which = [number for number, trunk in enumerate(trunks) for _ in trunk.reads]
-        return states_NLD[which, np.concatenate([trunk.reads for trunk in trunks]).tolist()]
+        num_reads = max(len(trunk.reads) for trunk in trunks)
+        reads_NR = np.stack([np.resize(trunk.reads, num_reads) for trunk in trunks])  # repeats the first ones
+        states_NRD, _ = self._glus.language.extend(
+            embeds, positions, self._tensor(reads_NR), sees_trunk | is_same, past
+        )
+        assert states_NRD is not None
+        is_asked = torch.tensor([[turn < len(trunk.reads) for turn in range(num_reads)] for trunk in trunks])
+        return states_NRD[is_asked.to(self._device)]
 
     def _padded(self, arrays: Sequence[np.ndarray], fill: int) -> torch.Tensor:
         """(N, L) int64 on the device, right-padded."""

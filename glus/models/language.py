@@ -152,6 +152,17 @@ class _LookBack:
         )
 
 
+class _Known:
+    """What LLaMA's attention asks of a cache where all keys and values are known: those of its queries are left out."""
+
+    def __init__(self, pair: tuple[torch.Tensor, torch.Tensor]):
+        self._pair = pair
+
+    def update(self, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of everything."""
+        return self._pair
+
+
 def _continued(
     pair: tuple[torch.Tensor, torch.Tensor], rows: torch.Tensor | None, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,20 +238,24 @@ class LanguageModel(nn.Module):
         self,
         embeds_NLD: torch.Tensor,
         positions_NL: torch.Tensor,
+        reads_NR: torch.Tensor | None = None,
         sees_NLL: torch.Tensor | None = None,
         past: Sequence[Past] = (),
-    ) -> tuple[torch.Tensor, Past]:
+    ) -> tuple[torch.Tensor | None, Past]:
         """Read tokens that follow others, for inference.
+
+        The last layer is run only where states are read; of the others its keys and values alone are needed.
 
         Args:
             embeds_NLD: spliced embeddings of the new tokens.
             positions_NL: int64, their positions counted from the beginning of the conversation.
+            reads_NR: int64, the new tokens whose states are wanted, by place; None: no states.
             sees_NLL: bool, which new tokens each new token attends to; each at least one. None: itself and those
                 before it. All tokens of the past are attended to.
             past: what the N sequences continue, the oldest first.
 
         Returns:
-            Final states (N, L, D), and keys and values of the new tokens alone.
+            Final states (N, R, D) or None, and keys and values of the new tokens alone.
         """
         n, length = positions_NL.shape
         device = embeds_NLD.device
@@ -248,15 +263,52 @@ class LanguageModel(nn.Module):
         if sees_NLL is None:
             sees_NLL = torch.ones(n, length, length, dtype=torch.bool, device=device).tril()
         seen = torch.ones(n, length, sum(p.length for p in past), dtype=torch.bool, device=device)
-        cache: Any = _LookBack(past)
-        hidden = self.llama.model(
-            inputs_embeds=embeds_NLD,
-            attention_mask=torch.cat([seen, sees_NLL], dim=2)[:, None],
-            position_ids=positions_NL,
-            past_key_values=cache,
-            use_cache=True,
+        sees_N1LA = torch.cat([seen, sees_NLL], dim=2)[:, None]
+        llama = self.llama.model
+        cache = _LookBack(past)
+        turn = llama.rotary_emb(embeds_NLD, position_ids=positions_NL)
+        hidden_NLD = embeds_NLD
+        for layer in llama.layers[:-1]:
+            hidden_NLD = layer(
+                hidden_NLD, attention_mask=sees_N1LA, position_embeddings=turn, past_key_values=cache, use_cache=True
+            )
+        states_NRD = self._read_last(hidden_NLD, turn, sees_N1LA, cache, reads_NR)
+        return states_NRD, Past(cache.new)
+
+    def _read_last(
+        self,
+        hidden_NLD: torch.Tensor,
+        turn: tuple[torch.Tensor, torch.Tensor],
+        sees_N1LA: torch.Tensor,
+        cache: _LookBack,
+        reads_NR: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """The last layer and the final norm at ``reads_NR``; its keys and values go into the cache for all tokens."""
+        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+        layer = self.llama.model.layers[-1]
+        attention = layer.self_attn
+        normed_NLD = layer.input_layernorm(hidden_NLD)
+        keys, values = (
+            projection(normed_NLD).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+            for projection in (attention.k_proj, attention.v_proj)
         )
-        return hidden.last_hidden_state, Past(cache.new)
+        keys = apply_rotary_pos_emb(keys, keys, *turn)[1]
+        everything = _Known(cache.update(keys, values, len(self.llama.model.layers) - 1))
+        if reads_NR is None:
+            return None
+
+        rows = torch.arange(len(reads_NR), device=reads_NR.device)[:, None]
+        states_NRD = hidden_NLD[rows, reads_NR]
+        attended, _ = attention(
+            normed_NLD[rows, reads_NR],
+            position_embeddings=(turn[0][rows, reads_NR], turn[1][rows, reads_NR]),
+            attention_mask=sees_N1LA[:, 0][rows, reads_NR][:, None],
+            past_key_values=everything,
+        )
+        states_NRD = states_NRD + attended
+        states_NRD = states_NRD + layer.mlp(layer.post_attention_layernorm(states_NRD))
+        return self.llama.model.norm(states_NRD)
 
     def checkpoint_gradients(self) -> None:
         """From now on, recompute each layer in the backward pass instead of keeping its activations."""
