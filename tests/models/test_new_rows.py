@@ -110,6 +110,18 @@ def test_an_export_holds_whole_tables_and_computes_what_the_live_model_does(
         torch.testing.assert_close(_loss(exported.glus, batch), _loss(rows_model.glus, batch), rtol=1e-5, atol=0)
 
 
+def test_a_checkpoint_holds_the_rows_instead_of_the_tables(
+    rows_model: LoadedModel, make_batch: BatchMaker, tmp_path: Path
+) -> None:
+    _train(rows_model.glus, make_batch((2, 1)))
+    tensors = {name: p.detach() for name, p in rows_model.glus.named_parameters() if p.requires_grad}
+    save_model(tmp_path / "step", tensors, rows_model.config, rows_model.vocabulary, complete=False, metadata={})
+    loaded = load_model(tmp_path / "step").glus.state_dict()  # its frozen parts are random: the config names no towers
+    for name in (EMBEDDINGS, HEAD):
+        assert torch.equal(loaded[f"{name}.new_rows"], tensors[f"{name}.new_rows"])
+        assert f"{name}.weight" not in tensors
+
+
 @pytest.mark.parametrize("whole", ["embeddings", "llm"])
 def test_rows_and_whole_table_together_are_an_error(tiny_model: LoadedModel, whole: str) -> None:
     config = copy.deepcopy(tiny_model.config.model)
