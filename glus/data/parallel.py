@@ -32,7 +32,7 @@ def map_in_processes(
         yield from map(open_worker(), items)
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
+    context.set_forkserver_preload(["__main__", getattr(open_worker, "func", open_worker).__module__])
     with ProcessPoolExecutor(num_workers, context, _start, (open_worker,)) as pool:
         try:
             yield from pool.map(_run, items)

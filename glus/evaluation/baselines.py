@@ -29,6 +29,7 @@ from rich.table import Table
 from glus.config import DatasetConfig
 from glus.data.frames import FrameStore
 from glus.data.masks import open_masks
+from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
 from glus.evaluation.bits import BitMasks, score_frames
 from glus.evaluation.predictions import (
@@ -39,7 +40,7 @@ from glus.evaluation.predictions import (
     read_complete,
 )
 from glus.evaluation.report import csv_text
-from glus.evaluation.score import CHUNK_FRAMES, map_videos, read_scored_videos
+from glus.evaluation.score import CHUNK_FRAMES, read_scored_videos
 from glus.evaluation.targets import TargetReader
 from glus.structures import Expression
 
@@ -121,7 +122,7 @@ def compare_predictions(
         check_predictions_dir(folder)
     videos = read_scored_videos(dataset)[:max_videos]
     open_comparer = partial(VideoComparer, dataset, {label: Path(folder) for label, folder in predictions.items()})
-    results = list(map_videos(open_comparer, videos, num_workers))
+    results = list(map_in_processes(open_comparer, videos, num_workers))
     expressions = tuple(expression for video in videos for expression in video)
     return {
         label: Comparison(expressions, tuple(scores for result in results for scores in result[label]))

@@ -6,22 +6,19 @@ videos among processes, and every mean is taken in dataset order, so scores do n
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import cv2
 import numpy as np
 
 from glus.config import DatasetConfig, Missing
 from glus.data.frames import FrameStore
 from glus.data.index import read_expressions, require_annotations
 from glus.data.masks import open_masks
+from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
 from glus.evaluation.bits import FrameScores, score_frames
 from glus.evaluation.measured import Chunk, Measured, Observed
@@ -82,7 +79,7 @@ def score_predictions(
     check_predictions_dir(predictions_dir)
     all_videos = read_scored_videos(dataset)
     open_scorer = partial(VideoScorer, dataset, Path(predictions_dir), missing)
-    videos = list(map_videos(open_scorer, all_videos[:max_videos], num_workers))
+    videos = list(map_in_processes(open_scorer, all_videos[:max_videos], num_workers))
     scores = [score for video in videos for score in video.expressions]
     objects = [score for video in videos for score in video.objects]
     is_dropping = missing is Missing.drop
@@ -248,52 +245,3 @@ def by_video(expressions: Iterable[Expression]) -> list[Video]:
     for expression in expressions:
         videos.setdefault(expression.video, []).append(expression)
     return list(videos.values())
-
-
-def map_videos(
-    open_scorer: Callable[[], Callable[[Video], Result]], videos: Sequence[Video], num_workers: int
-) -> Iterator[Result]:
-    """Apply a scorer to each video, in order, in ``num_workers`` processes or, for 1, in this one.
-
-    Args:
-        open_scorer: makes the scorer, once per process; must pickle if there are several.
-        videos: the work.
-        num_workers: processes; they are started clean, not forked from this one and its threads.
-
-    Raises:
-        RuntimeError: a process died (killed, out of memory). Whatever the scorer itself raises is passed on.
-    """
-    num_workers = min(num_workers, len(videos))
-    if num_workers <= 1:
-        scorer = open_scorer()
-        yield from map(scorer, videos)
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (open_scorer,)) as pool:
-        try:
-            yield from pool.map(_run_worker, videos)
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a scoring process died, probably killed for want of memory: run again with fewer num_workers"
-            ) from error
-
-
-_open_scorer: Callable[[], Callable[[Video], Any]] | None = None
-_scorer: Callable[[Video], Any] | None = None
-"""A worker process's own scorer; None in the main process."""
-
-
-def _start_worker(open_scorer: Callable[[], Callable[[Video], Any]]) -> None:
-    global _open_scorer
-    _open_scorer = open_scorer
-    cv2.setNumThreads(0)  # the processes are the parallelism
-
-
-def _run_worker(video: Video) -> Any:
-    """Opens the scorer with the first video, not at the start, so that its error reaches the user as it is."""
-    global _scorer
-    assert _open_scorer is not None
-    if _scorer is None:
-        _scorer = _open_scorer()
-    return _scorer(video)

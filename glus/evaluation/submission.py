@@ -25,9 +25,10 @@ from PIL import Image
 from glus.config import DatasetConfig, Layout
 from glus.data.frames import FrameStore
 from glus.data.index import read_expressions
+from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
 from glus.evaluation.predictions import Video, check_predictions_dir, open_predictions
-from glus.evaluation.score import CHUNK_FRAMES, by_video, map_videos
+from glus.evaluation.score import CHUNK_FRAMES, by_video
 from glus.structures import Expression
 
 TOP_FOLDERS = {
@@ -86,7 +87,7 @@ def build_submission(
     beside = output.with_name(f".{output.name}.{os.getpid()}")
     encode = partial(VideoEncoder, dataset, Path(predictions_dir), top)
     try:
-        problems = _write(beside, map_videos(encode, videos, num_workers))
+        problems = _write(beside, map_in_processes(encode, videos, num_workers))
         _stop(problems, f"{predictions_dir} cannot be submitted")
         _stop(_wrong_entries(beside, dataset, videos, num_workers), f"the zip made of {predictions_dir} is wrong")
         beside.replace(output)
@@ -125,7 +126,7 @@ def _wrong_entries(path: Path, dataset: DatasetConfig, videos: Sequence[Video], 
     problems = [f"{name} is in it {count} times" for name, count in Counter(names).items() if count > 1]
     problems += [f"{name} belongs to no expression" for name in sorted(set(names) - expected)]
     check = partial(VideoChecker, path, dataset, top, frozenset(names))
-    return problems + [line for lines in map_videos(check, videos, num_workers) for line in lines]
+    return problems + [line for lines in map_in_processes(check, videos, num_workers) for line in lines]
 
 
 def top_folder(dataset: DatasetConfig) -> str:

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from glus.config import DatasetConfig, Missing
 from glus.data.index import read_expressions
+from glus.data.parallel import map_in_processes
 from glus.evaluation.report import Answer, Report, print_report, write_report
-from glus.evaluation.score import map_videos, score_predictions
+from glus.evaluation.score import score_predictions
 
 
 def scores(report: Report) -> dict[str, tuple[float, float]]:
@@ -182,8 +183,8 @@ def test_worker_count_changes_nothing(dataset: DatasetConfig, perfect: Path) -> 
 
 def test_a_dead_worker_is_an_error(dataset: DatasetConfig) -> None:
     videos = [[expression] for expression in read_expressions(dataset)]
-    with pytest.raises(RuntimeError, match="a scoring process died"):
-        list(map_videos(partial(os._exit, 9), videos, 2))
+    with pytest.raises(RuntimeError, match="a worker process died"):
+        list(map_in_processes(partial(os._exit, 9), videos, 2))
 
 
 def test_report_files_and_table(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
