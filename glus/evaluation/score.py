@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -36,8 +35,6 @@ from glus.structures import Expression
 
 CHUNK_FRAMES = 32
 """Frames in memory at a time, so that memory does not grow with the video."""
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
