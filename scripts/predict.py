@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hydra
@@ -25,6 +25,7 @@ from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import read_expressions
 from glus.evaluation.score import by_video
 from glus.inference.identity import prediction_identity
+from glus.inference.keyframes import read_key_frames
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.progress import JobProgress
 from glus.inference.record import Summary
@@ -47,13 +48,15 @@ def predict(config: PredictConfig) -> Summary:
         OSError: ``output_dir`` cannot be written.
     """
     expressions = read_expressions(config.dataset)
+    videos = by_video(expressions)[: config.max_videos]
+    file = config.inference.key_frames
+    key_frames = read_key_frames(file, [expression for video in videos for expression in video]) if file else None
     predictor, model = load_predictor(config.weights, config.inference)
     check_lengths(predictor, ((expression.name, expression.text) for expression in expressions))
-    identity = prediction_identity(config.dataset, expressions, model.vocabulary.folder, model.config)
+    identity = prediction_identity(config.dataset, expressions, model.vocabulary.folder, model.config, file)
     about = {"run": run_info(), "weights": config.weights}
     writer = PredictionWriter(config.output_dir, identity, about, config.format)
-    videos = by_video(expressions)[: config.max_videos]
-    problems = predict_videos(predictor, writer, FrameStore(config.dataset), videos)
+    problems = predict_videos(predictor, writer, FrameStore(config.dataset), videos, key_frames)
     summary = writer.summarize(videos)
     if problems:
         raise ValueError(
@@ -64,9 +67,20 @@ def predict(config: PredictConfig) -> Summary:
 
 
 def predict_videos(
-    predictor: VideoPredictor, writer: PredictionWriter, frames: FrameStore, videos: Sequence[Video]
+    predictor: VideoPredictor,
+    writer: PredictionWriter,
+    frames: FrameStore,
+    videos: Sequence[Video],
+    key_frames: Mapping[str, int] | None,
 ) -> list[str]:
     """Predict what is neither done nor claimed by another process, the most expensive first, which balances the load.
+
+    Args:
+        predictor: the model.
+        writer: where the masks go.
+        frames: of the split.
+        videos: all of them.
+        key_frames: ``Expression.name`` -> index of the frame that it starts from; None: the first.
 
     Returns:
         A line for each video that cannot be read; the others are predicted nevertheless.
@@ -78,7 +92,8 @@ def predict_videos(
             with writer.claim(number, video) as is_mine:
                 if is_mine:
                     try:
-                        predict_video(predictor, writer, frames, video, progress)
+                        starts = [key_frames[expression.name] for expression in video] if key_frames else None
+                        predict_video(predictor, writer, frames, video, starts, progress)
                     except (ValueError, FileNotFoundError) as error:
                         log.error("video %s: %s", video[0].video, error)
                         problems.append(f"{video[0].video}: {error}")
@@ -86,13 +101,18 @@ def predict_videos(
 
 
 def predict_video(
-    predictor: VideoPredictor, writer: PredictionWriter, frames: FrameStore, video: Video, progress: JobProgress
+    predictor: VideoPredictor,
+    writer: PredictionWriter,
+    frames: FrameStore,
+    video: Video,
+    key_frames: Sequence[int] | None,
+    progress: JobProgress,
 ) -> None:
-    """All expressions of a video together."""
+    """All expressions of a video together, each from its key frame (an index) if they have some."""
     source = DatasetVideo(frames, video[0].video, video[0].frames)
     before = dict(predictor.seconds)
     with writer.open(video) as masks:
-        for result in predictor.segment(source, [expression.text for expression in video]):
+        for result in predictor.segment(source, [expression.text for expression in video], key_frames):
             masks.write(result)
             progress.advance(len(result.rows), len(video))
         for stage, seconds in predictor.seconds.items():

@@ -23,6 +23,7 @@ from glus.config import (
     QuerySampling,
     SettingsConfig,
     TrainConfig,
+    Window,
     load_config,
     override_settings,
 )
@@ -119,12 +120,15 @@ def _folder() -> ModelFolderConfig:
 
 def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
     wanted = SettingsConfig(
-        8, 2, QuerySampling.uniform, 1, 5, False, True, False, FuserGamma.identity, False, Quantization.nf4
+        *(Window.clips, 4, 1024, 8, 2, QuerySampling.uniform, 1, 5, False, True, False),
+        *(FuserGamma.identity, False, Quantization.nf4),
     )
     assert None not in vars(wanted).values()
     config, changes = override_settings(_folder(), wanted)
     assert (config.frames.num_context, config.frames.num_query) == (8, 2)
     assert config.frames.query_sampling is QuerySampling.uniform
+    assert config.inference.window is Window.clips
+    assert (config.inference.chunk_frames, config.inference.token_budget) == (4, 1024)
     assert (config.inference.memory_stride, config.inference.force_seg) == (1, True)
     assert not config.inference.trailing_space
     assert (config.model.memory.num_frames, config.model.memory.enabled) == (5, False)

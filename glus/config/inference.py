@@ -77,6 +77,15 @@ class SettingsConfig:
     """``int8`` or ``nf4``: the LLM in fewer bits (GPU only). Null keeps what the model was trained over."""
 
 
+@dataclass
+class PredictionConfig(SettingsConfig):
+    """How ``scripts/predict.py`` runs a model."""
+
+    key_frames: str | None = None
+    """JSON file ``{"<video>_<exp_id>": frame}``: each sentence starts at its key frame and goes up and down from there,
+    as the released key-frame script does. Null: from the first frame."""
+
+
 SETTING_PATHS = {
     "window": "inference.window",
     "chunk_frames": "inference.chunk_frames",
@@ -135,7 +144,7 @@ class PredictConfig:
     output_dir: str = MISSING
     """Folder of the predictions: a new or empty one, or one that the same model and settings have begun."""
     format: PredictionForm = PredictionForm.png
-    inference: SettingsConfig = field(default_factory=SettingsConfig)
+    inference: PredictionConfig = field(default_factory=PredictionConfig)
     max_videos: int | None = None
     """Only the first so many videos, for a quick look; null: all."""
 

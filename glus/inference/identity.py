@@ -18,7 +18,11 @@ Identity = dict[str, Any]
 
 
 def prediction_identity(
-    dataset: DatasetConfig, expressions: Iterable[Expression], model_folder: Path, settings: ModelFolderConfig
+    dataset: DatasetConfig,
+    expressions: Iterable[Expression],
+    model_folder: Path,
+    settings: ModelFolderConfig,
+    key_frames: str | Path | None = None,
 ) -> Identity:
     """What decides the masks.
 
@@ -28,6 +32,7 @@ def prediction_identity(
         model_folder: the contents of its weights and vocabulary count, not its place.
         settings: the model folder's, with this run's overrides and precision; not what decides memory and speed alone,
             so that a run that needed too much memory can be continued with less.
+        key_frames: the file of key frames, whose contents count.
     """
     values: Any = OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)
     for irrelevant in ("tokenizer", "lora_dropout"):
@@ -44,6 +49,7 @@ def prediction_identity(
             "expressions": hashlib.sha256(sentences.encode()).hexdigest(),
         },
         "weights": {file.name: _sha256(file) for file in files if file.is_file()},
+        "key_frames": _sha256(Path(key_frames)) if key_frames else None,
         **values,
     }
 

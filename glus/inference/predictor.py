@@ -188,7 +188,8 @@ class _VideoRun:
             for number, frame in enumerate(frames):
                 with torch.inference_mode():
                     asked = _Asked(frame, one.steps(frame.index), features, number)
-                    arriving.append(self._segment(asked, answers, bank, emits, memorize=frame.index != one.order[-1]))
+                    result = self._segment(asked, answers, bank, emits, memorize=frame.index != one.order[-1])
+                arriving += [result] if result.rows else []  # a key frame itself is the other pass's
                 if len(arriving) > travelling:
                     yield arriving.pop(0).result()
             self._num_visits += len(chunk)
@@ -248,7 +249,8 @@ class _VideoRun:
                         masks if len(shown) == len(emitted) else masks_RHW.index_copy(0, self._index(targets), masks)
                     )
         scores = np.array([answers.scores_R[places[row]] for row in emitted], np.float32)
-        return _Arriving(frame.index, tuple(emitted), masks_RHW, scores, np.array([has_seg[row] for row in emitted]))
+        seg = np.array([has_seg[row] for row in emitted], bool)
+        return _Arriving(frame.index, tuple(emitted), masks_RHW, scores, seg)
 
     def _context_tokens(self, context: Sequence[int]) -> torch.Tensor:
         """(K, P, D), also for no context frame."""
@@ -300,7 +302,8 @@ class _Arriving:
     def __init__(
         self, frame: int, rows: tuple[int, ...], masks_RHW: torch.Tensor, scores_R: np.ndarray, has_seg_R: np.ndarray
     ):
-        self._parts = frame, rows, scores_R, has_seg_R
+        self.rows = rows
+        self._parts = frame, scores_R, has_seg_R
         self._arrived: torch.cuda.Event | None = None
         self._masks = masks_RHW
         if masks_RHW.device.type == "cuda":
@@ -313,8 +316,8 @@ class _Arriving:
         """Wait for the masks alone, not for what the device was given to do since."""
         if self._arrived:
             self._arrived.synchronize()
-        frame, rows, scores_R, has_seg_R = self._parts
-        return FrameResult(frame, rows, self._masks.numpy(), scores_R, has_seg_R)
+        frame, scores_R, has_seg_R = self._parts
+        return FrameResult(frame, self.rows, self._masks.numpy(), scores_R, has_seg_R)
 
 
 def schedule(context: Sequence[int], passes: Sequence[Pass]) -> Iterator[tuple[int, bool]]:

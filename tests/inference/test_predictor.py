@@ -124,7 +124,9 @@ def test_masks_are_those_of_the_plain_procedure(seg_model, settings):
 @pytest.mark.parametrize("settings", [{}, {"chunk_frames": 2}, {"window": Window.clips}], ids=str)
 def test_key_frames_start_two_passes_each(seg_model, settings):
     video, key_frames = ArrayVideo(7), [3, 0, 6]
-    masks_ETHW = by_row(run(seg_model, video, key_frames=key_frames, memory_stride=2, **settings), len(TEXTS), 7)
+    results = run(seg_model, video, key_frames=key_frames, memory_stride=2, **settings)
+    assert all(result.rows and result.has_seg_R.dtype == bool for result in results)
+    masks_ETHW = by_row(results, len(TEXTS), 7)
     for text, key_frame, masks_THW in zip(TEXTS, key_frames, masks_ETHW, strict=True):
         assert_same(masks_THW, plain_logits(seg_model, ArrayVideo(7), text, key_frame, memory_stride=2, **settings))
     assert max(video.reads) <= 2

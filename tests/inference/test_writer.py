@@ -260,7 +260,10 @@ def test_identity_tells_what_decides_masks(
         weights.seek(-1, 2)
         weights.write(b"\x01")
     renamed = [replace(expressions[0], text="another sentence"), *expressions[1:]]
+    key_frames = tmp_path / "key_frames.json"
+    key_frames.write_text("{}")
     others = [
+        prediction_identity(dataset, expressions, model_folder, settings, key_frames),
         prediction_identity(dataset, expressions, model_folder, strided),
         prediction_identity(dataset, expressions, model_folder, longer),
         prediction_identity(dataset, expressions, copy, settings),
