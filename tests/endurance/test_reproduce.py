@@ -1,9 +1,10 @@
-"""The chain of the reproduction scripts on tiny data, stopped in the middle and continued."""
+"""The chain of the reproduction scripts on tiny data: without network, stopped in the middle and continued."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,23 @@ from glus.data.shapes_writer import write_shapes
 from glus.tokens import Vocabulary
 
 ROOT = Path(__file__).parents[2]
+REFUSE_NETWORK = """
+import ipaddress, os, socket
+connect = socket.socket.connect
+def refuse(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        host = address[0]
+        own = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
+        known = {info[4][0] for info in socket.getaddrinfo(host, None)}
+        if not all(ipaddress.ip_address(ip.partition("%")[0]).is_loopback or ip in own for ip in known):
+            with open(os.environ["REFUSED"], "a") as log:
+                log.write(f"{address}\\n")
+            raise OSError(f"refused: {address}")
+    return connect(self, address)
+socket.socket.connect = refuse
+"""
+"""``sitecustomize.py``, which every Python process imports: nothing but this machine can be reached, and each
+attempt is written down, also where it is made in vain and in silence."""
 STAGES = {"check_shapes_valid", "train", "export", "predict_shapes_valid", "score_shapes_valid", "submit_shapes_valid"}
 
 
@@ -23,14 +41,18 @@ def test_both_scripts_run_the_shared_one_for_their_experiment() -> None:
 
 
 @pytest.mark.slow
-def test_the_chain_runs_stops_and_continues(tiny_vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_the_chain_runs_offline_stops_and_continues(tiny_vocabulary: Vocabulary, tmp_path: Path) -> None:
     write_shapes(tmp_path / "shapes", "train", num_videos=2, seed=0, num_frames=8, size=64)
     write_shapes(tmp_path / "shapes", "valid", num_videos=2, seed=0, num_frames=8, size=64)
-    out = tmp_path / "out"
+    out, refused = tmp_path / "out", tmp_path / "refused.txt"
+    (tmp_path / "offline").mkdir()
+    (tmp_path / "offline" / "sitecustomize.py").write_text(REFUSE_NETWORK)
     random = [f"model.{part}.weights=null" for part in ("clip", "llm", "segmenter")]
     sizes = ["trainer.steps=1", "trainer.global_batch_size=1", "trainer.micro_batch_size=1", "data.num_workers=0"]
     env = {
         **os.environ,
+        "PYTHONPATH": f"{tmp_path / 'offline'}:{ROOT}",
+        "REFUSED": str(refused),
         "REPRODUCE_OUT": str(out),
         "REPRODUCE_CHECK": "shapes_valid",
         "REPRODUCE_SCORE": "shapes_valid",
@@ -44,6 +66,9 @@ def test_the_chain_runs_stops_and_continues(tiny_vocabulary: Vocabulary, tmp_pat
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
     (out / "predictions").mkdir(parents=True)
+    probe = "import socket; socket.create_connection(('192.0.2.1', 9), 1)"
+    assert "refused" in subprocess.run([sys.executable, "-c", probe], env=env, capture_output=True, text=True).stderr
+    refused.unlink()
     (out / "predictions" / "shapes_valid").write_text("in the way")
     broken = run()
     assert broken.returncode != 0
@@ -54,5 +79,6 @@ def test_the_chain_runs_stops_and_continues(tiny_vocabulary: Vocabulary, tmp_pat
     assert "== train: done before" in done.stdout
     assert "J&F" in done.stdout
     assert {path.name for path in (out / "stages").iterdir()} == STAGES
+    assert not refused.exists(), refused.read_text()
     with zipfile.ZipFile(out / "shapes_valid.zip") as archive:
         assert any(name.endswith(".png") for name in archive.namelist())

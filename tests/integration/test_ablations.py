@@ -1,4 +1,4 @@
-"""Each ablation of the README trains and predicts: frame counts, sampling, memory, losses."""
+"""Each ablation of the README trains and predicts: frame counts, sampling, memory, losses; so do other backbones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from glus.config import QuerySampling, TrainConfig, to_yaml
+from glus.data.tokenization import train_vocabulary
+from glus.tokens import Vocabulary
 
 ROOT = Path(__file__).parents[2]
 DRIVER = """
@@ -36,6 +38,18 @@ for file in sys.argv[2:]:
         out.write(json.dumps([file, list(masks.shape), len(first.frames)]) + "\\n")
 """
 
+
+def other_backbones(config: TrainConfig) -> None:
+    """A CLIP of four times as many visual tokens; an LLM of another width and vocabulary whose heads share keys."""
+    llm, clip = config.model.llm, config.model.clip
+    clip.architecture.update(patch_size=4, hidden_size=48, intermediate_size=96, num_attention_heads=3)
+    llm.architecture.update(hidden_size=96, num_attention_heads=6, num_key_value_heads=2, intermediate_size=160)
+    llm.tokenizer = str(Path(config.output_dir).with_name("tokenizer"))
+    train_vocabulary(llm.tokenizer, ["a green triangle", "what turns"], 480, whole_templates=False)
+    before, llm.vocab_size = llm.vocab_size, Vocabulary(llm.tokenizer).size
+    assert llm.vocab_size != before
+
+
 VARIANTS: dict[str, Callable[[TrainConfig], None]] = {
     "no_context": lambda c: setattr(c.frames, "num_context", 0),
     "one_each": lambda c: (setattr(c.frames, "num_context", 1), setattr(c.frames, "num_query", 1)),
@@ -43,6 +57,7 @@ VARIANTS: dict[str, Callable[[TrainConfig], None]] = {
     "global_only": lambda c: setattr(c.frames, "query_sampling", QuerySampling.uniform),
     "no_memory": lambda c: setattr(c.model.memory, "enabled", False),
     "end_to_end_memory": lambda c: setattr(c.model.memory, "detach", False),
+    "other_backbones": other_backbones,
     "no_contrastive": lambda c: c.loss.weights.update(contrastive=0.0),
     "no_lora": lambda c: (
         setattr(c.model.llm, "lora_rank", 0),
