@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from glus.data.prompts import ANSWERS, CONTEXT, QUESTIONS, SYSTEM, Turn
-from glus.data.tokenization import ConversationTokenizer, train_vocabulary
+from glus.data.tokenization import ConversationTokenizer, common_prefix, train_vocabulary
 from glus.tokens import IMAGE_ID, Vocabulary
 
 SENTENCES = ["the red circle", "The blue square moving left.", "both green triangles", "the 12 largest ones"] * 5
@@ -122,3 +122,35 @@ def test_a_vocabulary_that_cannot_be_trained_is_an_error(tmp_path):
         train_vocabulary(tmp_path, [], 1000)
     with pytest.raises(ValueError, match="cannot train a vocabulary of 20 pieces"):
         train_vocabulary(tmp_path, SENTENCES, 20)
+
+
+@pytest.mark.parametrize("trailing_space", [True, False])
+@pytest.mark.parametrize("asked", [(2,), (0, 2), (0, 1, 2)])
+def test_every_read_of_a_trunk_sees_the_tokens_of_its_own_prompt(tokenizer, asked, trailing_space):
+    """Whoever looks from a read sees the window of that turn, token by token, and nothing else."""
+    trunk = tokenizer.trunk("The red circle.", 3, asked, trailing_space)
+    opening = tokenizer.opening(2)
+    place = np.arange(len(trunk))
+    for turn, read in zip(asked, trunk.reads, strict=True):
+        on_trunk = (trunk.branches == 0) & (place <= trunk.limits[read])
+        on_branch = (trunk.branches == trunk.branches[read]) & (place <= read)
+        seen = np.flatnonzero(on_trunk | on_branch)
+        prompt = tokenizer.window("The red circle.", 2, turn + 1, trailing_space).input_ids
+        order = seen[np.argsort(trunk.positions[seen])]
+        assert [*opening, *trunk.input_ids[order]] == prompt.tolist()
+        assert trunk.positions[order].tolist() == list(range(len(order)))
+
+
+def test_a_trunk_goes_on_after_its_beginning(tokenizer):
+    trunk = tokenizer.trunk("the red circle", 2, (0, 1))
+    rest = trunk.after(4)
+    np.testing.assert_array_equal(rest.input_ids, trunk.input_ids[4:])
+    np.testing.assert_array_equal(rest.positions, trunk.positions[4:])
+    np.testing.assert_array_equal(rest.input_ids[rest.reads], trunk.input_ids[trunk.reads])
+
+
+def test_common_prefix():
+    assert common_prefix([[1, 2, 3], [1, 2, 4, 5]]) == 2
+    assert common_prefix([[1, 2], [1, 2, 4]]) == 2
+    assert common_prefix([[1], [2]]) == 0
+    assert common_prefix([[1, 2, 3]]) == 3

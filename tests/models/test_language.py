@@ -125,3 +125,31 @@ def test_lora_adds_its_scaled_product(language: LanguageModel) -> None:
 def test_head_and_embeddings_are_not_tied(glus: Glus) -> None:
     llama = glus.language.llama
     assert llama.lm_head.weight.data_ptr() != llama.model.embed_tokens.weight.data_ptr()
+
+
+def test_reading_on_gives_the_states_of_reading_at_once(language: LanguageModel) -> None:
+    """A beginning that two sequences share, then their own tokens; the states are those of whole sequences."""
+    generator = torch.Generator().manual_seed(0)
+    begin, ends = torch.randint(1, 50, (1, 4), generator=generator), torch.randint(1, 50, (2, 5), generator=generator)
+    whole = torch.cat([begin.expand(2, -1), ends], dim=1)
+    expected = language.states(whole, torch.ones_like(whole, dtype=torch.bool), torch.zeros(0, 32))
+    embed = language.llama.model.embed_tokens
+    with torch.inference_mode():
+        nothing, past = language.extend(embed(begin), torch.arange(4)[None])
+        reads = torch.tensor([[4, 0], [2, 4]])
+        states, new = language.extend(embed(ends), torch.arange(4, 9).expand(2, -1), reads, past=[past])
+    assert nothing is None
+    assert (past.length, new.length) == (4, 5)
+    torch.testing.assert_close(states, expected[torch.arange(2)[:, None], reads + 4], rtol=0, atol=1e-6)
+
+
+def test_sequences_continue_the_row_they_are_told(language: LanguageModel) -> None:
+    ids = torch.randint(1, 50, (2, 6), generator=torch.Generator().manual_seed(0))
+    expected = language.states(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(0, 32))
+    embed = language.llama.model.embed_tokens
+    with torch.inference_mode():
+        _, past = language.extend(embed(ids[:, :5]), torch.arange(5).expand(2, -1))
+        swapped = past.of_rows(torch.tensor([1, 0]))
+        reads, positions = torch.zeros(2, 1, dtype=torch.int64), torch.full((2, 1), 5)
+        states, _ = language.extend(embed(ids.flip(0)[:, 5:]), positions, reads, past=[swapped])
+    torch.testing.assert_close(states[:, 0], expected.flip(0)[:, 5], rtol=0, atol=1e-6)
