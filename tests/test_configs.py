@@ -18,6 +18,7 @@ from glus.config import (
     LlmConfig,
     ModelConfig,
     ModelFolderConfig,
+    Precision,
     PretrainConfig,
     Quantization,
     QuerySampling,
@@ -120,8 +121,21 @@ def _folder() -> ModelFolderConfig:
 
 def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
     wanted = SettingsConfig(
-        *(Window.clips, 4, 1024, 8, 2, QuerySampling.uniform, 1, 5, False, True, False),
-        *(FuserGamma.identity, False, Quantization.nf4),
+        precision=Precision.bf16,
+        window=Window.clips,
+        chunk_frames=2,
+        token_budget=99,
+        num_context=8,
+        num_query=2,
+        query_sampling=QuerySampling.uniform,
+        memory_stride=1,
+        memory_frames=5,
+        memory_enabled=False,
+        force_seg=True,
+        trailing_space=False,
+        fuser_gamma=FuserGamma.identity,
+        multimask_fallback=False,
+        llm_quantization=Quantization.nf4,
     )
     assert None not in vars(wanted).values()
     config, changes = override_settings(_folder(), wanted)
@@ -135,6 +149,9 @@ def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
     assert config.model.segmenter.fuser_gamma is FuserGamma.identity
     assert not config.model.segmenter.multimask_fallback
     assert config.model.llm.quantization is Quantization.nf4
+    assert config.model.precision is Precision.bf16
+    assert config.inference.window is Window.clips
+    assert (config.inference.chunk_frames, config.inference.token_budget) == (2, 99)
     assert len(changes) == len(vars(wanted)) == len(SETTING_PATHS)
     assert "model.segmenter.fuser_gamma: identity instead of the model folder's checkpoint" in changes
     assert override_settings(config, wanted) == (config, [])
@@ -144,3 +161,8 @@ def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
 def test_a_setting_out_of_range_names_its_key() -> None:
     with pytest.raises(ValueError, match=r"frames\.num_query=0: expected at least 1"):
         override_settings(_folder(), SettingsConfig(num_query=0))
+
+
+def test_training_in_half_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model.precision='fp16': expected fp32 or bf16 in training"):
+        load_config(TrainConfig, compose_train("experiment=shapes", "output_dir=x", "model.precision=fp16"))

@@ -9,7 +9,7 @@ from omegaconf import MISSING, OmegaConf
 
 from glus.config.data import DatasetConfig, FramesConfig, PathsConfig, QuerySampling
 from glus.config.loading import load_config, require
-from glus.config.model import FuserGamma, ModelConfig, Quantization
+from glus.config.model import FuserGamma, ModelConfig, Precision, Quantization
 
 
 class Window(Enum):
@@ -58,6 +58,8 @@ class ModelFolderConfig:
 class SettingsConfig:
     """Settings of a model folder that one prediction may override; null keeps what travels with the weights."""
 
+    precision: Precision | None = None
+    """Of weights and activations: fp32, bf16 or fp16 (without a GPU null means fp32)."""
     window: Window | None = None
     chunk_frames: int | None = None
     token_budget: int | None = None
@@ -87,6 +89,7 @@ class PredictionConfig(SettingsConfig):
 
 
 SETTING_PATHS = {
+    "precision": "model.precision",
     "window": "inference.window",
     "chunk_frames": "inference.chunk_frames",
     "token_budget": "inference.token_budget",

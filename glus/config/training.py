@@ -11,7 +11,7 @@ from glus.config.data import DataConfig, DatasetConfig, FramesConfig, PathsConfi
 from glus.config.hardware import HardwareConfig
 from glus.config.inference import InferenceConfig
 from glus.config.loading import require
-from glus.config.model import ModelConfig, Quantization
+from glus.config.model import ModelConfig, Precision, Quantization
 from glus.config.recipe import RecipeConfig
 
 
@@ -176,6 +176,8 @@ class TrainConfig:
             "0 or 2 where model.llm.quantization is not none (stage 3 cannot cut quantised weights)",
             self.trainer.zero_stage,
         )
+        precision = self.model.precision
+        require(precision is not Precision.fp16, "model.precision", "fp32 or bf16 in training", precision.value)
         # ZeRO-3 gathers parameters by collective calls, which ranks that segment different videos would not make alike.
         require(
             self.valid is None or self.trainer.zero_stage < 3,

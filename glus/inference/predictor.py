@@ -31,7 +31,7 @@ Emits = Callable[[int, int], bool]
 
 
 def load_predictor(weights: str | Path, settings: SettingsConfig | None = None) -> tuple[VideoPredictor, LoadedModel]:
-    """A trained model, ready to segment: on this process's GPU, or in float32 on the CPU.
+    """A trained model, ready to segment: on this process's GPU, or on the CPU, there in float32 if not told otherwise.
 
     Args:
         weights: model folder or run, see ``models.build.load_model``.
@@ -44,8 +44,9 @@ def load_predictor(weights: str | Path, settings: SettingsConfig | None = None) 
         FileNotFoundError: a file is missing.
         ValueError: weights, config or settings do not fit.
     """
-    device = distributed.device()
-    model = load_model(weights, Precision.fp32 if device.type == "cpu" else None, settings)
+    device, settings = distributed.device(), settings or SettingsConfig()
+    is_default = settings.precision is None and device.type == "cpu"
+    model = load_model(weights, Precision.fp32 if is_default else None, settings)
     tokenizer = ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
     return VideoPredictor(model.glus.to(device), tokenizer, model.config.frames, model.config.inference), model
 

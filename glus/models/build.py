@@ -71,7 +71,7 @@ _SPLITS = (("embeddings_new_rows", "embeddings", split_embeddings), ("lm_head_ne
 """Part of some rows, part of the whole table, and what sets the rows apart."""
 
 PROJECTOR_STD = 0.01
-_DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
+_DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

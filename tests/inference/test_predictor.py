@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from glus.config import FramesConfig, InferenceConfig, QuerySampling, Window
+from glus.config import FramesConfig, InferenceConfig, Precision, QuerySampling, SettingsConfig, Window
 from glus.data.tokenization import ConversationTokenizer
 from glus.inference.clock import STAGES
-from glus.inference.predictor import VideoPredictor, _VideoRun
+from glus.inference.predictor import VideoPredictor, _VideoRun, load_predictor
 from glus.inference.prompting import Prompter
 from glus.inference.stream import FrameStream
 from glus.models.build import LoadedModel
@@ -294,3 +294,16 @@ def test_the_model_returns_to_training(tiny_model):
     run(model, ArrayVideo(2))
     assert model.glus.training
     assert all(module.training for module in model.glus.modules())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp16", torch.float16), ("fp32", torch.float32), (None, torch.float32)]
+)
+def test_the_precision_of_a_prediction_can_be_chosen(model_folder, precision, dtype):
+    settings = SettingsConfig(precision=Precision(precision) if precision else None)
+    one, model = load_predictor(model_folder, settings)
+    assert {parameter.dtype for parameter in one.glus.parameters()} == {dtype}
+    assert model.config.model.precision is Precision(precision or "fp32")
+    for result in one.segment(ArrayVideo(3), TEXTS):
+        assert result.masks_RHW.dtype == bool
+        assert np.isfinite(result.scores_R).all()
