@@ -9,8 +9,8 @@ from glus.config.loading import require
 
 @dataclass
 class HardwareConfig:
-    """What ``tools/plan.py`` fits a run to. Training itself takes the processes it is started with, and says so where
-    their number is not this one."""
+    """What ``tools/plan.py`` fits a run to. Training itself takes the processes it is started with, whatever their
+    number here; the global batch is the same with any."""
 
     num_nodes: int = 1
     num_gpus: int = 4
