@@ -126,3 +126,9 @@ def seek(image: Image.Image, number: int) -> Image.Image:
 def test_unknown_kind_of_movie(tmp_path):
     with pytest.raises(ValueError, match=r"\.mp4 or \.gif"):
         write_movie(tmp_path / "movie.avi", [GREY], 4)
+
+
+def test_a_movie_that_ffmpeg_cannot_write_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "false")  # ends at once, with an error
+    with pytest.raises(OSError, match=r"cannot write movie .*movie.mp4: ffmpeg exit 1 \(.* MiB free\)"):
+        write_movie(tmp_path / "movie.mp4", [GREY] * 9, 4)
