@@ -28,9 +28,11 @@ TINY = {
     "tools/export.py": [],
     "tools/plan.py": [],
     "tools/check_data.py": [],
+    "tools/doctor.py": [],
+    "scripts/submit.py": [],
 }  # fmt: skip
 """Program -> what makes its command small."""
-COMPOSED = ("glus_s", "glus_a", "mevis_valid_u")
+COMPOSED = ("glus_s", "glus_a", "mevis_valid_u", "mevis_valid")
 """Commands that name these need data nobody can download here: their configuration is composed, nothing is run."""
 RUN_ELSEWHERE = ("tools/check_parity.py",)
 """Minutes long: tests/parity runs the command itself."""
@@ -79,6 +81,11 @@ def test_shell_scripts_parse(script: str) -> None:
 @pytest.mark.parametrize("command", [c for c in commands() if is_composed(c) and program(c) in TINY])
 def test_full_size_commands_compose(command: str, tmp_path: Path) -> None:
     run([sys.executable, str(ROOT / program(command)), *arguments(command), "--cfg", "job", "--resolve"], tmp_path)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "/launch_" in c])
+def test_launchers_run_dry(command: str, tmp_path: Path) -> None:
+    run(["bash", "-c", f"DRY_RUN=1 {command.replace('scripts/launch', str(ROOT / 'scripts/launch'))}"], tmp_path)
 
 
 def test_small_commands_run_in_order(tmp_path: Path) -> None:
