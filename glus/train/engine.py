@@ -174,9 +174,9 @@ class Engine:
 
         A collective call: every rank iterates to the end, at the same pace.
         """
-        for parameter in self.trained.values():
-            if self._is_plain:
-                whole = parameter if kind.value is None else self._adamw.state[parameter][kind.value]
+        for parameter, master in self._with_masters():
+            if master is not None:
+                whole = master if kind.value is None else self._adamw.state[master][kind.value]
             elif kind.value is None:
                 whole = deepspeed.utils.safe_get_full_fp32_param(parameter)
             else:
@@ -190,18 +190,18 @@ class Engine:
             kind: which one.
             read: gives it by the parameter's name, whole; every rank reads.
         """
-        for name, parameter in self.trained.items():
+        for name, (parameter, master) in zip(self.trained, self._with_masters(), strict=True):
             value = read(name).to(self.device)
             if kind.value is None:
                 with deepspeed.zero.GatheredParameters([parameter], 0, enabled=self._zero_stage == 3), torch.no_grad():
                     parameter.copy_(value)
-            if self._is_plain and kind.value is not None:
-                self._adamw.state[parameter][kind.value].copy_(value)
+            if master is not None:
+                (master if kind.value is None else self._adamw.state[master][kind.value]).data.copy_(value)
             elif self._zero_stage == 3:
                 self._write_shard(parameter, kind.value, value)
-            elif not self._is_plain and kind.value is None:
+            elif kind.value is None:
                 deepspeed.utils.safe_set_full_fp32_param(parameter, value)
-            elif not self._is_plain:
+            else:
                 deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind.value)
 
     def _write_shard(self, parameter: nn.Parameter, key: str | None, value: torch.Tensor) -> None:
@@ -214,8 +214,13 @@ class Engine:
         else:
             deepspeed.utils.safe_set_local_optimizer_state(parameter, shard, key)
 
+    def _with_masters(self) -> Iterator[tuple[nn.Parameter, torch.Tensor | None]]:
+        """Each trained parameter with what AdamW updates for it; None with ZeRO, which has flat parts of several."""
+        parameters = list(self.trained.values())
+        return zip(parameters, [None] * len(parameters) if self._zero_stage else self._masters(), strict=True)
+
     def _masters(self) -> list[torch.Tensor]:
-        """What AdamW updates: the parameters themselves, or this rank's flat parts of them."""
+        """What AdamW updates: the parameters themselves, float32 copies of them, or this rank's flat parts of these."""
         if self._zero_stage == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [master for group in self._adamw.param_groups for master in group["params"]]
@@ -228,7 +233,7 @@ class Engine:
                 "exp_avg": torch.zeros_like(master, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(master, memory_format=torch.preserve_format),
             }
-        if not self._is_plain and self._zero_stage < 3:
+        if self._zero_stage == 2:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _recorder(self, name: str) -> Callable[[torch.Tensor], None]:
