@@ -1,0 +1,31 @@
+"""In bfloat16 on a GPU, the predictor that shares and the plain procedure give nearly the same masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glus.config import Precision, SettingsConfig
+from glus.inference.predictor import load_predictor
+from tools.benchmark_inference import BenchmarkVideo, segment_plainly
+
+SHIPPED = Path(__file__).parents[2] / "assets" / "glus_shapes"
+
+
+@pytest.mark.gpu
+def test_mean_iou_of_shared_and_plain_masks() -> None:
+    predictor, _ = load_predictor(SHIPPED, SettingsConfig(precision=Precision.bf16))
+    ious = []
+    for seed in range(3):
+        video = BenchmarkVideo(16, 128, 128, seed=seed)
+        texts = [sentence.text for sentence in video.scene.sentences]
+        ours_ETHW = np.stack([result.masks_RHW for result in predictor.segment(video, texts)], axis=1)
+        for text, ours_THW in zip(texts, ours_ETHW, strict=True):
+            logits_THW = torch.stack([logits for logits, _ in segment_plainly(predictor, video, text)])
+            plain_THW = (logits_THW > 0).cpu().numpy()
+            union = (ours_THW | plain_THW).sum((1, 2))
+            ious += np.where(union > 0, (ours_THW & plain_THW).sum((1, 2)) / np.maximum(union, 1), 1.0).tolist()
+    assert np.mean(ious) >= 0.99
