@@ -173,6 +173,8 @@ class GlusOutput(NamedTuple):
     """[SEG] embeddings: the prompts of the mask decoder."""
     mask_logits_NQmm: torch.Tensor
     """Low-resolution mask logits."""
+    iou_logits_NQ: torch.Tensor | None = None
+    """Of the IoU that each mask is expected to reach; None where the model has no head for it."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def test_recipes_of_the_paper() -> None:
         assert config.model.segmenter.multimask_fallback
         assert config.inference.memory_stride == 3
     assert (small.trainer.steps, large.trainer.steps) == (3000, 5000)
-    assert small.loss.weights == {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1}
+    assert small.loss.weights == {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1, "iou": 0.0}
     assert large.loss.weights["contrastive"] == 0
     weights = {name: item.weight for name, item in large.data.mixture.items()}
     assert weights == {"mevis": 40, "ref_youtube_vos": 150, "ref_davis17": 4, "revos": 30, "lvvis": 30}
@@ -113,6 +113,15 @@ def test_checks_name_the_key() -> None:
         load_config(TrainConfig, OmegaConf.create({"output_dir": "x", "model": {"llm": {"vocab_size": 1}}}))
     with pytest.raises(ValueError, match=r"unknown config key 'trainer.stepz': TrainerConfig knows steps"):
         load_config(TrainConfig, OmegaConf.create({"trainer": {"stepz": 1}}))
+
+
+@pytest.mark.parametrize(("head", "weight"), [("true", "0"), ("false", "0.1")])
+def test_the_iou_head_exists_only_to_be_trained(head: str, weight: str) -> None:
+    overrides = ("experiment=glus_s", f"model.iou_head={head}", f"loss.weights.iou={weight}")
+    with pytest.raises(ValueError, match=r"model\.iou_head=\w+: expected (true|false) where loss\.weights\.iou is"):
+        load_config(TrainConfig, compose_train(*overrides))
+    config = load_config(TrainConfig, compose_train("experiment=glus_s", "model.iou_head=true", "loss.weights.iou=0.1"))
+    assert config.loss.weights["iou"] == 0.1
 
 
 def _folder() -> ModelFolderConfig:

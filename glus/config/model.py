@@ -140,6 +140,9 @@ class ModelConfig:
     seg_head_gain: float = 1.0
     """Factor on the initial output weights of a random [SEG] head; 1: PyTorch's initialisation, as released. A small
     SAM2 hardly answers prompts so much shorter than those it was pre-trained with."""
+    iou_head: bool = False
+    """Whether a small head predicts, from the [SEG] state, the IoU that a frame's mask will reach: what
+    ``scripts/score_frames.py`` chooses key frames by. Trained wherever it exists; goes with ``loss.weights.iou``."""
     trainable: list[str] = field(
         default_factory=lambda: ["lora", "embeddings", "lm_head", "seg_head", "projector", "mask_decoder"]
     )

@@ -37,12 +37,17 @@ class ContrastiveConfig:
         require(self.temperature > 0, "loss.contrastive.temperature", "a positive number", self.temperature)
 
 
+_RELEASED_WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1, "iou": 0.0}
+
+
 @dataclass
 class LossConfig:
     """Weights of the terms of the objective; a weight of 0 switches a term off."""
 
-    weights: dict[str, float] = field(default_factory=lambda: {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1})
-    """Names are those of ``losses.objective.TERMS`` and "contrastive" (released values; GLUS-A trains without it)."""
+    weights: dict[str, float] = field(default_factory=lambda: dict(_RELEASED_WEIGHTS))
+    """Names are those of ``losses.objective.TERMS`` and "contrastive" (released values; GLUS-A trains without it).
+    ``iou`` above 0 (0.1, say) trains the head that ``model.iou_head`` adds; it leaves all other gradients alone, but
+    the head's own count in the norm that ``trainer.max_grad_norm`` limits."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
     def __post_init__(self) -> None:
@@ -185,6 +190,9 @@ class TrainConfig:
             "0 or 2 where valid is set (set valid=null, and evaluate checkpoints with scripts/predict.py)",
             self.trainer.zero_stage,
         )
+        is_trained = self.loss.weights.get("iou", 0) > 0
+        expected = f"{str(is_trained).lower()} where loss.weights.iou is {'above' if is_trained else 'not above'} 0"
+        require(self.model.iou_head == is_trained, "model.iou_head", expected, self.model.iou_head)
         best = self.trainer.keep_best
         require(best is None or self.valid is not None, "trainer.keep_best", "null where valid is not set", best)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from glus.losses.contrastive import ContrastiveQueue
+from glus.losses.iou import iou_cross_entropy, mask_iou
 from glus.losses.language import seg_cross_entropy
 from glus.losses.mask import binary_cross_entropy, dice_loss
 from glus.structures import Batch, GlusOutput, ObjectKey
@@ -22,17 +23,25 @@ class LossInputs:
     seg_logits_RV: torch.Tensor
     seg_id: int
     masks: list[tuple[torch.Tensor, torch.Tensor]]
-    """(logits_RHW, target_RHW) per frame size of the batch; together R rows."""
+    """(logits_RHW, target_RHW) per frame size of the batch; together R rows, in an order of their own."""
+    iou_logits_R: torch.Tensor | None = None
+    """What the model expects of the masks, in their order; None where it has no head for it."""
 
 
 def _per_mask(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[LossInputs], torch.Tensor]:
     return lambda inputs: torch.cat([loss(logits, target) for logits, target in inputs.masks])
 
 
+def _expected_iou(inputs: LossInputs) -> torch.Tensor:
+    assert inputs.iou_logits_R is not None, "loss.weights.iou without model.iou_head"
+    return iou_cross_entropy(inputs.iou_logits_R, torch.cat([mask_iou(*masks) for masks in inputs.masks]))
+
+
 TERMS: dict[str, Callable[[LossInputs], torch.Tensor]] = {
     "seg": lambda inputs: seg_cross_entropy(inputs.seg_logits_RV, inputs.seg_id),
     "bce": _per_mask(binary_cross_entropy),
     "dice": _per_mask(dice_loss),
+    "iou": _expected_iou,
 }
 """Name -> function giving one value per (expression, query frame). To add a loss: a line here and a weight."""
 
@@ -100,11 +109,7 @@ class GlusObjective:
             rng: draws positives and negatives.
             first_sample: number of the batch's first sample, by which entries of the contrastive queue are ordered.
         """
-        inputs = LossInputs(
-            output.seg_logits_NQV.flatten(0, 1),
-            self.seg_id,
-            _masks_by_size(output, batch),
-        )
+        inputs = _inputs(output, batch, self.seg_id)
         terms = {}
         for name, weight in self.weights.items():
             if name in TERMS:
@@ -123,15 +128,31 @@ def _flat_keys(batch: Batch) -> list[ObjectKey]:
     return [key for keys in batch.object_keys for key in keys]
 
 
-def _masks_by_size(output: GlusOutput, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits resized to their frames (bilinear, float32) beside the targets, one entry per frame size."""
-    rows_by_size: dict[torch.Size, list[int]] = {}
+def _inputs(output: GlusOutput, batch: Batch, seg_id: int) -> LossInputs:
+    by_size = _rows_by_size(batch)
+    masks = [_resized_masks(output, batch, rows) for rows in by_size]
+    iou_logits_R = None
+    if output.iou_logits_NQ is not None:
+        iou_logits_R = torch.cat([_of_rows(output.iou_logits_NQ, rows) for rows in by_size]).flatten()
+    return LossInputs(output.seg_logits_NQV.flatten(0, 1), seg_id, masks, iou_logits_R)
+
+
+def _rows_by_size(batch: Batch) -> list[list[int]]:
+    """Expressions with frames of the same size together."""
+    rows: dict[torch.Size, list[int]] = {}
     for row, target in enumerate(batch.target_masks):
-        rows_by_size.setdefault(target.shape[-2:], []).append(row)
-    masks = []
-    for size, rows in rows_by_size.items():
-        # Not [rows]: a list of indices would be copied to the GPU, which waits for all it has to do.
-        logits = torch.stack([output.mask_logits_NQmm[row] for row in rows]).float()
-        logits = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False).flatten(0, 1)
-        masks.append((logits, torch.cat([batch.target_masks[row] for row in rows])))
-    return masks
+        rows.setdefault(target.shape[-2:], []).append(row)
+    return list(rows.values())
+
+
+def _resized_masks(output: GlusOutput, batch: Batch, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of expressions of one frame size, resized to it (bilinear, float32), beside the targets."""
+    height, width = batch.target_masks[rows[0]].shape[-2:]
+    logits = _of_rows(output.mask_logits_NQmm, rows).float()
+    logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False).flatten(0, 1)
+    return logits, torch.cat([batch.target_masks[row] for row in rows])
+
+
+def _of_rows(values: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """``values[rows]``, but a list of indices would be copied to the GPU, which waits for all it has to do."""
+    return torch.stack([values[row] for row in rows])

@@ -28,7 +28,7 @@ from glus.config import (
 )
 from glus.models import key_map
 from glus.models.clip import ClipEncoder, build_vision_tower
-from glus.models.glus import Glus, SegHead
+from glus.models.glus import Glus, IouHead, SegHead
 from glus.models.language import LanguageModel, add_lora, build_llama, merge_lora
 from glus.models.new_rows import merge_new_rows, split_embeddings, split_head
 from glus.models.quantization import check_quantization, quantize_llama
@@ -49,6 +49,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "lm_head_new_rows": ("language.llama.lm_head.new_rows",),
     "llm": ("language.llama.",),
     "seg_head": ("seg_head.",),
+    "iou_head": ("iou_head.",),
     "mask_decoder": ("segmenter.sam.sam_mask_decoder.",),
     "image_encoder": ("segmenter.sam.image_encoder.",),
     "memory": ("segmenter.sam.memory_attention.", "segmenter.sam.memory_encoder.", "segmenter.sam.no_mem_embed"),
@@ -121,6 +122,9 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
     nn.init.normal_(glus.projector.weight, std=PROJECTOR_STD)
     nn.init.zeros_(glus.projector.bias)
     glus.seg_head = SegHead(glus.language.width, glus.segmenter.width, config.seg_head_gain)
+    if config.iou_head:
+        with torch.random.fork_rng(devices=[]):  # so that all else starts as it would without
+            glus.iou_head = IouHead(glus.language.width, glus.segmenter.width)
     if load_weights and config.weights:
         load_start(glus, config.weights)
     elif load_weights:
@@ -131,7 +135,7 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
     split_new_rows(glus, config)
     if config.segmenter.fuser_gamma is FuserGamma.identity:
         glus.segmenter.set_fuser_identity()
-    mark_trainable(glus, config.trainable)
+    mark_trainable(glus, [*config.trainable, *(["iou_head"] if config.iou_head else [])])
     glus = glus.to(_DTYPES[config.precision])
     return quantize(glus, config.llm.quantization) if load_weights else glus
 
@@ -170,6 +174,8 @@ def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> S
 def load_start(glus: Glus, folder: str) -> None:
     """Load all weights of another model, its adapters merged and its memory encoder as trained.
 
+    Either may have an IoU head alone: this one's is then at random, or the other's left aside.
+
     Raises:
         FileNotFoundError: ``folder`` is no model folder and no run.
         ValueError: its tensors are not exactly these.
@@ -177,6 +183,8 @@ def load_start(glus: Glus, folder: str) -> None:
     start = load_model(folder, settings=UNQUANTIZED, as_trained=True).glus
     merge_lora(start.language.llama)
     merge_new_rows(start.language.llama)
+    if start.iou_head is None or glus.iou_head is None:
+        start.iou_head = glus.iou_head
     load_strict(glus, start.state_dict(), folder)
 
 

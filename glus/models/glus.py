@@ -35,6 +35,27 @@ class SegHead(nn.Module):
         return self.fc2(torch.relu(self.fc1(states)))
 
 
+class IouHead(nn.Module):
+    """[SEG] state -> logit of the IoU that the frame's mask will reach: Linear, ReLU, Linear.
+
+    The key-frame selector of the paper is a second model that predicts the same number; this head reads it from what
+    the model knows anyway. No gradient reaches the state, so that training it changes nothing else.
+
+    Args:
+        width: of the language model (D).
+        prompt_width: of SAM2 (C), the hidden width.
+    """
+
+    def __init__(self, width: int, prompt_width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, prompt_width)
+        self.fc2 = nn.Linear(prompt_width, 1)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (...) float32."""
+        return self.fc2(torch.relu(self.fc1(states.detach())))[..., 0].float()
+
+
 def segment_step(
     segmenter: Sam2Segmenter,
     bank: MemoryBank,
@@ -88,6 +109,7 @@ class Glus(nn.Module):
         memory_stride: distance of strided memories in training.
         memory_enabled: off, each frame is segmented by itself.
         memory_detach: memories carry no gradient.
+        iou_head: [SEG] state -> expected IoU, if it is wanted.
     """
 
     def __init__(
@@ -101,6 +123,7 @@ class Glus(nn.Module):
         memory_stride: int = 1,
         memory_enabled: bool = True,
         memory_detach: bool = True,
+        iou_head: IouHead | None = None,
     ):
         super().__init__()
         self.clip = clip
@@ -112,6 +135,7 @@ class Glus(nn.Module):
         self.memory_stride = memory_stride
         self.memory_enabled = memory_enabled
         self.memory_detach = memory_detach
+        self.iou_head = iou_head
 
     @property
     def tokens_per_frame(self) -> int:
@@ -164,4 +188,5 @@ class Glus(nn.Module):
         states_NQD = states_BLD[batch.video_index[:, None], batch.seg_positions]
         embeds_NQC, logits_NQV = self.answer(states_NQD)
         masks_NQmm = self.segment_clip(batch.query_frames, batch.video_index, embeds_NQC)
-        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm)
+        iou_logits_NQ = None if self.iou_head is None else self.iou_head(states_NQD)
+        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm, iou_logits_NQ)

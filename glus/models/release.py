@@ -26,6 +26,7 @@ from glus.models.release_config import check_added_tokens, find_folder, read_cli
 from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors
 from glus.tokens import Vocabulary
 
+IOU_HEAD_PREFIX = "iou_head."
 _CLIP_PREFIX = "clip.vision_model."
 
 
@@ -190,6 +191,8 @@ def load_release(
 def to_release(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
     """Our tensors under the names of a merged GLUS checkpoint, which has no CLIP but a copy of ``inv_freq`` a layer.
 
+    It has no place for an IoU head either, which masks do not depend on.
+
     Args:
         tensors: state dict of a ``Glus`` without LoRA adapters.
         config: it was built from.
@@ -199,6 +202,8 @@ def to_release(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict
     """
     release, homeless = {}, []
     for name, value in tensors.items():
+        if name.startswith(IOU_HEAD_PREFIX):
+            continue
         new = key_map.GLUS.in_file(name)
         if new is not None and ".lora_" not in name and ".base_layer." not in name:
             release[new] = value

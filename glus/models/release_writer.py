@@ -18,7 +18,7 @@ import torch
 from glus.config import FuserGamma, ModelConfig
 from glus.models.build import LoadedModel
 from glus.models.clip import CLIP_MEAN, CLIP_STD, ClipEncoder
-from glus.models.release import to_release
+from glus.models.release import IOU_HEAD_PREFIX, to_release
 from glus.models.release_config import CLIP_FIELDS, LLM_FIELDS
 from glus.models.weights import write_shards, write_tensors
 from glus.tokens import Vocabulary
@@ -63,7 +63,9 @@ def save_release(
     _write_tokenizer(temporary, model.vocabulary)
     _write_clip(temporary / CLIP_FOLDER, model.glus.clip, clip, safetensors)
     os.replace(temporary, folder)
-    return {"tensors of the checkpoint": len(release), "tensors of its CLIP": len(clip)}
+    left_out = sum(name.startswith(IOU_HEAD_PREFIX) for name in state)
+    notice = {"left out: tensors of the IoU head, for which the layout has no place": left_out} if left_out else {}
+    return {"tensors of the checkpoint": len(release), "tensors of its CLIP": len(clip), **notice}
 
 
 def _check_layout_holds(config: ModelConfig) -> None:

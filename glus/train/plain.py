@@ -41,7 +41,8 @@ def shared_forward(glus: Glus, inputs: Inputs) -> GlusOutput:
 def plain_forward(glus: Glus, inputs: Inputs) -> GlusOutput:
     """The same result, one expression after the other."""
     outputs = [released_forward(glus, alone) for alone in inputs.alone]
-    return GlusOutput(*(torch.cat(values) for values in zip(*outputs, strict=True)))
+    seg_logits, seg_embeds, mask_logits, _ = zip(*outputs, strict=True)
+    return GlusOutput(torch.cat(seg_logits), torch.cat(seg_embeds), torch.cat(mask_logits))
 
 
 def released_forward(glus: Glus, inputs: Inputs) -> GlusOutput:

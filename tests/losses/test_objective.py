@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -33,7 +34,7 @@ def _split(batch: Batch, output: GlusOutput, row: int) -> tuple[Batch, GlusOutpu
         target_masks=[batch.target_masks[row]],
         object_keys=[batch.object_keys[row]],
     )
-    return one, GlusOutput(**{name: tensor[[row]] for name, tensor in output._asdict().items()})
+    return one, GlusOutput(*(None if value is None else value[[row]] for value in output))
 
 
 def test_terms_are_weighted_means_over_all_masks_of_mixed_sizes(make_case: CaseMaker) -> None:
@@ -65,8 +66,26 @@ def test_a_weight_of_zero_removes_its_term(make_case: CaseMaker) -> None:
     assert terms.keys() == {"seg", "bce", "total"}
 
 
+def test_the_iou_term_compares_each_expectation_with_its_own_mask(make_case: CaseMaker) -> None:
+    """Expressions of one frame size are computed together, so that their order changes on the way."""
+    batch, output = make_case(((9, 7), (12, 5), (9, 7)))
+    output = output._replace(iou_logits_NQ=torch.arange(-3.0, 3.0).view(3, 2).requires_grad_())
+    terms = _run(GlusObjective({"iou": 0.1}, seg_id=3), batch, output)
+    expected = []
+    for row, target in enumerate(batch.target_masks):
+        for q in range(2):
+            mask = torch.nn.functional.interpolate(
+                output.mask_logits_NQmm[row, q][None, None], target.shape[1:], mode="bilinear", align_corners=False
+            )[0, 0]
+            iou = float(((mask > 0) & (target[q] > 0)).sum() / ((mask > 0) | (target[q] > 0)).sum())
+            p = torch.sigmoid(output.iou_logits_NQ[row, q]).item()
+            expected.append(-(iou * math.log(p) + (1 - iou) * math.log(1 - p)))
+    assert terms["total"].item() == pytest.approx(0.1 * float(np.mean(expected)), rel=1e-5)
+    assert torch.autograd.grad(terms["total"], output.mask_logits_NQmm, allow_unused=True) == (None,)
+
+
 def test_unknown_and_useless_weights_are_errors() -> None:
-    with pytest.raises(ValueError, match=r"loss\.weights\.focal: no such term; known are seg, bce, dice, contrastive"):
+    with pytest.raises(ValueError, match=r"loss\.weights\.focal: no such term; known are seg, bce, dice, iou, con"):
         GlusObjective({"seg": 1.0, "focal": 1.0}, seg_id=3)
     with pytest.raises(ValueError, match="above 0"):
         GlusObjective({"seg": 0.0}, seg_id=3)
@@ -124,6 +143,6 @@ def test_too_few_contrastive_terms_count_as_none(make_case: CaseMaker, num_negat
 def test_the_defaults_are_the_published_weights_and_every_term_is_named() -> None:
     objective = build_objective(LossConfig(), seg_id=3)
     assert objective.weights == {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1}
-    assert {*TERMS, "contrastive"} == objective.weights.keys()
+    assert {*TERMS, "contrastive"} == LossConfig().weights.keys()
     assert objective.queue is not None
     assert build_objective(LossConfig(weights={"seg": 1.0}), seg_id=3).queue is None

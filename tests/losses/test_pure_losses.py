@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from glus.losses.iou import iou_cross_entropy, mask_iou
 from glus.losses.language import seg_cross_entropy
 from glus.losses.mask import binary_cross_entropy, dice_loss
 
@@ -63,3 +64,19 @@ def test_low_precision_logits_give_float32_losses(loss: object) -> None:
     assert torch.equal(loss(low, target), loss(low.float(), target))
     seg = seg_cross_entropy(low.flatten(1), 2)
     assert torch.equal(seg, seg_cross_entropy(low.flatten(1).float(), 2))
+
+
+def test_mask_iou_counts_pixels_and_is_1_where_nothing_is_and_nothing_is_found() -> None:
+    logits = torch.tensor([[[1.0, 2.0, -1.0]], [[-1.0, 0.0, -3.0]], [[-1.0, -1.0, -1.0]], [[1.0, -1.0, -1.0]]])
+    target = torch.tensor([[[0, 1, 1]], [[0, 0, 0]], [[1, 0, 0]], [[1, 0, 0]]], dtype=torch.uint8)
+    assert mask_iou(logits, target).tolist() == [pytest.approx(1 / 3), 1, 0, 1]
+    assert not mask_iou(logits.requires_grad_(), target).requires_grad
+
+
+def test_iou_cross_entropy_is_least_where_the_expectation_is_right() -> None:
+    iou = torch.tensor([0.0, 0.3, 1.0])
+    logits = torch.linspace(-6, 6, 2001)
+    for value in iou:
+        losses = iou_cross_entropy(logits, value.expand(len(logits)))
+        assert torch.sigmoid(logits[losses.argmin()]).item() == pytest.approx(value.item(), abs=0.01)
+    assert iou_cross_entropy(torch.zeros(1, dtype=torch.bfloat16), iou[:1]).item() == pytest.approx(math.log(2))

@@ -31,8 +31,8 @@ from glus.models.glus import Glus
 from glus.structures import Batch
 
 BatchMaker = Callable[..., Batch]
-BUILT_PARTS = [part for part in PARTS if not part.endswith("_new_rows")]
-"""The others are there only if ``model.trainable`` names them (test_new_rows)."""
+BUILT_PARTS = [part for part in PARTS if not part.endswith("_new_rows") and part != "iou_head"]
+"""The others are there only if the config asks for them (test_new_rows, test_iou_head)."""
 UNUSED = ("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "obj_ptr_proj", "mask_downsample.")
 """SAM2's parameters that GLUS never calls; no part of ``model.trainable`` names them."""
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glus.config import ContrastiveConfig, LossConfig
 from glus.losses.build import build_objective
-from glus.models.glus import Glus
+from glus.models.glus import Glus, IouHead
 from glus.structures import Batch
 
 WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "_unique2")
@@ -32,8 +32,10 @@ class _Waits(TorchDispatchMode):
 
 
 def test_forward_losses_and_backward_never_wait(glus: Glus, make_batch: Callable[..., Batch]) -> None:
+    glus.iou_head = IouHead(glus.language.width, glus.segmenter.width)
     glus.train()
-    objective = build_objective(LossConfig(contrastive=ContrastiveConfig(num_negatives=2)), seg_id=3)
+    weights = {**LossConfig().weights, "iou": 0.1}
+    objective = build_objective(LossConfig(weights, ContrastiveConfig(num_negatives=2)), seg_id=3)
     batch, rng = make_batch((3, 2)), np.random.default_rng(0)
     with _Waits() as waits:
         terms = objective(glus(batch), batch, objective.counts([batch]), rng)

@@ -27,8 +27,8 @@ CONTEXT_BYTES = 1.5 * GIB
 FRAGMENTATION = 0.05
 """Assumed share of memory lost between allocations."""
 
-GROUPS = ("lora", "embeddings", "lm_head", "llm", "clip", "projector", "seg_head", "mask_decoder", "image_encoder",
-          "memory", "prompt_encoder")  # fmt: skip
+GROUPS = ("lora", "embeddings", "lm_head", "llm", "clip", "projector", "seg_head", "iou_head", "mask_decoder",
+          "image_encoder", "memory", "prompt_encoder")  # fmt: skip
 """Names of ``models.build.PARTS``, the special before the general; a parameter is counted in the first that fits."""
 
 
