@@ -11,9 +11,9 @@ with any number of processes. They share the videos as they go, need not meet, a
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -25,15 +25,14 @@ from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import read_expressions
 from glus.evaluation.score import by_video
 from glus.inference.identity import prediction_identity
+from glus.inference.job import Video, check_problems, process_videos
 from glus.inference.keyframes import read_key_frames
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.progress import JobProgress
 from glus.inference.record import Summary
 from glus.inference.texts import check_lengths
-from glus.inference.writer import PredictionWriter, Video
+from glus.inference.writer import PredictionWriter
 from glus.log import run_info, setup_logging
-
-log = logging.getLogger(__name__)
 
 
 def predict(config: PredictConfig) -> Summary:
@@ -56,63 +55,37 @@ def predict(config: PredictConfig) -> Summary:
     identity = prediction_identity(config.dataset, expressions, model.vocabulary.folder, model.config, file)
     about = {"run": run_info(), "weights": config.weights}
     writer = PredictionWriter(config.output_dir, identity, about, config.format)
-    problems = predict_videos(predictor, writer, FrameStore(config.dataset), videos, key_frames)
+    with JobProgress(writer.is_done, videos, is_shown=distributed.rank() == 0) as progress:
+        process = partial(predict_video, predictor, writer, FrameStore(config.dataset), key_frames, progress)
+        problems = process_videos(videos, writer.claim, process)
     summary = writer.summarize(videos)
-    if problems:
-        raise ValueError(
-            f"{len(problems)} of {len(videos)} videos could not be predicted ({summary.done} are done); repair them "
-            "and run the same command again:\n" + "\n".join(problems)
-        )
+    check_problems(problems, "predicted", len(videos), summary.done)
     return summary
-
-
-def predict_videos(
-    predictor: VideoPredictor,
-    writer: PredictionWriter,
-    frames: FrameStore,
-    videos: Sequence[Video],
-    key_frames: Mapping[str, int] | None,
-) -> list[str]:
-    """Predict what is neither done nor claimed by another process, the most expensive first, which balances the load.
-
-    Args:
-        predictor: the model.
-        writer: where the masks go.
-        frames: of the split.
-        videos: all of them.
-        key_frames: ``Expression.name`` -> index of the frame that it starts from; None: the first.
-
-    Returns:
-        A line for each video that cannot be read; the others are predicted nevertheless.
-    """
-    problems = []
-    by_cost = sorted(enumerate(videos), key=lambda item: len(item[1]) * len(item[1][0].frames), reverse=True)
-    with JobProgress(writer, videos, is_shown=distributed.rank() == 0) as progress:
-        for number, video in by_cost:
-            with writer.claim(number, video) as is_mine:
-                if is_mine:
-                    try:
-                        starts = [key_frames[expression.name] for expression in video] if key_frames else None
-                        predict_video(predictor, writer, frames, video, starts, progress)
-                    except (ValueError, FileNotFoundError) as error:
-                        log.error("video %s: %s", video[0].video, error)
-                        problems.append(f"{video[0].video}: {error}")
-    return problems
 
 
 def predict_video(
     predictor: VideoPredictor,
     writer: PredictionWriter,
     frames: FrameStore,
-    video: Video,
-    key_frames: Sequence[int] | None,
+    key_frames: Mapping[str, int] | None,
     progress: JobProgress,
+    video: Video,
 ) -> None:
-    """All expressions of a video together, each from its key frame (an index) if they have some."""
+    """All expressions of a video together, each from its key frame.
+
+    Args:
+        predictor: the model.
+        writer: where the masks go.
+        frames: of the split.
+        key_frames: ``Expression.name`` -> index of the frame that it starts from; None: the first.
+        progress: is told of them.
+        video: not done, and claimed by this process.
+    """
+    starts = [key_frames[expression.name] for expression in video] if key_frames else None
     source = DatasetVideo(frames, video[0].video, video[0].frames)
     before = dict(predictor.seconds)
     with writer.open(video) as masks:
-        for result in predictor.segment(source, [expression.text for expression in video], key_frames):
+        for result in predictor.segment(source, [expression.text for expression in video], starts):
             masks.write(result)
             progress.advance(len(result.rows), len(video))
         for stage, seconds in predictor.seconds.items():

@@ -157,6 +157,25 @@ class PredictConfig:
 
 
 @dataclass
+class ScoreFramesConfig:
+    """``scripts/score_frames.py``."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    weights: str = MISSING
+    """Model folder: a run, one of its checkpoints, or an export."""
+    output_dir: str = MISSING
+    """Folder of the scores and ``key_frames.json``: a new or empty one, or one that the same model has begun."""
+    inference: SettingsConfig = field(default_factory=SettingsConfig)
+    max_videos: int | None = None
+    """Only the first so many videos, for a quick look; null: all."""
+
+    def __post_init__(self) -> None:
+        value = self.max_videos
+        require(value is None or value >= 1, "max_videos", "null or at least 1", value)
+
+
+@dataclass
 class ShowConfig:
     """``scripts/show.py``."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +119,27 @@ class VideoPredictor:
         starts = self._starts(video, texts, key_frames)
         yield from self._run(video, texts, [(Pass(starts, len(video), direction), lambda row, frame: True)])
 
+    def score_frames(self, video: VideoSource, texts: Sequence[str]) -> np.ndarray:
+        """How well each sentence can be expected to be segmented in each frame, to choose key frames by.
+
+        Where the model has an IoU head, what that says, and SAM2 is not needed. Else the probability of [SEG] times
+        the stability of the mask that the frame gives without memory. 0 where the mask is empty, for want of [SEG] or
+        (without a head) of pixels. CLIP sees each frame once; nothing but the scores grows with the video.
+
+        Args:
+            video: T frames.
+            texts: E sentences.
+
+        Returns:
+            (E, T) float32 in [0, 1].
+
+        Raises:
+            ValueError: no sentence, no frame, or a frame that does not decode.
+        """
+        up = Pass(self._starts(video, texts, None), len(video), 1)
+        with self._opened(video, texts, [up]) as run:
+            return run.score(up)
+
     def _starts(self, video: VideoSource, texts: Sequence[str], key_frames: Sequence[int] | None) -> dict[int, int]:
         if not texts or len(video) == 0:
             raise ValueError(f"nothing to segment: {len(texts)} sentences, {len(video)} frames")
@@ -133,12 +154,18 @@ class VideoPredictor:
     def _run(
         self, video: VideoSource, texts: Sequence[str], passes: Sequence[tuple[Pass, Emits]]
     ) -> Iterator[FrameResult]:
+        with self._opened(video, texts, [one for one, _ in passes]) as run:
+            for one, emits in passes:
+                yield from run.follow(one, emits)
+
+    @contextmanager
+    def _opened(self, video: VideoSource, texts: Sequence[str], passes: Sequence[Pass]) -> Iterator[_VideoRun]:
+        """A video to be run over, with the model in evaluation mode meanwhile."""
         was_training = self.glus.training
         self.glus.eval()
         try:
-            with closing(_VideoRun(self, video, texts, [one for one, _ in passes])) as run:
-                for one, emits in passes:
-                    yield from run.follow(one, emits)
+            with closing(_VideoRun(self, video, texts, passes)) as run:
+                yield run
         finally:
             self.glus.train(was_training)
 
@@ -179,12 +206,8 @@ class _VideoRun:
         bank = self._glus.memory_bank(self._inference.memory_stride)
         travelling = 1 if self._device.type == "cuda" else 0
         arriving: list[_Arriving] = []
-        for begin in range(0, len(one.order), self._inference.chunk_frames):
-            chunk = one.order[begin : begin + self._inference.chunk_frames]
-            with self._clock.stage("decode"):
-                frames = [self._held.pop(f) if f in self._held else self._stream.take(f) for f in chunk]
+        for frames, answers in self._chunks(one):
             with torch.inference_mode():
-                answers = self._ask(one, frames)
                 features = self._encode(frames)
             for number, frame in enumerate(frames):
                 with torch.inference_mode():
@@ -193,10 +216,47 @@ class _VideoRun:
                 arriving += [result] if result.rows else []  # a key frame itself is the other pass's
                 if len(arriving) > travelling:
                     yield arriving.pop(0).result()
-            self._num_visits += len(chunk)
-            self._forget_tokens()
         for last in arriving:
             yield last.result()
+
+    def score(self, one: Pass) -> np.ndarray:
+        """See ``VideoPredictor.score_frames``; ``one`` visits all frames for all sentences."""
+        columns = []
+        for frames, answers in self._chunks(one):
+            places_FE = np.array([[answers.places[row, frame.index] for row in one.starts] for frame in frames])
+            if answers.iou_R is None:
+                scores_FE = answers.scores_R[places_FE] * self._stability(frames, answers.embeds_RC, places_FE)
+            else:
+                scores_FE = answers.iou_R[places_FE]
+            is_drawn_FE = answers.has_seg_R[places_FE] | self._inference.force_seg
+            columns.append(np.where(is_drawn_FE, scores_FE, 0))
+        return np.concatenate(columns).T.astype(np.float32)
+
+    @torch.inference_mode()
+    def _stability(self, frames: Sequence[Frame], embeds_RC: torch.Tensor, places_FE: np.ndarray) -> np.ndarray:
+        """(F, E): how stable each mask is that a frame gives without memory; 0 where it is empty."""
+        features, segmenter = self._encode(frames), self._glus.segmenter
+        with self._clock.stage("sam2"):
+            prompts_FEC = embeds_RC[self._to_device(places_FE)]
+            stable = []
+            for number, prompts_EC in enumerate(prompts_FEC):
+                alone = segmenter.condition(features.repeat(number, len(prompts_EC)), [])
+                decoded = segmenter.decode(alone, prompts_EC)
+                is_empty_E = (decoded.all_logits_N4mm[:, 0] <= 0).flatten(1).all(1)
+                stable.append(decoded.stability_N.masked_fill(is_empty_E, 0))
+            return torch.stack(stable).cpu().numpy()
+
+    def _chunks(self, one: Pass) -> Iterator[tuple[list[Frame], Answers]]:
+        """The frames of a pass, some at a time, and the LLM's answers to all that is asked about them."""
+        for begin in range(0, len(one.order), self._inference.chunk_frames):
+            chunk = one.order[begin : begin + self._inference.chunk_frames]
+            with self._clock.stage("decode"):
+                frames = [self._held.pop(f) if f in self._held else self._stream.take(f) for f in chunk]
+            with torch.inference_mode():
+                answers = self._ask(one, frames)
+            yield frames, answers
+            self._num_visits += len(chunk)
+            self._forget_tokens()
 
     def _ask(self, one: Pass, frames: Sequence[Frame]) -> Answers:
         """The LLM's answers for all sentences in a chunk of frames."""

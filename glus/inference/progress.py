@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from glus.inference.writer import PredictionWriter, Video
+from glus.inference.job import Video
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +24,14 @@ class JobProgress:
     """Counts the masks of a job, also those of other processes, and this process's frames per second.
 
     Args:
-        writer: knows what is done.
+        is_done: whether a video is.
         videos: the whole job.
         is_shown: False: count only.
     """
 
-    def __init__(self, writer: PredictionWriter, videos: Sequence[Video], is_shown: bool):
-        self._writer = writer
-        self._pending = {video[0].video: video for video in videos if not writer.is_done(video)}
+    def __init__(self, is_done: Callable[[Video], bool], videos: Sequence[Video], is_shown: bool):
+        self._is_done = is_done
+        self._pending = {video[0].video: video for video in videos if not is_done(video)}
         self._num_pending, self._total = len(self._pending), sum(map(_num_masks, self._pending.values()))
         self._last_look = time.perf_counter()
         self._finished = 0  # masks of finished videos, whoever predicted them
@@ -66,7 +66,7 @@ class JobProgress:
         now = time.perf_counter()
         if now - self._last_look > SECONDS_BETWEEN_LOOKS:
             self._last_look = now
-            self._pending = {name: other for name, other in self._pending.items() if not self._writer.is_done(other)}
+            self._pending = {name: other for name, other in self._pending.items() if not self._is_done(other)}
         self._finished, self._current = self._total - sum(map(_num_masks, self._pending.values())), 0
         self._show(is_due=not self._pending)
 

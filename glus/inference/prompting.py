@@ -36,6 +36,8 @@ class Answers:
     """float32 in [0, 1]: probability of [SEG]."""
     has_seg_R: np.ndarray
     """bool: [SEG] is the most likely token."""
+    iou_R: np.ndarray | None
+    """float32 in [0, 1]: what the model's IoU head expects of the masks; None without a head."""
 
 
 class Prompter:
@@ -85,7 +87,7 @@ class Prompter:
         if len(self._shared_ids):
             past.append(self._read_shared(starts, tokens))
         places: dict[tuple[int, int], int] = {}
-        embeds, logits = [], []
+        embeds, logits, iou_logits = [], [], []
         for batch in self._batches(askings):
             rows = torch.tensor([starts.index(asking.frames[0]) for asking in batch], device=self._device)
             states_RD = self._read(batch, tokens, [past[0], *(shared.of_rows(rows) for shared in past[1:])])
@@ -94,11 +96,15 @@ class Prompter:
             embeds_RC, logits_RV = self._glus.answer(states_RD)
             embeds.append(embeds_RC)
             logits.append(logits_RV)
+            if self._glus.iou_head is not None:
+                iou_logits.append(self._glus.iou_head(states_RD))
         logits_RV = torch.cat(logits)
         seg_id = self._tokenizer.vocabulary.seg_id
         scores_R = logits_RV.float().softmax(-1)[:, seg_id]
-        answers_2R = torch.stack([scores_R, (logits_RV.argmax(-1) == seg_id).float()]).cpu().numpy()
-        return Answers(places, torch.cat(embeds), answers_2R[0], answers_2R[1] > 0)
+        rows = [scores_R, (logits_RV.argmax(-1) == seg_id).float()]
+        rows += [torch.cat(iou_logits).sigmoid()] if iou_logits else []
+        scores_R, has_seg_R, *iou = torch.stack(rows).cpu().numpy()
+        return Answers(places, torch.cat(embeds), scores_R, has_seg_R > 0, iou[0] if iou else None)
 
     def _trunk(self, asking: Asking) -> Trunk:
         key = asking.row, len(asking.frames), asking.asked

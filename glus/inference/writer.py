@@ -23,10 +23,10 @@ import numpy as np
 from glus.config import PredictionForm
 from glus.data.rle import encode_rle
 from glus.inference.atomic import hidden_sibling, naming_write_errors, write_text
-from glus.inference.claims import Claims
-from glus.inference.identity import Identity, differences
+from glus.inference.identity import Identity
+from glus.inference.job import Video, open_job
 from glus.inference.record import Summary, VideoRecord
-from glus.structures import Expression, FrameResult
+from glus.structures import FrameResult
 
 IDENTITY_FILE = "predict.json"
 """In a folder of predictions: what made them. Its bytes are also what processes lock to share the videos."""
@@ -42,8 +42,6 @@ MAX_WAITING = 4
 Answer = dict[str, Any]
 """``frame`` (its name), ``area`` (share of the frame that the mask covers), ``score`` (probability of [SEG]) and
 ``has_seg`` (whether [SEG] was the most likely token)."""
-Video = Sequence[Expression]
-"""All expressions of one video."""
 
 
 class MaskFolder:
@@ -238,39 +236,7 @@ class PredictionWriter:
         self.folder = Path(folder)
         self._form = form
         self._pool = ThreadPoolExecutor(1, "writer")
-        file = self.folder / IDENTITY_FILE
-        with naming_write_errors(file):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._check_is_ours(file)
-            self._claims = Claims(file)
-        with self._claims.alone():
-            self._check_or_write_identity({**identity, "form": form.value}, about)
-
-    def _check_is_ours(self, file: Path) -> None:
-        """Before ``file`` is created; other processes create it before anything else."""
-        entries = sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith("."))
-        if entries and not file.is_file():
-            raise ValueError(
-                f"output_dir={self.folder} holds {entries[0]!r} but no {IDENTITY_FILE}, so it is no folder of "
-                "predictions that could be continued; choose a new or empty folder"
-            )
-
-    def _check_or_write_identity(self, identity: Identity, about: dict[str, Any]) -> None:
-        file = self._claims.file
-        try:
-            different = differences(json.load(file)["identity"], identity)
-        except json.JSONDecodeError:  # new, or its writer was killed before it could write anything else
-            file.seek(0)
-            with naming_write_errors(self._claims.path):
-                file.truncate()
-                file.write(json.dumps({"identity": identity, **about}, indent=2) + "\n")
-                file.flush()
-            return
-        if different:
-            raise ValueError(
-                f"output_dir={self.folder} holds predictions made otherwise ({'; '.join(different)}); "
-                "choose another output_dir, or delete this one to predict anew"
-            )
+        self._claims = open_job(self.folder / IDENTITY_FILE, "predictions", {**identity, "form": form.value}, about)
 
     def is_done(self, video: Video) -> bool:
         """Whether all masks of a video are there."""

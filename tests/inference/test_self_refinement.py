@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glus.config import DatasetConfig, PredictConfig, PredictionConfig, PredictionForm
+from glus.config import (
+    DatasetConfig,
+    PredictConfig,
+    PredictionConfig,
+    PredictionForm,
+    ScoreFramesConfig,
+    SettingsConfig,
+)
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import read_expressions
 from glus.evaluation.score import by_video, score_predictions
 from glus.inference.keyframes import read_key_frames, write_key_frames
 from glus.inference.predictor import load_predictor
+from glus.models.glus import IouHead
 from tests.inference.test_scripts import load_script
+from tools.benchmark_inference import counted
 
 
 @pytest.fixture
@@ -56,6 +66,79 @@ def test_predictions_start_from_published_key_frames(predict_from, dataset, mode
     assert not in_pngs.problems
     assert in_pngs.expressions == in_codes.expressions
     assert in_pngs.expressions != score_predictions(dataset, predict_from(None)).expressions
+
+
+@pytest.fixture
+def scoring(dataset: DatasetConfig, model_folder: Path, tmp_path: Path) -> ScoreFramesConfig:
+    return ScoreFramesConfig(dataset=dataset, weights=str(model_folder), output_dir=str(tmp_path / "frames"))
+
+
+@pytest.mark.parametrize("has_head", [False, True])
+def test_frames_are_scored_and_predictions_start_from_the_best(
+    dataset, model_folder, scoring, tmp_path, monkeypatch, has_head
+):
+    """At most three passes of SAM2 over a frame (two with a head), two of CLIP, in the two programs together."""
+    predictor, model = load_predictor(model_folder)
+    if has_head:
+        model.glus.iou_head = IouHead(model.glus.language.width, model.glus.segmenter.width)
+    programs = {name: load_script(name) for name in ("score_frames", "predict")}
+    for program in programs.values():
+        monkeypatch.setattr(program, "load_predictor", lambda *_: (predictor, model))
+    expressions = read_expressions(dataset)
+    num_frames = sum(len(video[0].frames) for video in by_video(expressions))
+
+    with counted(model.glus) as counts:
+        chosen = programs["score_frames"].score_frames(scoring)
+    assert (counts["CLIP images"], counts["SAM2 images"]) == (num_frames, 0 if has_head else num_frames)
+    assert (chosen.videos, chosen.done, chosen.expressions) == (3, 3, len(expressions))
+    key_frames = read_key_frames(chosen.file, expressions)
+    for expression in expressions:
+        scores = json.loads((tmp_path / f"frames/scores/{expression.video}.json").read_text())
+        assert scores["frames"] == list(expression.frames)
+        row = scores["scores"][expression.exp_id]
+        assert key_frames[expression.name] == row.index(max(row))
+    assert 0 < chosen.mean_score < chosen.mean_key_score <= 1
+    assert chosen.at_first == list(key_frames.values()).count(0) < len(expressions)
+
+    settings = PredictionConfig(key_frames=str(chosen.file))
+    config = PredictConfig(dataset=dataset, weights="", output_dir=str(tmp_path / "masks"), inference=settings)
+    with counted(model.glus) as counts:
+        programs["predict"].predict(config)
+    assert counts["CLIP images"] == num_frames
+    assert num_frames < counts["SAM2 images"] <= 2 * num_frames
+    assert not score_predictions(dataset, tmp_path / "masks").problems
+
+
+def test_scoring_goes_on_where_it_was_left(scoring, dataset, tmp_path):
+    score_frames = load_script("score_frames").score_frames
+    frames, videos = tmp_path / "frames", by_video(read_expressions(dataset))
+    score_frames(scoring)
+    whole = {path.name: path.read_bytes() for path in frames.rglob("*.json") if path.name != "score_frames.json"}
+    kept, lost = (frames / "scores" / f"{video[0].video}.json" for video in videos[:2])
+    for path in (lost, frames / "key_frames.json"):
+        path.unlink()
+    kept_at = kept.stat().st_mtime_ns
+    score_frames(scoring)
+    assert {path.name: path.read_bytes() for path in frames.rglob("*.json") if path.name in whole} == whole
+    assert kept.stat().st_mtime_ns == kept_at
+    strided = replace(scoring, inference=SettingsConfig(num_query=1))
+    with pytest.raises(ValueError, match=r"holds scores made otherwise \(frames.num_query: 2 there, 1 now\)"):
+        score_frames(strided)
+
+
+def test_there_are_no_key_frames_before_all_videos_are_scored(scoring, dataset, tmp_path):
+    score_frames = load_script("score_frames").score_frames
+    broken = Path(shutil.copytree(dataset.root, tmp_path / "broken"))
+    first = by_video(read_expressions(dataset))[0][0]
+    (frame,) = broken.glob(f"valid/JPEGImages/{first.video}/{first.frames[2]}.*")
+    good = frame.read_bytes()
+    frame.write_bytes(good[: len(good) // 2])
+    scoring = replace(scoring, dataset=replace(dataset, root=str(broken)))
+    with pytest.raises(ValueError, match=rf"1 of 3 videos could not be scored \(2 are done\)(?s:.*){first.video}"):
+        score_frames(scoring)
+    assert not (tmp_path / "frames" / "key_frames.json").exists()
+    frame.write_bytes(good)
+    assert score_frames(scoring).file.is_file()
 
 
 def test_predictions_from_other_key_frames_are_not_mixed(predict_from, dataset, tmp_path):

@@ -1,0 +1,83 @@
+"""Choose the key frame that each expression of a split is best predicted from, with the model that predicts.
+
+    python scripts/score_frames.py dataset=shapes_valid weights=outputs/quickstart output_dir=outputs/quickstart/frames
+    python scripts/predict.py ... inference.key_frames=outputs/quickstart/frames/key_frames.json
+
+Every frame gets a score for every expression: what the model's IoU head expects (``model.iou_head``), or where it has
+none, the probability of [SEG] times the stability of the mask that the frame gives by itself. Writes
+``<output_dir>/scores/<video>.json`` and, when all videos are scored, ``<output_dir>/key_frames.json`` in the published
+format. Any number of processes may share the videos, as in predict.py; a killed run is continued by the same command.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import hydra
+from omegaconf import DictConfig
+
+from glus import distributed
+from glus.config import ScoreFramesConfig, load_config
+from glus.data.frames import DatasetVideo, FrameStore
+from glus.data.index import read_expressions
+from glus.evaluation.score import by_video
+from glus.inference.frame_scores import FrameScores, KeyFrames
+from glus.inference.identity import prediction_identity
+from glus.inference.job import Video, check_problems, process_videos
+from glus.inference.predictor import VideoPredictor, load_predictor
+from glus.inference.progress import JobProgress
+from glus.inference.texts import check_lengths
+from glus.log import run_info, setup_logging
+
+
+def score_frames(config: ScoreFramesConfig) -> KeyFrames:
+    """What this process can claim of the split, and the key frames if all is done then.
+
+    Raises:
+        FileNotFoundError: dataset or weights are not where the config says.
+        ValueError: they are damaged, or ``output_dir`` holds something else.
+        OSError: ``output_dir`` cannot be written.
+    """
+    expressions = read_expressions(config.dataset)
+    videos = by_video(expressions)[: config.max_videos]
+    predictor, model = load_predictor(config.weights, config.inference)
+    check_lengths(predictor, ((expression.name, expression.text) for expression in expressions))
+    identity = prediction_identity(config.dataset, expressions, model.vocabulary.folder, model.config)
+    scores = FrameScores(config.output_dir, identity, {"run": run_info(), "weights": config.weights})
+    with JobProgress(scores.is_done, videos, is_shown=distributed.rank() == 0) as progress:
+        process = partial(score_video, predictor, scores, FrameStore(config.dataset), progress)
+        problems = process_videos(videos, scores.claim, process)
+    key_frames = scores.choose(videos)
+    check_problems(problems, "scored", len(videos), key_frames.done)
+    return key_frames
+
+
+def score_video(
+    predictor: VideoPredictor, scores: FrameScores, frames: FrameStore, progress: JobProgress, video: Video
+) -> None:
+    """All frames of a video for all its expressions."""
+    source = DatasetVideo(frames, video[0].video, video[0].frames)
+    scores_ET = predictor.score_frames(source, [expression.text for expression in video])
+    scores.write(video, scores_ET)
+    progress.advance(scores_ET.size, len(video))
+    progress.finish(video)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="score_frames")
+def main(cfg: DictConfig) -> None:
+    """Entry point; takes Hydra overrides, see ``ScoreFramesConfig``."""
+    setup_logging()
+    try:
+        key_frames = score_frames(load_config(ScoreFramesConfig, cfg))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if key_frames.done < key_frames.videos:
+        rank = f"rank {distributed.rank()} of {distributed.world_size()}"
+        print(f"{rank} is through; {key_frames.done} of {key_frames.videos} videos are scored, the others are at work")
+    else:
+        print(f"{key_frames.table()}\n{key_frames.file}")
+
+
+if __name__ == "__main__":
+    main()
