@@ -101,10 +101,10 @@ class Prompter:
         logits_RV = torch.cat(logits)
         seg_id = self._tokenizer.vocabulary.seg_id
         scores_R = logits_RV.float().softmax(-1)[:, seg_id]
-        rows = [scores_R, (logits_RV.argmax(-1) == seg_id).float()]
-        rows += [torch.cat(iou_logits).sigmoid()] if iou_logits else []
-        scores_R, has_seg_R, *iou = torch.stack(rows).cpu().numpy()
-        return Answers(places, torch.cat(embeds), scores_R, has_seg_R > 0, iou[0] if iou else None)
+        answers = [scores_R, (logits_RV.argmax(-1) == seg_id).float()]
+        answers += [torch.cat(iou_logits).sigmoid()] if iou_logits else []
+        scores, has_seg, *iou = torch.stack(answers).cpu().numpy()
+        return Answers(places, torch.cat(embeds), scores, has_seg > 0, iou[0] if iou else None)
 
     def _trunk(self, asking: Asking) -> Trunk:
         key = asking.row, len(asking.frames), asking.asked
