@@ -44,6 +44,11 @@ def commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
+def python_blocks() -> list[str]:
+    """What stands in Python blocks."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
 def program(command: str) -> str:
     """The script of a command, such as scripts/train.py."""
     return next(word for word in shlex.split(command) if word.endswith((".py", ".sh")))
@@ -61,7 +66,13 @@ def is_composed(command: str) -> bool:
 
 
 def run(command: list[str], folder: Path) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HYDRA_FULL_ERROR": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HYDRA_FULL_ERROR": "1",
+    }
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
@@ -98,7 +109,10 @@ def test_small_commands_run_in_order(tmp_path: Path) -> None:
     small = [c for c in commands() if program(c) in TINY and not is_composed(c)]
     order = ["make_shapes", "pretrain_towers", "experiment=shapes"]  # what the others need
     small.sort(key=lambda c: next((i for i, name in enumerate(order) if name in c), len(order)))
+    for block in python_blocks():
+        run([sys.executable, "-c", block], tmp_path)
     for command in small:
         run([sys.executable, str(ROOT / program(command)), *arguments(command), *TINY[program(command)]], tmp_path)
     assert (tmp_path / "outputs" / "shapes" / "summary.json").is_file()
-    assert (tmp_path / "outputs" / "my_video" / "summary.json").is_file()
+    for folder in ("my_video", "in_python"):
+        assert (tmp_path / "outputs" / folder / "summary.json").is_file()
