@@ -19,9 +19,11 @@ from glus.config import (
     ModelConfig,
     ModelFolderConfig,
     Precision,
+    PredictConfig,
     PretrainConfig,
     Quantization,
     QuerySampling,
+    ScoreFramesConfig,
     SettingsConfig,
     TrainConfig,
     Window,
@@ -68,6 +70,14 @@ def test_datasets(dataset: str) -> None:
     config = load_config(TrainConfig, compose_train("experiment=shapes", f"dataset@valid={dataset}"))
     assert config.valid is not None
     assert config.valid.root
+
+
+@pytest.mark.parametrize(("program", "schema"), [("predict", PredictConfig), ("score_frames", ScoreFramesConfig)])
+def test_programs_that_run_a_model_list_every_setting(program: str, schema: type) -> None:
+    cfg = compose(program, overrides=["weights=here", "output_dir=there", "inference.num_query=2"])
+    config = load_config(schema, cfg)
+    assert config.inference.num_query == 2
+    assert cfg.inference.keys() == vars(config.inference).keys()
 
 
 def test_pretraining() -> None:

@@ -21,6 +21,7 @@ TINY = {
     "scripts/train.py": ["trainer.steps=1", "trainer.global_batch_size=1", "trainer.micro_batch_size=1",
                          "trainer.eval_videos=1", "data.num_workers=0"],
     "scripts/predict.py": [],
+    "scripts/score_frames.py": [],
     "scripts/score.py": [],
     "scripts/compare.py": [],
     "scripts/show.py": ["num_videos=1", "num_expressions=1"],
