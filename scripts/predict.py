@@ -22,8 +22,7 @@ from omegaconf import DictConfig
 from glus import distributed
 from glus.config import PredictConfig, load_config
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.index import read_expressions
-from glus.evaluation.score import by_video
+from glus.data.index import by_video, read_expressions
 from glus.inference.identity import prediction_identity
 from glus.inference.job import Video, check_problems, process_videos
 from glus.inference.keyframes import read_key_frames

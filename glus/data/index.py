@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -57,6 +57,14 @@ def read_expressions(dataset: DatasetConfig) -> list[Expression]:
     num_videos = len({expression.video for expression in expressions})
     log.info("%s: %d expressions of %d videos from %s", dataset.name, len(expressions), num_videos, path)
     return expressions
+
+
+def by_video(expressions: Iterable[Expression]) -> list[list[Expression]]:
+    """The expressions of each video, videos in the order of the expression file; they need not be neighbours there."""
+    videos: dict[str, list[Expression]] = {}
+    for expression in expressions:
+        videos.setdefault(expression.video, []).append(expression)
+    return list(videos.values())
 
 
 def require_annotations(dataset: DatasetConfig, expressions: Sequence[Expression]) -> None:

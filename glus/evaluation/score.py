@@ -6,7 +6,7 @@ videos among processes, and every mean is taken in dataset order, so scores do n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from glus.config import DatasetConfig, Missing
 from glus.data.frames import FrameStore
-from glus.data.index import read_expressions, require_annotations
+from glus.data.index import by_video, read_expressions, require_annotations
 from glus.data.masks import open_masks
 from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
@@ -234,11 +234,3 @@ def read_scored_videos(dataset: DatasetConfig) -> list[Video]:
     expressions = read_expressions(dataset)
     require_annotations(dataset, expressions)
     return by_video(expressions)
-
-
-def by_video(expressions: Iterable[Expression]) -> list[Video]:
-    """The expressions of each video, videos in the order of the expression file."""
-    videos: dict[str, Video] = {}
-    for expression in expressions:
-        videos.setdefault(expression.video, []).append(expression)
-    return list(videos.values())

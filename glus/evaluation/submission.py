@@ -24,11 +24,11 @@ from PIL import Image
 
 from glus.config import DatasetConfig, Layout
 from glus.data.frames import FrameStore
-from glus.data.index import read_expressions
+from glus.data.index import by_video, read_expressions
 from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
 from glus.evaluation.predictions import Video, check_predictions_dir, open_predictions
-from glus.evaluation.score import CHUNK_FRAMES, by_video
+from glus.evaluation.score import CHUNK_FRAMES
 from glus.structures import Expression
 
 TOP_FOLDERS = {

@@ -9,7 +9,7 @@ import numpy as np
 from glus import distributed
 from glus.config import DatasetConfig
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.index import read_expressions
+from glus.data.index import by_video, read_expressions
 from glus.data.masks import open_masks
 from glus.inference.predictor import VideoPredictor
 from glus.structures import Expression
@@ -36,10 +36,7 @@ class Validation:
         self.metrics = metrics
         self.frames = FrameStore(dataset)
         self.masks = open_masks(dataset)
-        by_video: dict[str, list[Expression]] = {}
-        for expression in read_expressions(dataset):
-            by_video.setdefault(expression.video, []).append(expression)
-        self.videos = list(by_video.values())[:num_videos]
+        self.videos = by_video(read_expressions(dataset))[:num_videos]
 
     def __call__(self) -> dict[str, float]:
         """Mean of each metric, and of all of them ("J&F"); every rank calls it and gets the same."""

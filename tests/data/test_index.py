@@ -4,7 +4,8 @@ import logging
 import pytest
 
 from glus.config import DatasetConfig, Layout
-from glus.data.index import read_expressions, require_annotations, trainable
+from glus.data.index import by_video, read_expressions, require_annotations, trainable
+from glus.structures import Expression
 
 
 def write(path, content):
@@ -129,3 +130,8 @@ def test_training_counts_the_short_videos_it_leaves_out(tmp_path, caplog):
     assert "leaves out 1 videos (1 expressions) with fewer than 4 frames: rytvos/short" in caplog.text
     with pytest.raises(ValueError, match=r"no video has the 5 query frames"):
         trainable(expressions[:2], 5)
+
+
+def test_expressions_of_a_video_need_not_be_neighbours():
+    first, second, third = (Expression("d", name, exp_id, "x", ("0",), (), ()) for name, exp_id in ("b0", "a0", "b1"))
+    assert by_video([first, second, third]) == [[first, third], [second]]

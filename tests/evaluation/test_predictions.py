@@ -14,7 +14,7 @@ from PIL import Image
 
 from glus.config import Layout, Missing
 from glus.evaluation.predictions import open_predictions, read_complete
-from glus.evaluation.score import by_video, read_scored_videos, score_predictions
+from glus.evaluation.score import read_scored_videos, score_predictions
 from tests.evaluation.predicted import true_masks, write_png, write_rle
 from tests.layouts import WRITERS, Written
 
@@ -171,7 +171,6 @@ def test_a_frame_may_come_in_several_lines_and_in_one(written: Written, tmp_path
 def test_read_complete(written: Written, tmp_path: Path) -> None:
     folder = write_png(tmp_path / "predictions", written.dataset, true_masks(written))
     video = read_scored_videos(written.dataset)[0]
-    assert by_video(video) == [video]
     truth = written.truth[video[0].video, video[0].exp_id].masks_THW
     masks = read_complete(open_predictions(folder, video), video[0], [1, 3], truth.shape[1:], "see there")
     assert (masks.to_dense() == truth[[1, 3]]).all()

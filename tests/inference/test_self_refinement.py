@@ -21,8 +21,8 @@ from glus.config import (
     SettingsConfig,
 )
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.index import read_expressions
-from glus.evaluation.score import by_video, score_predictions
+from glus.data.index import by_video, read_expressions
+from glus.evaluation.score import score_predictions
 from glus.inference.keyframes import read_key_frames, write_key_frames
 from glus.inference.predictor import load_predictor
 from glus.models.glus import IouHead

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from glus.config import DatasetConfig
 from glus.data.check.findings import Check, Report, Row
 from glus.data.check.video import VideoChecker, VideoFindings
-from glus.data.index import read_expressions
+from glus.data.index import by_video, read_expressions
 from glus.data.masks import RleMasks, open_masks
 from glus.data.outline_masks import PolygonMasks
 from glus.data.parallel import map_in_processes
@@ -145,11 +145,9 @@ def check_videos(
     open_checker: Callable[[], VideoChecker], expressions: Sequence[Expression], num_workers: int, progress: Progress
 ) -> dict[Check, Row]:
     """Every frame and mask, decoded."""
-    videos: dict[str, list[Expression]] = {}
-    for expression in expressions:
-        videos.setdefault(expression.video, []).append(expression)
+    videos = by_video(expressions)
     total = VideoFindings()
-    for done, findings in enumerate(map_in_processes(open_checker, list(videos.values()), num_workers), 1):
+    for done, findings in enumerate(map_in_processes(open_checker, videos, num_workers), 1):
         total.add(findings)
         progress(done, len(videos))
     checker = open_checker()
