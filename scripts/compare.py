@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
         config = load_config(CompareConfig, cfg)
         comparisons = compare_predictions(config.dataset, config.predictions, config.num_workers, config.max_videos)
         text = json.dumps(summary(comparisons), indent=2, allow_nan=False) + "\n"
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
             config.dataset, config.predictions, config.missing, config.num_workers, config.max_videos
         )
         files = write_report(report, Path(config.output or config.predictions))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print_report(report, Console())
     print(*files, sep="\n")

@@ -136,7 +136,7 @@ def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ShowConfig``."""
     try:
         written = show(load_config(ShowConfig, cfg))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print("\n".join(str(path) for path in written))
 

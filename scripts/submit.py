@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     try:
         config = load_config(SubmitConfig, cfg)
         made = build_submission(config.dataset, config.predictions, config.output, config.num_workers)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{made.path}: {made.num_masks} masks of {made.num_expressions} expressions in {made.num_videos} videos")
 

@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> None:
         output = Path(config.output)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(output, json.dumps(report.as_json(), indent=2) + "\n")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print_report(report, Console())
     print(output)

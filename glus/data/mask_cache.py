@@ -230,7 +230,10 @@ def _lock_existing(partial: Path) -> BinaryIO:
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
-    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _pack(source: Path, read: ReadMembers, expected: Fingerprint, file: BinaryIO) -> None:

@@ -95,6 +95,7 @@ class RleMasks:
         Raises:
             FileNotFoundError: there is no file of masks.
             ValueError: it is malformed.
+            OSError: its packed copy can be written nowhere.
         """
         if self._opened is None:
             if not self.path.is_file():

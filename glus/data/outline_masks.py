@@ -61,6 +61,7 @@ class PolygonMasks:
         Raises:
             FileNotFoundError: there is no file of masks.
             ValueError: it is malformed.
+            OSError: its packed copy can be written nowhere.
         """
         if self._opened is None:
             if not self.path.is_file():

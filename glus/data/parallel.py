@@ -25,7 +25,7 @@ def map_in_processes(
         num_workers: processes; they are started clean, not forked from this one and its threads.
 
     Raises:
-        RuntimeError: a process died (killed, out of memory). Whatever the worker itself raises is passed on.
+        ChildProcessError: a process died (killed, out of memory). Whatever the worker itself raises is passed on.
     """
     num_workers = min(num_workers, len(items))
     if num_workers <= 1:
@@ -37,7 +37,7 @@ def map_in_processes(
         try:
             yield from pool.map(_run, items)
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "a worker process died, probably killed for want of memory: run again with fewer num_workers"
             ) from error
 

@@ -114,7 +114,7 @@ def compare_predictions(
     Raises:
         FileNotFoundError: a folder or a file of the dataset does not exist.
         ValueError: a prediction is missing or unusable, no predictions are given, or the split has no ground truth.
-        RuntimeError: a process died.
+        ChildProcessError: a process died.
     """
     if not predictions:
         raise ValueError("nothing to compare: expected predictions={label: folder}")

@@ -71,7 +71,7 @@ def score_predictions(
         FileNotFoundError: the folder of predictions or a file of the dataset does not exist.
         ValueError: ``missing`` is ``error`` and a prediction is missing or unusable; a video is predicted in both
             forms; the split has no ground truth.
-        RuntimeError: a scoring process died.
+        OSError: the masks cannot be packed anywhere (see ``mask_cache``), or a scoring process died.
     """
     check_predictions_dir(predictions_dir)
     all_videos = read_scored_videos(dataset)

@@ -183,7 +183,7 @@ def test_worker_count_changes_nothing(dataset: DatasetConfig, perfect: Path) -> 
 
 def test_a_dead_worker_is_an_error(dataset: DatasetConfig) -> None:
     videos = [[expression] for expression in read_expressions(dataset)]
-    with pytest.raises(RuntimeError, match="a worker process died"):
+    with pytest.raises(ChildProcessError, match="a worker process died"):
         list(map_in_processes(partial(os._exit, 9), videos, 2))
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from glus.config import DatasetConfig
+from glus.data.mask_cache import cache_paths
 from glus.evaluation.submission import check_zip
 
 ROOT = Path(__file__).parents[2]
@@ -91,3 +92,26 @@ def test_submit(run, dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> N
     assert wrong.stderr.startswith(f"error: {perfect} cannot be submitted: 1 problems\n  tiny/b/0, frame 00000: ")
     assert "Traceback" not in wrong.stderr
     assert sorted(path.name for path in (tmp_path / "cwd").iterdir()) == ["out"]
+
+
+def test_what_cannot_be_written_is_told_in_a_line(run, perfect: Path, tmp_path: Path) -> None:
+    (tmp_path / "cwd/mevis.zip").mkdir()
+    (tmp_path / "cwd/file").touch()
+    for script, output in (("score.py", "file/report"), ("submit.py", "mevis.zip")):
+        result = run(script, f"predictions={perfect}", f"output={output}")
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1].startswith("error: [Errno ")
+        assert "Traceback" not in result.stderr
+
+
+def test_masks_that_can_be_packed_nowhere(run, dataset: DatasetConfig, perfect: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    packed = cache_paths(Path(dataset.root) / "valid/mask_dict.json")[0]
+    packed.unlink()
+    packed.with_name(f"{packed.name}.partial").mkdir()  # as good as a folder without permission, also for root
+    for script, *overrides in (("score.py", f"predictions={perfect}", "num_workers=2"), ("../tools/check_data.py",)):
+        result = run(script, *overrides, "output=out")
+        assert result.returncode == 1
+        assert "mask_dict.json cannot be packed anywhere" in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr

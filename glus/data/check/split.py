@@ -39,7 +39,7 @@ def check_dataset(
 
     Raises:
         FileNotFoundError, ValueError: the expression file of a split in ``against`` cannot be read.
-        RuntimeError: a process died.
+        OSError: the masks cannot be packed anywhere (see ``mask_cache``), or a process died.
     """
     rows = {check: Row(skipped="needs the expression file") for check in Check}
     report = Report(dataset.name, dataset.layout.value, dataset.split, dataset.root, rows)
