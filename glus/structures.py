@@ -76,14 +76,14 @@ class ObjectKey:
 
 @dataclass
 class TrainSample:
-    """One video with its drawn frames and sentences, before collation (numpy, CPU)."""
+    """One video with its drawn frames and sentences, before collation (CPU)."""
 
-    context_clip: np.ndarray
-    """(K, s, s, 3) uint8: CLIP crops of the context frames."""
-    query_clip: np.ndarray
-    """(Q, s, s, 3) uint8: CLIP crops of the query frames."""
-    query_frames: np.ndarray
-    """(Q, H, W, 3) uint8 RGB."""
+    context_clip: np.ndarray | torch.Tensor
+    """(K, s, s, 3) uint8: CLIP crops of the context frames; or (K, P, width): their cached features."""
+    query_clip: np.ndarray | torch.Tensor
+    """(Q, s, s, 3) uint8: CLIP crops of the query frames; or (Q, P, width): their cached features."""
+    query_frames: np.ndarray | torch.Tensor
+    """(Q, H, W, 3) uint8 RGB; or (Q, R): cached features of SAM2, see ``FrameFeatures.flat``."""
     conversations: list[Conversation]
     """One per expression."""
     target_masks: list[np.ndarray]
@@ -114,11 +114,11 @@ class Batch:
     is held once."""
 
     context_clip: torch.Tensor
-    """(B, K, 3, s, s) uint8."""
+    """(B, K, 3, s, s) uint8, or (B, K, P, width) cached features."""
     query_clip: torch.Tensor
-    """(B, Q, 3, s, s) uint8."""
+    """(B, Q, 3, s, s) uint8, or (B, Q, P, width) cached features."""
     query_frames: list[torch.Tensor]
-    """B tensors (Q, H, W, 3) uint8; SAM2's resize happens on the device."""
+    """B tensors (Q, H, W, 3) uint8, SAM2's resize happens on the device; or (Q, R) cached features."""
     input_ids: torch.Tensor
     """(B, L) int64: what all conversations of the video begin with, then the rest of each; right-padded."""
     segments: torch.Tensor

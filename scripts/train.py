@@ -29,6 +29,7 @@ from glus.inference.validation import Validation
 from glus.log import MetricsLog, setup_logging, write_run_folder
 from glus.losses.build import build_objective
 from glus.models.build import build_glus, write_model_config
+from glus.models.features import feature_keys
 from glus.tokens import Vocabulary
 from glus.train.checkpoint import Checkpoints, RunState
 from glus.train.engine import Engine, init_distributed
@@ -52,7 +53,8 @@ def train(config: TrainConfig) -> int:
     if trainer.gradient_checkpointing:
         glus.language.checkpoint_gradients()
     tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)
-    mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, trainer.seed)
+    keys = feature_keys(glus, config.model, config.data.feature_cache.used_parts())
+    mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, trainer.seed, keys)
     objective = build_objective(config.loss, vocabulary.seg_id)
     engine = Engine(glus.train(), trainer, accumulation)
     folder_config = ModelFolderConfig(config.model, config.frames, config.inference)

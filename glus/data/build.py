@@ -5,36 +5,55 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
 from torch.utils.data import DataLoader
 
-from glus.config import DataConfig, DatasetConfig, FramesConfig
+from glus.config import DataConfig, DatasetConfig, FeatureCacheConfig, FramesConfig
 from glus.data.collate import collate
 from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings
+from glus.data.features import open_features
 from glus.data.frames import FrameStore
 from glus.data.index import read_expressions, require_annotations, trainable
 from glus.data.masks import open_masks
 from glus.data.tokenization import ConversationTokenizer
-from glus.structures import Batch
+from glus.structures import Batch, Expression
 
 
-def build_dataset(dataset: DatasetConfig, num_query: int) -> RefVOSDataset:
-    """One split to train on.
+def training_expressions(dataset: DatasetConfig, num_query: int) -> list[Expression]:
+    """What can be trained on in a split.
 
     Raises:
-        FileNotFoundError, ValueError: files missing or malformed, no public masks, or only videos shorter than
-            ``num_query`` frames.
+        FileNotFoundError, ValueError: files missing or malformed, or no public masks.
     """
     expressions = read_expressions(dataset)
     require_annotations(dataset, expressions)
-    return RefVOSDataset(trainable(expressions, num_query), FrameStore(dataset), open_masks(dataset))
+    return trainable(expressions, num_query)
+
+
+def build_dataset(
+    dataset: DatasetConfig, num_query: int, cache: FeatureCacheConfig, feature_keys: Mapping[str, str]
+) -> RefVOSDataset:
+    """One split to train on.
+
+    Raises:
+        FileNotFoundError, ValueError: files missing or malformed, no public masks, only videos shorter than
+            ``num_query`` frames, or cached features are missing or of another model.
+    """
+    expressions, frames = training_expressions(dataset, num_query), FrameStore(dataset)
+    videos = list(dict.fromkeys(expression.video for expression in expressions))
+    return RefVOSDataset(expressions, frames, open_masks(dataset), open_features(cache, feature_keys, frames, videos))
 
 
 def build_mixture(
-    data: DataConfig, frames: FramesConfig, tokenizer: ConversationTokenizer, clip_size: int, seed: int
+    data: DataConfig,
+    frames: FramesConfig,
+    tokenizer: ConversationTokenizer,
+    clip_size: int,
+    seed: int,
+    feature_keys: Mapping[str, str] | None = None,
 ) -> Mixture:
     """The stream of training samples that ``data.mixture`` describes.
 
@@ -44,12 +63,14 @@ def build_mixture(
         tokenizer: the model's.
         clip_size: side of CLIP's input in pixels.
         seed: decides every sample.
+        feature_keys: of the model, for each part that ``data.feature_cache`` has.
     """
     if not data.mixture:
         raise ValueError("data.mixture is empty: name at least one dataset to train on, e.g. data=shapes")
     settings = SampleSettings(frames, data.expressions_per_video, clip_size, tokenizer)
     items = list(data.mixture.values())
-    datasets = [build_dataset(item.dataset, frames.num_query) for item in items]
+    cache, keys = data.feature_cache, feature_keys or {}
+    datasets = [build_dataset(item.dataset, frames.num_query, cache, keys) for item in items]
     return Mixture(datasets, [item.weight for item in items], settings, seed)
 
 

@@ -22,7 +22,7 @@ def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
     return Batch(
         context_clip=_channels_first([sample.context_clip for sample in samples]),
         query_clip=_channels_first([sample.query_clip for sample in samples]),
-        query_frames=[torch.from_numpy(sample.query_frames) for sample in samples],
+        query_frames=[torch.as_tensor(sample.query_frames) for sample in samples],
         **vars(pack_conversations([sample.conversations for sample in samples], pad_id)),
         video_index=torch.tensor(rows, dtype=torch.int64),
         target_masks=[torch.from_numpy(mask) for sample in samples for mask in sample.target_masks],
@@ -55,6 +55,7 @@ def pad_conversations(
     return input_ids, attention_mask, seg_positions
 
 
-def _channels_first(crops: list[np.ndarray]) -> torch.Tensor:
-    """B arrays (F, s, s, 3) -> (B, F, 3, s, s)."""
-    return torch.from_numpy(np.stack(crops)).permute(0, 1, 4, 2, 3).contiguous()
+def _channels_first(crops: Sequence[np.ndarray | torch.Tensor]) -> torch.Tensor:
+    """B arrays (F, s, s, 3) -> (B, F, 3, s, s); cached features (F, P, width) -> (B, F, P, width)."""
+    frames = torch.stack([torch.as_tensor(crop) for crop in crops])
+    return frames if frames.is_floating_point() else frames.permute(0, 1, 4, 2, 3).contiguous()

@@ -48,6 +48,10 @@ class FrameFeatures:
     position_1Chw: torch.Tensor
     """(1, C, S/16, S/16): 2-D sine encoding."""
 
+    def flat(self) -> torch.Tensor:
+        """(N, R): the three levels of each frame in a row; ``Sam2Segmenter.unflatten`` undoes it."""
+        return torch.cat([level_NChw.flatten(1) for level_NChw in (*self.high_NChw, self.image_NChw)], dim=1)
+
     def rows(self, index: torch.Tensor | Sequence[int]) -> FrameFeatures:
         """The features of some frames, repeated as often as ``index`` names them."""
         where = torch.as_tensor(index, device=self.image_NChw.device)
@@ -194,6 +198,15 @@ class Sam2Segmenter(nn.Module):
             out = self.sam.forward_image(image_F3SS.to(self.dtype))
             high_4, high_8, image = (level.to(self.dtype) for level in out["backbone_fpn"])
             position = out["vision_pos_enc"][-1][:1].to(self.dtype)
+        return FrameFeatures((high_4, high_8), image, position)
+
+    def unflatten(self, flat_NR: torch.Tensor) -> FrameFeatures:
+        """The features that ``FrameFeatures.flat`` made rows of."""
+        side, width = self.image_size // BACKBONE_STRIDE, self.width
+        shapes = ((width // 8, 4 * side, 4 * side), (width // 4, 2 * side, 2 * side), (width, side, side))
+        parts = flat_NR.split([math.prod(shape) for shape in shapes], dim=1)
+        high_4, high_8, image = (part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True))
+        position = self.sam.image_encoder.neck.position_encoding(image[:1]).to(self.dtype)
         return FrameFeatures((high_4, high_8), image, position)
 
     def condition(self, frame: FrameFeatures, memories: Sequence[FrameMemory]) -> FrameFeatures:

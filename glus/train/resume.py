@@ -13,7 +13,7 @@ from glus.config import TrainConfig, load_config
 
 STATE_FILE = "training.json"
 SAME_RESULT = (
-    *("hardware", "hardware.*"),
+    *("hardware", "hardware.*", "data.feature_cache.*"),
     *("output_dir", "paths.*", "valid", "valid.*", "inference.*", "data.num_workers", "data.mixture.*.dataset.root"),
     *("trainer.micro_batch_size", "trainer.zero_stage", "trainer.gradient_checkpointing", "trainer.offload"),
     *("trainer.log_every", "trainer.eval_every", "trainer.eval_videos", "trainer.wandb.*"),
