@@ -154,13 +154,13 @@ def fill(glus: Glus, split: Split) -> int:
     """Encode the videos that no other process has; returns how many of the split are missing still."""
     split.store.folder.mkdir(parents=True, exist_ok=True)
     claims = Claims(split.store.folder / CLAIMS_FILE)
-    for number, video in enumerate(sorted(split.videos)):
+    for number, video in enumerate(sorted(split.videos), start=1):
         with claims.claimed(number) as is_mine:
             names = split.videos[video]
             if is_mine and not split.store.is_complete(video, names):
                 with naming_write_errors(split.store.path(video)):
                     split.store.write(video, names, encode_video(glus, split, video))
-                log.info("%s of %s/%s: %d frames", split.part, split.frames.name, video, len(names))
+                log.info("%s of %s: %s, %d of %d", split.part, split.frames.name, video, number, len(split.videos))
     return len(split.missing())
 
 

@@ -179,7 +179,7 @@ def test_a_video_that_another_process_encodes_is_left_to_it(
     first.unlink()
     code = (
         "import sys; from pathlib import Path; from glus.inference.claims import Claims\n"
-        "with Claims(Path(sys.argv[1])).claimed(0): print('claimed', flush=True); sys.stdin.read()"
+        "with Claims(Path(sys.argv[1])).claimed(1): print('claimed', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(first.parent / ".claims")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
