@@ -129,6 +129,20 @@ def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
         read_expressions(written.dataset)
 
 
+@pytest.mark.parametrize(
+    ("layout", "file", "encodings"),
+    [
+        (Layout.mevis, "valid_u/meta_expressions.json", "utf-8"),
+        (Layout.reason_seg, "val/val_0.json", "utf-8 or cp1252"),
+    ],
+)
+def test_a_file_in_another_encoding_is_named(tmp_path: Path, layout: Layout, file: str, encodings: str) -> None:
+    written = WRITERS[layout](tmp_path, file.split("/")[0])
+    (tmp_path / file).write_bytes(b'{"\x81": 1}')  # in neither
+    with pytest.raises(ValueError, match=rf"{file} is not text in {encodings}: "):
+        read_expressions(written.dataset)
+
+
 @pytest.mark.parametrize("video", ["../out", "/tmp/out", "a/../../out"])
 def test_a_video_never_leads_out_of_the_folder_of_predictions(tmp_path: Path, video: str) -> None:
     written = WRITERS[Layout.mevis](tmp_path, "train")

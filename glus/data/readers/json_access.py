@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,29 @@ class Entry:
     """File and place, for messages."""
 
 
-def read_json(path: Path, encoding: str = "utf-8") -> Any:
-    """The content of a file.
+def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
+    """The content of a file, in the first of these encodings that it can be in.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not JSON, or an object has a key twice (json would silently keep the last).
-        UnicodeDecodeError: it is not in this encoding.
+        ValueError: it is not JSON, or in none of the encodings, or an object has a key twice (json would silently keep
+            the last).
     """
-    text = path.read_text(encoding=encoding)
+    text = _decode(path, encodings)
     try:
         return json.loads(text, object_pairs_hook=_distinct)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _decode(path: Path, encodings: Sequence[str]) -> str:
+    data = path.read_bytes()
+    for encoding in encodings:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError as error:
+            reason = str(error)
+    raise ValueError(f"{path} is not text in {' or '.join(encodings)}: {reason}")
 
 
 def field(mapping: Any, key: str, kind: type, where: str) -> Any:

@@ -66,10 +66,7 @@ def read_reason_seg_file(path: Path) -> ReasonSegFile:
     Raises:
         ValueError: a field is missing or of another type, or an outline has fewer than three points.
     """
-    try:
-        content = read_json(path)
-    except UnicodeDecodeError:
-        content = read_json(path, encoding="cp1252")
+    content = read_json(path, encodings=("utf-8", "cp1252"))
     texts = field(content, "text", list, str(path))
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{path}: expected sentences under 'text', found {texts!r:.80}")
