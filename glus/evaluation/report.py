@@ -153,6 +153,8 @@ class Report:
     """Lines of RLE files that cannot be read."""
     without_truth: tuple[str, ...] = ()
     """Expressions whose ground truth has no frame: they are in no mean."""
+    num_unscored: int = 0
+    """Frames without ground truth, which are left out, summed over all expressions."""
     warnings: tuple[str, ...] = ()
     """Predictions that belong to no expression."""
 
@@ -223,6 +225,10 @@ def print_report(report: Report, console: Console) -> None:
     _print_list(console, f"missing or unusable predictions (missing={report.missing})", report.problems, "red")
     if report.problems and report.official_missing is not None:
         console.print(f"the official script: {report.official_missing}", markup=False, highlight=False)
+    if report.num_unscored:
+        console.print(
+            f"[yellow]{report.num_unscored} frames without ground truth (over all expressions), not scored[/]"
+        )
     _print_list(console, "expressions without ground truth, not scored", report.without_truth, "yellow")
     _print_list(console, "predictions that belong to nothing, ignored", report.warnings, "yellow")
 
@@ -289,6 +295,7 @@ def _as_json(report: Report) -> dict[str, object]:
             for table in report.tables
         },
         "problems": report.problems,
+        "num_unscored": report.num_unscored,
         "without_truth": report.without_truth,
         "warnings": report.warnings,
     }

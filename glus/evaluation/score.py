@@ -48,6 +48,8 @@ class VideoScore:
     warnings: tuple[str, ...]
     without_truth: tuple[str, ...]
     """Expressions that cannot be scored, which is no fault of the predictions."""
+    num_unscored: int
+    """Frames of all expressions for which there is no ground truth."""
 
 
 def score_predictions(
@@ -100,6 +102,7 @@ def score_predictions(
         ),
         file_problems=tuple(problem for video in videos for problem in video.problems),
         without_truth=tuple(line for video in videos for line in video.without_truth),
+        num_unscored=sum(video.num_unscored for video in videos),
         warnings=tuple(
             [warning for video in videos for warning in video.warnings]
             + unexpected_files(Path(predictions_dir), all_videos)
@@ -142,6 +145,7 @@ class VideoScorer:
             predictions.problems,
             predictions.warnings,
             tuple(f"{expression.name}: no frame has a ground truth" for expression in without),
+            sum(len(expression.frames) - len(frames) for expression, frames in scored.items()),
         )
 
     def _measure(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from glus.config import Layout, Missing, Protocol
 from glus.evaluation.metrics import boundary_accuracy, region_similarity
-from glus.evaluation.report import Report
+from glus.evaluation.report import Report, print_report
 from glus.evaluation.score import score_predictions
 from tests.evaluation.predicted import Masks, true_masks, write_png, write_rle
 from tests.layouts import SIZE, WRITERS, Written, make_video
@@ -116,7 +117,7 @@ def test_revos_needs_the_foreground_of_every_video(write, score) -> None:
         score_predictions(written.dataset, file.parents[1] / "predictions")
 
 
-def test_reason_vos_scores_the_frames_that_have_a_truth(write, score) -> None:
+def test_reason_vos_scores_the_frames_that_have_a_truth(write, score, capsys: pytest.CaptureFixture[str]) -> None:
     written = write(Layout.reason_vos, "valid", Protocol.jf)
     masks = true_masks(written)
     masks["reason0", "2_1"] = masks["reason0", "1_1"]  # object 1 instead of 2: exp_id 1 stands for both
@@ -135,6 +136,9 @@ def test_reason_vos_scores_the_frames_that_have_a_truth(write, score) -> None:
     assert report.without_truth == tuple(
         f"reason_vos/reason1/1_{number}: no frame has a ground truth" for number in (0, 1)
     )
+    assert report.num_unscored == 2 * 2 + 2 * 5
+    print_report(report, Console(width=120))
+    assert "14 frames without ground truth (over all expressions), not scored\n" in capsys.readouterr().out
 
 
 def test_long_rvos(write, score, tmp_path: Path) -> None:
@@ -187,6 +191,13 @@ def test_refcoco(write, score) -> None:
     right = [0, 0, *areas[2:]]
     assert rows["overall"]["cIoU"] == pytest.approx(sum(right) / sum(unions))
     assert rows["overall"]["gIoU"] == np.mean([r / (u + 1e-5) for r, u in zip(right, unions, strict=True)])
+
+
+def test_no_picture_counted_is_no_score(write, tmp_path: Path) -> None:
+    written = write(Layout.refcoco, "val", Protocol.images)
+    (tmp_path / "predictions").mkdir()
+    overall = table(score_predictions(written.dataset, tmp_path / "predictions", Missing.drop), "images")["overall"]
+    assert (np.isnan(overall["cIoU"]), np.isnan(overall["gIoU"]), overall["num"]) == (True, True, 0)
 
 
 def test_visible_frames_and_false_positives(write, score) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from glus.config import Layout, Missing, Protocol
@@ -109,6 +110,18 @@ def test_what_is_missing_costs_its_object(written: Written, tmp_path: Path) -> N
     dropped = protocol_a(score_predictions(written.dataset, folder, Missing.drop))
     assert [dropped[name]["objects"] for name in ANNOTATORS] == [3, 6, 6, 6]
     assert dropped[ANNOTATORS[0]]["J"] == 1
+
+
+def test_an_object_that_comes_in_later_is_scored_by_protocol_b_alone(written: Written, tmp_path: Path) -> None:
+    path = Path(written.dataset.root) / "valid/Annotations/valid-0/00000.png"
+    ids = np.array(Image.open(path))
+    ids[ids == 3] = 0
+    Image.fromarray(ids).save(path)
+    folder = write_png(tmp_path / "predictions", written.dataset, true_masks(written))
+    (folder / "valid-0/8/00002.png").unlink()
+    report = score_predictions(written.dataset, folder)
+    assert [(s.object_id, s.j) for s in report.objects[:4]] == [(1, 1.0), (2, 1.0)] * 2
+    assert [one.j for one in report.expressions[7:10]] == [1.0, 0.6, 0.8]
 
 
 def test_a_sentence_must_say_whose_it_is(written: Written) -> None:

@@ -7,6 +7,7 @@ counts nowhere. LISA sums in float32 on the GPU, we in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from glus.evaluation.measured import Measured
@@ -30,7 +31,7 @@ def tables(scores: Sequence[ExpressionScore], _objects: Sequence[ObjectScore] = 
     for name, chosen in {**by_group(scores), "overall": list(scores)}.items():
         intersection, union = (sum(score.measures[key] or 0 for score in chosen) for key in ("intersection", "union"))
         rows[name] = {
-            "cIoU": intersection / (union + 1e-10),
+            "cIoU": intersection / (union + 1e-10) if chosen else math.nan,
             "gIoU": mean_of(score.measures["iou"] for score in chosen),
             "num": len(chosen),
         }
