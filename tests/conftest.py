@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from glus.config import (
 )
 from glus.data.tokenization import train_vocabulary
 from glus.models.build import LoadedModel, build_glus
+from glus.models.glus import Glus
+from glus.models.language import merge_lora
 from glus.tokens import Vocabulary
 
 SENTENCES = ["the red circle", "the circle moving left", "the blue square that turns", "all shapes"]
@@ -97,3 +100,15 @@ def tiny_model(tiny_vocabulary: Vocabulary) -> LoadedModel:
     torch.manual_seed(0)
     glus = build_glus(model).eval()
     return LoadedModel(glus, tiny_vocabulary, ModelFolderConfig(model, FramesConfig(2, 2), InferenceConfig()))
+
+
+@pytest.fixture(scope="session")
+def merged_glus(tiny_model: LoadedModel) -> Glus:
+    """The tiny model, LoRA merged, every tensor moved from its initial value so that each one matters."""
+    glus = copy.deepcopy(tiny_model.glus)
+    merge_lora(glus.language.llama)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in glus.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return glus.eval()

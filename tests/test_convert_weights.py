@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from glus.config import FuserGamma, Precision, SegHeadInit, SegmenterConfig
 from glus.models.build import LoadedModel, load_model, save_model
 from glus.models.glus import Glus
-from glus.models.language import merge_lora
 from glus.models.release import load_release
 from glus.models.weights import read_tensors
 from tests.conftest import SAM2_OVERRIDES
@@ -24,15 +23,8 @@ from tools.convert_weights import convert, main, read_segmenter
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: LoadedModel) -> Glus:
-    """The tiny model with every tensor moved from its initial value, without adapters."""
-    glus = copy.deepcopy(tiny_model.glus)
-    merge_lora(glus.language.llama)
-    torch.manual_seed(6)
-    with torch.no_grad():
-        for parameter in glus.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return glus.eval()
+def model(merged_glus: Glus) -> Glus:
+    return merged_glus
 
 
 @pytest.fixture

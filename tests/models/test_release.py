@@ -35,15 +35,8 @@ def _segmenter(**settings: Any) -> SegmenterConfig:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: LoadedModel) -> Glus:
-    """The tiny model, LoRA merged, every tensor moved from its initial value so that each one matters."""
-    glus = copy.deepcopy(tiny_model.glus)
-    merge_lora(glus.language.llama)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in glus.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return glus.eval()
+def model(merged_glus: Glus) -> Glus:
+    return merged_glus
 
 
 @pytest.fixture(scope="module")
