@@ -100,10 +100,13 @@ def segment(
 
     Raises:
         FileNotFoundError: no video or no weights.
-        ValueError: they are damaged, a sentence is empty or too long, or ``output`` must not be written.
+        ValueError: they are damaged, a sentence is empty or too long, ``frames_per_second`` is not above 0, or
+            ``output`` must not be written.
         OSError: ``output`` cannot be written, for want of room for instance; nothing of it is left.
     """
     texts = _checked(texts)
+    if frames_per_second is not None and not frames_per_second > 0:
+        raise ValueError(f"{frames_per_second} frames per second: expected more than 0")
     if output is None:
         return _predict(video, texts, weights, settings, show_progress)[1]
     palette(len(texts))  # too many sentences are better refused now than after the last frame

@@ -88,6 +88,13 @@ def test_what_cannot_be_segmented_is_named_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("rate", [0, -5, float("nan")])
+def test_a_movie_needs_a_rate(rate: float, predictor: VideoPredictor, tmp_path: Path):
+    with pytest.raises(ValueError, match="frames per second: expected more than 0"):
+        glus.segment(Noise(1), TEXTS, predictor, tmp_path / "out", frames_per_second=rate)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_sentence_of_the_longest_length_that_a_message_allows_is_read(predictor: VideoPredictor):
     with pytest.raises(ValueError, match="shorten") as error:
         glus.segment(Noise(1), ["circle " * 3000], predictor)
