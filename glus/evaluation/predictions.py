@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from glus.data.readers.json_access import distinct_keys
 from glus.data.rle import Size, decode_rle
 from glus.evaluation.bits import BitMasks
 from glus.evaluation.png import UnusablePrediction, read_png, wrong_size
@@ -183,8 +184,8 @@ class RlePredictions:
 
     def _add(self, number: int, line: bytes) -> None:
         try:
-            entry = json.loads(line)
-        except ValueError as error:  # also of a line that is not UTF-8
+            entry = json.loads(line, object_pairs_hook=distinct_keys)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError("is not complete JSON (damaged or cut short)") from error
         frame, size, masks = _fields(entry)
         for exp_id, counts in masks.items():

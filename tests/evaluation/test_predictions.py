@@ -56,6 +56,10 @@ def repeat_line(lines: list[str]) -> None:
     lines.append(lines[7])
 
 
+def repeat_key(lines: list[str]) -> None:
+    lines[7] = lines[7].replace('"masks": {', '"masks": {"0": "01", ')
+
+
 def cut_file(folder: Path) -> None:
     path = folder / "valid_u0.jsonl"
     data = path.read_bytes()
@@ -105,6 +109,7 @@ DAMAGES: list[tuple[str, Damage, str, float]] = [
     ("rle", change_lines(lambda lines: lines.__delitem__(7)), f"{NAME}, frame 00002: .*jsonl has no mask of it", 0.8),
     ("rle", change_lines(lambda lines: lines.__delitem__(slice(5, 10))), f"{NAME}: .*jsonl has no mask of it", 0.0),
     ("rle", change_lines(repeat_line), f"{NAME}, frame 00002: .* more than once, in lines 8 and 11", 0.8),
+    ("rle", change_lines(repeat_key), "jsonl, line 8: key '0' stands twice", 0.8),
     ("rle", change_entry(7, size=[52, 36]), f"{NAME}, frame 00002: .*line 8, is 52x36, .* 36x52", 0.8),
     ("rle", change_entry(7, masks={"0": "what?"}), f"{NAME}, frame 00002: .* does not decode", 0.8),
     ("rle", change_entry(7, masks={"0": "o01"}), f"{NAME}, frame 00002: .* does not decode: its runs cover", 0.8),

@@ -33,7 +33,7 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
     """
     text = _decode(path, encodings)
     try:
-        return json.loads(text, object_pairs_hook=_distinct)
+        return json.loads(text, object_pairs_hook=distinct_keys)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
@@ -119,7 +119,8 @@ def _numeric_order(expressions: dict[str, Any]) -> Iterable[tuple[str, Any]]:
     return expressions.items()
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """``object_pairs_hook`` of ``json.loads``: ValueError for a key that stands twice, of which json keeps the last."""
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
