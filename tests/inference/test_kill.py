@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glus.config import DatasetConfig, Layout, PredictConfig, PredictionForm, SettingsConfig
+from glus.config import DatasetConfig, Layout, PredictConfig, PredictionConfig, PredictionForm
 from glus.data.shapes_writer import write_shapes
 from tests.inference import kill_worker
 
@@ -63,7 +63,7 @@ def test_killed_at_random_moments_and_continued_a_prediction_ends_the_same(
     dataset = DatasetConfig("shapes_valid", Layout.mevis, str(tmp_path / "shapes"), "valid", groups="kinds.json")
     whole = PredictConfig(
         dataset=dataset, weights=str(model_folder), output_dir=str(tmp_path / "whole"), format=form,
-        inference=SettingsConfig(chunk_frames=2),  # so that masks are written all the time
+        inference=PredictionConfig(chunk_frames=2),  # so that masks are written all the time
     )  # fmt: skip
     killed = replace(whole, output_dir=str(tmp_path / "killed"))
     folder = Path(killed.output_dir)
