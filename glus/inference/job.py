@@ -36,6 +36,8 @@ def open_job(mark: Path, what: str, identity: Identity, about: dict[str, Any]) -
         ValueError: the folder holds something else, or results of another identity.
         OSError: it cannot be written or locked.
     """
+    if mark.parent.exists() and not mark.parent.is_dir():
+        raise ValueError(f"output_dir={mark.parent} is a file; expected the name of a folder for {what}")
     with naming_write_errors(mark):
         mark.parent.mkdir(parents=True, exist_ok=True)
         _check_is_ours(mark, what)

@@ -233,6 +233,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert everything_below(tmp_path) == ["thesis.tex"]
 
 
+def test_a_file_is_no_folder_of_predictions(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file; expected the name of a folder for predictions"):
+        PredictionWriter(tmp_path / "file", IDENTITY, {}, PredictionForm.png)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_identity_tells_what_decides_masks(
     dataset: DatasetConfig, tiny_model: LoadedModel, model_folder: Path, tmp_path: Path
 ):
