@@ -64,6 +64,7 @@ class Prompter:
         self._texts = texts
         self._inference = inference
         self._device = context_KPD.device
+        self._token_budget = inference.token_budget or (16384 if self._device.type == "cuda" else 2048)
         self._trunks: dict[tuple[int, int, tuple[int, ...]], Trunk] = {}
         firsts = [self._trunk(Asking(row, (0,), (0,))) for row in range(len(texts))]
         # The token that an answer is read from is not shared, even if two sentences are the same.
@@ -125,7 +126,7 @@ class Prompter:
         batch: list[Asking] = []
         for asking in sorted(askings, key=lambda asking: len(self._trunk(asking))):  # so the newest is the longest
             length = len(self._trunk(asking)) - len(self._shared_ids)
-            is_full = length * (len(batch) + 1) > self._inference.token_budget
+            is_full = length * (len(batch) + 1) > self._token_budget
             if batch and (is_full or length > LENGTH_SPREAD * (len(self._trunk(batch[0])) - len(self._shared_ids))):
                 yield batch
                 batch = []

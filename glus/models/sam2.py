@@ -302,7 +302,8 @@ class Sam2Segmenter(nn.Module):
                 layer.gamma.fill_(IDENTITY_GAMMA)
 
     def _memory_grad(self) -> torch.autograd.grad_mode.set_grad_enabled:
-        wanted = self.memory_gradient or _is_trained(
-            self.sam.image_encoder, self.sam.memory_attention, self.sam.memory_encoder
+        is_wanted = torch.is_grad_enabled() and (  # asked first: looking at all parameters takes time
+            self.memory_gradient
+            or _is_trained(self.sam.image_encoder, self.sam.memory_attention, self.sam.memory_encoder)
         )
-        return torch.set_grad_enabled(torch.is_grad_enabled() and wanted)
+        return torch.set_grad_enabled(is_wanted)

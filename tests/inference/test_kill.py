@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import time
@@ -48,9 +49,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def state(folder: Path) -> dict[Path, int]:
     """Of the masks on their way; changes as soon as one is written."""
     times = {}
-    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.tmp/*")]:
-        with contextlib.suppress(FileNotFoundError):
-            times[path] = path.stat().st_mtime_ns
+    for parent, folders, files in os.walk(folder):  # which takes no offence at folders that are renamed meanwhile
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if ".tmp" in f"{path.parent.name}/{path.name}":
+                with contextlib.suppress(FileNotFoundError):
+                    times[path] = path.stat().st_mtime_ns
     return times
 
 
