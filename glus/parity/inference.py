@@ -31,9 +31,7 @@ from glus.parity.watch import Step, direction_of, watch
 log = logging.getLogger(__name__)
 
 CASES_FILE = "cases.json"
-TOGETHER = "masks, frames and sentences together"
-BESIDE = "all shapes"
-"""The other sentence: it changes nothing."""
+TOGETHER = "masks, many frames together"
 PROBES_FILE = "probes.npz"
 
 
@@ -183,12 +181,12 @@ def run_case(
 
 
 def run_together(fixture: Fixture, model: LoadedModel, video: VideoSource, entry: Record, arrays: Arrays) -> np.ndarray:
-    """The same pass as users run it, many frames at a time and beside another sentence: masks (T, H, W)."""
-    order, texts = arrays["frame_index"].tolist(), [entry.get("expression", str), BESIDE]
+    """The same pass as users run it, many frames at a time: masks (T, H, W)."""
+    order = arrays["frame_index"].tolist()
     direction = direction_of(order, len(video))
     with _predictor(fixture, model, entry, arrays) as predictor:
-        results = predictor.segment_pass(video, texts, [order[0]] * 2, direction)
-        return np.stack([result.masks_RHW[0] for result in results])
+        results = predictor.segment_pass(video, [entry.get("expression", str)], [order[0]], direction)
+        return np.concatenate([result.masks_RHW for result in results])
 
 
 @contextmanager
