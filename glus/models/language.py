@@ -264,22 +264,25 @@ class LanguageModel(nn.Module):
             sees_NLL = torch.ones(n, length, length, dtype=torch.bool, device=device).tril()
         seen = torch.ones(n, length, sum(p.length for p in past), dtype=torch.bool, device=device)
         sees_N1LA = torch.cat([seen, sees_NLL], dim=2)[:, None]
+        # Added to the scores: of a bool mask, attention would make the same in every layer.
+        mask_N1LA = torch.zeros(sees_N1LA.shape, dtype=embeds_NLD.dtype, device=device)
+        mask_N1LA.masked_fill_(~sees_N1LA, -torch.inf)
         llama = self.llama.model
         cache = _LookBack(past)
         turn = llama.rotary_emb(embeds_NLD, position_ids=positions_NL)
         hidden_NLD = embeds_NLD
         for layer in llama.layers[:-1]:
             hidden_NLD = layer(
-                hidden_NLD, attention_mask=sees_N1LA, position_embeddings=turn, past_key_values=cache, use_cache=True
+                hidden_NLD, attention_mask=mask_N1LA, position_embeddings=turn, past_key_values=cache, use_cache=True
             )
-        states_NRD = self._read_last(hidden_NLD, turn, sees_N1LA, cache, reads_NR)
+        states_NRD = self._read_last(hidden_NLD, turn, mask_N1LA, cache, reads_NR)
         return states_NRD, Past(cache.new)
 
     def _read_last(
         self,
         hidden_NLD: torch.Tensor,
         turn: tuple[torch.Tensor, torch.Tensor],
-        sees_N1LA: torch.Tensor,
+        mask_N1LA: torch.Tensor,
         cache: _LookBack,
         reads_NR: torch.Tensor | None,
     ) -> torch.Tensor | None:
@@ -303,7 +306,7 @@ class LanguageModel(nn.Module):
         attended, _ = attention(
             normed_NLD[rows, reads_NR],
             position_embeddings=(turn[0][rows, reads_NR], turn[1][rows, reads_NR]),
-            attention_mask=sees_N1LA[:, 0][rows, reads_NR][:, None],
+            attention_mask=mask_N1LA[:, 0][rows, reads_NR][:, None],
             past_key_values=everything,
         )
         states_NRD = states_NRD + attended
