@@ -143,7 +143,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path, layout: Layout, fil
         read_expressions(written.dataset)
 
 
-@pytest.mark.parametrize("video", ["../out", "/tmp/out", "a/../../out"])
+@pytest.mark.parametrize("video", ["../out", "/elsewhere/out", "a/../../out"])
 def test_a_video_never_leads_out_of_the_folder_of_predictions(tmp_path: Path, video: str) -> None:
     written = WRITERS[Layout.mevis](tmp_path, "train")
     edited(

@@ -14,7 +14,7 @@ from glus.models.language import LanguageModel, add_lora, build_llama, merge_lor
 from glus.models.quantization import quantize_llama
 
 pytest.importorskip("bitsandbytes")
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda")
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
 FEWER_BYTES = {Quantization.int8: 1.9, Quantization.nf4: 3.4}

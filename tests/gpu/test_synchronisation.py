@@ -14,7 +14,7 @@ from glus.models.build import LoadedModel
 from tests.models.conftest import BatchMaker
 from tests.models.conftest import make_batch as make_batch  # the fixture
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -35,8 +35,8 @@ def test_a_missing_bitsandbytes_is_named_with_its_command(monkeypatch: pytest.Mo
         check_quantization(Quantization.nf4, GPU)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the refusal of a machine without GPU")
-def test_a_prediction_may_ask_for_it(tiny_model: LoadedModel, tmp_path: Path) -> None:
+def test_a_prediction_may_ask_for_it(tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     tensors = tiny_model.glus.state_dict()
     save_model(tmp_path / "model", tensors, tiny_model.config, tiny_model.vocabulary, complete=True, metadata={})
     with pytest.raises(ValueError, match=r"llm\.quantization=int8 needs a GPU"):
