@@ -164,7 +164,10 @@ class VideoPredictor:
         was_training = self.glus.training
         self.glus.eval()
         try:
-            with closing(_VideoRun(self, video, texts, passes)) as run:
+            context = context_indices_eval(len(video), self.frames.num_context)
+            ahead = 2 * self.inference.chunk_frames
+            stream = FrameStream(video, schedule(context, passes), self.glus.clip.image_size, ahead)
+            with closing(stream), closing(_VideoRun(self, stream, context, texts, passes)) as run:
                 yield run
         finally:
             self.glus.train(was_training)
@@ -173,7 +176,14 @@ class VideoPredictor:
 class _VideoRun:
     """A video on its way through the model: frames to come, visual tokens still to be shown, the LLM's openings."""
 
-    def __init__(self, predictor: VideoPredictor, video: VideoSource, texts: Sequence[str], passes: Sequence[Pass]):
+    def __init__(
+        self,
+        predictor: VideoPredictor,
+        stream: FrameStream,
+        context: Sequence[int],
+        texts: Sequence[str],
+        passes: Sequence[Pass],
+    ):
         self._glus = predictor.glus
         self._frames = predictor.frames
         self._inference = predictor.inference
@@ -183,9 +193,7 @@ class _VideoRun:
         self._last_shown = self._when_last_shown(passes)
         self._num_visits = 0
         self._tokens: dict[int, torch.Tensor] = {}
-        context = context_indices_eval(len(video), self._frames.num_context)
-        ahead = 2 * self._inference.chunk_frames
-        self._stream = FrameStream(video, schedule(context, passes), self._glus.clip.image_size, ahead)
+        self._stream = stream
         with self._clock.stage("decode"):
             first = [self._stream.take(frame) for frame in dict.fromkeys(context)]
         self._held = {frame.index: frame for frame in first if frame.index in passes[0].order}
@@ -197,8 +205,7 @@ class _VideoRun:
         self._forget_tokens()
 
     def close(self) -> None:
-        """Stop reading frames, and account for the time."""
-        self._stream.close()
+        """Account for the time."""
         self._clock.add_to(self._seconds)
 
     def follow(self, one: Pass, emits: Emits) -> Iterator[FrameResult]:

@@ -281,6 +281,16 @@ def test_an_unreadable_frame_stops_with_its_name_after_the_frames_before(seg_mod
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("frames")]
 
 
+def test_an_unreadable_context_frame_leaves_no_thread_behind(seg_model):
+    class Broken(ArrayVideo):
+        def read(self, index: int) -> np.ndarray:
+            raise ValueError(f"frame {index} does not decode")
+
+    with pytest.raises(ValueError, match="does not decode"):
+        list(predictor(seg_model, FramesConfig(2, 2)).segment(Broken(9), TEXTS))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("frames")]
+
+
 def test_bfloat16(tiny_model):
     model = replace(tiny_model, glus=copy.deepcopy(tiny_model.glus).bfloat16())
     for result in run(model, ArrayVideo(3), force_seg=True):
