@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from glus import distributed
+from glus.atomic import write_text
 from glus.config import WandbConfig, to_yaml
 
 if TYPE_CHECKING:
@@ -73,14 +73,7 @@ def write_run_folder(folder: Path, config: object, start: int) -> None:
     if start and file.is_file():
         before = json.loads(file.read_text())
         content = before | {"resumed": [*before.get("resumed", []), {"step": start, **content}]}
-    _replace(file, json.dumps(content, indent=2) + "\n")
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file beside its place and rename it."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, file)
+    write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 class MetricsLog:
@@ -131,7 +124,7 @@ def _drop_records(file: Path, start: int) -> None:
         return
     lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
     kept = [line for line in lines if json.loads(line)["step"] <= start]
-    _replace(file, "".join(kept))
+    write_text(file, "".join(kept))
 
 
 def _start_wandb(folder: Path, config: WandbConfig) -> wandb.Run | None:
@@ -143,7 +136,7 @@ def _start_wandb(folder: Path, config: WandbConfig) -> wandb.Run | None:
 
     id_file = folder / "wandb_id"
     if not id_file.is_file():
-        _replace(id_file, uuid.uuid4().hex[:8])
+        write_text(id_file, uuid.uuid4().hex[:8])
     try:
         return wandb.init(
             project=config.project,

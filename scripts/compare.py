@@ -16,9 +16,9 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
+from glus.atomic import write_text
 from glus.config import CompareConfig, load_config
 from glus.evaluation.baselines import compare_predictions, print_comparison, rows_as_csv, summary
-from glus.evaluation.report import write_text_atomically
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="compare")
@@ -27,13 +27,11 @@ def main(cfg: DictConfig) -> None:
     try:
         config = load_config(CompareConfig, cfg)
         comparisons = compare_predictions(config.dataset, config.predictions, config.num_workers, config.max_videos)
-        text = json.dumps(summary(comparisons), indent=2, allow_nan=False) + "\n"
+        output = Path(config.output)
+        write_text(output, json.dumps(summary(comparisons), indent=2, allow_nan=False) + "\n")
+        write_text(output.with_suffix(".csv"), rows_as_csv(comparisons))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    output = Path(config.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(output, text)
-    write_text_atomically(output.with_suffix(".csv"), rows_as_csv(comparisons))
     for label, comparison in comparisons.items():
         print_comparison(label, comparison, Console())
     print(f"{output}\n{output.with_suffix('.csv')}")

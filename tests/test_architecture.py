@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"config", "structures", "tokens", "distributed", "log", "compat"},
+    {"config", "structures", "tokens", "distributed", "log", "compat", "atomic"},
     {"data", "models", "losses"},
     {"train", "inference", "evaluation"},
     {"parity"},

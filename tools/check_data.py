@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
+from glus.atomic import write_text
 from glus.config import CheckConfig, DatasetConfig, load_config
 from glus.data.check.findings import Report
 from glus.data.check.report import print_report
 from glus.data.check.split import check_dataset
-from glus.evaluation.report import write_text_atomically
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="check_data")
@@ -35,8 +35,7 @@ def main(cfg: DictConfig) -> None:
         against = [load_dataset(name) for name in config.against]
         report = check_with_progress(config, against)
         output = Path(config.output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(output, json.dumps(report.as_json(), indent=2) + "\n")
+        write_text(output, json.dumps(report.as_json(), indent=2) + "\n")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print_report(report, Console())

@@ -32,11 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setup_logging()
     try:
         report = replay(options.folder)
-    except (ValueError, FileNotFoundError) as error:
+        print_table(report, Console() if sys.stdout.isatty() else Console(width=WIDTH))
+        if options.json:
+            write_json(report, options.json)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print_table(report, Console() if sys.stdout.isatty() else Console(width=WIDTH))
-    if options.json:
-        write_json(report, options.json)
     sys.exit(0 if report.is_met else 1)
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glus.atomic import whole_folder, write_text
+
 ANNOTATORS = (
     ("Davis17_annot1.txt", "utf-8"),
     ("Davis17_annot1_full_video.txt", "utf-8"),
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             convert_split(options.downloads, options.output, split, videos, options.link)
             counts = [len(videos), *_counts(videos)]
             print(f"{SPLITS[split]:8}{counts[0]:8}{counts[1]:9}{counts[2]:11}{counts[3]:8}")
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"convert_davis17: {error}") from error
 
 
@@ -123,10 +125,7 @@ def convert_split(downloads: Path, output: Path, split: str, videos: dict[str, A
         for place in _places(downloads, output, SPLITS[split], video):
             _copy_folder(place, link)
     path = output / "meta_expressions" / SPLITS[split] / "meta_expressions.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({"videos": videos}), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps({"videos": videos}))
 
 
 def _is_quoted(text: str) -> bool:
@@ -183,15 +182,12 @@ def _copy_folder(place: Place, link: bool) -> None:
         if sorted(path.name for path in place.target.iterdir()) != names:
             raise ValueError(f"{place.target} holds other files than {place.source}; remove it and run this again")
         return
-    partial = place.target.with_name(f".{place.target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in names:
-        if link:
-            os.link(place.source / name, partial / name)
-        else:
-            shutil.copyfile(place.source / name, partial / name)
-    partial.rename(place.target)
+    with whole_folder(place.target) as folder:
+        for name in names:
+            if link:
+                os.link(place.source / name, folder / name)
+            else:
+                shutil.copyfile(place.source / name, folder / name)
 
 
 def _counts(videos: dict[str, Any]) -> Iterator[int]:

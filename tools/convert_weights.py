@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print("\n\n".join(f"{source}\n{report.table()}" for source, report in reports.items()))
     except MisfitError as error:
         sys.exit(f"{error.report.table()}\nerror: {error}")
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(options.output)
 

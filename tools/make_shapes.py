@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if splits:
             write_contact_sheet(sheet, kinds=kinds, **shape)
             print(f"{sheet}: samples of every kind")
-    except (FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"make_shapes: {error}") from error
     print_table(options.folder, list(splits), kinds)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
+from glus.atomic import whole_file
 from glus.config import PretrainConfig, load_config
 from glus.data.shapes import Scene
 from glus.data.tokenization import ConversationTokenizer, train_vocabulary
@@ -94,8 +94,8 @@ def make_sam2(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None
     batch_size, num_frames = config.sam2_batch_size, config.sam2_clip_frames
     with _reporter("sam2", steps, folder) as report:
         pretrain_sam2(segmenter, scenes, steps, batch_size, num_frames, config.learning_rate, config.seed, report)
-    torch.save({"model": segmenter.sam.state_dict()}, folder / "sam2.pt.tmp")
-    os.replace(folder / "sam2.pt.tmp", folder / "sam2.pt")
+    with whole_file(folder / "sam2.pt") as temporary:
+        torch.save({"model": segmenter.sam.state_dict()}, temporary)
 
 
 MAKERS = {"tokenizer": make_tokenizer, "clip": make_clip, "llm": make_llm, "sam2": make_sam2}
@@ -129,7 +129,7 @@ def main(cfg: DictConfig) -> None:
     """Entry point."""
     try:
         pretrain(load_config(PretrainConfig, cfg))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

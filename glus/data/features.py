@@ -14,7 +14,6 @@ take about 30 GB and 2 TB.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from glus.atomic import whole_file
 from glus.config import FeatureCacheConfig
 from glus.data.frames import FrameStore
 
@@ -119,22 +119,15 @@ class FeatureStore:
             OSError: the file cannot be written.
         """
         path = self.path(video)
-        temporary = path.with_name(f".{path.name}.tmp")
         known = {name: self._file_bytes(video, name) for name in names}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                first = next(features)
-                file.write(_header(first, known))
-                count = 0
-                for rows in _chain(first, features):
-                    file.write(rows.contiguous().view(-1).view(torch.uint8).numpy().data)
-                    count += len(rows)
-                assert count == len(names), (video, count, len(names))
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            first = next(features)
+            file.write(_header(first, known))
+            count = 0
+            for rows in _chain(first, features):
+                file.write(rows.contiguous().view(-1).view(torch.uint8).numpy().data)
+                count += len(rows)
+            assert count == len(names), (video, count, len(names))
 
 
 def open_features(

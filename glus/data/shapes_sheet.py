@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from glus.atomic import whole_file
 from glus.data.shapes import KINDS, Scene, Sentence
 from glus.data.shapes_writer import scene_of
 
@@ -44,10 +44,9 @@ def write_contact_sheet(
 ) -> None:
     """Draw the sheet to a PNG file, which appears whole or not at all."""
     sheet = draw_contact_sheet(seed, num_frames, size, kinds)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     _, data = cv2.imencode(path.suffix, sheet[..., ::-1])
-    partial.write_bytes(data.tobytes())
-    partial.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data.tobytes())
 
 
 def _find(wanted: Sequence[tuple[str, str]], seed: int, num_frames: int, size: int) -> Iterator[tuple[Scene, Sentence]]:

@@ -7,11 +7,8 @@ A split appears whole, by a rename at the very end, or not at all; its ``shapes.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from glus.atomic import whole_folder, write_text
 from glus.data.rle import encode_rle
 from glus.data.shapes import KINDS, Scene, Sentence, generate_scene
 from glus.distributed import generator
@@ -80,7 +78,7 @@ def write_shapes(
     kinds: dict[str, dict[str, str]] = {}
     masks: dict[str, list[dict[str, Any] | None]] = {}
     frames = [f"{t:05d}" for t in range(num_frames)]
-    with _staged(folder / split) as staging:
+    with whole_folder(folder / split) as staging:
         for number, (video, scene) in enumerate(_scenes(settings, progress)):
             _write_frames(staging / "JPEGImages" / video, frames, scene.frames_THW3)
             anno_ids = [len(masks) + item.object_id for item in scene.objects]
@@ -124,7 +122,7 @@ def write_shapes_youtube(
     objects: dict[str, Any] = {}
     kinds: dict[str, dict[str, str]] = {}
     frames = [f"{FRAME_STEP * t:05d}" for t in range(num_frames)]
-    with _staged(folder / split) as staging:
+    with whole_folder(folder / split) as staging:
         for video, scene in _scenes(settings, progress):
             _write_frames(staging / "JPEGImages" / video, frames, scene.frames_THW3)
             _write_palettes(staging / "Annotations" / video, frames, scene.masks_OTHW)
@@ -174,27 +172,12 @@ def _is_there(target: Path, settings: dict[str, Any]) -> bool:
     )
 
 
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A fresh folder beside ``target`` that takes its name on success and disappears on failure."""
-    staging = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def _put_beside(path: Path, content: Any) -> None:
     """Write a file that lies outside the split's folder; one left by a killed run of the same settings is equal."""
     text = _json_text(content)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise FileExistsError(f"{path} exists with other sentences than these Shapes have; remove it or choose another")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, text)
 
 
 # ------------------------------------------------------------------------------------------------ the files

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -17,6 +16,8 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from glus.atomic import write_text
 
 MAX_LISTED = 20
 """Problems and warnings printed at most; the files hold all of them."""
@@ -241,7 +242,6 @@ def write_report(report: Report, output_dir: Path) -> list[Path]:
     Returns:
         The paths.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
     files = {
         "report.json": json.dumps(_as_json(report), indent=2, allow_nan=False) + "\n",
         "per_expression.csv": csv_text([_as_row(score) for score in report.expressions]),
@@ -249,7 +249,7 @@ def write_report(report: Report, output_dir: Path) -> list[Path]:
     if report.objects:
         files["per_object.csv"] = csv_text([asdict(score) for score in report.objects])
     for name, text in files.items():
-        write_text_atomically(output_dir / name, text)
+        write_text(output_dir / name, text)
     return [output_dir / name for name in files]
 
 
@@ -260,13 +260,6 @@ def csv_text(rows: Sequence[dict[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write beside ``path`` and rename, so that readers see the old file or the new one, never a half."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def percent(value: float | None) -> str:

@@ -10,7 +10,6 @@ and checked as a stranger's would be, and only then gets its name. Equal predict
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from glus.atomic import whole_file
 from glus.config import DatasetConfig, Layout
 from glus.data.frames import FrameStore
 from glus.data.index import by_video, read_expressions
@@ -83,16 +83,11 @@ def build_submission(
     check_predictions_dir(predictions_dir)
     videos = by_video(read_expressions(dataset))
     check_counts(dataset, videos)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".{output.name}.{os.getpid()}")
     encode = partial(VideoEncoder, dataset, Path(predictions_dir), top)
-    try:
+    with whole_file(output) as beside:
         problems = _write(beside, map_in_processes(encode, videos, num_workers))
         _stop(problems, f"{predictions_dir} cannot be submitted")
         _stop(_wrong_entries(beside, dataset, videos, num_workers), f"the zip made of {predictions_dir} is wrong")
-        beside.replace(output)
-    finally:
-        beside.unlink(missing_ok=True)
     expressions = [expression for video in videos for expression in video]
     return Submission(output, len(videos), len(expressions), sum(len(e.frames) for e in expressions))
 

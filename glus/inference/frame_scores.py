@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from glus.inference.atomic import write_text
+from glus.atomic import write_text
 from glus.inference.identity import Identity
 from glus.inference.job import Video, open_job
 from glus.inference.keyframes import write_key_frames

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from glus.inference.atomic import naming_write_errors
+from glus.atomic import naming_write_errors
 from glus.inference.claims import Claims
 from glus.inference.identity import Identity, differences
 from glus.structures import Expression

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from glus.inference.atomic import write_text
+from glus.atomic import write_text
 from glus.structures import Expression
 
 NAMED_IN_MESSAGE = 3

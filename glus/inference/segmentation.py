@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from glus.atomic import whole_folder, write_text
 from glus.config import SettingsConfig
 from glus.data.frames import FileVideo, VideoSource, open_video
 from glus.data.rle import decode_rle, encode_rle
-from glus.inference.atomic import naming_write_errors, whole_folder
 from glus.inference.overlay import fit, legend, overlay, palette, write_movie
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.texts import check_lengths
@@ -110,15 +110,16 @@ def segment(
     if output is None:
         return _predict(video, texts, weights, settings, show_progress)[1]
     palette(len(texts))  # too many sentences are better refused now than after the last frame
-    with whole_folder(Path(output), overwrite, mark=SUMMARY_FILE) as folder:
+    output = Path(output).absolute()
+    _check_output(output, overwrite)
+    with whole_folder(output, replace=overwrite) as folder:
         source, segmentation = _predict(video, texts, weights, settings, show_progress)
         _write_masks(folder, segmentation)
         rate = frames_per_second or (source.frames_per_second if isinstance(source, FileVideo) else FRAMES_PER_SECOND)
         write_movie(folder / MOVIE_FILE, _pictures(source, segmentation), rate)
         about = {"video": str(video), "weights": str(weights), "num_frames": len(source)}
         text = json.dumps({**about, "sentences": summarize(segmentation)}, indent=1, ensure_ascii=False)
-        with naming_write_errors(folder / SUMMARY_FILE):
-            (folder / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+        write_text(folder / SUMMARY_FILE, text + "\n")
     return segmentation
 
 
@@ -157,6 +158,19 @@ def _checked(texts: Sequence[str]) -> tuple[str, ...]:
         if not text.strip(". "):
             raise ValueError(f"sentence {number} of {len(stripped)} is empty: say what is to be segmented")
     return stripped
+
+
+def _check_output(path: Path, overwrite: bool) -> None:
+    """It may be a new or empty folder, or to ``overwrite`` one that was made by ``segment``."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"output {path} is a file; expected the name of a folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / SUMMARY_FILE).is_file():
+            raise ValueError(
+                f"output {path} holds files, and no {SUMMARY_FILE} of an earlier run; choose a new or empty folder"
+            )
+        if not overwrite:
+            raise ValueError(f"output {path} holds the result of an earlier run; choose another, or add --overwrite")
 
 
 def _predict(

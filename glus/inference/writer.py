@@ -20,9 +20,9 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from glus.atomic import hidden_sibling, naming_write_errors, write_text
 from glus.config import PredictionForm
 from glus.data.rle import encode_rle
-from glus.inference.atomic import hidden_sibling, naming_write_errors, write_text
 from glus.inference.identity import Identity
 from glus.inference.job import Video, open_job
 from glus.inference.record import Summary, VideoRecord

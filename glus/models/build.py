@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from glus import distributed
+from glus.atomic import whole_folder
 from glus.config import (
     FuserGamma,
     ModelConfig,
@@ -283,16 +283,12 @@ def save_model(
         metadata: strings kept in the weights file (step, commit).
         shard_bytes: size of a file of a complete model at most.
     """
-    folder = Path(folder)
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_model_config(temporary, config, vocabulary)
-    if complete and sum(value.nbytes for value in tensors.values()) > shard_bytes:
-        write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
-    else:
-        write_tensors(temporary / (COMPLETE_FILE if complete else TRAINED_FILE), tensors, metadata)
-    os.replace(temporary, folder)
+    with whole_folder(Path(folder)) as temporary:
+        write_model_config(temporary, config, vocabulary)
+        if complete and sum(value.nbytes for value in tensors.values()) > shard_bytes:
+            write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
+        else:
+            write_tensors(temporary / (COMPLETE_FILE if complete else TRAINED_FILE), tensors, metadata)
 
 
 def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: Vocabulary) -> None:

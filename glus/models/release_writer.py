@@ -7,7 +7,6 @@ that the released GLUS writes under transformers 4.31.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from glus.atomic import whole_folder
 from glus.config import FuserGamma, ModelConfig
 from glus.models.build import LoadedModel
 from glus.models.clip import CLIP_MEAN, CLIP_STD, ClipEncoder
@@ -54,15 +54,14 @@ def save_release(
     state = {name: value.to(dtype or value.dtype).contiguous() for name, value in state.items()}
     release = to_release(state, config)
     clip = {name.removeprefix("clip."): value for name, value in state.items() if name.startswith("clip.")}
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / CLIP_FOLDER).mkdir(parents=True)
-    write_shards(temporary, release, "safetensors" if safetensors else "bin", shard_bytes, {"format": "pt"})
-    _write_json(temporary / "config.json", _config_json(model, release))
-    _write_json(temporary / "generation_config.json", {"_from_model_config": True, "use_cache": False, **_TOKEN_IDS})
-    _write_tokenizer(temporary, model.vocabulary)
-    _write_clip(temporary / CLIP_FOLDER, model.glus.clip, clip, safetensors)
-    os.replace(temporary, folder)
+    with whole_folder(folder) as temporary:
+        (temporary / CLIP_FOLDER).mkdir()
+        write_shards(temporary, release, "safetensors" if safetensors else "bin", shard_bytes, {"format": "pt"})
+        _write_json(temporary / "config.json", _config_json(model, release))
+        generation = {"_from_model_config": True, "use_cache": False, **_TOKEN_IDS}
+        _write_json(temporary / "generation_config.json", generation)
+        _write_tokenizer(temporary, model.vocabulary)
+        _write_clip(temporary / CLIP_FOLDER, model.glus.clip, clip, safetensors)
     left_out = sum(name.startswith(IOU_HEAD_PREFIX) for name in state)
     notice = {"left out: tensors of the IoU head, for which the layout has no place": left_out} if left_out else {}
     return {"tensors of the checkpoint": len(release), "tensors of its CLIP": len(clip), **notice}

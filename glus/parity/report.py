@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glus.evaluation.report import write_text_atomically
+from glus.atomic import write_text
 from glus.parity.gates import Gate, Measure
 
 
@@ -231,7 +231,7 @@ def write_json(report: Report, path: Path) -> None:
             for row in report.rows
         ],
     }
-    write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _ratio(difference: np.ndarray, scale: np.ndarray | float) -> np.ndarray:

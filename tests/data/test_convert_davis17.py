@@ -69,7 +69,7 @@ def test_an_interrupted_conversion_is_finished(download: Path, tmp_path: Path, m
 
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "copyfile", copy_until_full)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(SystemExit, match="disk full"):
             convert_davis17.main([str(download), str(broken)])
     assert not (broken / "meta_expressions/valid").exists()
     videos = [video for kind in ("JPEGImages", "Annotations") for video in broken.glob(f"*/{kind}/[!.]*")]

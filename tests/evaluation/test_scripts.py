@@ -100,7 +100,7 @@ def test_what_cannot_be_written_is_told_in_a_line(run, perfect: Path, tmp_path: 
     for script, output in (("score.py", "file/report"), ("submit.py", "mevis.zip")):
         result = run(script, f"predictions={perfect}", f"output={output}")
         assert result.returncode == 1
-        assert result.stderr.splitlines()[-1].startswith("error: [Errno ")
+        assert result.stderr.splitlines()[-1].startswith(f"error: cannot write {output}: ")
         assert "Traceback" not in result.stderr
 
 

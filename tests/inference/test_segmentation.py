@@ -112,6 +112,21 @@ def test_a_full_disk_leaves_nothing(predictor: VideoPredictor, tmp_path: Path, m
     assert not list(tmp_path.iterdir())
 
 
+def test_only_an_earlier_result_is_replaced_and_only_when_told(predictor: VideoPredictor, tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir()
+    glus.segment(Noise(1), TEXTS, predictor, out)
+    with pytest.raises(ValueError, match="add --overwrite"):
+        glus.segment(Noise(1), TEXTS, predictor, out)
+    glus.segment(Noise(1), TEXTS[1:], predictor, out, overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "summary.json"]
+    with pytest.raises(ValueError, match=r"a-dog holds files, and no summary.json"):
+        glus.segment(Noise(1), TEXTS, predictor, out / "a-dog", overwrite=True)
+    with pytest.raises(ValueError, match="is a file"):
+        glus.segment(Noise(1), TEXTS, predictor, out / "summary.json", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_sentences_become_folder_names():
     assert sentence_folders(["The red car!", "the red car", "猫", "?", "!"]) == [
         "the-red-car", "the-red-car-2", "猫", "sentence-4", "sentence-5",

@@ -19,10 +19,9 @@ from PIL import Image
 from glus.config import DatasetConfig, InferenceConfig, ModelFolderConfig, PredictionForm
 from glus.data.index import read_expressions
 from glus.data.rle import decode_rle
-from glus.inference.atomic import whole_folder
 from glus.inference.claims import Claims
 from glus.inference.identity import prediction_identity
-from glus.inference.writer import IDENTITY_FILE, MaskFolder, PredictionWriter, VideoWriter
+from glus.inference.writer import IDENTITY_FILE, PredictionWriter, VideoWriter
 from glus.models.build import LoadedModel
 from glus.structures import Expression, FrameResult
 
@@ -278,39 +277,3 @@ def test_identity_tells_what_decides_masks(
         prediction_identity(replace(dataset, split="train"), expressions, model_folder, settings),
     ]
     assert all(other != identity for other in others)
-
-
-def test_whole_folder_appears_at_the_end_or_never(tmp_path):
-    path = tmp_path / "result"
-
-    def fail(folder: Path) -> None:
-        (folder / "half").touch()
-        raise ValueError("something went wrong")
-
-    with whole_folder(path, overwrite=False, mark="done.json") as folder:
-        (folder / "done.json").touch()
-        assert not path.exists()
-    assert everything_below(tmp_path) == ["result/done.json"]
-    with pytest.raises(ValueError, match="wrong"), whole_folder(path, overwrite=True, mark="done.json") as folder:
-        fail(folder)
-    assert everything_below(tmp_path) == ["result/done.json"]
-
-
-def test_whole_folder_replaces_only_its_own_and_only_when_told(tmp_path):
-    path = tmp_path / "result"
-    path.mkdir()
-    with whole_folder(path, overwrite=False, mark="done.json") as folder:
-        masks = MaskFolder(folder / "cat")
-        masks.write("1", MASK, 0.5, True)
-        masks.finish()
-        (folder / "done.json").touch()
-    with pytest.raises(ValueError, match="add --overwrite"), whole_folder(path, overwrite=False, mark="done.json"):
-        pass
-    with whole_folder(path, overwrite=True, mark="done.json") as folder:
-        (folder / "new").touch()
-    assert everything_below(tmp_path) == ["result/new"]
-    with pytest.raises(ValueError, match=r"no done.json"), whole_folder(path, overwrite=True, mark="done.json"):
-        pass
-    with pytest.raises(ValueError, match="is a file"), whole_folder(path / "new", overwrite=True, mark="done.json"):
-        pass
-    assert everything_below(tmp_path) == ["result/new"]

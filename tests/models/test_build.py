@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from glus.atomic import hidden_sibling
 from glus.config import FuserGamma, LossConfig, ModelFolderConfig, Precision
 from glus.losses.build import build_objective
 from glus.models.build import (
@@ -303,8 +304,8 @@ def test_building_twice_with_one_seed_gives_one_model(tiny_model: LoadedModel) -
 
 
 def test_a_saved_folder_appears_whole(tiny_model: LoadedModel, glus: Glus, tmp_path: Path) -> None:
-    (tmp_path / "m.tmp").mkdir()
-    (tmp_path / "m.tmp" / "left over").write_text("from a killed run")
+    hidden_sibling(tmp_path / "m").mkdir()
+    (hidden_sibling(tmp_path / "m") / "left over").write_text("from a killed run")
     _save(tmp_path / "m", tiny_model, glus, complete=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
     assert not (tmp_path / "m" / "left over").exists()

@@ -1,8 +1,8 @@
 """Files and folders that are there complete or not at all.
 
 Everything is prepared under a hidden name beside its own and renamed in the end. An error deletes what was prepared; a
-killed process leaves it, until the next attempt at the same name replaces it. Holds against a killed process, not
-against a power cut: nothing is forced to disk.
+killed process leaves it, until the next attempt at the same name replaces it. Two processes must therefore not prepare
+the same name at once. Holds against a killed process, not against a power cut: nothing is forced to disk.
 """
 
 from __future__ import annotations
@@ -33,52 +33,53 @@ def naming_write_errors(path: Path) -> Iterator[None]:
             raise
         place = next(folder for folder in path.absolute().parents if folder.is_dir())
         free = shutil.disk_usage(place).free / 2**20
+        where = error.filename2 or error.filename or path  # filename2: the new name, where a rename failed
         raise OSError(
-            f"cannot write {error.filename or path}: {error.strerror} ({free:,.0f} MiB free below {place}); "
+            f"cannot write {where}: {error.strerror} ({free:,.0f} MiB free below {place}); "
             "make room or choose another place, and run the same command again: what is finished is kept"
         ) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; two processes must not do so at once.
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write a file, which takes the name ``path`` at the end, and is deleted on an error.
 
     Raises:
-        OSError: it cannot be written; the message says where and how much room is left.
+        OSError: its folder, which is made if need be, cannot be written.
     """
     temporary = hidden_sibling(path)
     with naming_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
+    try:
+        yield temporary
+        with naming_write_errors(path):
             os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, in UTF-8; its folder is made if need be.
+
+    Raises:
+        OSError: it cannot be written; the message says where and how much room is left.
+    """
+    with naming_write_errors(path), whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def whole_folder(path: Path, overwrite: bool, mark: str) -> Iterator[Path]:
+def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary folder to fill, which takes the name ``path`` at the end, and is deleted on an error.
 
     Args:
-        path: a new or empty folder; with ``overwrite`` also one that was made in the same way, which is replaced.
-        overwrite: allow that.
-        mark: name of a file that shows that a folder was made in the same way.
+        path: there may be an empty folder.
+        replace: there may be any folder; it is deleted at the end.
 
     Raises:
-        ValueError: ``path`` is a file, or a folder that must not be replaced.
-        OSError: it cannot be written.
+        OSError: it cannot be written, or holds files that are not to be replaced.
     """
-    path = path.absolute()
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"output {path} is a file; expected the name of a folder")
-    if path.is_dir() and any(path.iterdir()):
-        if not (path / mark).is_file():
-            raise ValueError(
-                f"output {path} holds files, and no {mark} of an earlier run; choose a new or empty folder"
-            )
-        if not overwrite:
-            raise ValueError(f"output {path} holds the result of an earlier run; choose another, or add --overwrite")
     temporary = hidden_sibling(path)
     with naming_write_errors(path):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -86,9 +87,9 @@ def whole_folder(path: Path, overwrite: bool, mark: str) -> Iterator[Path]:
     try:
         yield temporary
         with naming_write_errors(path):
-            if path.is_dir():
+            if replace and path.is_dir():
                 shutil.rmtree(path)
             os.replace(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise

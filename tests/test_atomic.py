@@ -1,0 +1,74 @@
+"""What is written is there complete or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glus.atomic import hidden_sibling, whole_file, whole_folder, write_text
+
+
+def below(folder: Path) -> list[str]:
+    """Everything in a folder, hidden or not."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def fail(path: Path) -> None:
+    path.write_bytes(b"ha")
+    raise ValueError("something went wrong")
+
+
+def test_a_file_appears_at_the_end_or_never(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with whole_file(path) as temporary:
+        temporary.write_bytes(b"whole")
+        assert not path.exists()
+    with pytest.raises(ValueError, match="wrong"), whole_file(path) as temporary:
+        fail(temporary)
+    assert path.read_bytes() == b"whole"
+    assert below(tmp_path) == ["new", "new/file"]
+
+
+def test_text_replaces_text_and_what_a_killed_process_left(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "text"
+    for text in ("", "猫\n"):
+        write_text(path, text)
+        assert path.read_text(encoding="utf-8") == text
+        hidden_sibling(path).write_text("half of something longer")
+    write_text(path, "last")
+    assert (below(tmp_path), path.read_text()) == (["new", "new/text"], "last")
+
+
+def test_text_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").touch()
+    with pytest.raises(OSError, match=r"cannot write .*folder: Is a directory \(.* MiB free below"):
+        write_text(tmp_path / "folder", "text")
+    with pytest.raises(OSError, match=r"cannot write .*text/deeper: Not a directory \(.* MiB free below"):
+        write_text(tmp_path / "text/deeper/text", "text")
+    assert below(tmp_path) == ["folder", "text"]
+
+
+def test_a_folder_appears_at_the_end_or_never(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    hidden_sibling(path).mkdir()
+    (hidden_sibling(path) / "left by a killed process").touch()
+    with whole_folder(path) as folder:
+        (folder / "done").touch()
+        assert not path.exists()
+    with pytest.raises(ValueError, match="wrong"), whole_folder(path, replace=True) as folder:
+        fail(folder / "half")
+    assert below(tmp_path) == ["result", "result/done"]
+
+
+def test_a_folder_with_files_is_replaced_only_when_told(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    path.mkdir()
+    for name, replace in (("first", False), ("second", True)):
+        with whole_folder(path, replace) as folder:
+            (folder / name).touch()
+        assert below(tmp_path) == ["result", f"result/{name}"]
+    with pytest.raises(OSError, match=r"cannot write .*result: Directory not empty"), whole_folder(path):
+        pass
+    assert below(tmp_path) == ["result", "result/second"]
