@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -26,6 +29,7 @@ from glus.models.build import LoadedModel, build_glus
 from glus.models.glus import Glus
 from glus.models.language import merge_lora
 from glus.tokens import Vocabulary
+from tests.released_layout import glus_tensors, write_checkpoint
 
 SENTENCES = ["the red circle", "the circle moving left", "the blue square that turns", "all shapes"]
 
@@ -58,6 +62,11 @@ SAM2_OVERRIDES = {
 }
 
 
+def tiny_segmenter(**fields: Any) -> SegmenterConfig:
+    """SAM2 at 64 pixels."""
+    return SegmenterConfig("sam2_hiera_t", SAM2_OVERRIDES, multimask_fallback=False, **fields)
+
+
 def tiny_model_config(tokenizer: Path, vocab_size: int) -> ModelConfig:
     """CLIP of 16 patches, an LLM of two layers, SAM2 at 64 pixels, LoRA and all parts real."""
     clip = {
@@ -80,7 +89,7 @@ def tiny_model_config(tokenizer: Path, vocab_size: int) -> ModelConfig:
     return ModelConfig(
         clip=ClipConfig(architecture=clip, pool=4),
         llm=LlmConfig(architecture=llm, vocab_size=vocab_size, tokenizer=str(tokenizer), lora_rank=2, lora_dropout=0.0),
-        segmenter=SegmenterConfig("sam2_hiera_t", SAM2_OVERRIDES, multimask_fallback=False),
+        segmenter=tiny_segmenter(),
         memory=MemoryConfig(num_frames=3),
     )
 
@@ -112,3 +121,25 @@ def merged_glus(tiny_model: LoadedModel) -> Glus:
         for parameter in glus.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     return glus.eval()
+
+
+@pytest.fixture(scope="session")
+def released(merged_glus: Glus, tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model as its authors would publish it, its CLIP in ``clip`` beside it; not to be changed."""
+    folder = tmp_path_factory.mktemp("released") / "checkpoint"
+    return write_checkpoint(folder, glus_tensors(merged_glus), merged_glus, tiny_model.vocabulary)
+
+
+@pytest.fixture
+def released_copy(released: Path, tmp_path: Path) -> Path:
+    """A copy of both that a test may change."""
+    shutil.copytree(released.parent, tmp_path / "copy")
+    return tmp_path / "copy" / released.name
+
+
+@pytest.fixture
+def segmenter_file(tmp_path: Path) -> Path:
+    """Which SAM2 the tiny model has, as ``--segmenter`` takes it."""
+    file = tmp_path / "sam2.json"
+    file.write_text(json.dumps({"variant": "sam2_hiera_t", "overrides": SAM2_OVERRIDES, "multimask_fallback": False}))
+    return file

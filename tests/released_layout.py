@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from glus.models.glus import Glus
+from glus.models.weights import read_tensors
 from glus.tokens import Vocabulary
 
+INDEX = "pytorch_model.bin.index.json"
 CONFIG_CONSTANTS = {
     "architectures": ["GLUSForCausalLM"],
     "model_type": "llava",  # which means another class to today's transformers
@@ -117,3 +121,19 @@ def write_clip(folder: Path, glus: Glus) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", **sizes}))
     tensors = {f"vision_model.{name}": value.clone() for name, value in tower.state_dict().items()}
     torch.save(tensors, folder / "pytorch_model.bin")
+
+
+def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Apply ``change`` to the tensors of each "bin" shard."""
+    weight_map = {}
+    for file in sorted(folder.glob("pytorch_model-*.bin")):
+        tensors = read_tensors(file)
+        change(tensors)
+        torch.save(tensors, file)
+        weight_map |= dict.fromkeys(tensors, file.name)
+    change_json(folder / INDEX, weight_map=weight_map)
+
+
+def change_json(file: Path, **changes: Any) -> None:
+    """Set keys of a JSON object."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))

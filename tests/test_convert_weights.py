@@ -17,50 +17,26 @@ from glus.models.build import LoadedModel, load_model, save_model
 from glus.models.glus import Glus
 from glus.models.release import load_release
 from glus.models.weights import read_tensors
-from tests.conftest import SAM2_OVERRIDES
-from tests.released_layout import glus_tensors, lisa_tensors, write_checkpoint
+from tests.conftest import tiny_segmenter
+from tests.released_layout import lisa_tensors, rewrite_weights, write_checkpoint
 from tools.convert_weights import convert, main, read_segmenter
 
 
-@pytest.fixture(scope="module")
-def model(merged_glus: Glus) -> Glus:
-    return merged_glus
-
-
-@pytest.fixture
-def released(model: Glus, tiny_model: LoadedModel, tmp_path: Path) -> Path:
-    """A merged GLUS checkpoint."""
-    return write_checkpoint(tmp_path / "published" / "GLUS", glus_tensors(model), model, tiny_model.vocabulary)
-
-
-@pytest.fixture
-def segmenter_file(tmp_path: Path) -> Path:
-    """Which SAM2 the tiny model has."""
-    file = tmp_path / "sam2.json"
-    file.write_text(json.dumps({"variant": "sam2_hiera_t", "overrides": SAM2_OVERRIDES, "multimask_fallback": False}))
-    return file
-
-
-def _assert_same_state(a: Glus, b: Glus) -> None:
-    assert a.state_dict().keys() == b.state_dict().keys()
-    for name, value in a.state_dict().items():
-        assert torch.equal(value, b.state_dict()[name]), name
-
-
 def test_a_published_glus_becomes_a_model_folder(
-    model: Glus, released: Path, segmenter_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    merged_glus: Glus, released_copy: Path, segmenter_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "new" / "ours"
-    main(["--weights", str(released), "--segmenter", str(segmenter_file), "--output", str(output)])
+    main(["--weights", str(released_copy), "--segmenter", str(segmenter_file), "--output", str(output)])
     lines = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines()]
     printed = [(line[0], int(line[1])) for line in lines if len(line) == 2]
-    matched = len(model.state_dict()) - len(model.clip.state_dict())
+    of_clip = len(merged_glus.clip.state_dict())
+    others = len(merged_glus.state_dict()) - of_clip
     nothing = [("missing", 0), ("unexpected", 0), ("wrong shape", 0)]
     dropped = ("dropped: rotary frequencies (inv_freq), computed here", 2)
-    assert printed == [("matched", matched), dropped, *nothing, ("matched", len(model.clip.state_dict())), *nothing]
-    shutil.rmtree(released.parent)  # the folder needs nothing else
+    assert printed == [("matched", others), dropped, *nothing, ("matched", of_clip), *nothing]
+    shutil.rmtree(released_copy.parent)  # the folder needs nothing else
     loaded = load_model(output)
-    _assert_same_state(loaded.glus, model)
+    torch.testing.assert_close(loaded.glus.state_dict(), merged_glus.state_dict(), rtol=0, atol=0)
     assert loaded.config.model.clip.weights is None
     assert (loaded.config.frames.num_context, loaded.config.inference.memory_stride) == (4, 3)
 
@@ -73,12 +49,11 @@ def test_stored_weights_may_be_rounded(released: Path, segmenter_file: Path, tmp
 
 
 def test_identity_is_a_setting_and_the_file_keeps_the_trained_scales(
-    model: Glus, released: Path, tmp_path: Path
+    merged_glus: Glus, released: Path, tmp_path: Path
 ) -> None:
-    segmenter = SegmenterConfig("sam2_hiera_t", SAM2_OVERRIDES, fuser_gamma=FuserGamma.identity)
-    convert(str(released), tmp_path / "ours", segmenter)
+    convert(str(released), tmp_path / "ours", tiny_segmenter(fuser_gamma=FuserGamma.identity))
     name = "segmenter.sam.memory_encoder.fuser.layers.0.gamma"
-    assert torch.equal(load_file(tmp_path / "ours" / "model.safetensors")[name], model.state_dict()[name])
+    assert torch.equal(load_file(tmp_path / "ours" / "model.safetensors")[name], merged_glus.state_dict()[name])
     loaded = load_model(tmp_path / "ours")
     assert loaded.config.model.segmenter.fuser_gamma is FuserGamma.identity
     assert set(loaded.glus.state_dict()[name].tolist()) == {torch.tensor(1e-6).item()}
@@ -90,8 +65,8 @@ def test_identity_is_a_setting_and_the_file_keeps_the_trained_scales(
 
 
 @pytest.mark.parametrize("form", ["bin", "safetensors"])
-def test_there_and_back_gives_every_bit(released: Path, segmenter_file: Path, tmp_path: Path, form: str) -> None:
-    convert(str(released), tmp_path / "ours", read_segmenter(segmenter_file, None))
+def test_there_and_back_gives_every_bit(released: Path, tmp_path: Path, form: str) -> None:
+    convert(str(released), tmp_path / "ours", tiny_segmenter())
     size = 200_000
     arguments = ["--to-release", "--weights", str(tmp_path / "ours"), "--output", str(tmp_path / "back")]
     main([*arguments, "--format", form, "--shard-gb", str(size / 1e9)])
@@ -103,22 +78,19 @@ def test_there_and_back_gives_every_bit(released: Path, segmenter_file: Path, tm
         tensors = read_tensors(shard)
         assert len(tensors) == 1 or sum(value.nbytes for value in tensors.values()) <= size
     raw, back = read_tensors(released), read_tensors(tmp_path / "back")
-    assert back.keys() == raw.keys()
-    assert all(torch.equal(back[name], value) for name, value in raw.items())
+    torch.testing.assert_close(back, raw, rtol=0, atol=0)
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in raw.values())
     assert not (tmp_path / "back.tmp").exists()
 
 
-def test_a_folder_in_the_released_layout_is_complete(
-    model: Glus, released: Path, segmenter_file: Path, tmp_path: Path
-) -> None:
+def test_a_folder_in_the_released_layout_is_complete(merged_glus: Glus, released_copy: Path, tmp_path: Path) -> None:
     """With its CLIP inside, and all that the authors' config.json states of sizes and tokens."""
-    stated = json.loads((released / "config.json").read_text())
-    segmenter = read_segmenter(segmenter_file, None)
-    convert(str(released), tmp_path / "ours", segmenter)
+    stated = json.loads((released_copy / "config.json").read_text())
+    convert(str(released_copy), tmp_path / "ours", tiny_segmenter())
     main(["--to-release", "--weights", str(tmp_path / "ours"), "--output", str(tmp_path / "back")])
-    shutil.rmtree(released.parent)
-    _assert_same_state(load_release(tmp_path / "back", segmenter).glus, model)
+    shutil.rmtree(released_copy.parent)
+    again = load_release(tmp_path / "back", tiny_segmenter()).glus
+    torch.testing.assert_close(again.state_dict(), merged_glus.state_dict(), rtol=0, atol=0)
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert {key: config[key] for key in stated} == stated
     assert config["mm_vision_select_layer"] == -2
@@ -147,18 +119,19 @@ def test_adapters_are_merged_on_the_way_back(tiny_model: LoadedModel, tmp_path: 
 
 @pytest.mark.parametrize("init", list(SegHeadInit))
 def test_lisa_and_sam2_become_a_model_folder(
-    model: Glus, tiny_model: LoadedModel, segmenter_file: Path, tmp_path: Path, init: SegHeadInit
+    merged_glus: Glus, tiny_model: LoadedModel, segmenter_file: Path, tmp_path: Path, init: SegHeadInit
 ) -> None:
-    lisa = write_checkpoint(tmp_path / "published" / "LISA", lisa_tensors(model), model, tiny_model.vocabulary)
+    raw = lisa_tensors(merged_glus)
+    lisa = write_checkpoint(tmp_path / "published" / "LISA", raw, merged_glus, tiny_model.vocabulary)
     sam2 = lisa.parent / "sam2_hiera_t.pt"
-    torch.save({"model": model.segmenter.sam.state_dict()}, sam2)
+    torch.save({"model": merged_glus.segmenter.sam.state_dict()}, sam2)
     states = []
     for seed in ("0", "0", "1"):
         output = tmp_path / f"start{len(states)}"
         arguments = ["--weights", str(lisa), "--sam2", str(sam2), "--segmenter", str(segmenter_file)]
         main([*arguments, "--seg-head-init", init.value, "--seed", seed, "--output", str(output)])
         states.append(load_model(output).glus.state_dict())
-    expected = model.state_dict()
+    expected = merged_glus.state_dict()
     for name, value in expected.items():
         is_lisas = not name.startswith("seg_head.") or init is SegHeadInit.lisa
         assert torch.equal(states[0][name], value) is is_lisas, name
@@ -167,22 +140,22 @@ def test_lisa_and_sam2_become_a_model_folder(
 
 
 def test_a_misfit_prints_the_whole_table_and_leaves_nothing(
-    released: Path, segmenter_file: Path, tmp_path: Path
+    released_copy: Path, segmenter_file: Path, tmp_path: Path
 ) -> None:
-    names = [name for name in read_tensors(released) if name.startswith("model.visual_model.sam_prompt_encoder.")]
-    index = released / "pytorch_model.bin.index.json"
-    for file in released.glob("*.bin"):
-        kept = {name: value for name, value in read_tensors(file).items() if name not in names}
-        torch.save(kept, file)
-    weight_map = {name: file for name, file in json.loads(index.read_text())["weight_map"].items() if name not in names}
-    index.write_text(json.dumps({"weight_map": weight_map}))
+    names = [name for name in read_tensors(released_copy) if name.startswith("model.visual_model.sam_prompt_encoder.")]
+
+    def drop(raw: dict[str, torch.Tensor]) -> None:
+        for name in raw.keys() & set(names):
+            del raw[name]
+
+    rewrite_weights(released_copy, drop)
     with pytest.raises(SystemExit) as stopped:
-        main(["--weights", str(released), "--segmenter", str(segmenter_file), "--output", str(tmp_path / "ours")])
+        main(["--weights", str(released_copy), "--segmenter", str(segmenter_file), "--output", str(tmp_path / "ours")])
     message = str(stopped.value)
     assert len(names) > 10
     assert all(f"    {name}\n" in message for name in names)
     assert re.search(rf"^missing +{len(names)}\n", message, re.MULTILINE)
-    assert f"error: weights of {released} do not fit" in message
+    assert f"error: weights of {released_copy} do not fit" in message
     assert not (tmp_path / "ours").exists()
 
 
@@ -231,7 +204,9 @@ def test_the_published_sam2_is_the_default() -> None:
     assert read_segmenter(None, "x.pt") == SegmenterConfig("sam2_hiera_l", {}, "x.pt")
 
 
-def test_a_layout_that_cannot_hold_a_model_refuses_it(tiny_model: LoadedModel, model: Glus, tmp_path: Path) -> None:
+def test_a_layout_that_cannot_hold_a_model_refuses_it(
+    tiny_model: LoadedModel, merged_glus: Glus, tmp_path: Path
+) -> None:
     for change, message in (
         (("clip", "pool", 2), "model.clip.pool=2: the released code always pools 4"),
         (("llm", "architecture", {"rope_theta": 1.0}), "architecture.rope_theta: the released layout has no such"),
@@ -242,6 +217,6 @@ def test_a_layout_that_cannot_hold_a_model_refuses_it(tiny_model: LoadedModel, m
         current = getattr(getattr(config.model, part), key)
         setattr(getattr(config.model, part), key, current | value if isinstance(value, dict) else value)
         folder = tmp_path / key
-        save_model(folder, model.state_dict(), config, tiny_model.vocabulary, complete=True, metadata={})
+        save_model(folder, merged_glus.state_dict(), config, tiny_model.vocabulary, complete=True, metadata={})
         with pytest.raises(SystemExit, match=message):
             main(["--to-release", "--weights", str(folder), "--output", str(tmp_path / "back")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -11,33 +10,18 @@ from pathlib import Path
 import pytest
 
 from glus.data.shapes_writer import write_shapes
-from glus.models.build import LoadedModel
-from glus.models.language import merge_lora
-from tests.conftest import SAM2_OVERRIDES
-from tests.released_layout import glus_tensors, write_checkpoint
 
-ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_released.sh"
 
 
 @pytest.mark.slow
-def test_a_published_checkpoint_is_evaluated_both_ways(tiny_model: LoadedModel, tmp_path: Path) -> None:
-    glus = copy.deepcopy(tiny_model.glus)
-    merge_lora(glus.language.llama)
-    released = write_checkpoint(tmp_path / "GLUS-toy", glus_tensors(glus), glus, tiny_model.vocabulary)
+def test_a_published_checkpoint_is_evaluated_both_ways(released: Path, segmenter_file: Path, tmp_path: Path) -> None:
     write_shapes(tmp_path / "shapes", "valid", num_videos=2, seed=0, num_frames=8, size=64)
-    sam2 = tmp_path / "sam2.json"
-    sam2.write_text(json.dumps({"variant": "sam2_hiera_t", "overrides": SAM2_OVERRIDES, "multimask_fallback": False}))
     out = tmp_path / "out"
     done = subprocess.run(
-        [
-            "bash",
-            ROOT / "scripts/evaluate_released.sh",
-            released,
-            "shapes_valid",
-            f"dataset.root={tmp_path / 'shapes'}",
-        ],
+        ["bash", SCRIPT, released, "shapes_valid", f"dataset.root={tmp_path / 'shapes'}"],
         cwd=tmp_path,
-        env={**os.environ, "RELEASED_OUT": str(out), "RELEASED_CONVERT": f"--segmenter {sam2}"},
+        env={**os.environ, "RELEASED_OUT": str(out), "RELEASED_CONVERT": f"--segmenter {segmenter_file}"},
         capture_output=True,
         text=True,
     )

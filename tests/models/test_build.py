@@ -168,8 +168,7 @@ def test_a_complete_folder_loads_to_the_same_model(
 ) -> None:
     _save(tmp_path / "export", tiny_model, _randomised(glus), complete=True)
     loaded = load_model(tmp_path / "export")
-    for name, value in glus.state_dict().items():
-        assert torch.equal(loaded.glus.state_dict()[name], value), name
+    torch.testing.assert_close(loaded.glus.state_dict(), glus.state_dict(), rtol=0, atol=0)
     assert not loaded.glus.training
     assert trainable_names(loaded.glus) == trainable_names(glus)
     with torch.no_grad():
@@ -184,9 +183,7 @@ def test_a_large_model_is_written_as_shards(tiny_model: LoadedModel, glus: Glus,
     shards = sorted((tmp_path / "m").glob("*.safetensors"))
     assert len(shards) >= 3
     assert all(shard.stat().st_size <= limit + 50_000 for shard in shards)  # names and shapes come on top
-    loaded = load_model(tmp_path / "m").glus.state_dict()
-    for name, value in tensors.items():
-        assert torch.equal(loaded[name], value), name
+    torch.testing.assert_close(load_model(tmp_path / "m").glus.state_dict(), tensors, rtol=0, atol=0)
     shards[1].unlink()
     with pytest.raises(FileNotFoundError, match=shards[1].name):
         load_model(tmp_path / "m")
@@ -199,8 +196,7 @@ def test_a_checkpoint_of_trained_tensors_loads_over_its_towers(
     _save(tmp_path / "complete", model, _randomised(glus), complete=True)
     _save(tmp_path / "trained", model, glus, complete=False)
     loaded = load_model(tmp_path / "trained")
-    for name, value in glus.state_dict().items():
-        assert torch.equal(loaded.glus.state_dict()[name], value), name
+    torch.testing.assert_close(loaded.glus.state_dict(), glus.state_dict(), rtol=0, atol=0)
     sizes = {
         folder: (tmp_path / folder / file).stat().st_size
         for folder, file in (("complete", COMPLETE_FILE), ("trained", TRAINED_FILE))
@@ -283,9 +279,8 @@ def test_fine_tuning_starts_from_another_model(
     assert trainable_names(start) == trainable_names(glus)
     model = LoadedModel(start, tiny_model.vocabulary, config)
     _save(tmp_path / "trained", model, _randomised(start), complete=False)
-    again = load_model(tmp_path / "trained").glus.state_dict()
-    for name, value in start.state_dict().items():
-        assert torch.equal(again[name], value), name
+    again = load_model(tmp_path / "trained").glus
+    torch.testing.assert_close(again.state_dict(), start.state_dict(), rtol=0, atol=0)
 
 
 def test_precision_can_be_chosen_when_loading(tiny_model: LoadedModel, glus: Glus, tmp_path: Path) -> None:
@@ -299,8 +294,7 @@ def test_building_twice_with_one_seed_gives_one_model(tiny_model: LoadedModel) -
     for _ in range(2):
         torch.manual_seed(0)
         states.append(build_glus(tiny_model.config.model).state_dict())
-    for name, value in states[0].items():
-        assert torch.equal(states[1][name], value), name
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
 
 
 def test_a_saved_folder_appears_whole(tiny_model: LoadedModel, glus: Glus, tmp_path: Path) -> None:
