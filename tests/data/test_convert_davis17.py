@@ -12,7 +12,8 @@ import pytest
 from glus.config import DatasetConfig, Layout
 from glus.data.index import read_expressions
 from glus.data.masks import open_masks
-from tests.layouts import SIZE, davis_ids, davis_sentence, make_video, write_davis_download
+from tests.layouts import SIZE, make_video
+from tests.layouts.davis17 import davis_ids, davis_sentence, write_davis_download
 from tools import convert_davis17
 
 

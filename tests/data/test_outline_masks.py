@@ -19,7 +19,8 @@ from glus.data.masks import open_masks
 from glus.data.outline_masks import draw_shapes
 from glus.data.readers.reason_seg import Shape
 from glus.structures import Expression
-from tests.layouts import SIZE, write_reason_seg, write_refcoco
+from tests.layouts import SIZE
+from tests.layouts.pictures import write_reason_seg, write_refcoco
 
 
 def store_of(root: Path, edit: Callable[[Any], object]) -> tuple[MaskStore, Expression]:

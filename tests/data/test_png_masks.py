@@ -13,7 +13,8 @@ from glus.data.index import read_expressions
 from glus.data.mask_store import MaskStore
 from glus.data.masks import open_masks
 from glus.structures import Expression
-from tests.layouts import SIZE, write_long_rvos, write_reason_vos
+from tests.layouts import SIZE
+from tests.layouts.object_folders import write_long_rvos, write_reason_vos
 
 MOSE = Path("Annotations/MOSE_reason0_1")
 

@@ -1,4 +1,4 @@
-"""Every layout, written to disk by ``tests/layouts.py``, is read back exactly, and its defects are named."""
+"""Every layout, written to disk by ``tests.layouts``, is read back exactly, and its defects are named."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from glus.data.frames import FrameStore
 from glus.data.index import read_expressions, require_annotations
 from glus.data.masks import open_masks
 from glus.data.places import expression_path
-from tests.layouts import SIZE, WRITERS, Written, write_refcoco
+from tests.layouts import SIZE, WRITERS, Written
+from tests.layouts.pictures import write_refcoco
 
 SPLITS = {
     Layout.mevis: ("train", "valid_u", "valid"),

@@ -17,7 +17,8 @@ from glus.evaluation.protocols.ref_davis17 import ANNOTATORS, annotator
 from glus.evaluation.report import Report
 from glus.evaluation.score import score_predictions
 from tests.evaluation.predicted import Masks, true_masks, write_png
-from tests.layouts import VOID_ROWS, WRITERS, Written
+from tests.layouts import WRITERS, Written
+from tests.layouts.davis17 import VOID_ROWS
 
 VIDEOS = ("valid-0", "valid-1")
 

@@ -15,7 +15,9 @@ from glus.data.tokenization import ConversationTokenizer
 from glus.inference.predictor import VideoPredictor
 from glus.losses.build import build_objective
 from glus.models.build import LoadedModel
-from tests.layouts import SIZE, write_reason_seg, write_ref_youtube_vos, write_refcoco
+from tests.layouts import SIZE
+from tests.layouts.pictures import write_reason_seg, write_refcoco
+from tests.layouts.youtube_vos import write_ref_youtube_vos
 
 FRAMES = FramesConfig(num_context=2, num_query=3)
 
