@@ -1,4 +1,4 @@
-"""Works around one defect of other people's builds; does nothing where the defect is absent.
+"""What other people's builds may lack: works around one defect, and tells whether code can be compiled.
 
 PyPI's torchvision, which sam2 brings along, is built against a CUDA torch. Beside a CPU torch its operator library
 does not load, and ``import torchvision`` (hence parts of transformers and peft) fails with "operator
@@ -44,3 +44,22 @@ def prepare_torchvision() -> torch.library.Library | None:
 
         return library
     return None
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile one line, so that ``torch.compile`` fails now and clearly instead of in the first step.
+
+    Args:
+        device: where the compiled code is to run.
+
+    Raises:
+        ValueError: it cannot be compiled; the message names the config key.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except RuntimeError as error:  # of torch.compile: whatever went wrong is the cause that it names
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise ValueError(
+            f"trainer.compile=true: torch.compile does not work here ({reason}): install a C++ compiler "
+            "(apt install g++; the variable CXX names another one), or set trainer.compile=false"
+        ) from error

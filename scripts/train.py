@@ -52,6 +52,8 @@ def train(config: TrainConfig) -> int:
     glus = build_glus(config.model)
     if trainer.gradient_checkpointing:
         glus.language.checkpoint_gradients()
+    if trainer.compile:
+        glus.language.compile_layers()
     tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)
     keys = feature_keys(glus, config.model, config.data.feature_cache.used_parts())
     mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, trainer.seed, keys)

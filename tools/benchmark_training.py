@@ -108,7 +108,7 @@ class Steps:
         self.optimizer.zero_grad()
         self._tick(clock, "optimizer", before)
         if self.checkpointing:
-            llama.gradient_checkpointing_disable()
+            llama.activation_checkpointing_disable()
 
     def _loss(self, output: GlusOutput) -> dict[str, torch.Tensor]:
         batch = self.inputs.batch

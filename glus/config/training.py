@@ -108,6 +108,10 @@ class TrainerConfig:
     2 or 3). ``parameters``: the weights too, fetched layer by layer (stage 3 only)."""
     gradient_checkpointing: bool = True
     """Recompute the LLM's layers in the backward pass instead of keeping their activations."""
+    compile: bool = False
+    """Run the LLM's layers as ``torch.compile`` makes them: the same losses and gradients but for rounding, other draws
+    of dropout. Needs a C++ compiler and, at the beginning, half a minute to two. Measured with the small model on one
+    CPU core: 8 to 10 % more samples a second, with and without gradient checkpointing; not measured on a GPU."""
     seed: int = 0
     """Decides initial weights and every drawn sample."""
     log_every: int = 10
@@ -190,6 +194,10 @@ class TrainConfig:
             "0 or 2 where valid is set (set valid=null, and evaluate checkpoints with scripts/predict.py)",
             self.trainer.zero_stage,
         )
+        # Stage 3 gathers parameters in hooks, and quantised layers have kernels of their own: neither was tried.
+        is_plain = self.trainer.zero_stage < 3 and self.model.llm.quantization is Quantization.none
+        expected = "false where trainer.zero_stage is 3 or model.llm.quantization is not none"
+        require(is_plain or not self.trainer.compile, "trainer.compile", expected, self.trainer.compile)
         is_trained = self.loss.weights.get("iou", 0) > 0
         expected = f"{str(is_trained).lower()} where loss.weights.iou is {'above' if is_trained else 'not above'} 0"
         require(self.model.iou_head == is_trained, "model.iou_head", expected, self.model.iou_head)

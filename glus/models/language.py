@@ -315,7 +315,20 @@ class LanguageModel(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """From now on, recompute each layer in the backward pass instead of keeping its activations."""
-        self.llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.llama.activation_checkpointing_enable({"use_reentrant": False})
+
+    def compile_layers(self) -> None:
+        """From now on, each layer runs as what ``torch.compile`` makes of it; names of tensors stay.
+
+        Code is made when a layer first runs, and again for what it did not cover: once more in training, but often
+        below ``extend``, whose inputs vary in kind; ``torch.compiler.set_stance("force_eager")`` leaves it out there.
+
+        Raises:
+            ValueError: no code can be made here.
+        """
+        compat.check_compiler(next(self.parameters()).device)
+        for layer in self.llama.model.layers:
+            layer.compile(dynamic=True)
 
     def splice(self, input_ids_NL: torch.Tensor, visual_MD: torch.Tensor) -> torch.Tensor:
         """Token embeddings with visual tokens at their placeholders: (N, L, D)."""

@@ -16,12 +16,13 @@ SAME_RESULT = (
     *("hardware", "hardware.*", "data.feature_cache.*"),
     *("output_dir", "paths.*", "valid", "valid.*", "inference.*", "data.num_workers", "data.mixture.*.dataset.root"),
     *("trainer.micro_batch_size", "trainer.zero_stage", "trainer.gradient_checkpointing", "trainer.offload"),
+    "trainer.compile",
     *("trainer.log_every", "trainer.eval_every", "trainer.eval_videos", "trainer.wandb.*"),
     *("trainer.save_every", "trainer.save_every_minutes", "trainer.keep_*", "trainer.resume"),
     *("trainer.on_nonfinite", "trainer.max_skips_in_row", "trainer.spike_ratio", "trainer.hang_timeout_minutes"),
 )
 """Config keys that may change between two parts of a run: where things lie, and how the same steps are computed (the
-third line changes rounding, and what depends on the rank: dropout and the contrastive queue)."""
+third and fourth line change rounding, and what depends on the rank: dropout and the contrastive queue)."""
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""``trainer.compile``: the same training, on two processes, with LoRA, checkpointing and an evaluation in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from glus.config import TrainConfig
+from glus.train.guards import EXIT_PREEMPTED
+from tests.integration.conftest import read_metrics
+
+
+@pytest.fixture
+def make_config(tiny_train_config: Callable[..., TrainConfig], tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Four steps of two videos, compiled or not."""
+
+    def make(name: str, dropout: float, compiled: bool = True) -> TrainConfig:
+        config = tiny_train_config(output_dir=str(tmp_path / name))
+        config.model.llm.lora_dropout = dropout
+        config.valid = config.data.mixture["shapes"].dataset
+        config.trainer.steps, config.trainer.micro_batch_size = 4, 1
+        config.trainer.eval_videos, config.trainer.eval_every = 1, 2
+        config.trainer.gradient_checkpointing, config.trainer.compile = True, compiled
+        return config
+
+    return make
+
+
+def curve(config: TrainConfig) -> list[dict[str, float]]:
+    lines = read_metrics(Path(config.output_dir))
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def tensor_names(config: TrainConfig) -> set[str]:
+    with safe_open(Path(config.output_dir) / "checkpoints" / "step_4" / "trained.safetensors", "pt") as file:
+        return set(file.keys())
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(run_training: Callable, make_config: Callable) -> None:
+    plain, compiled = make_config("plain", 0.0, compiled=False), make_config("compiled", 0.0)
+    for config in (plain, compiled):
+        done = run_training(config, processes=2)
+        assert done.is_ok, done.output[-6000:]
+    assert tensor_names(compiled) == tensor_names(plain)
+    for expected, got in zip(curve(plain), curve(compiled), strict=True):
+        assert got == pytest.approx(expected, rel=1e-4, abs=1e-4), expected["step"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_compiled_run_goes_on_bit_for_bit(run_training: Callable, make_config: Callable) -> None:
+    whole, parts = make_config("whole", 0.1), make_config("parts", 0.1)
+    assert run_training(whole, processes=2).is_ok
+    assert run_training(parts, "SIGTERM", step=2, processes=2).codes == [EXIT_PREEMPTED] * 2
+    assert run_training(parts, processes=2).is_ok
+    assert curve(parts) == curve(whole)
