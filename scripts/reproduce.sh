@@ -8,11 +8,13 @@
 #   REPRODUCE_CHECK      splits whose files are checked
 #   REPRODUCE_SCORE      splits that are scored here
 #   REPRODUCE_SUBMIT     splits that a server scores: a zip for each
+#   REPRODUCE_KEY_FRAMES empty: sentences start at the first frame; self: where the trained model chooses; a folder:
+#                        where its <split>.json says, in the published format (README, Key frames)
 #   REPRODUCE_PATHS      overrides for every program: paths.data=... paths.weights=...
 #   REPRODUCE_TRAIN      more overrides for training: hardware=gpu8 trainer.wandb.enabled=true
 #   REPRODUCE_SPLIT      more overrides for programs that read a split: dataset.root=...
 set -euo pipefail
-[ $# -eq 1 ] || { sed -n 2,14p "$0"; exit 1; }
+[ $# -eq 1 ] || { sed -n 2,16p "$0"; exit 1; }
 experiment=$1
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=$here/.venv/bin/python
@@ -21,9 +23,15 @@ PROCESSES=${REPRODUCE_PROCESSES:-1}
 CHECK=${REPRODUCE_CHECK-mevis_train ref_youtube_vos_train mevis_valid_u mevis_valid ref_youtube_vos_valid}
 SCORE=${REPRODUCE_SCORE-mevis_valid_u}
 SUBMIT=${REPRODUCE_SUBMIT-mevis_valid ref_youtube_vos_valid}
+KEY_FRAMES=${REPRODUCE_KEY_FRAMES:-}
 read -ra paths <<<"${REPRODUCE_PATHS:-}"
 read -ra train <<<"${REPRODUCE_TRAIN:-}"
 read -ra split <<<"${REPRODUCE_SPLIT:-}"
+for name in $SCORE $SUBMIT; do # now, not after the training
+  case $KEY_FRAMES in "" | self) continue ;; esac
+  [ -f "$KEY_FRAMES/$name.json" ] || { echo "error: REPRODUCE_KEY_FRAMES=$KEY_FRAMES: $name.json is not there;" \
+    "expected one file per split ($SCORE $SUBMIT); 'self' lets the trained model choose" >&2; exit 1; }
+done
 mkdir -p "$OUT/stages"
 
 stage() { # name, command
@@ -37,14 +45,28 @@ stage() { # name, command
   "$@"
   date >"$OUT/stages/$name"
 }
-many() { "$python" -m torch.distributed.run --standalone --nproc_per_node="$PROCESSES" "$@"; }
+many() {
+  # A signal that ends the launcher (SIGUSR1 too) goes on to its processes, which get time to save.
+  PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 \
+    "$python" -m torch.distributed.run --standalone --nproc_per_node="$PROCESSES" "$@"
+}
 export_model() { # a killed export leaves nothing behind that counts; a finished one must not be there twice
   rm -rf "$OUT/model"
   "$python" "$here/tools/export.py" --weights "$OUT/run" --output "$OUT/model"
 }
-predict() {
-  many "$here/scripts/predict.py" dataset="$1" weights="$OUT/model" output_dir="$OUT/predictions/$1" \
+choose_key_frames() {
+  many "$here/scripts/score_frames.py" dataset="$1" weights="$OUT/model" output_dir="$OUT/key_frames/$1" \
     "${paths[@]}" "${split[@]}"
+}
+predict() {
+  local start=null
+  case $KEY_FRAMES in
+    "") ;;
+    self) start=$OUT/key_frames/$1/key_frames.json ;;
+    *) start=$KEY_FRAMES/$1.json ;;
+  esac
+  many "$here/scripts/predict.py" dataset="$1" weights="$OUT/model" output_dir="$OUT/predictions/$1" \
+    inference.key_frames="$start" "${paths[@]}" "${split[@]}"
 }
 score() {
   "$python" "$here/scripts/score.py" dataset="$1" predictions="$OUT/predictions/$1" "${paths[@]}" "${split[@]}"
@@ -60,7 +82,10 @@ for name in $CHECK; do
 done
 stage train many "$here/scripts/train.py" experiment="$experiment" output_dir="$OUT/run" "${paths[@]}" "${train[@]}"
 stage export export_model
-for name in $SCORE $SUBMIT; do stage "predict_$name" predict "$name"; done
+for name in $SCORE $SUBMIT; do
+  [ "$KEY_FRAMES" != self ] || stage "key_frames_$name" choose_key_frames "$name"
+  stage "predict_$name" predict "$name"
+done
 for name in $SCORE; do stage "score_$name" score "$name"; done
 for name in $SUBMIT; do stage "submit_$name" submit "$name"; done
 printf '== everything is in %s\n' "$OUT"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from glus.data.shapes_writer import write_shapes
 from glus.tokens import Vocabulary
@@ -31,13 +33,29 @@ socket.socket.connect = refuse
 """
 """``sitecustomize.py``, which every Python process imports: nothing but this machine can be reached, and each
 attempt is written down, also where it is made in vain and in silence."""
-STAGES = {"check_shapes_valid", "train", "export", "predict_shapes_valid", "score_shapes_valid", "submit_shapes_valid"}
+STAGES = {"check_shapes_valid", "train", "export"} | {
+    f"{name}_shapes_valid" for name in ("key_frames", "predict", "score", "submit")
+}
 
 
-def test_both_scripts_run_the_shared_one_for_their_experiment() -> None:
-    for name in ("glus_s", "glus_a"):
-        script = (ROOT / "scripts" / f"reproduce_{name}.sh").read_text()
-        assert f'exec bash "$(dirname "$0")/reproduce.sh" {name}\n' in script
+@pytest.mark.parametrize("name", ["glus_s", "glus_a"])
+def test_both_scripts_run_the_shared_one_for_their_experiment(name: str) -> None:
+    """With key frames where the expected score was reached with them."""
+    script = (ROOT / "scripts" / f"reproduce_{name}.sh").read_text()
+    assert f'exec bash "$(dirname "$0")/reproduce.sh" {name}\n' in script
+    recipe = OmegaConf.load(ROOT / "configs" / "experiment" / f"{name}.yaml").recipe
+    assert ("export REPRODUCE_KEY_FRAMES=${REPRODUCE_KEY_FRAMES-self}\n" in script) == recipe.get("key_frames", False)
+
+
+def test_a_split_without_key_frames_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    settings = {"REPRODUCE_KEY_FRAMES": str(tmp_path), "REPRODUCE_SCORE": "a", "REPRODUCE_SUBMIT": "b"}
+    (tmp_path / "a.json").write_text("{}")
+    env = {**os.environ, **settings, "REPRODUCE_OUT": str(tmp_path / "out")}
+    command = ["bash", str(ROOT / "scripts" / "reproduce_glus_s.sh")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"REPRODUCE_KEY_FRAMES={tmp_path}: b.json is not there" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -57,6 +75,7 @@ def test_the_chain_runs_offline_stops_and_continues(tiny_vocabulary: Vocabulary,
         "REPRODUCE_CHECK": "shapes_valid",
         "REPRODUCE_SCORE": "shapes_valid",
         "REPRODUCE_SUBMIT": "shapes_valid",
+        "REPRODUCE_KEY_FRAMES": "self",
         "REPRODUCE_PATHS": f"paths.data={tmp_path}",
         "REPRODUCE_TRAIN": " ".join([*random, *sizes, "valid=null", f"model.llm.tokenizer={tiny_vocabulary.folder}"]),
     }
@@ -72,11 +91,15 @@ def test_the_chain_runs_offline_stops_and_continues(tiny_vocabulary: Vocabulary,
     (out / "predictions" / "shapes_valid").write_text("in the way")
     broken = run()
     assert broken.returncode != 0
-    assert {path.name for path in (out / "stages").iterdir()} == {"check_shapes_valid", "train", "export"}
+    assert {path.name for path in (out / "stages").iterdir()} == STAGES - {
+        f"{name}_shapes_valid" for name in ("predict", "score", "submit")
+    }
     (out / "predictions" / "shapes_valid").unlink()
     done = run()
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     assert "== train: done before" in done.stdout
+    predicted = json.loads((out / "predictions" / "shapes_valid" / "predict.json").read_text())
+    assert predicted["key_frames"]
     assert "J&F" in done.stdout
     assert {path.name for path in (out / "stages").iterdir()} == STAGES
     assert not refused.exists(), refused.read_text()
