@@ -65,8 +65,9 @@ NEVER_UPDATED = (
     f"{_DECODER}pred_obj_score_head.",
     *(f"{_DECODER}output_hypernetworks_mlps.{i}." for i in (1, 2, 3)),
 )
-"""Parameters of the mask decoder that are declared trainable, as released, yet never change: the convolutions run
-with the frozen image encoder under no_grad, and the other heads' outputs reach no loss."""
+"""Parameters of the mask decoder that are declared trainable, as released, yet never learn: the convolutions run with
+the image encoder, under no_grad while that is frozen, and the other heads' outputs reach no loss. Without
+``trainer.weight_decay`` (0, as released) they keep their values; with it they shrink, as what learns does."""
 
 _SPLITS = (("embeddings_new_rows", "embeddings", split_embeddings), ("lm_head_new_rows", "lm_head", split_head))
 """Part of some rows, part of the whole table, and what sets the rows apart."""

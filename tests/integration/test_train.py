@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,26 @@ def test_exactly_the_declared_tensors_change(
     never = {name for name in declared if any(part in name for part in NEVER_UPDATED)}
     assert never
     assert changed == declared - never
+
+
+@pytest.mark.parametrize(
+    "zero_stage", [0, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_weight_decay_is_the_same_with_and_without_gradients(
+    run_training: Callable, tiny_train_config: Callable, tmp_path: Path, zero_stage: int
+) -> None:
+    """In every ZeRO stage: a missing gradient counts as zero."""
+    config = tiny_train_config(output_dir=str(tmp_path / "run"))
+    config.trainer.zero_stage, config.trainer.weight_decay = zero_stage, 10.0
+    assert run_training(config).is_ok
+    torch.manual_seed(config.trainer.seed)
+    before = dict(build_glus(config.model).named_parameters())
+    after = dict(load_model(tmp_path / "run").glus.named_parameters())
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "run")]
+    left = math.prod(1 - rate * config.trainer.weight_decay for rate in rates)
+    assert left < 0.99
+    for name in (name for name in before if name.startswith(NEVER_UPDATED)):
+        torch.testing.assert_close(after[name], left * before[name], msg=name)
 
 
 def test_run_folder_and_repetition(run_training: Callable, tiny_train_config: Callable, tmp_path: Path) -> None:
