@@ -108,7 +108,7 @@ def test_adapters_are_merged_on_the_way_back(tiny_model: LoadedModel, tmp_path: 
     tensors = {name: value.clone() for name, value in tiny_model.glus.state_dict().items()}
     name = "language.llama.model.layers.0.self_attn.q_proj"
     tensors[f"{name}.lora_B.default.weight"].normal_()
-    save_model(tmp_path / "run", tensors, tiny_model.config, tiny_model.vocabulary, complete=True, metadata={})
+    save_model(tmp_path / "run", tensors, tiny_model.config, tiny_model.vocabulary, metadata={})
     main(["--to-release", "--weights", str(tmp_path / "run"), "--output", str(tmp_path / "back"), "--dtype", "fp32"])
     product = tensors[f"{name}.lora_B.default.weight"] @ tensors[f"{name}.lora_A.default.weight"]
     llm = tiny_model.config.model.llm
@@ -217,6 +217,6 @@ def test_a_layout_that_cannot_hold_a_model_refuses_it(
         current = getattr(getattr(config.model, part), key)
         setattr(getattr(config.model, part), key, current | value if isinstance(value, dict) else value)
         folder = tmp_path / key
-        save_model(folder, merged_glus.state_dict(), config, tiny_model.vocabulary, complete=True, metadata={})
+        save_model(folder, merged_glus.state_dict(), config, tiny_model.vocabulary, metadata={})
         with pytest.raises(SystemExit, match=message):
             main(["--to-release", "--weights", str(folder), "--output", str(tmp_path / "back")])

@@ -22,7 +22,7 @@ def checkpoint(tiny_model: LoadedModel, tmp_path: Path) -> Path:
     for name in tensors:
         if ".lora_B." in name:
             tensors[name] = torch.randn_like(tensors[name]) * 0.1
-    save_model(tmp_path / "run", tensors, tiny_model.config, tiny_model.vocabulary, complete=True, metadata={})
+    save_model(tmp_path / "run", tensors, tiny_model.config, tiny_model.vocabulary, metadata={})
     return tmp_path / "run"
 
 

@@ -69,7 +69,7 @@ def convert(
     config.model.llm.tokenizer = "."
     config.model.segmenter.fuser_gamma = fuser_gamma
     tensors = {name: value.to(dtype or value.dtype) for name, value in model.glus.state_dict().items()}
-    save_model(output, tensors, config, model.vocabulary, complete=True, metadata={"source": Path(weights).name})
+    save_model(output, tensors, config, model.vocabulary, metadata={"source": Path(weights).name})
     return reports
 
 

@@ -53,7 +53,7 @@ def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
     config.model.llm.tokenizer = "."
     tensors = {name: value.to(dtype) for name, value in loaded.glus.state_dict().items()}
     source = find_model_folder(weights)
-    save_model(output, tensors, config, loaded.vocabulary, complete=True, metadata={"source": source.name})
+    save_model(output, tensors, config, loaded.vocabulary, metadata={"source": source.name})
     (output / "README.md").write_text(card(loaded, source, dtype))
     for name in RUN_FILES:
         if (weights / name).is_file():

@@ -269,27 +269,25 @@ def save_model(
     tensors: dict[str, torch.Tensor],
     config: ModelFolderConfig,
     vocabulary: Vocabulary,
-    complete: bool,
     metadata: dict[str, str],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a model folder: config, tokenizer, weights. It appears whole or not at all.
+    """Write a folder of a complete model: config, tokenizer, weights. It appears whole or not at all.
 
     Args:
         folder: must not exist.
-        tensors: the trained ones, or all.
+        tensors: the whole state dict.
         config: what ``load_model`` builds from.
         vocabulary: its files are copied.
-        complete: ``tensors`` is the whole state dict (an export), not only what was trained (a checkpoint).
-        metadata: strings kept in the weights file (step, commit).
-        shard_bytes: size of a file of a complete model at most.
+        metadata: strings kept in the weights file (where it comes from).
+        shard_bytes: size of a file at most.
     """
     with whole_folder(Path(folder)) as temporary:
         write_model_config(temporary, config, vocabulary)
-        if complete and sum(value.nbytes for value in tensors.values()) > shard_bytes:
+        if sum(value.nbytes for value in tensors.values()) > shard_bytes:
             write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
         else:
-            write_tensors(temporary / (COMPLETE_FILE if complete else TRAINED_FILE), tensors, metadata)
+            write_tensors(temporary / COMPLETE_FILE, tensors, metadata)
 
 
 def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: Vocabulary) -> None:

@@ -67,7 +67,7 @@ def test_a_stored_model_is_loaded_quantised(
     tiny_model: LoadedModel, quantization: Quantization, tmp_path: Path
 ) -> None:
     glus = copy.deepcopy(tiny_model.glus)
-    save_model(tmp_path / "m", glus.state_dict(), tiny_model.config, tiny_model.vocabulary, complete=True, metadata={})
+    save_model(tmp_path / "m", glus.state_dict(), tiny_model.config, tiny_model.vocabulary, metadata={})
     loaded = load_model(tmp_path / "m", Precision.bf16, SettingsConfig(llm_quantization=quantization))
     weights = {n: p for n, p in loaded.glus.named_parameters() if "_proj" in n and "language.llama.model" in n}
     assert {p.dtype for n, p in weights.items() if "lora" not in n} <= {torch.int8, torch.uint8}

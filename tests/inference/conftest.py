@@ -24,5 +24,5 @@ def model_folder(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFacto
     """The tiny model, exported; it draws masks though a random model does not answer with [SEG]."""
     folder = tmp_path_factory.mktemp("weights") / "model"
     config = ModelFolderConfig(tiny_model.config.model, tiny_model.config.frames, InferenceConfig(force_seg=True))
-    save_model(folder, tiny_model.glus.state_dict(), config, tiny_model.vocabulary, complete=True, metadata={})
+    save_model(folder, tiny_model.glus.state_dict(), config, tiny_model.vocabulary, metadata={})
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,21 @@ import pytest
 from glus.data.collate import collate
 from glus.data.prompts import draw_turns
 from glus.data.tokenization import ConversationTokenizer
-from glus.models.build import LoadedModel
+from glus.models.build import TRAINED_FILE, LoadedModel, write_model_config
 from glus.models.glus import Glus
+from glus.models.weights import write_tensors
 from glus.structures import Batch, ObjectKey, TrainSample
 
 TEXTS = ("the red circle", "the circle moving left", "all shapes")
 BatchMaker = Callable[..., Batch]
+
+
+def save_trained(folder: Path, model: LoadedModel, glus: Glus) -> None:
+    """The model folder that a checkpoint is: only what is trained."""
+    folder.mkdir()
+    write_model_config(folder, model.config, model.vocabulary)
+    tensors = {name: parameter for name, parameter in glus.named_parameters() if parameter.requires_grad}
+    write_tensors(folder / TRAINED_FILE, tensors, {})
 
 
 @pytest.fixture

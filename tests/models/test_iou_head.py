@@ -32,7 +32,7 @@ def folder(tiny_model: LoadedModel, tmp_path: Path) -> Path:
     config = replace(tiny_model.config, model=replace(tiny_model.config.model, iou_head=True))
     assert isinstance(config, ModelFolderConfig)
     tensors = build(tiny_model, True).state_dict()
-    save_model(tmp_path / "model", tensors, config, tiny_model.vocabulary, complete=True, metadata={})
+    save_model(tmp_path / "model", tensors, config, tiny_model.vocabulary, metadata={})
     return tmp_path / "model"
 
 
@@ -97,7 +97,7 @@ def test_training_may_start_from_a_model_with_or_without_it(
 
     bare = tmp_path / "bare"
     tensors = build(tiny_model, False).state_dict()
-    save_model(bare, tensors, tiny_model.config, tiny_model.vocabulary, complete=True, metadata={})
+    save_model(bare, tensors, tiny_model.config, tiny_model.vocabulary, metadata={})
     from_bare = build_glus(replace(config, weights=str(bare)))
     assert set(from_bare.state_dict()) - set(tensors) == (HEAD if wanted else set())
 

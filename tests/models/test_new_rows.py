@@ -8,12 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from glus.models.build import LoadedModel, build_glus, load_model, mark_trainable, save_model, trainable_names
+from glus.models.build import (
+    TRAINED_FILE,
+    LoadedModel,
+    build_glus,
+    load_model,
+    mark_trainable,
+    save_model,
+    trainable_names,
+)
 from glus.models.glus import Glus
 from glus.models.new_rows import merge_new_rows
 from glus.structures import Batch
+from tests.models.conftest import save_trained
 from tools.export import export
 
 BatchMaker = Callable[..., Batch]
@@ -102,7 +112,7 @@ def test_an_export_holds_whole_tables_and_computes_what_the_live_model_does(
     batch = make_batch((2, 1))
     _train(rows_model.glus, batch)
     tensors, config = rows_model.glus.state_dict(), rows_model.config
-    save_model(tmp_path / "run", tensors, config, rows_model.vocabulary, complete=True, metadata={})
+    save_model(tmp_path / "run", tensors, config, rows_model.vocabulary, metadata={})
     export(tmp_path / "run", tmp_path / "export", torch.float32)
     exported = load_model(tmp_path / "export")
     assert not set(PARTS) & set(exported.config.model.trainable)
@@ -114,8 +124,8 @@ def test_a_checkpoint_holds_the_rows_instead_of_the_tables(
     rows_model: LoadedModel, make_batch: BatchMaker, tmp_path: Path
 ) -> None:
     _train(rows_model.glus, make_batch((2, 1)))
-    tensors = {name: p.detach() for name, p in rows_model.glus.named_parameters() if p.requires_grad}
-    save_model(tmp_path / "step", tensors, rows_model.config, rows_model.vocabulary, complete=False, metadata={})
+    save_trained(tmp_path / "step", rows_model, rows_model.glus)
+    tensors = load_file(tmp_path / "step" / TRAINED_FILE)
     loaded = load_model(tmp_path / "step").glus.state_dict()  # its frozen parts are random: the config names no towers
     for name in (EMBEDDINGS, HEAD):
         assert torch.equal(loaded[f"{name}.new_rows"], tensors[f"{name}.new_rows"])

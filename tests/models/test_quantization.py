@@ -38,7 +38,7 @@ def test_a_missing_bitsandbytes_is_named_with_its_command(monkeypatch: pytest.Mo
 def test_a_prediction_may_ask_for_it(tiny_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     tensors = tiny_model.glus.state_dict()
-    save_model(tmp_path / "model", tensors, tiny_model.config, tiny_model.vocabulary, complete=True, metadata={})
+    save_model(tmp_path / "model", tensors, tiny_model.config, tiny_model.vocabulary, metadata={})
     with pytest.raises(ValueError, match=r"llm\.quantization=int8 needs a GPU"):
         load_model(tmp_path / "model", settings=SettingsConfig(llm_quantization=Quantization.int8))
 
