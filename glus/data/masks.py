@@ -11,11 +11,12 @@ import numpy as np
 
 from glus.config import DatasetConfig, Layout
 from glus.data.mask_cache import Code, MaskCache
-from glus.data.mask_store import MaskStore, by, no_masks, place
+from glus.data.mask_file import MaskFile
+from glus.data.mask_store import MaskStore, by, place
 from glus.data.outline_masks import PolygonMasks, ShapeMasks
 from glus.data.places import mask_path
 from glus.data.png_masks import FolderMasks, PaletteMasks
-from glus.data.rle import Size, decode_rle, encode_rle
+from glus.data.rle import Size, encode_rle
 from glus.structures import Expression
 
 
@@ -27,22 +28,19 @@ def open_masks(dataset: DatasetConfig) -> MaskStore:
 class RleMasks:
     """MeViS: ``mask_dict.json``, {annotation id: [COCO run-length code or null per frame]}.
 
-    Read through a packed copy that all processes map into their memory (``mask_cache``), opened on first use.
+    Args:
+        name: of the dataset, for messages.
+        path: of the file.
     """
 
     def __init__(self, name: str, path: Path):
-        self.name, self.path = name, path
-        self._opened: MaskCache | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A worker process opens the file itself."""
-        return {**vars(self), "_opened": None}
+        self.file = MaskFile(name, path)
 
     def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """See ``MaskStore.read``; overlapping objects are united, never summed."""
         union = np.zeros((len(frames), *size), np.uint8)
         for row, counts, name in self._each(expression, frames, size):
-            union[row] |= self._decode(counts, size, name)
+            union[row] |= self.file.decode(counts, size, name)
         return union
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> None:
@@ -78,30 +76,14 @@ class RleMasks:
 
     def _check_annotation(self, expression: Expression, annotation_id: str) -> MaskCache:
         """The masks, which have one entry of this annotation for each frame."""
-        masks = self.open()
-        if annotation_id not in masks:
-            raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}")
+        masks = self.file.open_with(expression, annotation_id)
         length = masks.length(annotation_id)
         if length != len(expression.frames):
             raise ValueError(
-                f"masks of {expression.name}: annotation {annotation_id} in {self.path} has {length} entries; "
+                f"masks of {expression.name}: annotation {annotation_id} in {self.file.path} has {length} entries; "
                 f"expected one for each of the video's {len(expression.frames)} frames"
             )
         return masks
-
-    def open(self) -> MaskCache:
-        """The masks by annotation id.
-
-        Raises:
-            FileNotFoundError: there is no file of masks.
-            ValueError: it is malformed.
-            OSError: its packed copy can be written nowhere.
-        """
-        if self._opened is None:
-            if not self.path.is_file():
-                raise no_masks(self.name, self.path)
-            self._opened = MaskCache(self.path)
-        return self._opened
 
     def _check_code(self, entry: Any, size: Size, name: str) -> bytes:
         """The compressed code of an entry, which is of the right size."""
@@ -114,18 +96,14 @@ class RleMasks:
         ):
             found, counts = entry["size"], entry["counts"]
         else:
-            raise ValueError(f"mask of {name} in {self.path}: expected null or {{size, counts}}, found {entry!r:.80}")
+            raise ValueError(
+                f"mask of {name} in {self.file.path}: expected null or {{size, counts}}, found {entry!r:.80}"
+            )
         if list(found) != list(size):
             raise ValueError(
-                f"mask of {name} in {self.path} is {by(found)}, but the frame is {by(size)} (height x width)"
+                f"mask of {name} in {self.file.path} is {by(found)}, but the frame is {by(size)} (height x width)"
             )
-        return counts if isinstance(counts, bytes) else encode_rle(self._decode(counts, size, name)).encode("ascii")
-
-    def _decode(self, counts: str | bytes | list[int], size: Size, name: str) -> np.ndarray:
-        try:
-            return decode_rle(counts, size)
-        except ValueError as error:
-            raise ValueError(f"mask of {name} in {self.path} does not decode: {error}") from error
+        return counts if isinstance(counts, bytes) else encode_rle(self.file.decode(counts, size, name)).encode("ascii")
 
 
 STORES: dict[Layout, Callable[[str, Path], MaskStore]] = {

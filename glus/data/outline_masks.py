@@ -11,11 +11,12 @@ import numpy as np
 from pycocotools import mask as coco
 
 from glus.data.json_stream import iterate_members
-from glus.data.mask_cache import Code, MaskCache
+from glus.data.mask_cache import Code
+from glus.data.mask_file import MaskFile
 from glus.data.mask_store import by, no_masks, place
 from glus.data.readers.json_access import field
 from glus.data.readers.reason_seg import Shape, read_reason_seg_file
-from glus.data.rle import Size, decode_rle
+from glus.data.rle import Size
 from glus.structures import Expression
 
 TARGET, IGNORED = 1, 255
@@ -25,26 +26,20 @@ TARGET, IGNORED = 1, 255
 class PolygonMasks:
     """RefCOCO: ``instances.json``, whose annotations are lists of polygons or a run-length code.
 
-    Read through a packed copy that all processes map into their memory (``mask_cache``), opened on first use.
+    Args:
+        name: of the dataset, for messages.
+        path: of the file.
     """
 
     def __init__(self, name: str, path: Path):
-        self.name, self.path = name, path
-        self._opened: MaskCache | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A worker process opens the file itself."""
-        return {**vars(self), "_opened": None}
+        self.file = MaskFile(name, path, iterate_outlines)
 
     def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """See ``MaskStore.read``; the parts of an object are united, and it may have none."""
         union = np.zeros(size, np.uint8)
         for annotation_id in expression.annotation_ids:
-            masks = self.open()
-            if annotation_id not in masks:
-                raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}")
-            name = f"{place(expression, 0)}, annotation {annotation_id}"
-            union |= self._draw(masks.entry(annotation_id, 0), size, name)
+            outline = self.file.open_with(expression, annotation_id).entry(annotation_id, 0)
+            union |= self._draw(outline, size, f"{place(expression, 0)}, annotation {annotation_id}")
         return np.repeat(union[None], len(frames), axis=0)
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> None:
@@ -54,20 +49,6 @@ class PolygonMasks:
     def annotated(self, expression: Expression) -> np.ndarray:
         """See ``MaskStore.annotated``: the one frame."""
         return np.ones(1, bool)
-
-    def open(self) -> MaskCache:
-        """The outlines by annotation id, in "frame" 0: polygons or a run-length code.
-
-        Raises:
-            FileNotFoundError: there is no file of masks.
-            ValueError: it is malformed.
-            OSError: its packed copy can be written nowhere.
-        """
-        if self._opened is None:
-            if not self.path.is_file():
-                raise no_masks(self.name, self.path)
-            self._opened = MaskCache(self.path, iterate_outlines)
-        return self._opened
 
     def _draw(self, outline: Any, size: Size, name: str) -> np.ndarray:
         """(H, W) uint8 of 0/1; polygons as COCO's own library draws them."""
@@ -80,12 +61,9 @@ class PolygonMasks:
         )
         if list(found) != list(size):
             raise ValueError(
-                f"mask of {name} in {self.path} is {by(found)}, but the picture is {by(size)} (height x width)"
+                f"mask of {name} in {self.file.path} is {by(found)}, but the picture is {by(size)} (height x width)"
             )
-        try:
-            return decode_rle(counts, size)
-        except ValueError as error:
-            raise ValueError(f"mask of {name} in {self.path} does not decode: {error}") from error
+        return self.file.decode(counts, size, name)
 
 
 def iterate_outlines(path: Path) -> Iterator[tuple[str, Any]]:

@@ -185,7 +185,7 @@ def _why_no_masks(dataset: DatasetConfig) -> str:
         return f"dataset {dataset.name!r} has no masks; expected {path}"
     try:
         if isinstance(masks, RleMasks | PolygonMasks):
-            masks.open()
+            masks.file.open()
     except ValueError as error:
         return str(error)
     return ""
