@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"config", "structures", "tokens", "distributed", "log", "compat", "atomic"},
+    {"config", "structures", "tokens", "distributed", "log", "compat", "atomic", "json_files"},
     {"data", "models", "losses"},
     {"train", "inference", "evaluation"},
     {"parity"},

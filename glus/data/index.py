@@ -9,12 +9,13 @@ from pathlib import Path, PurePosixPath
 
 from glus.config import DatasetConfig, Layout
 from glus.data.places import expression_path
-from glus.data.readers.json_access import field, read_json
+from glus.data.readers.json_access import field
 from glus.data.readers.mevis import read_lvvis, read_mevis, read_revos
 from glus.data.readers.reason_seg import read_reason_seg
 from glus.data.readers.reason_vos import read_reason_vos
 from glus.data.readers.ref_youtube_vos import read_long_rvos, read_ref_youtube_vos, read_ref_youtube_vos_valid
 from glus.data.readers.refcoco import read_refcoco
+from glus.json_files import read_json
 from glus.structures import Expression
 
 log = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from glus.data.readers.json_access import distinct_keys
 from glus.data.rle import Size, decode_rle
 from glus.evaluation.bits import BitMasks
 from glus.evaluation.png import UnusablePrediction, read_png, wrong_size
+from glus.json_files import distinct_keys
 from glus.structures import Expression
 
 Video = list[Expression]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from glus.atomic import write_text
+from glus.json_files import read_object
 from glus.structures import Expression
 
 NAMED_IN_MESSAGE = 3
@@ -76,13 +77,7 @@ def _keys(expressions: Iterable[Expression]) -> dict[str, Expression]:
 def _read_entries(path: Path) -> Mapping[str, object]:
     if not path.is_file():
         raise FileNotFoundError(f"inference.key_frames={path}: no such file (scripts/score_frames.py writes one)")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"inference.key_frames={path} is no JSON: {error}") from error
-    if not isinstance(entries, dict):
-        raise ValueError(f"inference.key_frames={path}: expected an object of '<video>_<exp_id>': frame")
-    return entries
+    return read_object(path)
 
 
 def _index(wanted: object, expression: Expression, path: str | Path) -> int:

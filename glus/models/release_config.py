@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glus.config import ClipConfig, LlmConfig, ModelConfig
+from glus.json_files import read_object
 
 Value = TypeVar("Value", int, float, str)
 
@@ -74,24 +75,6 @@ def find_folder(name: str | Path, what: str) -> Path:
         ) from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """An object of a JSON file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is something else.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file.parent} has no {file.name}")
-    try:
-        content = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected an object")
-    return content
-
-
 def check_added_tokens(folder: Path, added: Mapping[str, int]) -> None:
     """That tokenizer_config.json, where a newer transformers lists the added tokens once more, says the same.
 
@@ -106,7 +89,7 @@ def check_added_tokens(folder: Path, added: Mapping[str, int]) -> None:
     if not file.is_file():
         return
     names = {number: token for token, number in added.items()}
-    for number, entry in read_json(file).get("added_tokens_decoder", {}).items():
+    for number, entry in read_object(file).get("added_tokens_decoder", {}).items():
         token = entry["content"]
         if added.get(token, int(number)) != int(number) or names.get(int(number), token) != token:
             raise ValueError(f"{file} gives {token} the id {number}, but added_tokens.json says {dict(added)}")
@@ -129,7 +112,7 @@ def read_llm_config(folder: Path) -> LlmConfig:
         FileNotFoundError, ValueError: the file is missing, lacks a field, or describes another kind of model.
     """
     file = folder / "config.json"
-    content = read_json(file)
+    content = read_object(file)
     for key, expected in _EXPECTED.items():
         if key in content and content[key] != expected:
             raise ValueError(f"{file}: {key}={json.dumps(content[key])}, but only {json.dumps(expected)} is supported")
@@ -152,7 +135,7 @@ def check_llm_config(folder: Path, config: ModelConfig) -> None:
     file = folder / "config.json"
     if not file.is_file():
         return
-    content, architecture = read_json(file), config.llm.architecture
+    content, architecture = read_object(file), config.llm.architecture
     pairs = [
         (f"model.llm.architecture.{key}", architecture[key], key)
         for key in LLM_FIELDS
@@ -177,7 +160,7 @@ def read_clip_config(folder: Path, clip: str | None) -> ClipConfig:
         ValueError: a config lacks a field.
     """
     file = folder / "config.json"
-    content = read_json(file)
+    content = read_object(file)
     key = next((key for key in ("vision_tower", "mm_vision_tower") if key in content), "vision_tower")
     clip_folder = find_folder(clip, "clip") if clip else _find_named_clip(_value(content, key, str, file), file)
     select_layer = _value(content, "mm_vision_select_layer", int, file)
@@ -199,7 +182,7 @@ def _find_named_clip(name: str, file: Path) -> Path:
 
 def _clip_architecture(file: Path) -> dict[str, Any]:
     """Sizes of a vision tower; in the config of a whole CLIP they lie below ``vision_config``."""
-    content = read_json(file)
+    content = read_object(file)
     content = content.get("vision_config", content)
     sizes: dict[str, Any] = {key: _value(content, key, int, file) for key in _CLIP_INTEGERS}
     return sizes | {key: content[key] for key in _CLIP_OPTIONAL if key in content}

@@ -5,7 +5,6 @@ All sizes, counts and cases come from the files.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from glus.config import SegmenterConfig
+from glus.json_files import read_json
 
 T = TypeVar("T")
 DTYPE = "float32"
@@ -98,21 +98,6 @@ class Arrays:
                 return archive[name]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self.path}: array {name!r} does not decode: {error}") from error
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no JSON.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
 
 
 def read_records(path: Path) -> list[Record]:

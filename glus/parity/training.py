@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from glus.config import ContrastiveConfig, LossConfig
+from glus.json_files import read_json
 from glus.losses.build import build_objective
 from glus.losses.objective import GlusObjective
 from glus.models.build import LoadedModel
@@ -25,7 +26,7 @@ from glus.parity.contrastive import (
     fill_queue,
 )
 from glus.parity.detach import replay_detach
-from glus.parity.fixture import Arrays, Fixture, Record, read_json
+from glus.parity.fixture import Arrays, Fixture, Record
 from glus.parity.gradients import collect_gradients, compare_gradients
 from glus.parity.models import Models
 from glus.parity.observe import observed

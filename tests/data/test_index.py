@@ -98,7 +98,7 @@ def test_a_missing_file_names_dataset_layout_and_path(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not JSON"),
+        ("{", "no JSON"),
         ({}, "expected a dict under 'videos', found nothing"),
         ({"videos": {}}, "holds no expression"),
         ({"videos": {"v": {"expressions": {}}}}, r"videos\['v'\]: expected a list under 'frames'"),

@@ -126,7 +126,7 @@ def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
     written = WRITERS[Layout.mevis](tmp_path, "train")
     path = tmp_path / "train/meta_expressions.json"
     path.write_text(path.read_text().replace('"1": {"exp"', '"0": {"exp"', 1))
-    with pytest.raises(ValueError, match=r"meta_expressions.json is not JSON: key '0' stands twice"):
+    with pytest.raises(ValueError, match=r"meta_expressions.json is no JSON: key '0' stands twice"):
         read_expressions(written.dataset)
 
 

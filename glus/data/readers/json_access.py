@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from glus.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -21,31 +22,6 @@ class Entry:
     """What the file says about the expression."""
     where: str
     """File and place, for messages."""
-
-
-def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
-    """The content of a file, in the first of these encodings that it can be in.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not JSON, or in none of the encodings, or an object has a key twice (json would silently keep
-            the last).
-    """
-    text = _decode(path, encodings)
-    try:
-        return json.loads(text, object_pairs_hook=distinct_keys)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-
-
-def _decode(path: Path, encodings: Sequence[str]) -> str:
-    data = path.read_bytes()
-    for encoding in encodings:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError as error:
-            reason = str(error)
-    raise ValueError(f"{path} is not text in {' or '.join(encodings)}: {reason}")
 
 
 def field(mapping: Any, key: str, kind: type, where: str) -> Any:
@@ -117,13 +93,3 @@ def _numeric_order(expressions: dict[str, Any]) -> Iterable[tuple[str, Any]]:
     if all(key.isdecimal() for key in expressions):
         return sorted(expressions.items(), key=lambda item: int(item[0]))
     return expressions.items()
-
-
-def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """``object_pairs_hook`` of ``json.loads``: ValueError for a key that stands twice, of which json keeps the last."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} stands twice beside {', '.join(map(repr, keys[:3]))}, ...")
-    return found

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from glus.config import DatasetConfig
-from glus.data.readers.json_access import field, read_json
+from glus.data.readers.json_access import field
+from glus.json_files import read_json
 from glus.structures import Expression
 
 

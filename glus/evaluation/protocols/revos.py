@@ -13,7 +13,6 @@ script's values for 0/255 masks, for comparison with papers only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from glus.evaluation.bits import region_counts
 from glus.evaluation.measured import Chunk, Measured, Observed
 from glus.evaluation.protocols.rules import Rules
 from glus.evaluation.report import ExpressionScore, ObjectScore, ScoreTable, mean_of
+from glus.json_files import read_object
 
 FOREGROUND_FILE = "mask_dict_foreground.json"
 GROUPS = ("referring", "reasoning")
@@ -58,7 +58,11 @@ class Foreground:
 
     def _codes(self, video: str, num_frames: int) -> list[Any]:
         if self._videos is None:
-            self._videos = _read_json(self.path)
+            if not self.path.is_file():
+                raise FileNotFoundError(
+                    f"no file {self.path}; the robustness score of ReVOS needs it (it comes with the masks)"
+                )
+            self._videos = read_object(self.path)
         entry = self._videos.get(video)
         codes = entry.get("masks_rle") if isinstance(entry, dict) else None
         if not isinstance(codes, list) or len(codes) != num_frames:
@@ -142,20 +146,6 @@ def _overlap(chunk: Chunk, index: int) -> np.ndarray:
     objects = [replace(expression, annotation_ids=(name,)) for name in expression.annotation_ids]
     shared = [region_counts(prediction, chunk.target(one))[0] for one in objects]
     return np.array(shared, np.int64).reshape(-1, len(chunk.frames)).sum(axis=0)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; the robustness score of ReVOS needs it (it comes with the masks)")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: expected {{video: {{masks_rle: [code per frame]}}}}, found a {type(content).__name__}"
-        )
-    return content
 
 
 RULES = Rules(
