@@ -54,8 +54,13 @@ class Expression:
 
     @property
     def prediction_dir(self) -> str:
-        """Folder of its masks, relative to a folder of predictions; video ids may contain slashes."""
+        """Folder of its masks as PNGs, relative to a folder of predictions; video ids may contain slashes."""
         return self.folder or f"{self.video}/{self.exp_id}"
+
+    @property
+    def prediction_file(self) -> str:
+        """File of the run-length codes of its whole video, relative to a folder of predictions."""
+        return f"{self.video}.jsonl"
 
     @property
     def name(self) -> str:

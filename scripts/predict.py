@@ -23,13 +23,12 @@ from glus import distributed
 from glus.config import PredictConfig, load_config
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import by_video, read_expressions
-from glus.inference.identity import prediction_identity
 from glus.inference.job import Video, check_problems, process_videos
 from glus.inference.keyframes import read_key_frames
-from glus.inference.predictor import VideoPredictor, load_predictor
+from glus.inference.predictor import VideoPredictor
 from glus.inference.progress import JobProgress
 from glus.inference.record import Summary
-from glus.inference.texts import check_lengths
+from glus.inference.split import load_for_split
 from glus.inference.writer import PredictionWriter
 from glus.log import run_info, setup_logging
 
@@ -49,9 +48,7 @@ def predict(config: PredictConfig) -> Summary:
     videos = by_video(expressions)[: config.max_videos]
     file = config.inference.key_frames
     key_frames = read_key_frames(file, [expression for video in videos for expression in video]) if file else None
-    predictor, model = load_predictor(config.weights, config.inference)
-    check_lengths(predictor, ((expression.name, expression.text) for expression in expressions))
-    identity = prediction_identity(config.dataset, expressions, model.vocabulary.folder, model.config, file)
+    predictor, identity = load_for_split(config, expressions, file)
     about = {"run": run_info(), "weights": config.weights}
     writer = PredictionWriter(config.output_dir, identity, about, config.format)
     with JobProgress(writer.is_done, videos, is_shown=distributed.rank() == 0) as progress:

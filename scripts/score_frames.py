@@ -22,11 +22,10 @@ from glus.config import ScoreFramesConfig, load_config
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import by_video, read_expressions
 from glus.inference.frame_scores import FrameScores, KeyFrames
-from glus.inference.identity import prediction_identity
 from glus.inference.job import Video, check_problems, process_videos
-from glus.inference.predictor import VideoPredictor, load_predictor
+from glus.inference.predictor import VideoPredictor
 from glus.inference.progress import JobProgress
-from glus.inference.texts import check_lengths
+from glus.inference.split import load_for_split
 from glus.log import run_info, setup_logging
 
 
@@ -40,9 +39,7 @@ def score_frames(config: ScoreFramesConfig) -> KeyFrames:
     """
     expressions = read_expressions(config.dataset)
     videos = by_video(expressions)[: config.max_videos]
-    predictor, model = load_predictor(config.weights, config.inference)
-    check_lengths(predictor, ((expression.name, expression.text) for expression in expressions))
-    identity = prediction_identity(config.dataset, expressions, model.vocabulary.folder, model.config)
+    predictor, identity = load_for_split(config, expressions)
     scores = FrameScores(config.output_dir, identity, {"run": run_info(), "weights": config.weights})
     with JobProgress(scores.is_done, videos, is_shown=distributed.rank() == 0) as progress:
         process = partial(score_video, predictor, scores, FrameStore(config.dataset), progress)

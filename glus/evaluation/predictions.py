@@ -57,7 +57,7 @@ def open_predictions(folder: Path, video: Video) -> VideoPredictions:
     Raises:
         ValueError: both forms are there.
     """
-    rle = rle_path(folder, video)
+    rle = folder / video[0].prediction_file
     if not rle.is_file():
         return PngPredictions(folder)
     for expression in video:
@@ -76,11 +76,6 @@ def read_complete(
     if unusable:
         raise ValueError(f"{next(iter(unusable.values()))} ({hint})")
     return masks
-
-
-def rle_path(folder: Path, video: Video) -> Path:
-    """Where the run-length codes of a video lie; video ids may contain slashes."""
-    return folder / f"{video[0].video}.jsonl"
 
 
 class PngPredictions:
@@ -106,7 +101,7 @@ class PngPredictions:
     def no_answer(self, expression: Expression) -> str | None:
         """See ``VideoPredictions``."""
         folder = self.folder / expression.prediction_dir
-        return None if folder.is_dir() else f"no folder {folder} and no {rle_path(self.folder, [expression])}"
+        return None if folder.is_dir() else f"no folder {folder} and no {self.folder / expression.prediction_file}"
 
 
 class RlePredictions:
@@ -205,7 +200,7 @@ def unexpected_files(folder: Path, videos: Iterable[Video]) -> list[str]:
     """Folders with PNGs of no expression, PNGs of no frame, and ``.jsonl`` files of no video, as sorted lines."""
     videos = list(videos)
     expected = {folder / expression.prediction_dir: expression for video in videos for expression in video}
-    rle_files = {rle_path(folder, video) for video in videos}
+    rle_files = {folder / video[0].prediction_file for video in videos}
     lines = []
     for name, subfolders, files in os.walk(folder):
         subfolders.sort()

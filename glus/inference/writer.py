@@ -136,7 +136,7 @@ class _RleVideo:
     """``<folder>/<video>.jsonl``, a line per result."""
 
     def __init__(self, folder: Path, video: Video):
-        self._path = _rle_path(folder, video)
+        self._path = folder / video[0].prediction_file
         self._ids = [expression.exp_id for expression in video]
         self._temporary = hidden_sibling(self._path)
 
@@ -163,10 +163,6 @@ class _RleVideo:
 
     def discard(self) -> None:
         self._temporary.unlink(missing_ok=True)
-
-
-def _rle_path(folder: Path, video: Video) -> Path:
-    return folder / f"{video[0].video}.jsonl"
 
 
 class VideoWriter:
@@ -241,7 +237,7 @@ class PredictionWriter:
     def is_done(self, video: Video) -> bool:
         """Whether all masks of a video are there."""
         if self._form is PredictionForm.rle:
-            return _rle_path(self.folder, video).is_file()
+            return (self.folder / video[0].prediction_file).is_file()
         return all((self.folder / expression.prediction_dir).is_dir() for expression in video)
 
     @contextmanager

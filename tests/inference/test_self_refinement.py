@@ -81,14 +81,12 @@ def test_frames_are_scored_and_predictions_start_from_the_best(
     predictor, model = load_predictor(model_folder)
     if has_head:
         model.glus.iou_head = IouHead(model.glus.language.width, model.glus.segmenter.width)
-    programs = {name: load_script(name) for name in ("score_frames", "predict")}
-    for program in programs.values():
-        monkeypatch.setattr(program, "load_predictor", lambda *_: (predictor, model))
+    monkeypatch.setattr("glus.inference.split.load_predictor", lambda *_: (predictor, model))
     expressions = read_expressions(dataset)
     num_frames = sum(len(video[0].frames) for video in by_video(expressions))
 
     with counted(model.glus) as counts:
-        chosen = programs["score_frames"].score_frames(scoring)
+        chosen = load_script("score_frames").score_frames(scoring)
     assert (counts["CLIP images"], counts["SAM2 images"]) == (num_frames, 0 if has_head else num_frames)
     assert (chosen.videos, chosen.done, chosen.expressions) == (3, 3, len(expressions))
     key_frames = read_key_frames(chosen.file, expressions)
@@ -103,7 +101,7 @@ def test_frames_are_scored_and_predictions_start_from_the_best(
     settings = PredictionConfig(key_frames=str(chosen.file))
     config = PredictConfig(dataset=dataset, weights="", output_dir=str(tmp_path / "masks"), inference=settings)
     with counted(model.glus) as counts:
-        programs["predict"].predict(config)
+        load_script("predict").predict(config)
     assert counts["CLIP images"] == num_frames
     assert num_frames < counts["SAM2 images"] <= 2 * num_frames
     assert not score_predictions(dataset, tmp_path / "masks").problems
