@@ -38,6 +38,14 @@ def test_every_procedure_reports_its_measurements(report: dict) -> None:
     assert report["samples_per_second_ratio"] == plain / report["procedures"]["ours"]["seconds"]
 
 
+@pytest.mark.slow
+def test_compiled_layers_are_measured_beside_the_others(tmp_path: Path) -> None:
+    main(["--videos", "1", "--steps", "1", "--compile", "--json", str(tmp_path / "out.json")])
+    procedures = json.loads((tmp_path / "out.json").read_text())["procedures"]
+    assert procedures["ours, compiled"]["losses"] == pytest.approx(procedures["ours"]["losses"], rel=1e-5)
+    assert procedures["ours, compiled"]["seconds"] > 0
+
+
 def test_procedures_with_other_losses_are_an_error() -> None:
     results = {"plain": {"losses": {"seg": 2.0}}, "ours": {"losses": {"seg": 2.0004}}}
     with pytest.raises(ValueError, match="loss 'seg' of 'ours'"):

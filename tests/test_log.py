@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb  # noqa: TID251  # only to take its place
 
 from glus.config import TrainConfig, WandbConfig
 from glus.log import MetricsLog, write_run_folder
@@ -31,3 +36,38 @@ def test_run_info_keeps_its_beginning_and_lists_each_continuation(tmp_path: Path
     assert "step" not in content
     write_run_folder(tmp_path, TrainConfig(), 0)
     assert "resumed" not in json.loads((tmp_path / "run.json").read_text())
+
+
+class FakeRun:
+    """A W&B run that takes records until its connection breaks."""
+
+    def __init__(self, breaks_at: int):
+        self.breaks_at = breaks_at
+        self.steps: list[int] = []
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        if step == self.breaks_at:
+            raise OSError("no route to host")
+        self.steps.append(step)
+
+    def finish(self) -> None:
+        pass
+
+
+def test_an_interrupted_run_is_one_run_of_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    started: list[dict[str, Any]] = []
+    run = FakeRun(breaks_at=4)
+    monkeypatch.setattr(wandb, "init", lambda **options: started.append(options) or run)
+    for first in (1, 3):
+        log = MetricsLog(tmp_path, WandbConfig(enabled=True), is_main=True, start=first - 1)
+        with caplog.at_level(logging.WARNING):
+            for step in (first, first + 1):
+                log.write(step, {"total": 1.0})
+        log.close()
+    assert len({options["id"] for options in started}) == 1
+    assert {options["resume"] for options in started} == {"allow"}
+    assert run.steps == [1, 2, 3]
+    assert "W&B no longer takes records (no route to host); training goes on" in caplog.text
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4

@@ -67,6 +67,7 @@ class Steps:
         objective: the losses.
         optimizer: of the trained parameters, at a rate of 0, so that all procedures keep the same weights.
         checkpointing: recompute the LLM's layers in the backward pass.
+        compiled: run the LLM's layers compiled, where they are.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class Steps:
         objective: GlusObjective,
         optimizer: torch.optim.Optimizer,
         checkpointing: bool = False,
+        compiled: bool = False,
     ):
         self.glus = glus
         self.inputs = inputs
         self.forward = forward
         self.checkpointing = checkpointing
+        self.compiled = compiled
         self.objective = objective
         self.optimizer = optimizer
 
@@ -89,7 +92,7 @@ class Steps:
         """Of one forward pass without dropout."""
         self.glus.eval()
         with torch.no_grad():
-            terms = self._loss(self.forward(self.glus, self.inputs))
+            terms = self._loss(self._forward())
         self.glus.train()
         return {name: value.item() for name, value in terms.items()}
 
@@ -98,7 +101,7 @@ class Steps:
         llama, before = self.glus.language.llama, time.perf_counter()
         if self.checkpointing:
             self.glus.language.checkpoint_gradients()
-        output = self.forward(self.glus, self.inputs)
+        output = self._forward()
         before = self._tick(clock, "forward", before)
         total = self._loss(output)["total"]
         before = self._tick(clock, "loss", before)
@@ -109,6 +112,10 @@ class Steps:
         self._tick(clock, "optimizer", before)
         if self.checkpointing:
             llama.activation_checkpointing_disable()
+
+    def _forward(self) -> GlusOutput:
+        with torch.compiler.set_stance("default" if self.compiled else "force_eager"):
+            return self.forward(self.glus, self.inputs)
 
     def _loss(self, output: GlusOutput) -> dict[str, torch.Tensor]:
         batch = self.inputs.batch
@@ -306,6 +313,9 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         "as released": Steps(glus, inputs, released_forward, *shared),
         "plain": Steps(glus, inputs, plain_forward, *shared),
     }
+    if options.compile:
+        glus.language.compile_layers()
+        procedures["ours, compiled"] = Steps(glus, inputs, shared_forward, *shared, compiled=True)
     results = measure(procedures, options.steps, device)
     check_losses(results, dtype)
     peak = options.peak_tflops or matmul_tflops(device, dtype)
@@ -343,9 +353,8 @@ ROWS: tuple[tuple[str, str, str], ...] = (
 
 def print_table(report: dict[str, Any], console: Console) -> None:
     """One column per procedure."""
-    procedures = report["procedures"]
+    procedures, scale = report["procedures"], {"flops": 1e-12, "mfu": 100.0}
     table = Table("per micro-batch", *procedures)
-    scale = {"flops": 1e-12, "mfu": 100.0}
     for title, key, form in ROWS:
         values = [result[key] * scale[key] if key in scale else result[key] for result in procedures.values()]
         table.add_row(title, *(format(value, form or ".3f") for value in values))
@@ -373,6 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--context", type=int, default=4, help="context frames")
     parser.add_argument("--query", type=int, default=4, help="query frames")
     parser.add_argument("--steps", type=int, default=5, help="timed steps per procedure; the median counts")
+    parser.add_argument("--compile", action="store_true", help="measure the LLM's layers compiled, too")
     parser.add_argument("--peak-tflops", type=float, help="of the device; default: a large matrix product, measured")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
     options = parser.parse_args(arguments)

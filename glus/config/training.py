@@ -113,7 +113,8 @@ class TrainerConfig:
     compile: bool = False
     """Run the LLM's layers as ``torch.compile`` makes them: the same losses and gradients but for rounding, other draws
     of dropout. Needs a C++ compiler and, at the beginning, half a minute to two. Measured with the small model on one
-    CPU core: 8 to 10 % more samples a second, with and without gradient checkpointing; not measured on a GPU."""
+    CPU core that others used too: 0 to 10 % more samples a second, with and without gradient checkpointing
+    (tools/benchmark_training.py --compile). Not measured on a GPU."""
     seed: int = 0
     """Decides initial weights and every drawn sample."""
     log_every: int = 10

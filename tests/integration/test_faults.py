@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from glus.config import OnNonfinite, TrainConfig
-from glus.train.guards import EXIT_HUNG
+from glus.train.guards import EXIT_HUNG, SPIKE_MIN_STEPS
 from glus.train.resume import list_checkpoints, read_state
 from tests.integration.conftest import read_metrics
 
@@ -72,6 +72,19 @@ def test_too_many_skips_stop(run_training: Callable, config: TrainConfig) -> Non
     assert done.codes == [1]
     assert "bce' is inf at step 3 on rank 0" in done.output
     assert "More than trainer.max_skips_in_row steps in a row" in done.output
+
+
+@pytest.mark.slow
+def test_a_loss_spike_is_reported_with_its_samples(run_training: Callable, config: TrainConfig) -> None:
+    config.trainer.steps = SPIKE_MIN_STEPS + 2
+    done = run_training(config, "huge_masks", step=SPIKE_MIN_STEPS + 1)
+    assert done.is_ok, done.output
+    (line,) = (line for line in done.output.splitlines() if "loss spike" in line)
+    assert f"loss spike at step {SPIKE_MIN_STEPS + 1}: " in line
+    assert "x the median; shapes_train/" in line
+    ratios = [record["loss_over_median"] for record in read_metrics(Path(config.output_dir))]
+    assert [ratio > config.trainer.spike_ratio for ratio in ratios] == [False] * SPIKE_MIN_STEPS + [True, False]
+    assert all(record["grad_norm"] > 0 for record in read_metrics(Path(config.output_dir)))
 
 
 @pytest.mark.slow

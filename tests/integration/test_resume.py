@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from glus.config import ModelFolderConfig, Precision, TrainConfig, load_config
+from glus.config import MixtureItem, ModelFolderConfig, Precision, TrainConfig, load_config
+from glus.data.build import build_mixture
+from glus.data.tokenization import ConversationTokenizer
 from glus.models.build import build_glus, load_model
+from glus.tokens import Vocabulary
 from glus.train.guards import EXIT_PREEMPTED
 from tests.integration.conftest import Finished, read_metrics
 
@@ -159,6 +163,29 @@ def test_master_weights_of_bfloat16_are_kept(run_training: Callable, make_config
     assert curve(Path(parts.output_dir)) == curve(Path(whole.output_dir))
     masters = load_file(Path(parts.output_dir) / "checkpoints" / "step_4" / "trained.safetensors")
     assert any(not torch.equal(value, value.bfloat16().float()) for value in masters.values())
+
+
+@pytest.mark.slow
+def test_the_mixture_drawn_is_recorded_beside_the_one_asked_for(
+    run_training: Callable, make_config: Callable, tiny_vocabulary: Vocabulary
+) -> None:
+    """Two datasets, two processes, and an interruption in between."""
+    config = make_config("run", 6)
+    item = config.data.mixture.pop("shapes")
+    for name, weight in (("often", 3.0), ("seldom", 1.0)):
+        config.data.mixture[name] = MixtureItem(replace(item.dataset, name=name), weight)
+    first = run_training(config, "SIGTERM", step=4, processes=2)
+    assert "mixture asked for: often 75.0%, seldom 25.0%" in first.outputs[0]
+    assert run_training(config, processes=2).is_ok
+    glus = build_glus(config.model)
+    tokenizer = ConversationTokenizer(tiny_vocabulary, glus.tokens_per_frame)
+    mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, config.trainer.seed)
+    drawn = [mixture[number].object_keys[0][0].dataset for number in range(6 * config.trainer.global_batch_size)]
+    assert 0 < drawn.count("seldom") < drawn.count("often")
+    for line in curve(Path(config.output_dir)):
+        seen = drawn[: line["step"] * config.trainer.global_batch_size]
+        for name in ("often", "seldom"):
+            assert line[f"mixture/{name}"] == pytest.approx(seen.count(name) / len(seen)), line["step"]
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ class Fault:
 
     def install(self) -> None:
         _before(Trainer, "train_step", self._start_step)
-        if self.name in (*OUTPUTS, "nan_gradient", "hang"):
+        if self.name in (*OUTPUTS, "nan_gradient", "huge_masks", "hang"):
             _after(Engine, "__call__", self._spoil)
         if self.name == "kill_while_saving":
             _before(Float32File, "append", lambda *_: self.is_due and os.kill(os.getpid(), signal.SIGKILL))
@@ -83,6 +83,8 @@ class Fault:
     def _spoil(self, output: GlusOutput, *_: object) -> GlusOutput:
         if self.is_due and self.name == "nan_gradient":
             output.mask_logits_NQmm.register_hook(lambda gradient: gradient * torch.nan)
+        elif self.is_due and self.name == "huge_masks":
+            return output._replace(mask_logits_NQmm=output.mask_logits_NQmm * 1e4)
         elif self.is_due and self.name == "hang":
             time.sleep(600)
         elif self.is_due:
