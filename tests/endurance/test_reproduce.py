@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -99,7 +100,8 @@ def test_the_chain_runs_offline_stops_and_continues(tiny_vocabulary: Vocabulary,
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     assert "== train: done before" in done.stdout
     predicted = json.loads((out / "predictions" / "shapes_valid" / "predict.json").read_text())
-    assert predicted["key_frames"]
+    chosen = (out / "key_frames" / "shapes_valid" / "key_frames.json").read_bytes()
+    assert predicted["identity"]["key_frames"] == hashlib.sha256(chosen).hexdigest()
     assert "J&F" in done.stdout
     assert {path.name for path in (out / "stages").iterdir()} == STAGES
     assert not refused.exists(), refused.read_text()
