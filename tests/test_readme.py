@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.programs import ROOT, run
+
 TINY = {
     "tools/make_shapes.py": ["--train-videos", "3", "--valid-videos", "2", "--num-frames", "8"],
     "tools/pretrain_towers.py": ["num_scenes=3", "num_frames=8", "clip_steps=1", "sam2_steps=1", "llm_steps=1",
@@ -67,15 +66,9 @@ def is_composed(command: str) -> bool:
     return any(re.search(rf"\b{name}\b", command) for name in COMPOSED)
 
 
-def run(command: list[str], folder: Path) -> None:
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HYDRA_FULL_ERROR": "1",
-    }
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+def check(command: list[str], folder: Path) -> None:
+    """Run it."""
+    done = run(*command, folder=folder, HF_HUB_OFFLINE="1", HYDRA_FULL_ERROR="1")
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 
@@ -88,17 +81,17 @@ def test_every_program_is_known() -> None:
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.sh")))
 def test_shell_scripts_parse(script: str) -> None:
-    run(["bash", "-n", str(ROOT / "scripts" / script)], ROOT)
+    check(["bash", "-n", str(ROOT / "scripts" / script)], ROOT)
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if is_composed(c) and program(c) in TINY])
 def test_full_size_commands_compose(command: str, tmp_path: Path) -> None:
-    run([sys.executable, str(ROOT / program(command)), *arguments(command), "--cfg", "job", "--resolve"], tmp_path)
+    check([sys.executable, str(ROOT / program(command)), *arguments(command), "--cfg", "job", "--resolve"], tmp_path)
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "/launch_" in c])
 def test_launchers_run_dry(command: str, tmp_path: Path) -> None:
-    run(["bash", "-c", f"DRY_RUN=1 {command.replace('scripts/launch', str(ROOT / 'scripts/launch'))}"], tmp_path)
+    check(["bash", "-c", f"DRY_RUN=1 {command.replace('scripts/launch', str(ROOT / 'scripts/launch'))}"], tmp_path)
 
 
 def test_small_commands_run_in_order(tmp_path: Path) -> None:
@@ -112,9 +105,9 @@ def test_small_commands_run_in_order(tmp_path: Path) -> None:
     order = ["make_shapes", "pretrain_towers", "experiment=shapes"]  # what the others need
     small.sort(key=lambda c: next((i for i, name in enumerate(order) if name in c), len(order)))
     for block in python_blocks():
-        run([sys.executable, "-c", block], tmp_path)
+        check([sys.executable, "-c", block], tmp_path)
     for command in small:
-        run([sys.executable, str(ROOT / program(command)), *arguments(command), *TINY[program(command)]], tmp_path)
+        check([sys.executable, str(ROOT / program(command)), *arguments(command), *TINY[program(command)]], tmp_path)
     assert (tmp_path / "outputs" / "shapes" / "summary.json").is_file()
     for folder in ("my_video", "in_python"):
         assert (tmp_path / "outputs" / folder / "summary.json").is_file()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +23,8 @@ from glus.data.check.split import check_dataset
 from glus.data.rle import encode_rle
 from glus.data.shapes_writer import write_shapes
 from tests.layouts import SIZE, WRITERS
+from tests.programs import run_program
 
-ROOT = Path(__file__).parents[2]
 SPLITS = {Layout.ref_youtube_vos_valid: "valid", Layout.reason_vos: "valid"}
 Plant = Callable[[Path], Any]
 
@@ -363,11 +361,8 @@ def test_processes_find_the_same(copy) -> None:
 def run(tmp_path: Path, dataset: DatasetConfig, *overrides: str) -> subprocess.CompletedProcess[str]:
     """The program, in an empty folder."""
     (tmp_path / "cwd").mkdir()
-    command = [sys.executable, str(ROOT / "tools/check_data.py"), "dataset=mevis_train", f"dataset.root={dataset.root}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    return subprocess.run(
-        [*command, *overrides], cwd=tmp_path / "cwd", env=environment, capture_output=True, text=True, timeout=120
-    )
+    arguments = ("dataset=mevis_train", f"dataset.root={dataset.root}", *overrides)
+    return run_program("tools/check_data.py", *arguments, folder=tmp_path / "cwd")
 
 
 def test_the_program_warns_and_goes_on(copy, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -13,8 +11,8 @@ import pytest
 
 from glus.data.shapes import Scene
 from glus.train.towers.labels import draw_scenes
+from tests.programs import ROOT, run_program
 
-ROOT = Path(__file__).parents[2]
 NUM_FRAMES = 1000
 
 
@@ -23,10 +21,9 @@ def test_every_frame_of_a_long_video_file_gets_its_mask(tmp_path: Path) -> None:
     scene: Scene = draw_scenes(seed=5, count=1, num_frames=NUM_FRAMES, size=96)[0]
     imageio.imwrite(tmp_path / "long.mp4", scene.frames_THW3, fps=25)
     target = scene.objects[0]
-    command = [sys.executable, ROOT / "scripts/segment_video.py", "--video", tmp_path / "long.mp4"]
-    command += ["--text", f"the {target.colour} {target.shape}", "--text", "the shapes"]
-    command += ["--weights", ROOT / "assets" / "glus_shapes", "--output", tmp_path / "out"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    texts = ("--text", f"the {target.colour} {target.shape}", "--text", "the shapes")
+    places = ("--weights", ROOT / "assets" / "glus_shapes", "--output", tmp_path / "out")
+    done = run_program("scripts/segment_video.py", "--video", tmp_path / "long.mp4", *texts, *places)
     assert done.returncode == 0, done.stderr[-3000:]
     folders = sorted(path for path in (tmp_path / "out").iterdir() if path.is_dir())
     assert len(folders) == 2

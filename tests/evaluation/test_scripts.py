@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,7 @@ import yaml
 from glus.config import DatasetConfig
 from glus.data.mask_cache import cache_paths
 from glus.evaluation.submission import check_zip
-
-ROOT = Path(__file__).parents[2]
+from tests.programs import run_program
 
 
 @pytest.fixture
@@ -37,10 +34,8 @@ def run(dataset: DatasetConfig, tmp_path: Path):
     cwd.mkdir()
 
     def run_script(script: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "scripts" / script), "dataset=tiny", *overrides]
-        command.append(f"hydra.searchpath=[file://{groups}]")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+        arguments = ("dataset=tiny", *overrides, f"hydra.searchpath=[file://{groups}]")
+        return run_program(f"scripts/{script}", *arguments, folder=cwd)
 
     return run_script
 

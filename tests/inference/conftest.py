@@ -11,6 +11,13 @@ from glus.data.shapes_writer import write_shapes
 from glus.models.build import LoadedModel, save_model
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that was predicted, byte for byte: masks and answers, without what says who did it and how fast."""
+    files = [path for path in folder.rglob("*") if path.is_file() and ".records" not in path.parts]
+    about_the_run = {folder / "predict.json", folder / "summary.json"}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path not in about_the_run}
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetConfig:
     """Three videos of six 48-pixel frames."""

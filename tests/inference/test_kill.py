@@ -18,6 +18,7 @@ import pytest
 from glus.config import DatasetConfig, Layout, PredictConfig, PredictionConfig, PredictionForm
 from glus.data.shapes_writer import write_shapes
 from tests.inference import kill_worker
+from tests.inference.conftest import contents
 
 NUM_KILLS = 10
 
@@ -38,12 +39,6 @@ def finish(config: PredictConfig, world_size: int) -> dict[str, bytes]:
         task.join()
     assert [task.exitcode for task in tasks] == [0] * world_size
     return contents(Path(config.output_dir))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != ".records"]
-    about_the_run = (folder / "predict.json", folder / "summary.json")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path not in about_the_run}
 
 
 def state(folder: Path) -> dict[Path, int]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,44 +16,19 @@ from PIL import Image
 from glus.config import DatasetConfig, PredictConfig, PredictionForm, ShowConfig
 from glus.data.index import read_expressions
 from glus.data.rle import decode_rle
+from glus.evaluation.report import write_report
 from glus.evaluation.score import score_predictions
 from glus.inference.record import STAGES
-
-ROOT = Path(__file__).parents[2]
-
-
-def load_script(name: str) -> ModuleType:
-    """A program of ``scripts/`` as a module, to run it without the seconds that a new process takes to import."""
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def command(script: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120", **variables}
+from tests.inference.conftest import contents
+from tests.programs import ROOT, environment, load_script, run_program
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(script, *arguments), env=environment(), capture_output=True, text=True, timeout=120)
+    return run_program(f"scripts/{script}", *arguments, CUDA_VISIBLE_DEVICES="")
 
 
 def masks_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All that was predicted, byte for byte: masks and answers, without what says who did it and how fast."""
-    files = [path for path in folder.rglob("*") if path.is_file() and ".records" not in path.parts]
-    about_the_run = {folder / "predict.json", folder / "summary.json"}
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path not in about_the_run}
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +67,37 @@ def test_predictions_are_complete_and_counted(predictions: Path, dataset: Datase
     assert all(summary["seconds"][stage] > 0 for stage in STAGES)
 
 
-def test_codes_hold_the_same_masks(predictions: Path, config: PredictConfig, dataset: DatasetConfig):
+@pytest.fixture(scope="module")
+def codes(dataset: DatasetConfig, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same predictions as run-length codes."""
+    folder = tmp_path_factory.mktemp("codes")
+    config = PredictConfig(dataset=dataset, weights=str(model_folder), output_dir=str(folder))
     load_script("predict").predict(replace(config, format=PredictionForm.rle))
+    return folder
+
+
+def test_codes_hold_the_same_masks(predictions: Path, codes: Path):
     found = {}
-    for file in Path(config.output_dir).glob("*.jsonl"):
+    for file in codes.glob("*.jsonl"):
         for line in map(json.loads, file.read_text().splitlines()):
             for exp_id, code in line["masks"].items():
                 found[f"{file.stem}/{exp_id}/{line['frame']}.png"] = decode_rle(code, line["size"])
     assert found.keys() == masks_below(predictions).keys()
     for name, mask in found.items():
         np.testing.assert_array_equal(np.array(Image.open(predictions / name)) > 0, mask > 0)
-    codes, pngs = (score_predictions(dataset, folder) for folder in (config.output_dir, predictions))
-    assert not codes.problems
-    assert not codes.warnings
-    assert codes.expressions == pngs.expressions
+
+
+def test_codes_get_the_scores_of_pngs(predictions: Path, codes: Path, dataset: DatasetConfig, tmp_path: Path):
+    of_codes, of_pngs = tmp_path / "codes", tmp_path / "pngs"
+    done = run("score.py", f"dataset.root={dataset.root}", f"predictions={codes}", f"output={of_codes}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    write_report(score_predictions(dataset, predictions), of_pngs)
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (of_codes, of_pngs)]
+    assert [report.pop("predictions") for report in reports] == [str(codes), str(predictions)]
+    assert reports[0] == reports[1]
+    assert (of_codes / "per_expression.csv").read_text() == (of_pngs / "per_expression.csv").read_text()
+    assert 0 < reports[0]["overall"]["jf"] < 1
+    assert not reports[0]["overall"]["num_incomplete"]
 
 
 def test_a_finished_folder_is_left_as_it_is(predictions: Path, config: PredictConfig, dataset: DatasetConfig):

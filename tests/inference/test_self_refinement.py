@@ -26,7 +26,7 @@ from glus.evaluation.score import score_predictions
 from glus.inference.keyframes import read_key_frames, write_key_frames
 from glus.inference.predictor import load_predictor
 from glus.models.glus import IouHead
-from tests.inference.test_scripts import load_script
+from tests.programs import load_script
 from tools.benchmark_inference import counted
 
 

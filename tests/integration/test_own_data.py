@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.programs import ROOT, run_program
+
 SMALL = ["trainer.steps=1", "trainer.micro_batch_size=2", "trainer.warmup_steps=1", "data.num_workers=0"]
 ANEW = [*(f"model.{part}weights=null" for part in ("", "clip.", "llm.", "segmenter.")), "output_dir=outputs/anew"]
 
@@ -33,8 +31,6 @@ def test_fine_tuning_starts_from_the_named_weights(tmp_path: Path) -> None:
     make, check, train = commands()
     make[make.index("--train-videos") + 1] = "4"
     for command in (make, check, [*train, *SMALL], [*train, *SMALL, *ANEW]):
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        words = [sys.executable, str(ROOT / command[0]), *command[1:]]
-        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        done = run_program(*command, folder=tmp_path)
         assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     assert first_loss(tmp_path / "outputs" / "own") < 0.5 * first_loss(tmp_path / "outputs" / "anew")
