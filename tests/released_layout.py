@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from glus.models.glus import Glus
 from glus.models.weights import read_tensors
 from glus.tokens import Vocabulary
+from tests.edits import edit_json
 
 INDEX = "pytorch_model.bin.index.json"
 CONFIG_CONSTANTS = {
@@ -131,9 +131,4 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], ob
         change(tensors)
         torch.save(tensors, file)
         weight_map |= dict.fromkeys(tensors, file.name)
-    change_json(folder / INDEX, weight_map=weight_map)
-
-
-def change_json(file: Path, **changes: Any) -> None:
-    """Set keys of a JSON object."""
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    edit_json(folder / INDEX, lambda index: index.update(weight_map=weight_map))

@@ -22,6 +22,7 @@ from glus.data.check.findings import Check, Report
 from glus.data.check.split import check_dataset
 from glus.data.rle import encode_rle
 from glus.data.shapes_writer import write_shapes
+from tests.edits import edit_json
 from tests.layouts import SIZE, WRITERS
 from tests.programs import run_program
 
@@ -71,15 +72,9 @@ def problems(report: Report) -> dict[Check, list[str]]:
     return {check: row.errors for check, row in report.rows.items() if row.errors}
 
 
-def edit(path: Path, change: Callable[[Any], Any]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
 def meta(change: Callable[[dict[str, Any]], Any], file: str = "train/meta_expressions.json") -> Plant:
     """Change the video train0 of an expression file."""
-    return lambda root: edit(root / file, lambda content: change(content["videos"]["train0"]))
+    return lambda root: edit_json(root / file, lambda content: change(content["videos"]["train0"]))
 
 
 def expression(exp_id: str, **values: Any) -> Plant:
@@ -87,7 +82,7 @@ def expression(exp_id: str, **values: Any) -> Plant:
 
 
 def masks(change: Callable[[dict[str, list[Any]]], Any]) -> Plant:
-    return lambda root: edit(root / "train/mask_dict.json", change)
+    return lambda root: edit_json(root / "train/mask_dict.json", change)
 
 
 def cut(file: str, size: int) -> Plant:
@@ -227,7 +222,7 @@ DEFECTS = {
         LONG, remove("train/Annotations/train0/2"), Check.masks, "long_rvos/train0/2 are missing; expected .*train0/2"
     ),
     "repeated identity": Defect(
-        REASON, lambda root: edit(
+        REASON, lambda root: edit_json(
             root / "meta_expressions.json", lambda c: c["videos"]["reason0"]["expressions"][1].update(exp_id=0)
         ), Check.sentences, "MOSE_reason0_1/0 stands there twice",
     ),
@@ -289,7 +284,7 @@ def test_a_video_of_another_split_is_a_leak(clean, tmp_path: Path) -> None:
     train, revos = clean(MEVIS), clean(Layout.revos)
     test = WRITERS[MEVIS](tmp_path, "valid_u").dataset
     assert problems(check_dataset(train, [test, revos])) == {}
-    edit(tmp_path / "valid_u/meta_expressions.json", lambda c: c["videos"].update(v1=c["videos"].pop("valid_u1")))
+    edit_json(tmp_path / "valid_u/meta_expressions.json", lambda c: c["videos"].update(v1=c["videos"].pop("valid_u1")))
     (tmp_path / "valid_u/JPEGImages/valid_u1").rename(tmp_path / "valid_u/JPEGImages/v1")
     found = problems(check_dataset(test, [train, revos]))
     assert found == {Check.leaks: ["video v1 is also in revos (train), as TAO/train/v1"]}
@@ -316,7 +311,7 @@ def test_misaligned_masks_are_found(tmp_path: Path, frame_of: Callable[[int], in
         for name in named:
             ids[name] = [ids[name][frame_of(i)] if 0 <= frame_of(i) < 24 else None for i in range(24)]
 
-    edit(tmp_path / "train/mask_dict.json", shift)
+    edit_json(tmp_path / "train/mask_dict.json", shift)
     assert check_dataset(dataset).num_warnings == 0
     report = check_dataset(dataset, alignment=True)
     assert problems(report) == {}
@@ -381,7 +376,7 @@ def test_the_program_fails_with_errors(copy, tmp_path: Path) -> None:
     dataset = copy(MEVIS)
     against = "against=[mevis_valid_u]"
     WRITERS[MEVIS](tmp_path / "data/mevis", "valid_u")
-    edit(
+    edit_json(
         tmp_path / "data/mevis/valid_u/meta_expressions.json",
         lambda content: content["videos"].update(train1=content["videos"].pop("valid_u1")),
     )

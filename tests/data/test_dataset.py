@@ -13,6 +13,7 @@ from glus.config import DataConfig, DatasetConfig, FramesConfig, Layout, Mixture
 from glus.data.build import build_loader, build_mixture
 from glus.data.tokenization import ConversationTokenizer, train_vocabulary
 from glus.tokens import Vocabulary
+from tests.edits import edit_json
 
 H, W, T, CLIP = 16, 24, 6, 8
 
@@ -210,11 +211,12 @@ def test_a_missing_folder_is_named(tokenizer, tmp_path):
 
 def test_an_unannotated_split_stops_before_the_first_step(tokenizer, tmp_path):
     config = write_mevis(tmp_path)
-    path = tmp_path / "train" / "meta_expressions.json"
-    meta = json.loads(path.read_text())
-    for video in meta["videos"].values():
-        video["expressions"] = {key: {"exp": value["exp"]} for key, value in video["expressions"].items()}
-    path.write_text(json.dumps(meta))
+
+    def keep_texts(content):
+        for video in content["videos"].values():
+            video["expressions"] = {key: {"exp": value["exp"]} for key, value in video["expressions"].items()}
+
+    edit_json(tmp_path / "train" / "meta_expressions.json", keep_texts)
     with pytest.raises(ValueError, match=r"'mevis', split 'train'.*cannot be trained on"):
         mixture_of(tokenizer, config)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from glus.data.masks import open_masks
 from glus.data.outline_masks import draw_shapes
 from glus.data.readers.reason_seg import Shape
 from glus.structures import Expression
+from tests.edits import edit_json
 from tests.layouts import SIZE
 from tests.layouts.pictures import write_reason_seg, write_refcoco
 
@@ -26,10 +26,7 @@ from tests.layouts.pictures import write_reason_seg, write_refcoco
 def store_of(root: Path, edit: Callable[[Any], object]) -> tuple[MaskStore, Expression]:
     """RefCOCO's store with its annotations edited, and the first expression of val, about annotation 6."""
     dataset = write_refcoco(root / "refcoco", "val").dataset
-    path = root / "refcoco/instances.json"
-    content = json.loads(path.read_text())
-    edit(content["annotations"][4])
-    path.write_text(json.dumps(content))
+    edit_json(root / "refcoco/instances.json", lambda content: edit(content["annotations"][4]))
     return open_masks(dataset), read_expressions(dataset)[0]
 
 
@@ -105,8 +102,7 @@ def test_shapes_are_drawn_as_by_lisa() -> None:
 
 def test_a_picture_without_outlines_has_no_truth(tmp_path: Path) -> None:
     dataset = write_reason_seg(tmp_path, "test").dataset
-    path = tmp_path / "test/test_0.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"shapes": []}))
+    edit_json(tmp_path / "test/test_0.json", lambda content: content.update(shapes=[]))
     store, (without, other) = open_masks(dataset), read_expressions(dataset)
     assert not store.annotated(without).any()
     assert store.annotated(other).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import shutil
@@ -19,6 +18,7 @@ from glus.data.frames import FrameStore
 from glus.data.index import read_expressions, require_annotations
 from glus.data.masks import open_masks
 from glus.data.places import expression_path
+from tests.edits import edit_json
 from tests.layouts import SIZE, WRITERS, Written
 from tests.layouts.pictures import write_refcoco
 
@@ -66,16 +66,6 @@ def check_reading(written: Written) -> None:
                 np.testing.assert_array_equal(ignored, truth.ignore_THW)
 
 
-def edited(
-    path: Path, edit: Callable[[Any], object], load: Callable[[bytes], Any] = json.loads, dump: Any = json.dumps
-) -> None:
-    """Change what a file holds, in place."""
-    content = load(path.read_bytes())
-    edit(content)
-    text = dump(content)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-
-
 def first_expression(content: Any) -> Any:
     """Of the usual expression file."""
     video = next(iter(content["videos"].values()))
@@ -104,7 +94,7 @@ def test_a_malformed_expression_says_where(
 ) -> None:
     dataset = WRITERS[layout](tmp_path, SPLITS[layout][0]).dataset
     path = expression_path(dataset)
-    edited(path, lambda content: edit(first_expression(content)))
+    edit_json(path, lambda content: edit(first_expression(content)))
     with pytest.raises(ValueError, match=message) as caught:
         read_expressions(dataset)
     assert str(path) in str(caught.value)
@@ -147,7 +137,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path, layout: Layout, fil
 @pytest.mark.parametrize("video", ["../out", "/elsewhere/out", "a/../../out"])
 def test_a_video_never_leads_out_of_the_folder_of_predictions(tmp_path: Path, video: str) -> None:
     written = WRITERS[Layout.mevis](tmp_path, "train")
-    edited(
+    edit_json(
         tmp_path / "train/meta_expressions.json",
         lambda content: content["videos"].update({video: content["videos"].pop("train0")}),
     )
@@ -163,7 +153,7 @@ def test_two_expressions_never_share_a_folder_of_predictions(tmp_path: Path) -> 
         content["videos"]["train0/x"] = {**content["videos"]["train1"], "expressions": {"0": expressions["0"]}}
         expressions["x/0"] = expressions["1"]
 
-    edited(tmp_path / "train/meta_expressions.json", collide)
+    edit_json(tmp_path / "train/meta_expressions.json", collide)
     with pytest.raises(ValueError, match=r"train0/x/0 and mevis/train0/x/0 would both be written to train0/x/0"):
         read_expressions(written.dataset)
 
@@ -176,7 +166,7 @@ def test_valid_of_ref_youtube_vos_needs_a_way_to_tell_the_test_videos(tmp_path: 
         test = content["videos"].pop("test0")
         content["videos"] |= {f"test{number}": test for number in range(505)}
 
-    edited(tmp_path / "meta_expressions/valid/meta_expressions.json", fill)
+    edit_json(tmp_path / "meta_expressions/valid/meta_expressions.json", fill)
     with pytest.raises(ValueError, match=r"lists all 507 videos .* put the test file at .*/test/meta_expressions.json"):
         read_expressions(written.dataset)
     chosen = replace(written.dataset, videos="valid_videos.txt")
@@ -196,10 +186,6 @@ def test_valid_of_ref_youtube_vos_without_masks_can_be_predicted_only(tmp_path: 
     assert len(expressions) == len(written.truth)
     with pytest.raises(ValueError, match=r"none of its 22 expressions has objects.*valid/Annotations"):
         require_annotations(written.dataset, expressions)
-
-
-def refs(path: Path, edit: Callable[[Any], object]) -> None:
-    edited(path, edit, pickle.loads, lambda content: pickle.dumps(content, protocol=2))
 
 
 def test_training_pictures_of_refcoco_are_never_test_pictures_of_a_sibling(
@@ -253,7 +239,10 @@ def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
 )
 def test_a_malformed_refcoco_file_says_where(tmp_path: Path, edit: Callable[[Any], object], message: str) -> None:
     written = WRITERS[Layout.refcoco](tmp_path / "refcoco", "val")
-    refs(tmp_path / "refcoco/refs(unc).p", edit)
+    file = tmp_path / "refcoco/refs(unc).p"
+    refs = pickle.loads(file.read_bytes())
+    edit(refs)
+    file.write_bytes(pickle.dumps(refs, protocol=2))
     with pytest.raises(ValueError, match=message):
         read_expressions(written.dataset)
 
@@ -269,6 +258,6 @@ def test_a_malformed_refcoco_file_says_where(tmp_path: Path, edit: Callable[[Any
 )
 def test_a_malformed_file_of_reason_seg_is_named(tmp_path: Path, edit: Callable[[Any], object], message: str) -> None:
     written = WRITERS[Layout.reason_seg](tmp_path, "val")
-    edited(tmp_path / "val/val_0.json", edit)
+    edit_json(tmp_path / "val/val_0.json", edit)
     with pytest.raises(ValueError, match=message):
         read_expressions(written.dataset)

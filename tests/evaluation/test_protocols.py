@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from glus.config import Layout, Missing, Protocol
 from glus.evaluation.metrics import boundary_accuracy, region_similarity
 from glus.evaluation.report import Report, print_report
 from glus.evaluation.score import score_predictions
+from tests.edits import edit_json
 from tests.evaluation.predicted import Masks, true_masks, write_png, write_rle
 from tests.layouts import SIZE, WRITERS, Written, make_video
 
@@ -107,9 +107,7 @@ def test_revos(write, score) -> None:
 def test_revos_needs_the_foreground_of_every_video(write, score) -> None:
     written = write(Layout.revos, "valid", Protocol.revos)
     file = Path(written.dataset.root) / "mask_dict_foreground.json"
-    content = json.loads(file.read_text())
-    del content["TAO/valid/v1"]["masks_rle"][2]
-    file.write_text(json.dumps(content))
+    edit_json(file, lambda content: content["TAO/valid/v1"]["masks_rle"].pop())
     with pytest.raises(ValueError, match=r"foreground.json: expected masks_rle of 5 frames for video 'TAO/valid/v1'"):
         score(written, true_masks(written))
     file.unlink()

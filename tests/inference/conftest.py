@@ -9,6 +9,7 @@ import pytest
 from glus.config import DatasetConfig, InferenceConfig, Layout, ModelFolderConfig
 from glus.data.shapes_writer import write_shapes
 from glus.models.build import LoadedModel, save_model
+from tests.inference.asking import answering
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -33,3 +34,9 @@ def model_folder(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFacto
     config = ModelFolderConfig(tiny_model.config.model, tiny_model.config.frames, InferenceConfig(force_seg=True))
     save_model(folder, tiny_model.glus.state_dict(), config, tiny_model.vocabulary, metadata={})
     return folder
+
+
+@pytest.fixture(scope="module")
+def seg_model(tiny_model: LoadedModel) -> LoadedModel:
+    """The tiny model, made to always answer with [SEG]."""
+    return answering(tiny_model)

@@ -12,16 +12,11 @@ import torch
 from glus.config import FramesConfig
 from glus.models.build import LoadedModel
 from glus.models.glus import IouHead
-from tests.inference.test_predictor import TEXTS, ArrayVideo, answering, predictor
+from tests.inference.asking import TEXTS, ArrayVideo, answering, predictor
 from tools.benchmark_inference import counted, segment_plainly, token_bound
 
 NUM_FRAMES = 7
 FRAMES = FramesConfig(2, 3)
-
-
-@pytest.fixture(scope="module")
-def seg_model(tiny_model: LoadedModel) -> LoadedModel:
-    return answering(tiny_model)
 
 
 @pytest.fixture(scope="module")

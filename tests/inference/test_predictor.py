@@ -11,54 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from glus.config import FramesConfig, InferenceConfig, Precision, QuerySampling, SettingsConfig, Window
-from glus.data.tokenization import ConversationTokenizer
+from glus.config import FramesConfig, Precision, QuerySampling, SettingsConfig, Window
 from glus.inference.clock import STAGES
-from glus.inference.predictor import VideoPredictor, _VideoRun, load_predictor
+from glus.inference.predictor import _VideoRun, load_predictor
 from glus.inference.prompting import Prompter
 from glus.inference.stream import FrameStream
 from glus.models.build import LoadedModel
 from glus.models.memory import MemoryBank
 from glus.structures import FrameResult
+from tests.inference.asking import SIZE, TEXTS, ArrayVideo, answering, predictor
 from tools.benchmark_inference import counted, segment_plainly, token_bound
-
-TEXTS = ["the red circle", "The circle moving left to the far corner.", "all shapes"]
-SIZE = (40, 56)
-
-
-class ArrayVideo:
-    """Random frames; counts how often each is read."""
-
-    reads_in_parallel = True
-
-    def __init__(self, num_frames: int, seed: int = 0):
-        self.names = [str(index) for index in range(num_frames)]
-        self.reads = [0] * num_frames
-        rng = np.random.default_rng(seed)
-        coarse = rng.integers(0, 256, (num_frames, 5, 7, 3), dtype=np.uint8)
-        self._frames = coarse.repeat(8, axis=1).repeat(8, axis=2)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, index: int) -> np.ndarray:
-        self.reads[index] += 1
-        return self._frames[index]
-
-
-def answering(model: LoadedModel, seg: bool = True) -> LoadedModel:
-    """The model, made to always answer with [SEG], or with something else."""
-    glus = copy.deepcopy(model.glus)
-    logits = glus.language.logits
-    token = model.vocabulary.seg_id if seg else model.vocabulary.eos_id
-    bias = torch.nn.functional.one_hot(torch.tensor(token), model.config.model.llm.vocab_size) * 1e4
-    glus.language.logits = lambda states: logits(states) + bias
-    return replace(model, glus=glus)
-
-
-def predictor(model: LoadedModel, frames: FramesConfig, **inference: object) -> VideoPredictor:
-    tokenizer = ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
-    return VideoPredictor(model.glus, tokenizer, frames, InferenceConfig(**inference))
 
 
 def run(
@@ -91,11 +53,6 @@ def assert_same(masks_THW: np.ndarray, logits_THW: np.ndarray) -> None:
     far = np.abs(logits_THW) >= 1e-4
     np.testing.assert_array_equal(masks_THW[far], (logits_THW > 0)[far])
     assert far.mean() > 0.9
-
-
-@pytest.fixture(scope="module")
-def seg_model(tiny_model: LoadedModel) -> LoadedModel:
-    return answering(tiny_model)
 
 
 SETTINGS = {

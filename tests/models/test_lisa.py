@@ -18,7 +18,8 @@ from glus.models.language import merge_lora
 from glus.models.release import load_lisa, load_release
 from glus.models.weights import MisfitError
 from tests.conftest import tiny_segmenter
-from tests.released_layout import SAM1_NAMES, change_json, lisa_tensors, write_checkpoint, write_weights
+from tests.edits import edit_json
+from tests.released_layout import SAM1_NAMES, lisa_tensors, write_checkpoint, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def test_settings_that_contradict_lisas_config_are_refused(
     start: ModelConfig, lisa: Path, tmp_path: Path, key: str, value: Any, message: str
 ) -> None:
     start.llm.weights = str(shutil.copytree(lisa, tmp_path / "LISA"))
-    change_json(tmp_path / "LISA" / "config.json", **{key: value})
+    edit_json(tmp_path / "LISA" / "config.json", lambda content: content.update({key: value}))
     start.llm.architecture["rms_norm_eps"] = 1e-6
     with pytest.raises(ValueError, match=message):
         build_glus(start)

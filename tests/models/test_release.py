@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from glus.models.release import build_release, load_release, read_release, to_re
 from glus.models.weights import MisfitError, read_tensors
 from glus.structures import Batch
 from tests.conftest import SAM2_OVERRIDES, tiny_segmenter
-from tests.released_layout import change_json, glus_tensors, rewrite_weights, write_checkpoint
+from tests.edits import edit_json
+from tests.released_layout import glus_tensors, rewrite_weights, write_checkpoint
 
 BatchMaker = Callable[..., Batch]
 
@@ -61,12 +61,11 @@ def test_sizes_tokens_and_settings_are_the_checkpoints(released: Path, tiny_mode
 
 def test_other_values_of_config_json_are_taken_over(released_copy: Path) -> None:
     file = released_copy / "config.json"
-    change_json(file, mm_vision_select_layer=-1, rms_norm_eps=1e-5, num_key_value_heads=None)
+    values = {"mm_vision_select_layer": -1, "rms_norm_eps": 1e-5, "num_key_value_heads": None}
+    edit_json(file, lambda content: content.update(values))
     with pytest.raises(ValueError, match="num_key_value_heads=null, expected int"):
         load_release(released_copy, tiny_segmenter())
-    content = json.loads(file.read_text())
-    del content["num_key_value_heads"]  # older checkpoints: as many as heads
-    file.write_text(json.dumps(content))
+    edit_json(file, lambda content: content.pop("num_key_value_heads"))  # older checkpoints: as many as heads
     glus = load_release(released_copy, tiny_segmenter()).glus
     assert glus.clip.select_layer == -1
     assert glus.language.llama.model.norm.variance_epsilon == 1e-5

@@ -14,7 +14,7 @@ import sentencepiece
 
 from glus.models.release import load_release, read_release
 from tests.conftest import tiny_segmenter
-from tests.released_layout import change_json
+from tests.edits import edit_json
 
 
 def added_tokens(folder: Path) -> dict[str, int]:
@@ -57,15 +57,15 @@ def seg_twice(folder: Path, rng: random.Random) -> str:
 
 def seg_id_taken(folder: Path, rng: random.Random) -> str:
     file = folder / "added_tokens.json"
-    change_json(file, **{"[SEG]": added_tokens(folder)[rng.choice(["<im_start>", "<im_end>", "<im_patch>"])]})
+    other = rng.choice(["<im_start>", "<im_end>", "<im_patch>"])
+    edit_json(file, lambda added: added.update({"[SEG]": added[other]}))
     return f"{file} must give each token one id of its own"
 
 
 def no_seg(folder: Path, rng: random.Random) -> str:
     file = folder / "added_tokens.json"
-    added = added_tokens(folder)
-    added[rng.choice(["[seg]", "SEG", " [SEG]"])] = added.pop("[SEG]")
-    file.write_text(json.dumps(added))
+    other = rng.choice(["[seg]", "SEG", " [SEG]"])
+    edit_json(file, lambda added: added.update({other: added.pop("[SEG]")}))
     return f"{file} lacks ['[SEG]']"
 
 
@@ -99,12 +99,12 @@ def seg_id_listed_for_another(folder: Path, rng: random.Random) -> str:
 
 def id_without_row(folder: Path, rng: random.Random) -> str:
     number = json.loads((folder / "config.json").read_text())["vocab_size"] + rng.randrange(3)
-    change_json(folder / "added_tokens.json", **{"[SEG]": number})
+    edit_json(folder / "added_tokens.json", lambda content: content.update({"[SEG]": number}))
     return f"{folder}/added_tokens.json has id {number}, but config.json says vocab_size="
 
 
 def other_vocabulary(folder: Path, rng: random.Random) -> str:
-    change_json(folder / "config.json", vocab_size=5000 + rng.randrange(9))
+    edit_json(folder / "config.json", lambda content: content.update(vocab_size=5000 + rng.randrange(9)))
     return "wrong shape: lm_head.weight is ("
 
 
@@ -121,12 +121,10 @@ def cut_config(folder: Path, rng: random.Random) -> str:
 
 def no_field(folder: Path, rng: random.Random) -> str:
     file = folder / "config.json"
-    content = json.loads(file.read_text())
     key = rng.choice(
         ["hidden_size", "vocab_size", "rms_norm_eps", "hidden_act", "vision_tower", "mm_vision_select_layer"]
     )
-    del content[key]
-    file.write_text(json.dumps(content))
+    edit_json(file, lambda content: content.pop(key))
     return f"{file}: {key}=null, expected"
 
 
@@ -141,13 +139,13 @@ def other_model(folder: Path, rng: random.Random) -> str:
             ("mm_use_im_start_end", False),
         ]
     )
-    change_json(file, **{key: value})
+    edit_json(file, lambda content: content.update({key: value}))
     return f"{file}: {key}={json.dumps(value)}, but only"
 
 
 def no_clip_size(folder: Path, rng: random.Random) -> str:
     file = folder.parent / "clip" / "config.json"
-    change_json(file, patch_size=str(rng.randrange(99)))
+    edit_json(file, lambda content: content.update(patch_size=str(rng.randrange(99))))
     return f"{file}: patch_size="
 
 

@@ -12,7 +12,8 @@ import torch
 from glus.models.glus import Glus
 from glus.models.release import load_release, read_release
 from tests.conftest import tiny_segmenter
-from tests.released_layout import change_json, write_clip
+from tests.edits import edit_json
+from tests.released_layout import write_clip
 
 OPENAI = "openai/clip-vit-large-patch14"
 
@@ -31,7 +32,8 @@ def test_llavas_name_of_the_vision_tower_will_do(released_copy: Path) -> None:
 def test_the_named_clip_is_found(released_copy: Path, tmp_path: Path, where: str) -> None:
     parent = {"beside": released_copy.parent, "inside": released_copy, "absolute": tmp_path}[where]
     target = (released_copy.parent / "clip").rename(parent / "tower")
-    change_json(released_copy / "config.json", vision_tower=str(target) if where == "absolute" else "tower")
+    named = str(target) if where == "absolute" else "tower"
+    edit_json(released_copy / "config.json", lambda content: content.update(vision_tower=named))
     assert clip_of(released_copy) == str(target)
 
 
@@ -42,7 +44,7 @@ def test_a_whole_clip_keeps_its_vision_sizes_apart(released_copy: Path) -> None:
 
 
 def test_another_clip_can_be_given(released_copy: Path, tmp_path: Path, merged_glus: Glus) -> None:
-    change_json(released_copy / "config.json", vision_tower="/where/the/authors/had/it")
+    edit_json(released_copy / "config.json", lambda content: content.update(vision_tower="/where/the/authors/had/it"))
     with pytest.raises(FileNotFoundError, match=r"config\.json: vision_tower=/where/the/authors.*--clip"):
         load_release(released_copy, tiny_segmenter())
     write_clip(tmp_path / "mine", merged_glus)
@@ -71,7 +73,7 @@ def test_a_hub_id_is_downloaded_without_code(
 
 
 def test_a_vision_tower_may_be_a_hub_id(released_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    change_json(released_copy / "config.json", vision_tower=OPENAI)
+    edit_json(released_copy / "config.json", lambda content: content.update(vision_tower=OPENAI))
     towers = {OPENAI: str(released_copy.parent / "clip")}
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, allow_patterns: towers[repository])
     assert clip_of(released_copy) == towers[OPENAI]

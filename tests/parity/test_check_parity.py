@@ -19,6 +19,7 @@ from glus.parity.models import Models
 from glus.parity.preprocess import replay_preprocess
 from glus.parity.replay import PARTS
 from glus.parity.report import Report, Status
+from tests.edits import edit_arrays, edit_json
 from tests.parity.recorder import HEIGHT, WIDTH, cases
 from tools.check_parity import main
 
@@ -30,12 +31,6 @@ def check(folder: Path) -> tuple[object, list[Row]]:
     with pytest.raises(SystemExit) as stopped:
         main([str(folder), "--json", str(folder.parent / "report.json")])
     return stopped.value.code, json.loads((folder.parent / "report.json").read_text())["rows"]
-
-
-@pytest.fixture(scope="module")
-def models(recorded: Path) -> Models:
-    """Of the undamaged folder, built once."""
-    return Models(read_fixture(recorded))
 
 
 def problems(folder: Path, models: Models) -> dict[tuple[str, str], Status]:
@@ -55,25 +50,11 @@ def small(folder: Path) -> Path:
     for case in cases()[1:]:
         (folder / "inference" / f"{case.name}.npz").unlink()
     (folder / "inference" / "probes.npz").unlink()
-    edit(folder / "inference" / "cases.json", lambda entries: entries.__delitem__(slice(1, None)))
+    edit_json(folder / "inference" / "cases.json", lambda entries: entries.__delitem__(slice(1, None)))
     return folder
 
 
 CASE = cases()[0].name
-
-
-def edit(path: Path, change: Callable[[Any], object]) -> None:
-    """Change a JSON file."""
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def edit_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
-    """Change a file of arrays."""
-    arrays = dict(np.load(path))
-    change(arrays)
-    np.savez(path, **arrays)
 
 
 def test_a_whole_folder_of_other_sizes_is_met(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -99,7 +80,7 @@ def test_a_whole_folder_of_other_sizes_is_met(recorded: Path, tmp_path: Path, ca
 def test_missing_parts_are_told_and_are_no_failure(small: Path) -> None:
     shutil.rmtree(small / "metrics")
     (small / "sam2.pt").unlink()
-    edit(small / "fixture.json", lambda settings: settings["sam2"].pop("weights"))
+    edit_json(small / "fixture.json", lambda settings: settings["sam2"].pop("weights"))
     code, rows = check(small)
     absent = {(row["case"], row["quantity"]) for row in rows if row["status"] == "absent"}
     assert code == 0
@@ -145,15 +126,15 @@ def sam2_input(folder: Path) -> None:
 
 
 def region(folder: Path) -> None:
-    edit(folder / "metrics" / "metrics.json", lambda e: e[0].update(J=float(np.nextafter(e[0]["J"], 1))))
+    edit_json(folder / "metrics" / "metrics.json", lambda e: e[0].update(J=float(np.nextafter(e[0]["J"], 1))))
 
 
 def boundary(folder: Path) -> None:
-    edit(folder / "metrics" / "metrics.json", lambda e: e[0].update(F=float(np.nextafter(e[0]["F"], 1))))
+    edit_json(folder / "metrics" / "metrics.json", lambda e: e[0].update(F=float(np.nextafter(e[0]["F"], 1))))
 
 
 def stride(folder: Path) -> None:
-    edit(folder / "inference" / "cases.json", lambda e: e[0].update(memory_stride=1))
+    edit_json(folder / "inference" / "cases.json", lambda e: e[0].update(memory_stride=1))
 
 
 def sam2_weights(folder: Path) -> None:
@@ -221,8 +202,13 @@ def other_frame_size(folder: Path) -> None:
     Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "frames" / "00002.png")
 
 
+def case_entry(change: Callable[[Row], object]) -> Callable[[Path], None]:
+    """Change what cases.json says of the case."""
+    return lambda folder: edit_json(folder / "inference" / "cases.json", lambda entries: change(entries[0]))
+
+
 def twice(folder: Path) -> None:
-    edit(folder / "inference" / "cases.json", lambda entries: entries.append(entries[0]))
+    edit_json(folder / "inference" / "cases.json", lambda entries: entries.append(entries[0]))
 
 
 @pytest.mark.parametrize(
@@ -236,15 +222,15 @@ def twice(folder: Path) -> None:
         (stray, "stray", "case"),
         (lambda f: (f / "frames" / "00003.png").unlink(), "inference", "cases.json"),
         (other_frame_size, "inference", "cases.json"),
-        (lambda f: edit(f / "inference" / "cases.json", lambda e: e[0].pop("expression")), CASE, "case"),
-        (lambda f: edit(f / "inference" / "cases.json", lambda e: e[0].update(fuser_gamma="x")), CASE, "case"),
-        (lambda f: edit(f / "inference" / "cases.json", lambda e: e[0].update(memory_stride=None)), CASE, "case"),
-        (lambda f: edit(f / "inference" / "cases.json", lambda e: e[0].update(num_frames=3)), CASE, "case"),
-        (lambda f: edit(f / "inference" / "cases.json", lambda e: e[0].update(lm_head_seg_row="no.npy")), CASE, "case"),
+        (case_entry(lambda e: e.pop("expression")), CASE, "case"),
+        (case_entry(lambda e: e.update(fuser_gamma="x")), CASE, "case"),
+        (case_entry(lambda e: e.update(memory_stride=None)), CASE, "case"),
+        (case_entry(lambda e: e.update(num_frames=3)), CASE, "case"),
+        (case_entry(lambda e: e.update(lm_head_seg_row="no.npy")), CASE, "case"),
         (lambda f: (f / "preprocess" / "1.png").unlink(), "preprocess 1", "picture"),
         (lambda f: (f / "preprocess" / "inputs.npz").unlink(), "preprocess", "inputs.npz"),
         (lambda f: (f / "metrics" / "masks.npz").unlink(), "metrics", "metrics.json"),
-        (lambda f: edit(f / "metrics" / "metrics.json", lambda e: e.pop()), "metrics", "gt_01"),
+        (lambda f: edit_json(f / "metrics" / "metrics.json", lambda e: e.pop()), "metrics", "gt_01"),
     ],
 )
 def test_what_cannot_be_compared_fails_and_is_named(
@@ -292,10 +278,10 @@ def test_the_tool_replays_what_is_left_of_training(folder: Path) -> None:
     [
         (lambda f: (f / "fixture.json").unlink(), "has no fixture.json"),
         (lambda f: (f / "fixture.json").write_text("{"), "fixture.json is no JSON"),
-        (lambda f: edit(f / "fixture.json", lambda s: s.pop("num_query")), "no 'num_query'"),
-        (lambda f: edit(f / "fixture.json", lambda s: s.update(height="37")), "'height' is '37'; expected int"),
-        (lambda f: edit(f / "fixture.json", lambda s: s.update(height=True)), "'height' is True; expected int"),
-        (lambda f: edit(f / "fixture.json", lambda s: s.update(dtype="bfloat16")), "bfloat16; the gates hold"),
+        (lambda f: edit_json(f / "fixture.json", lambda s: s.pop("num_query")), "no 'num_query'"),
+        (lambda f: edit_json(f / "fixture.json", lambda s: s.update(height="37")), "'height' is '37'; expected int"),
+        (lambda f: edit_json(f / "fixture.json", lambda s: s.update(height=True)), "'height' is True; expected int"),
+        (lambda f: edit_json(f / "fixture.json", lambda s: s.update(dtype="bfloat16")), "bfloat16; the gates hold"),
         (lambda f: (f / "sam2.json").unlink(), "has no sam2.json"),
     ],
 )

@@ -17,6 +17,7 @@ from glus.parity.models import Models
 from glus.parity.probes import replay_probes
 from glus.parity.report import Report, Row, Status
 from glus.parity.watch import Step
+from tests.parity.conftest import not_passed
 
 Change = Callable[[dict[str, np.ndarray]], object]
 PLAIN, FAILING = "bank_stride2_exp0", "some_fail_exp0"
@@ -62,11 +63,6 @@ def rows(replayed: Replayed, folder: Path, change: Change, entry: Record | None 
         replayed.steps,
     )
     return {row.quantity: row for row in report.rows}
-
-
-def not_passed(found: dict[str, Row]) -> dict[str, Status]:
-    """Quantity -> status of the others."""
-    return {name: row.status for name, row in found.items() if row.status is not Status.passed}
 
 
 def add(name: str, where: object, amount: float) -> Change:

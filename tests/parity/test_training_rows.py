@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,14 +20,11 @@ from glus.parity.fixture import Arrays, read_fixture
 from glus.parity.models import Models, silence_dropout
 from glus.parity.report import Report, Row, Status
 from glus.parity.training import Setup, make_objective, replay_step, replay_training
+from tests.edits import edit_arrays, edit_json
+from tests.parity.conftest import not_passed
 
 Content = dict[str, Any]
 PLAIN, CONTRASTIVE = "step", "step_contrastive"
-
-
-@pytest.fixture(scope="module")
-def models(recorded: Path) -> Models:
-    return Models(read_fixture(recorded))
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +45,14 @@ def step_rows(
     """Rows of a step whose JSON, or one of its files of arrays, was changed."""
     folder = shutil.copytree(setup.folder, tmp_path / "training")
     if change:
-        content = json.loads((folder / f"{name}.json").read_text())
-        change(content)
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        edit_json(folder / f"{name}.json", change)
     if arrays:
-        values = dict(np.load(folder / arrays[0]))
-        arrays[1](values)
-        np.savez(folder / arrays[0], **values)
+        edit_arrays(folder / arrays[0], arrays[1])
     report = Report(folder)
     case = report.case(name)
     with case.errors_as_row("step"):
         replay_step(case, replace(setup, folder=folder), name)
     return {row.quantity: row for row in report.rows}
-
-
-def not_passed(found: dict[str, Row]) -> dict[str, Status]:
-    return {name: row.status for name, row in found.items() if row.status is not Status.passed}
 
 
 @pytest.mark.parametrize(("name", "count"), [(PLAIN, 17), (CONTRASTIVE, 26)])
@@ -273,15 +261,9 @@ def test_batch_rows(setup, tmp_path):
     assert batch_rows(setup, tmp_path, lambda arrays: arrays.pop("labels")) == {"labels at [SEG]": Status.error}
 
 
-def change_batch(folder: Path, change: Callable[[list[Content]], object]) -> None:
-    content = json.loads((folder / "batch.json").read_text())
-    change(content)
-    (folder / "batch.json").write_text(json.dumps(content))
-
-
 def test_wording_of_another_template_is_told(setup, tmp_path):
     folder = shutil.copytree(setup.folder, tmp_path / "training")
-    change_batch(folder, lambda videos: videos[1].update(texts=["another sentence"]))
+    edit_json(folder / "batch.json", lambda videos: videos[1].update(texts=["another sentence"]))
     report = Report(folder)
     compare_batch(report.case("b"), read_videos(folder), setup.batch, Arrays(folder / "batch.npz"), setup.model)
     assert [row.status for row in report.rows] == [Status.passed, Status.passed, Status.failed]
@@ -301,7 +283,7 @@ def test_wording_of_another_template_is_told(setup, tmp_path):
     ],
 )
 def test_a_batch_that_does_not_fit_together_is_an_error(folder, change, message):
-    change_batch(folder / "training", change)
+    edit_json(folder / "training" / "batch.json", change)
     fixture, report = read_fixture(folder), Report(folder)
     replay_training(report, fixture, Models(fixture))
     (row,) = report.rows
