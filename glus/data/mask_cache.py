@@ -113,11 +113,14 @@ class MaskCache:
 # --------------------------------------------------------------------------------------------------- opening
 
 
-def cache_paths(source: Path) -> tuple[Path, Path]:
-    """Where the packed copy of ``source`` may lie: beside it, or in the user's cache folder."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glus"
+def cache_paths(source: Path) -> tuple[Path, ...]:
+    """Where the packed copy of ``source`` may lie: beside it, or in the user's cache folder if there is one."""
+    beside = source.with_name(f"{source.name}.packed")
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if caches.startswith("~"):  # a user without a home, as containers have them
+        return (beside,)
     place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
-    return source.with_name(f"{source.name}.packed"), user / f"{source.name}.{place}.packed"
+    return beside, Path(caches) / "glus" / f"{source.name}.{place}.packed"
 
 
 def fingerprint(source: Path) -> Fingerprint:

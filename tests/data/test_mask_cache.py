@@ -113,6 +113,22 @@ def test_a_foreign_file_in_its_place_is_replaced(source, foreign, caplog):
     assert "is no packed mask file" in caplog.text
 
 
+def test_a_user_without_a_home_needs_none(source, monkeypatch):
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert content(MaskCache(source)) == MASKS
+    beside = source.with_name(f"{source.name}.packed")
+    assert cache_paths(source) == (beside,)
+    beside.unlink()
+    beside.with_name(f"{beside.name}.partial").mkdir()  # as good as a folder without permission, also for root
+    with pytest.raises(OSError, match=r"mask_dict.json cannot be packed anywhere: .*set XDG_CACHE_HOME"):
+        MaskCache(source)
+
+
 def test_without_permission_beside_the_source_it_goes_to_the_users_cache(source, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     beside, user = cache_paths(source)
