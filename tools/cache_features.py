@@ -152,8 +152,10 @@ def check_room(glus: Glus, splits: list[Split], folder: Path, console: Console) 
 
 def fill(glus: Glus, split: Split) -> int:
     """Encode the videos that no other process has; returns how many of the split are missing still."""
-    split.store.folder.mkdir(parents=True, exist_ok=True)
-    claims = Claims(split.store.folder / CLAIMS_FILE)
+    file = split.store.folder / CLAIMS_FILE
+    with naming_write_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        claims = Claims(file, "data.feature_cache.folder")
     for number, video in enumerate(sorted(split.videos), start=1):
         with claims.claimed(number) as is_mine:
             names = split.videos[video]

@@ -25,13 +25,14 @@ class Claims:
 
     Args:
         path: created empty if need be; its contents are left to the caller.
+        key: of the config, which names the folder, for messages.
 
     Raises:
         OSError: the file cannot be opened for writing.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, key: str):
+        self.path, self._key = path, key
         self.file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
 
     @contextmanager
@@ -60,7 +61,7 @@ class Claims:
             return False
         except OSError as error:
             raise OSError(
-                f"{self.path} cannot be locked ({error.strerror}), which is how processes share the videos; choose an "
-                "output_dir on a file system with POSIX locks (a local disk, NFS, Lustre mounted with flock)"
+                f"{self.path} cannot be locked ({error.strerror}), which is how processes share the videos; choose "
+                f"{self._key} on a file system with POSIX locks (a local disk, NFS, Lustre mounted with flock)"
             ) from error
         return True

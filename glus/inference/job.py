@@ -41,7 +41,7 @@ def open_job(mark: Path, what: str, identity: Identity, about: dict[str, Any]) -
     with naming_write_errors(mark):
         mark.parent.mkdir(parents=True, exist_ok=True)
         _check_is_ours(mark, what)
-        claims = Claims(mark)
+        claims = Claims(mark, "output_dir")
     with claims.alone():
         _check_or_write_identity(claims, what, identity, about)
     return claims

@@ -122,7 +122,7 @@ def test_a_video_that_another_process_has_is_left_to_it(predictions: Path, confi
     assert predict(replace(config, max_videos=1)).done == 1
     hold = (
         "import sys; from pathlib import Path; from glus.inference.claims import Claims\n"
-        "with Claims(Path(sys.argv[1])).claimed(1): print(flush=True); sys.stdin.read()"
+        "with Claims(Path(sys.argv[1]), '').claimed(1): print(flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(out / "predict.json")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

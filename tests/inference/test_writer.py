@@ -183,7 +183,7 @@ def test_processes_claim_a_video_each(tmp_path):
     """A lock is its process's own, so another process has to try."""
     other = (
         "import sys; from pathlib import Path; from glus.inference.claims import Claims\n"
-        "claims = Claims(Path(sys.argv[1]))\n"
+        "claims = Claims(Path(sys.argv[1]), '')\n"
         "for number in range(2):\n"
         "    with claims.claimed(number) as is_mine: print(is_mine)"
     )
@@ -192,7 +192,7 @@ def test_processes_claim_a_video_each(tmp_path):
     def claimed_by_other() -> list[str]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
-    claims = Claims(tmp_path / "claims")
+    claims = Claims(tmp_path / "claims", "output_dir")
     with claims.claimed(0) as is_mine:
         assert is_mine
         assert claimed_by_other() == ["False", "True"]
@@ -204,7 +204,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("glus.inference.claims.fcntl.lockf", lockf)
-    with pytest.raises(OSError, match=r"predict.json cannot be locked \(No locks available\).*choose an output_dir"):
+    with pytest.raises(OSError, match=r"predict.json cannot be locked \(No locks available\).*choose output_dir on"):
         open_writer(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -179,7 +180,7 @@ def test_a_video_that_another_process_encodes_is_left_to_it(
     first.unlink()
     code = (
         "import sys; from pathlib import Path; from glus.inference.claims import Claims\n"
-        "with Claims(Path(sys.argv[1])).claimed(1): print('claimed', flush=True); sys.stdin.read()"
+        "with Claims(Path(sys.argv[1]), '').claimed(1): print('claimed', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(first.parent / ".claims")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -188,6 +189,17 @@ def test_a_video_that_another_process_encodes_is_left_to_it(
         assert fill(cached(tiny_train_config(), copied)) == 1
         other.communicate()
     assert not first.exists()
+
+
+def test_a_file_system_without_locks_is_named(
+    tiny_train_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("glus.inference.claims.fcntl.lockf", lockf)
+    with pytest.raises(OSError, match=r"cannot be locked .* choose data.feature_cache.folder on a file system"):
+        fill(cached(tiny_train_config(), tmp_path, ["clip"]))
 
 
 def test_the_room_is_printed_and_required(
