@@ -1,8 +1,9 @@
 """Files and folders that are there complete or not at all.
 
-Everything is prepared under a hidden name beside its own and renamed in the end. An error deletes what was prepared; a
-killed process leaves it, until the next attempt at the same name replaces it. Two processes must therefore not prepare
-the same name at once. Holds against a killed process, not against a power cut: nothing is forced to disk.
+Everything is prepared under a hidden name beside its own and renamed in the end. An error deletes what was prepared,
+with the folders that were made for it; a killed process leaves it, until the next attempt at the same name replaces
+it. Two processes must therefore not prepare the same name at once. Holds against a killed process, not against a power
+cut: nothing is forced to disk.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -41,6 +42,21 @@ def naming_write_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _parents_of(path: Path) -> Iterator[None]:
+    """Make the folders that ``path`` is to lie in; those that were not there are removed again on an error."""
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
+    try:
+        with naming_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # not empty: somebody else uses it meanwhile
+                folder.rmdir()
+        raise
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Where to write a file, which takes the name ``path`` at the end, and is deleted on an error.
 
@@ -48,15 +64,14 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: its folder, which is made if need be, cannot be written.
     """
     temporary = hidden_sibling(path)
-    with naming_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        with naming_write_errors(path):
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _parents_of(path):
+        try:
+            yield temporary
+            with naming_write_errors(path):
+                os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,15 +96,16 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         OSError: it cannot be written, or holds files that are not to be replaced.
     """
     temporary = hidden_sibling(path)
-    with naming_write_errors(path):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    try:
-        yield temporary
+    with _parents_of(path):
         with naming_write_errors(path):
-            if replace and path.is_dir():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+        try:
+            yield temporary
+            with naming_write_errors(path):
+                if replace and path.is_dir():
+                    shutil.rmtree(path)
+                os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise

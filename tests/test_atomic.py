@@ -21,6 +21,9 @@ def fail(path: Path) -> None:
 
 def test_a_file_appears_at_the_end_or_never(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
+    with pytest.raises(ValueError, match="wrong"), whole_file(path.parent / "never" / "file") as temporary:
+        fail(temporary)
+    assert below(tmp_path) == []
     with whole_file(path) as temporary:
         temporary.write_bytes(b"whole")
         assert not path.exists()
@@ -51,6 +54,8 @@ def test_text_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_appears_at_the_end_or_never(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wrong"), whole_folder(tmp_path / "new" / "folder") as folder:
+        fail(folder / "half")
     path = tmp_path / "result"
     hidden_sibling(path).mkdir()
     (hidden_sibling(path) / "left by a killed process").touch()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ TOP_FOLDERS = {
     Layout.ref_youtube_vos_valid: "Annotations/",
 }
 """What stands before ``<video>/`` in the zip, for the layouts that have a server."""
+ENCRYPTED = 1
+"""Bit of an entry's flags (APPNOTE.TXT of PKWARE, 4.4.4)."""
 MAX_NAMED = 20
 """Problems that an error names; the others are counted."""
 
@@ -230,10 +233,16 @@ def _write(path: Path, videos: Iterator[EncodedVideo]) -> list[str]:
 
 def _wrong_mask(opened: zipfile.ZipFile, name: str, size: Size) -> str | None:
     """What is wrong with a mask in a zip."""
+    if opened.getinfo(name).flag_bits & ENCRYPTED:
+        return "is encrypted; servers read no passwords"
     try:
-        with Image.open(io.BytesIO(opened.read(name)), formats=["PNG"]) as image:
+        data = opened.read(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        return f"does not unpack: {error}"
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             mode, values_HW = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return "is not a readable PNG (damaged or cut short)"
     if mode != "L":
         return f"has mode {mode}; expected L (8-bit grey)"

@@ -77,10 +77,9 @@ def test_unusable_predictions_make_no_zip(
 ) -> None:
     path = predictions / VIDEO / "1" / name
     path.unlink() if content is None else path.write_bytes(content)
-    (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match=f"cannot be submitted: 1 problems\n  .*{VIDEO}/1, {message}"):
-        build_submission(written.dataset, predictions, tmp_path / "out/x.zip")
-    assert list((tmp_path / "out").iterdir()) == []
+        build_submission(written.dataset, predictions, tmp_path / "out/deep/x.zip")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_split_must_be_the_published_one(written: Written, predictions: Path, tmp_path: Path) -> None:
@@ -148,6 +147,31 @@ def test_what_is_wrong_with_a_zip(
     problems = check_zip(tmp_path / "wrong.zip", written.dataset)
     assert len(problems) == 1
     assert re.search(message, problems[0]), problems[0]
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [
+        (8, 1, "is encrypted; servers read no passwords"),
+        (10, 8, "does not unpack: .*invalid stored block"),  # read as a deflate stream, which it is not
+        (10, 97, "does not unpack: That compression method is not supported"),
+        (16, 0, "does not unpack: Bad CRC-32"),
+    ],
+)
+def test_an_entry_that_does_not_unpack_is_named(
+    offset: int, value: int, message: str, written: Written, predictions: Path, tmp_path: Path
+) -> None:
+    """Its flags, method or checksum is changed in the zip's directory."""
+    path = build_submission(written.dataset, predictions, tmp_path / "x.zip").path
+    with zipfile.ZipFile(path) as opened:
+        name, first = opened.namelist()[0], opened.start_dir
+    data = bytearray(path.read_bytes())
+    assert data[first + offset] != value
+    data[first + offset] = value
+    path.write_bytes(data)
+    problems = check_zip(path, written.dataset)
+    assert len(problems) == 1
+    assert re.match(f"{name} {message}", problems[0]), problems[0]
 
 
 def test_what_is_no_zip(written: Written, predictions: Path, tmp_path: Path) -> None:
