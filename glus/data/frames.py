@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from glus.config import DatasetConfig, Layout
+from glus.data.display_matrix import flipped_axis
 from glus.data.places import image_folder
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -154,15 +155,16 @@ class FolderVideo:
 class FileVideo:
     """A video file, decoded by decord; frames are called 00000, 00001, ...
 
-    Frames are addressed by index, whatever time lies between them (variable rates), and stand upright as a player
-    shows them: decord turns them by the file's display matrix. Several threads may read at once; about
-    ``KEPT_BYTES`` of decoded frames are kept, so that reading a few frames out of order or backwards does not make
-    the decoder start anew from an earlier key frame each time.
+    Frames are addressed by index, whatever time lies between them (variable rates), and stand as a player shows them:
+    decord rotates them by the file's display matrix, and what that mirrors is mirrored here. Several threads may read
+    at once; about ``KEPT_BYTES`` of decoded frames are kept, so that reading a few frames out of order or backwards
+    does not make the decoder start anew from an earlier key frame each time.
 
     Raises:
         FileNotFoundError: no such file.
         ImportError: decord is not installed.
-        ValueError: the file does not decode, holds no video stream, or a stream without frames.
+        ValueError: the file does not decode, holds no video stream, or a stream without frames, or is to be shown
+            aslant and mirrored.
     """
 
     reads_in_parallel = False  # the decoder goes from frame to frame
@@ -172,6 +174,7 @@ class FileVideo:
         if not self.path.is_file():
             raise FileNotFoundError(f"no video file at {self.path}")
         self._reader = _open_reader(self.path)
+        self._flipped_axis = flipped_axis(self.path)
         self._lock = threading.Lock()
         self._kept: dict[int, np.ndarray] = {}
         self._next = 0  # the frame that the decoder gives without seeking
@@ -227,7 +230,8 @@ class FileVideo:
         self._next = index + 1
         height, width = frame.shape[:2]
         # decord 0.6 takes the padding of narrow frames (48 pixels: 192 bytes a row) for a fourth channel.
-        return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
+        frame = frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
+        return frame if self._flipped_axis is None else np.flip(frame, self._flipped_axis).copy()  # torch needs a copy
 
 
 def open_video(path: str | Path) -> VideoSource:

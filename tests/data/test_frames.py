@@ -1,3 +1,4 @@
+import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from glus.config import DatasetConfig, Layout
+from glus.data.display_matrix import flipped_axis
 from glus.data.frames import DatasetVideo, FileVideo, FolderVideo, FrameStore, open_video
 
 
@@ -114,14 +116,37 @@ def test_frames_are_the_same_in_any_order_and_from_many_threads(tmp_path, order,
         assert levels(pool.map(video.read, order)) == list(order)
 
 
-@pytest.mark.parametrize(("turn", "corner"), [(90, (-4, 4)), (180, (-4, -4)), (270, (4, -4))])
-def test_a_rotated_video_stands_upright(tmp_path, turn, corner):
-    """As a player shows it: ``-display_rotation`` turns counter-clockwise."""
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+@pytest.mark.parametrize("flips", [[], ["-display_hflip"]], ids=["", "mirrored"])
+def test_a_frame_stands_as_ffmpeg_shows_it(tmp_path, turn, flips):
+    """In all eight positions that a display matrix of quarter turns and flips can give."""
+    clip, laid = write_clip(tmp_path / "clip.mp4", 3), tmp_path / "laid.mp4"
+    ffmpeg("-display_rotation", turn, *flips, "-i", clip, "-c", "copy", laid)
+    ffmpeg("-i", laid, "-frames:v", 1, tmp_path / "frame.png")
+    shown, frame = np.array(Image.open(tmp_path / "frame.png"), int), open_video(laid).read(0)
+    assert frame.shape == shown.shape
+    assert min(frame.strides) > 0  # torch takes no others
+    assert np.abs(frame - shown).mean() < 2
+    assert all(np.abs(np.flip(frame, axes) - shown).mean() > 10 for axes in (0, 1, (0, 1)))
+
+
+def test_a_mirrored_video_aslant_is_refused(tmp_path):
+    laid = tmp_path / "laid.mp4"
+    ffmpeg("-display_rotation", 30, "-display_hflip", "-i", write_clip(tmp_path / "clip.mp4", 3), "-c", "copy", laid)
+    with pytest.raises(ValueError, match=r"laid.mp4 is mirrored and turned by no quarter turn"):
+        open_video(laid)
+
+
+def test_only_mp4_has_a_display_matrix(tmp_path):
+    """Its boxes may be long (64-bit sizes) or go on to the end of the file; other containers have none."""
     clip = write_clip(tmp_path / "clip.mp4", 3)
-    ffmpeg("-display_rotation", turn, "-i", clip, "-c", "copy", tmp_path / "turned.mp4")
-    frame = open_video(tmp_path / "turned.mp4").read(1)
-    assert frame.shape == ((32, 72, 3) if turn == 180 else (72, 32, 3))
-    assert frame[corner].tolist() == pytest.approx([250, 0, 0], abs=12)
+    ffmpeg("-display_vflip", "-i", clip, "-c", "copy", tmp_path / "laid.mp4")
+    ffmpeg("-i", clip, "-c", "copy", tmp_path / "clip.mkv")
+    data = (tmp_path / "laid.mp4").read_bytes()
+    moov = data[data.index(b"moov") - 4 :]
+    (tmp_path / "long.mp4").write_bytes(struct.pack(">I4sQ", 1, b"free", 16 + 5) + bytes(5) + bytes(4) + moov[4:])
+    for name, axis in (("clip.mp4", None), ("laid.mp4", 0), ("clip.mkv", None), ("long.mp4", 0)):
+        assert flipped_axis(tmp_path / name) == axis
 
 
 def test_a_variable_rate_video_gives_each_frame_once(tmp_path):
