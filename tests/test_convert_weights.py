@@ -159,7 +159,7 @@ def test_a_misfit_prints_the_whole_table_and_leaves_nothing(
     assert not (tmp_path / "ours").exists()
 
 
-def test_an_existing_folder_is_refused(released: Path, segmenter_file: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_refused(released: Path, tmp_path: Path) -> None:
     (tmp_path / "ours").mkdir()
     for direction in ([], ["--to-release"]):
         with pytest.raises(SystemExit, match=r"error: --output .*ours exists"):

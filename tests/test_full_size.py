@@ -177,7 +177,7 @@ def test_a_published_glus_maps_one_to_one(glus: Glus, glus_7b: dict[str, torch.T
 
 
 def test_the_way_back_writes_every_key_of_a_published_glus(
-    glus: Glus, config: ModelConfig, glus_7b: dict[str, torch.Tensor]
+    config: ModelConfig, glus_7b: dict[str, torch.Tensor]
 ) -> None:
     ours = GLUS.rename(glus_7b).tensors | {"clip.vision_model.x": torch.empty(1)}
     back = to_release(ours, config)

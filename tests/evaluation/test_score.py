@@ -115,7 +115,7 @@ def test_a_missing_answer_is_not_an_empty_one(dataset: DatasetConfig, perfect: P
     assert report.overall.no_target_accuracy == 0.0
 
 
-def test_everything_dropped_has_no_mean(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
+def test_everything_dropped_has_no_mean(dataset: DatasetConfig, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     report = score_predictions(dataset, tmp_path / "nothing", Missing.drop)
     assert report.overall.num_expressions == 0

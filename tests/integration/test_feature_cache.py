@@ -135,7 +135,7 @@ def test_without_context_frames_and_with_workers(tiny_train_config: Callable[...
     assert np.isfinite(losses["total"])
 
 
-def test_features_keep_their_type(shapes_folder: Path, tiny_train_config: Callable, tmp_path: Path) -> None:
+def test_features_keep_their_type(tiny_train_config: Callable, tmp_path: Path) -> None:
     frames = FrameStore(tiny_train_config().data.mixture["shapes"].dataset)
     video = next(path.name for path in sorted(frames.folder.iterdir()))
     store = FeatureStore(tmp_path / "deep" / "folder", frames)

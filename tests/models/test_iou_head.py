@@ -102,7 +102,7 @@ def test_training_may_start_from_a_model_with_or_without_it(
     assert set(from_bare.state_dict()) - set(tensors) == (HEAD if wanted else set())
 
 
-def test_weights_without_it_do_not_pass_for_a_model_that_has_it(tiny_model: LoadedModel, folder: Path) -> None:
+def test_weights_without_it_do_not_pass_for_a_model_that_has_it(folder: Path) -> None:
     file = folder / "config.yaml"
     file.write_text(file.read_text().replace("iou_head: true", "iou_head: false"))
     with pytest.raises(ValueError, match=r"unexpected(?s:.*)iou_head"):

@@ -92,7 +92,7 @@ def test_missing_parts_are_told_and_are_no_failure(small: Path) -> None:
     }
 
 
-def test_a_folder_with_nothing_to_compare_fails(small: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_folder_with_nothing_to_compare_fails(small: Path) -> None:
     for part in PARTS:
         shutil.rmtree(small / part, ignore_errors=True)
     with pytest.raises(SystemExit, match="nothing to compare"):

@@ -117,7 +117,7 @@ def test_stages_share_what_they_share(tiny: TrainConfig, traces: dict[bool, Trac
     assert more == 2 * _lines(tiny, traces, micro_batch_size=2)["activations: LLM"]
 
 
-def test_offloading_moves_to_the_machine(tiny: TrainConfig, traces: dict[bool, Trace]) -> None:
+def test_offloading_moves_to_the_machine(tiny: TrainConfig) -> None:
     with torch.device("meta"):
         sizes = measure_sizes(build_glus(tiny.model, load_weights=False))
     config = copy.deepcopy(tiny)

@@ -110,7 +110,7 @@ def test_sam2_learns_prompts_in_single_frames_and_then_memory(tiny_model: Loaded
 
 
 def test_llm_learns_words_and_changes_nothing_but_llm_and_projector(
-    tiny_model: LoadedModel, scenes: list[Scene], run_llm: Callable[..., list[dict[str, float]]]
+    tiny_model: LoadedModel, run_llm: Callable[..., list[dict[str, float]]]
 ) -> None:
     glus = copy.deepcopy(tiny_model.glus)
     frozen = [glus.clip, glus.segmenter, glus.seg_head]
