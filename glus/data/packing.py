@@ -13,7 +13,7 @@ each of them, so a row holds them once, then the rest of each conversation::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -107,16 +107,3 @@ def unpack_conversations(batch: Batch) -> list[Conversation]:
         positions = own.cumsum(0)[batch.seg_positions[row]] - 1
         conversations.append(Conversation(batch.input_ids[video][own].numpy(), positions.numpy()))
     return conversations
-
-
-def separate_expressions(batch: Batch, pad_id: int) -> Batch:
-    """The same batch with nothing shared: each expression has a row and a copy of its video's frames for itself."""
-    packed = pack_conversations([[conversation] for conversation in unpack_conversations(batch)], pad_id)
-    return replace(
-        batch,
-        context_clip=batch.context_clip[batch.video_index],
-        query_clip=batch.query_clip[batch.video_index],
-        query_frames=[batch.query_frames[video] for video in batch.video_index.tolist()],
-        video_index=torch.arange(len(batch.video_index)),
-        **vars(packed),
-    )

@@ -90,7 +90,7 @@ def build_submission(
     with whole_file(output) as beside:
         problems = _write(beside, map_in_processes(encode, videos, num_workers))
         _stop(problems, f"{predictions_dir} cannot be submitted")
-        _stop(_wrong_entries(beside, dataset, videos, num_workers), f"the zip made of {predictions_dir} is wrong")
+        _stop(check_zip(beside, dataset, num_workers), f"the zip made of {predictions_dir} is wrong")
     expressions = [expression for video in videos for expression in video]
     return Submission(output, len(videos), len(expressions), sum(len(e.frames) for e in expressions))
 
@@ -108,11 +108,7 @@ def check_zip(path: Path, dataset: DatasetConfig, num_workers: int = 1) -> list[
     """
     if not path.is_file():
         raise FileNotFoundError(f"no zip {path}")
-    return _wrong_entries(path, dataset, by_video(read_expressions(dataset)), num_workers)
-
-
-def _wrong_entries(path: Path, dataset: DatasetConfig, videos: Sequence[Video], num_workers: int) -> list[str]:
-    top = top_folder(dataset)
+    videos, top = by_video(read_expressions(dataset)), top_folder(dataset)
     try:
         with zipfile.ZipFile(path) as opened:
             names = [info.filename for info in opened.infolist() if not info.is_dir()]

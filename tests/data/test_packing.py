@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from glus.data.packing import PackedConversations, pack_conversations, separate_expressions, unpack_conversations
+from glus.data.packing import PackedConversations, pack_conversations, unpack_conversations
 from glus.structures import Batch, Conversation
 from glus.tokens import IMAGE_ID
 
@@ -18,12 +18,11 @@ def conversation(*ids: int) -> Conversation:
 
 
 def batch_of(packed: PackedConversations, video_index: list[int]) -> Batch:
-    """With a frame's number for its pixels."""
-    videos = torch.arange(max(video_index) + 1)
+    """Without pixels."""
     return Batch(
-        context_clip=videos,
-        query_clip=videos + 10,
-        query_frames=list(videos + 20),
+        context_clip=torch.empty(0),
+        query_clip=torch.empty(0),
+        query_frames=[],
         **vars(packed),
         video_index=torch.tensor(video_index),
         target_masks=[],
@@ -79,17 +78,6 @@ def test_conversations_come_out_as_they_went_in() -> None:
     for found, expected in zip(unpack_conversations(batch), (c for video in videos for c in video), strict=True):
         assert np.array_equal(found.input_ids, expected.input_ids)
         assert np.array_equal(found.seg_positions, expected.seg_positions)
-
-
-def test_separate_expressions_share_nothing() -> None:
-    batch = separate_expressions(batch_of(pack_conversations([[SHORT, LONG], [LONG]], PAD), [0, 0, 1]), PAD)
-    assert batch.input_ids.tolist() == [[*SHORT.input_ids, PAD], LONG.input_ids.tolist(), LONG.input_ids.tolist()]
-    assert set(batch.segments.flatten().tolist()) == {0, -1}
-    assert batch.context_clip.tolist() == [0, 0, 1]
-    assert batch.query_clip.tolist() == [10, 10, 11]
-    assert [int(frames) for frames in batch.query_frames] == [20, 20, 21]
-    assert batch.video_index.tolist() == [0, 1, 2]
-    assert batch.visual_index.tolist() == list(range(9))
 
 
 def test_three_expressions_of_full_size_need_far_fewer_tokens() -> None:

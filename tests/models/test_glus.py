@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from glus.data.collate import pad_conversations
-from glus.data.packing import separate_expressions, unpack_conversations
+from glus.data.packing import pack_conversations, unpack_conversations
 from glus.models.glus import Glus, SegHead, segment_step
 from glus.models.memory import MemoryBank
 from glus.structures import Batch, GlusOutput
@@ -21,16 +21,13 @@ BatchMaker = Callable[..., Batch]
 
 def _row(batch: Batch, row: int) -> Batch:
     """One expression of a batch, with its video alone."""
-    alone = separate_expressions(batch, pad_id=0)
+    video = int(batch.video_index[row])
     return replace(
-        alone,
-        context_clip=alone.context_clip[[row]],
-        query_clip=alone.query_clip[[row]],
-        query_frames=[alone.query_frames[row]],
-        input_ids=alone.input_ids[[row]],
-        segments=alone.segments[[row]],
-        visual_index=alone.visual_index[: len(alone.visual_index) // len(alone.names)],
-        seg_positions=alone.seg_positions[[row]],
+        batch,
+        context_clip=batch.context_clip[[video]],
+        query_clip=batch.query_clip[[video]],
+        query_frames=[batch.query_frames[video]],
+        **vars(pack_conversations([[unpack_conversations(batch)[row]]], pad_id=0)),
         video_index=torch.zeros(1, dtype=torch.int64),
         target_masks=[batch.target_masks[row]],
         object_keys=[batch.object_keys[row]],
