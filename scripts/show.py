@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 import hydra
@@ -19,7 +18,7 @@ from PIL import Image
 
 from glus.config import ShowConfig, load_config
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.index import read_expressions
+from glus.data.index import by_video, read_expressions
 from glus.data.masks import MaskStore, open_masks
 from glus.data.sampling import context_indices_eval
 from glus.evaluation.predictions import open_predictions, read_complete
@@ -62,7 +61,7 @@ def choose_videos(expressions: Sequence[Expression], config: ShowConfig) -> list
     Raises:
         ValueError: ``config.videos`` names one that the split does not have.
     """
-    videos = {video: list(group) for video, group in groupby(expressions, key=lambda expression: expression.video)}
+    videos = {group[0].video: group for group in by_video(expressions)}
     wanted = config.videos if config.videos is not None else list(videos)[: config.num_videos]
     unknown = [video for video in wanted if video not in videos]
     if unknown:

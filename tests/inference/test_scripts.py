@@ -19,6 +19,7 @@ from glus.data.rle import decode_rle
 from glus.evaluation.report import write_report
 from glus.evaluation.score import score_predictions
 from glus.inference.record import STAGES
+from glus.structures import Expression
 from tests.inference.conftest import contents
 from tests.programs import ROOT, environment, load_script, run_program
 
@@ -169,7 +170,11 @@ def test_show(predictions: Path, dataset: DatasetConfig, tmp_path: Path):
         dataset=dataset, predictions=str(predictions), output_dir=str(tmp_path),
         num_videos=1, num_expressions=2, num_frames=3,
     )  # fmt: skip
-    show = load_script("show").show
+    program = load_script("show")
+    apart = [Expression("d", video, exp_id, "", (), (), ()) for video, exp_id in ("a0", "b0", "a1")]
+    chosen = program.choose_videos(apart, replace(config, num_videos=2))
+    assert [[expression.exp_id for expression in video] for video in chosen] == [["0", "1"], ["0"]]
+    show = program.show
     written = show(config)
     assert [path.suffix for path in written] == [".png", ".png", ".mp4", ".gif"]
     assert all(path.stat().st_size > 1000 for path in written)
