@@ -23,7 +23,7 @@ Shape letters, used as suffixes of tensor names (``embeds_NQC``):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,6 +66,10 @@ class Expression:
     def name(self) -> str:
         """``dataset/video/exp_id``: how messages call this expression."""
         return f"{self.dataset}/{self.video}/{self.exp_id}"
+
+
+Video = Sequence[Expression]
+"""All expressions of one video."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from glus import distributed
 from glus.config import PredictConfig, load_config
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import by_video, read_expressions
-from glus.inference.job import Video, check_problems, process_videos
+from glus.inference.job import check_problems, process_videos
 from glus.inference.keyframes import read_key_frames
 from glus.inference.predictor import VideoPredictor
 from glus.inference.progress import JobProgress
@@ -31,6 +31,7 @@ from glus.inference.record import Summary
 from glus.inference.split import load_for_split
 from glus.inference.writer import PredictionWriter
 from glus.log import run_info, setup_logging
+from glus.structures import Video
 
 
 def predict(config: PredictConfig) -> Summary:

@@ -22,11 +22,12 @@ from glus.config import ScoreFramesConfig, load_config
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import by_video, read_expressions
 from glus.inference.frame_scores import FrameScores, KeyFrames
-from glus.inference.job import Video, check_problems, process_videos
+from glus.inference.job import check_problems, process_videos
 from glus.inference.predictor import VideoPredictor
 from glus.inference.progress import JobProgress
 from glus.inference.split import load_for_split
 from glus.log import run_info, setup_logging
+from glus.structures import Video
 
 
 def score_frames(config: ScoreFramesConfig) -> KeyFrames:

@@ -16,7 +16,7 @@ from glus.data.readers.reason_vos import read_reason_vos
 from glus.data.readers.ref_youtube_vos import read_long_rvos, read_ref_youtube_vos, read_ref_youtube_vos_valid
 from glus.data.readers.refcoco import read_refcoco
 from glus.json_files import read_json
-from glus.structures import Expression
+from glus.structures import Expression, Video
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +60,12 @@ def read_expressions(dataset: DatasetConfig) -> list[Expression]:
     return expressions
 
 
-def by_video(expressions: Iterable[Expression]) -> list[list[Expression]]:
+def by_video(expressions: Iterable[Expression]) -> list[Video]:
     """The expressions of each video, videos in the order of the expression file; they need not be neighbours there."""
     videos: dict[str, list[Expression]] = {}
     for expression in expressions:
         videos.setdefault(expression.video, []).append(expression)
-    return list(videos.values())
+    return [*videos.values()]
 
 
 def require_annotations(dataset: DatasetConfig, expressions: Sequence[Expression]) -> None:

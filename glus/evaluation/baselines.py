@@ -33,7 +33,6 @@ from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
 from glus.evaluation.bits import BitMasks, score_frames
 from glus.evaluation.predictions import (
-    Video,
     VideoPredictions,
     check_predictions_dir,
     open_predictions,
@@ -42,7 +41,7 @@ from glus.evaluation.predictions import (
 from glus.evaluation.report import csv_text
 from glus.evaluation.score import CHUNK_FRAMES, read_scored_videos
 from glus.evaluation.targets import TargetReader
-from glus.structures import Expression
+from glus.structures import Expression, Video
 
 ROWS = ("model", "all_objects", "random_object", "other_sentence", "empty")
 """The answers that are compared; ``model`` comes first."""

@@ -21,10 +21,7 @@ from glus.data.rle import Size, decode_rle
 from glus.evaluation.bits import BitMasks
 from glus.evaluation.png import UnusablePrediction, read_png, wrong_size
 from glus.json_files import distinct_keys
-from glus.structures import Expression
-
-Video = list[Expression]
-"""The expressions of one video."""
+from glus.structures import Expression, Video
 
 
 class VideoPredictions(Protocol):

@@ -22,7 +22,6 @@ from glus.data.rle import Size
 from glus.evaluation.bits import FrameScores, score_frames
 from glus.evaluation.measured import Chunk, Measured, Observed
 from glus.evaluation.predictions import (
-    Video,
     VideoPredictions,
     check_predictions_dir,
     open_predictions,
@@ -31,7 +30,7 @@ from glus.evaluation.predictions import (
 from glus.evaluation.protocols import RULES
 from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, Report, group_scores, summarize
 from glus.evaluation.targets import TargetReader
-from glus.structures import Expression
+from glus.structures import Expression, Video
 
 CHUNK_FRAMES = 32
 """Frames in memory at a time, so that memory does not grow with the video."""

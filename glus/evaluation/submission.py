@@ -28,9 +28,9 @@ from glus.data.frames import FrameStore
 from glus.data.index import by_video, read_expressions
 from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
-from glus.evaluation.predictions import Video, check_predictions_dir, open_predictions
+from glus.evaluation.predictions import check_predictions_dir, open_predictions
 from glus.evaluation.score import CHUNK_FRAMES
-from glus.structures import Expression
+from glus.structures import Expression, Video
 
 TOP_FOLDERS = {
     Layout.mevis: "",

@@ -15,12 +15,9 @@ from typing import Any
 from glus.atomic import naming_write_errors
 from glus.inference.claims import Claims
 from glus.inference.identity import Identity, differences
-from glus.structures import Expression
+from glus.structures import Video
 
 log = logging.getLogger(__name__)
-
-Video = Sequence[Expression]
-"""All expressions of one video."""
 
 
 def open_job(mark: Path, what: str, identity: Identity, about: dict[str, Any]) -> Claims:

@@ -12,7 +12,7 @@ from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import by_video, read_expressions
 from glus.data.masks import open_masks
 from glus.inference.predictor import VideoPredictor
-from glus.structures import Expression
+from glus.structures import Video
 
 Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -48,7 +48,7 @@ class Validation:
         means = {name: 100 * sums[name] / sums["count"] for name in self.metrics}
         return {**means, "&".join(self.metrics): float(np.mean(list(means.values())))}
 
-    def _score_video(self, expressions: list[Expression]) -> dict[str, float]:
+    def _score_video(self, expressions: Video) -> dict[str, float]:
         video = DatasetVideo(self.frames, expressions[0].video, expressions[0].frames)
         results = list(self.predictor.segment(video, [expression.text for expression in expressions]))
         predicted_ETHW = np.stack([result.masks_RHW for result in results], axis=1)

@@ -24,9 +24,9 @@ from glus.atomic import hidden_sibling, naming_write_errors, write_text
 from glus.config import PredictionForm
 from glus.data.rle import encode_rle
 from glus.inference.identity import Identity
-from glus.inference.job import Video, open_job
+from glus.inference.job import open_job
 from glus.inference.record import Summary, VideoRecord
-from glus.structures import FrameResult
+from glus.structures import FrameResult, Video
 
 IDENTITY_FILE = "predict.json"
 """In a folder of predictions: what made them. Its bytes are also what processes lock to share the videos."""
