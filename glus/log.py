@@ -66,8 +66,7 @@ def write_run_folder(folder: Path, config: object, start: int) -> None:
         config: of the run.
         start: steps already done; where a run goes on, ``run.json`` keeps its beginning and lists each continuation.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(config))
+    write_text(folder / "config.yaml", to_yaml(config))
     file = folder / "run.json"
     content = run_info()
     if start and file.is_file():

@@ -36,6 +36,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from glus.atomic import write_text
 from glus.config import DatasetConfig, Layout
 from glus.data.mask_cache import MaskCache
 from glus.data.rle import Size
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = summarize(options.headline, in_memory, end_to_end, cache)
     print_results(results, Console() if sys.stdout.isatty() else Console(width=110))
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_text(options.json, json.dumps(results, indent=1) + "\n")
 
 
 # --------------------------------------------------------------------------------------------------- masks

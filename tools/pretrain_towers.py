@@ -23,7 +23,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from glus.atomic import whole_file
+from glus.atomic import whole_file, write_text
 from glus.config import PretrainConfig, load_config
 from glus.data.shapes import Scene
 from glus.data.tokenization import ConversationTokenizer, train_vocabulary
@@ -53,7 +53,7 @@ def pretrain(config: PretrainConfig) -> None:
         if part in config.parts:
             torch.manual_seed(config.seed)
             MAKERS[part](config, scenes, folder)
-    (folder / f"run_{'_'.join(config.parts)}.json").write_text(json.dumps(run_info(), indent=2) + "\n")
+    write_text(folder / f"run_{'_'.join(config.parts)}.json", json.dumps(run_info(), indent=2) + "\n")
 
 
 def make_tokenizer(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
