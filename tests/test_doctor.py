@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,6 +61,20 @@ def test_a_machine_without_gpu_is_reported_and_does_not_fail(monkeypatch: pytest
     (gpu,) = doctor.check_gpu()
     assert (gpu.found, gpu.is_failure) == ("none", False)
     assert doctor.check_quantization().is_failure  # asked for, and impossible
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_gpu_is_named_and_must_know_bfloat16_and_nccl(monkeypatch: pytest.MonkeyPatch, usable: bool) -> None:
+    gpu = SimpleNamespace(name="Card", total_memory=24 * doctor.GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: usable)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: usable)
+    card, bfloat16, nccl = doctor.check_gpu()
+    assert (card.found, card.is_failure) == ("Card, 24 GiB", False)
+    assert bfloat16.is_failure == nccl.is_failure == (not usable)
+    assert usable or "model.precision=fp32" in bfloat16.advice
 
 
 def test_little_space_fails(tmp_path: Path) -> None:

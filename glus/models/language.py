@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from glus import compat
+from glus import compat, distributed
 from glus.models.packing import packed_attention, packed_positions
 from glus.tokens import IMAGE_ID
 
@@ -326,7 +326,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: no code can be made here.
         """
-        compat.check_compiler(next(self.parameters()).device)
+        compat.check_compiler(distributed.device())  # where training moves the model before it runs
         for layer in self.llama.model.layers:
             layer.compile(dynamic=True)
 

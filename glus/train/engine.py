@@ -31,19 +31,31 @@ def init_distributed(timeout_minutes: float) -> None:
     """
     if distributed.world_size() == 1 and "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())  # a group of one, beside others on the same machine
-    os.environ.setdefault("RANK", str(distributed.rank()))
-    os.environ.setdefault("LOCAL_RANK", str(distributed.local_rank()))
-    os.environ.setdefault("WORLD_SIZE", str(distributed.world_size()))
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
+    for name, value in launcher_variables().items():
+        os.environ.setdefault(name, value)
     if torch.cuda.is_available():
-        torch.cuda.set_device(distributed.local_rank())
+        torch.cuda.set_device(distributed.device())
     # On CPUs DeepSpeed would compile a shared-memory all-reduce for inference (a minute, and a compiler), unused here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         limit = timedelta(minutes=timeout_minutes)
         deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False, auto_mpi_discovery=False)
+
+
+def launcher_variables() -> dict[str, str]:
+    """What torch and DeepSpeed read of a launcher; of these, a launcher's own count.
+
+    DeepSpeed takes the local rank for the number of the GPU, which it is not where a task is shown its own GPU only.
+    """
+    gpu = distributed.device().index
+    return {
+        "RANK": str(distributed.rank()),
+        "LOCAL_RANK": str(distributed.local_rank() if gpu is None else gpu),
+        "WORLD_SIZE": str(distributed.world_size()),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
 
 
 def _free_port() -> int:
