@@ -155,7 +155,7 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
     hooks = [
         on(glus.clip, "CLIP images"),
         on(sam.image_encoder, "SAM2 images"),
-        on(llama.model.layers[0], "LLM tokens", "LLM calls"),
+        on(llama.model.layers[0].mlp.gate_proj, "LLM tokens", "LLM calls"),
         on(llama.lm_head, "LLM head tokens"),
         on(sam.memory_attention, "memory attention calls"),
         on(sam.memory_encoder, "memory encoder calls"),

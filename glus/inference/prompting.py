@@ -18,7 +18,7 @@ from glus.config import InferenceConfig
 from glus.data.tokenization import ConversationTokenizer, Trunk, common_prefix
 from glus.inference.passes import Asking
 from glus.models.glus import Glus
-from glus.models.language import Past
+from glus.models.reading import Past
 
 LENGTH_SPREAD = 1.05
 """Longest over shortest prompt of a batch: padding stays below what sharing the first query frame saves."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from glus import compat, distributed
 from glus.models.packing import packed_attention, packed_positions
+from glus.models.reading import Past, Place, read, rms_norm
 from glus.tokens import IMAGE_ID
 
 if TYPE_CHECKING:
@@ -109,69 +109,6 @@ def merge_lora(llama: LlamaForCausalLM) -> None:
         setattr(llama.get_submodule(parent), child, adapter.get_base_layer())
 
 
-@dataclass(frozen=True)
-class Past:
-    """Keys and values of tokens that later tokens can look back at: one pair per layer, (R, heads, L, d) each.
-
-    ``rows`` says which of the R rows each later sequence continues; None: all continue the only row.
-    """
-
-    layers: list[tuple[torch.Tensor, torch.Tensor]]
-    rows: torch.Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of tokens."""
-        return self.layers[0][0].shape[2]
-
-    def of_rows(self, rows: torch.Tensor) -> Past:
-        """The same past for sequences that continue other rows: (N,) int64."""
-        return Past(self.layers, rows)
-
-
-class _LookBack:
-    """What LLaMA's attention asks of a cache, ``update``: here it puts new keys and values behind those of the past.
-
-    Unlike transformers' caches it keeps the past once, however many sequences continue it, and forgets the
-    concatenation when a layer is done; the new tokens' own keys and values are collected for whoever continues them.
-    """
-
-    def __init__(self, past: Sequence[Past]):
-        self.past = past
-        self.new: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def update(
-        self, keys_NhLd: torch.Tensor, values_NhLd: torch.Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of everything that the new tokens may look at, in the order past, new."""
-        self.new.append((keys_NhLd, values_NhLd))
-        pairs = [_continued(past.layers[layer], past.rows, len(keys_NhLd)) for past in self.past]
-        return (
-            torch.cat([*(keys for keys, _ in pairs), keys_NhLd], dim=2),
-            torch.cat([*(values for _, values in pairs), values_NhLd], dim=2),
-        )
-
-
-class _Known:
-    """What LLaMA's attention asks of a cache where all keys and values are known: those of its queries are left out."""
-
-    def __init__(self, pair: tuple[torch.Tensor, torch.Tensor]):
-        self._pair = pair
-
-    def update(self, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of everything."""
-        return self._pair
-
-
-def _continued(
-    pair: tuple[torch.Tensor, torch.Tensor], rows: torch.Tensor | None, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's keys and values, one row for each of ``count`` sequences."""
-    if rows is None:
-        return pair[0].expand(count, -1, -1, -1), pair[1].expand(count, -1, -1, -1)
-    return pair[0][rows], pair[1][rows]
-
-
 class LanguageModel(nn.Module):
     """Verbs over a LLaMA: states of spliced conversations, logits where they are wanted.
 
@@ -263,55 +200,13 @@ class LanguageModel(nn.Module):
         if sees_NLL is None:
             sees_NLL = torch.ones(n, length, length, dtype=torch.bool, device=device).tril()
         seen = torch.ones(n, length, sum(p.length for p in past), dtype=torch.bool, device=device)
-        sees_N1LA = torch.cat([seen, sees_NLL], dim=2)[:, None]
-        # Added to the scores: of a bool mask, attention would make the same in every layer.
-        mask_N1LA = torch.zeros(sees_N1LA.shape, dtype=embeds_NLD.dtype, device=device)
-        mask_N1LA.masked_fill_(~sees_N1LA, -torch.inf)
+        sees_NLA = torch.cat([seen, sees_NLL], dim=2)
+        mask_NLA = torch.zeros(sees_NLA.shape, dtype=embeds_NLD.dtype, device=device)
+        mask_NLA.masked_fill_(~sees_NLA, -torch.inf)
         llama = self.llama.model
-        cache = _LookBack(past)
-        turn = llama.rotary_emb(embeds_NLD, position_ids=positions_NL)
-        hidden_NLD = embeds_NLD
-        for layer in llama.layers[:-1]:
-            hidden_NLD = layer(
-                hidden_NLD, attention_mask=mask_N1LA, position_embeddings=turn, past_key_values=cache, use_cache=True
-            )
-        states_NRD = self._read_last(hidden_NLD, turn, mask_N1LA, cache, reads_NR)
-        return states_NRD, Past(cache.new)
-
-    def _read_last(
-        self,
-        hidden_NLD: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
-        mask_N1LA: torch.Tensor,
-        cache: _LookBack,
-        reads_NR: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """The last layer and the final norm at ``reads_NR``; its keys and values go into the cache for all tokens."""
-        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-        layer = self.llama.model.layers[-1]
-        attention = layer.self_attn
-        normed_NLD = layer.input_layernorm(hidden_NLD)
-        keys, values = (
-            projection(normed_NLD).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-            for projection in (attention.k_proj, attention.v_proj)
-        )
-        keys = apply_rotary_pos_emb(keys, keys, *turn)[1]
-        everything = _Known(cache.update(keys, values, len(self.llama.model.layers) - 1))
-        if reads_NR is None:
-            return None
-
-        rows = torch.arange(len(reads_NR), device=reads_NR.device)[:, None]
-        states_NRD = hidden_NLD[rows, reads_NR]
-        attended, _ = attention(
-            normed_NLD[rows, reads_NR],
-            position_embeddings=(turn[0][rows, reads_NR], turn[1][rows, reads_NR]),
-            attention_mask=mask_N1LA[:, 0][rows, reads_NR][:, None],
-            past_key_values=everything,
-        )
-        states_NRD = states_NRD + attended
-        states_NRD = states_NRD + layer.mlp(layer.post_attention_layernorm(states_NRD))
-        return self.llama.model.norm(states_NRD)
+        cos, sin = (part.chunk(2, dim=-1)[0] for part in llama.rotary_emb(embeds_NLD, position_ids=positions_NL))
+        states_NRD, new = read(llama.layers, embeds_NLD, Place(cos, sin, mask_NLA), past, reads_NR)
+        return None if states_NRD is None else rms_norm(llama.norm, states_NRD), new
 
     def checkpoint_gradients(self) -> None:
         """From now on, recompute each layer in the backward pass instead of keeping its activations."""

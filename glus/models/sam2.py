@@ -220,13 +220,14 @@ class Sam2Segmenter(nn.Module):
             if not memories:
                 return frame.with_image(frame.image_NChw + self.sam.no_mem_embed.view(1, -1, 1, 1))
             n, c, h, w = frame.image_NChw.shape
-            features = torch.cat([memory.features_NChw.flatten(2) for memory in memories], dim=2)
-            position = torch.cat([memory.position_1Chw.flatten(2) for memory in memories], dim=2)
+            # Tokens before channels, as the key and value projections read them: the other way around these are slow.
+            features_NMC = torch.cat([memory.features_NChw.flatten(2).transpose(1, 2) for memory in memories], dim=1)
+            position_1MC = torch.cat([memory.position_1Chw.flatten(2).transpose(1, 2) for memory in memories], dim=1)
             attended = self.sam.memory_attention(
                 curr=[frame.image_NChw.flatten(2).permute(2, 0, 1)],
                 curr_pos=[frame.position_1Chw.flatten(2).permute(2, 0, 1).expand(-1, n, -1)],
-                memory=features.permute(2, 0, 1),
-                memory_pos=position.permute(2, 0, 1).expand(-1, n, -1),
+                memory=features_NMC.transpose(0, 1),
+                memory_pos=position_1MC.transpose(0, 1).expand(-1, n, -1),
                 num_obj_ptr_tokens=0,
             )
             return frame.with_image(attended.permute(1, 2, 0).reshape(n, c, h, w))
