@@ -8,7 +8,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from glus.config.data import DatasetConfig, PathsConfig
-from glus.config.loading import require
+from glus.config.loading import check_max_videos, require
 
 
 class Missing(Enum):
@@ -98,4 +98,4 @@ class SubmitConfig:
 
 def _check_scoring(num_workers: int, max_videos: int | None) -> None:
     require(num_workers >= 1, "num_workers", "at least 1", num_workers)
-    require(max_videos is None or max_videos >= 1, "max_videos", "null (all) or at least 1", max_videos)
+    check_max_videos(max_videos)

@@ -8,7 +8,7 @@ from enum import Enum
 from omegaconf import MISSING, OmegaConf
 
 from glus.config.data import DatasetConfig, FramesConfig, PathsConfig, QuerySampling
-from glus.config.loading import load_config, require
+from glus.config.loading import check_max_videos, load_config, require
 from glus.config.model import FuserGamma, ModelConfig, Precision, Quantization
 
 
@@ -155,8 +155,7 @@ class PredictConfig:
     """Only the first so many videos, for a quick look; null: all."""
 
     def __post_init__(self) -> None:
-        value = self.max_videos
-        require(value is None or value >= 1, "max_videos", "null or at least 1", value)
+        check_max_videos(self.max_videos)
 
 
 @dataclass
@@ -174,8 +173,7 @@ class ScoreFramesConfig:
     """Only the first so many videos, for a quick look; null: all."""
 
     def __post_init__(self) -> None:
-        value = self.max_videos
-        require(value is None or value >= 1, "max_videos", "null or at least 1", value)
+        check_max_videos(self.max_videos)
 
 
 @dataclass

@@ -17,6 +17,11 @@ def require(condition: bool, key: str, expected: str, value: object) -> None:
         raise ValueError(f"{key}={value!r}: expected {expected}")
 
 
+def check_max_videos(value: int | None) -> None:
+    """Raise ValueError unless ``max_videos`` is null or positive."""
+    require(value is None or value >= 1, "max_videos", "null (all) or at least 1", value)
+
+
 def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
     """The typed form of a composed config.
 

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from glus import distributed
+from glus import compat, distributed
 from glus.config import FramesConfig, InferenceConfig, Precision, QuerySampling, SettingsConfig, Window
 from glus.data.frames import VideoSource
 from glus.data.sampling import context_indices_eval
 from glus.data.tokenization import ConversationTokenizer
-from glus.inference.clock import StageClock
-from glus.inference.passes import Pass, together
-from glus.inference.prompting import Answers, Prompter
-from glus.inference.stream import Frame, FrameStream
+from glus.inference.passes import Pass
+from glus.inference.stream import FrameStream
+from glus.inference.video_run import Emits, VideoRun, schedule
 from glus.models.build import LoadedModel, load_model
-from glus.models.glus import Glus, segment_step
-from glus.models.memory import MemoryBank
-from glus.models.sam2 import FrameFeatures, upsample_masks
+from glus.models.glus import Glus
 from glus.structures import FrameResult
-
-Emits = Callable[[int, int], bool]
-"""Whether a pass gives the result of a row (first argument) in a frame (second)."""
 
 
 def load_predictor(weights: str | Path, settings: SettingsConfig | None = None) -> tuple[VideoPredictor, LoadedModel]:
@@ -46,6 +39,8 @@ def load_predictor(weights: str | Path, settings: SettingsConfig | None = None) 
     """
     device, settings = distributed.device(), settings or SettingsConfig()
     is_default = settings.precision is None and device.type == "cpu"
+    if device.type == "cpu":
+        compat.keep_freed_memory()
     model = load_model(weights, Precision.fp32 if is_default else None, settings)
     tokenizer = ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
     return VideoPredictor(model.glus.to(device), tokenizer, model.config.frames, model.config.inference), model
@@ -159,7 +154,7 @@ class VideoPredictor:
                 yield from run.follow(one, emits)
 
     @contextmanager
-    def _opened(self, video: VideoSource, texts: Sequence[str], passes: Sequence[Pass]) -> Iterator[_VideoRun]:
+    def _opened(self, video: VideoSource, texts: Sequence[str], passes: Sequence[Pass]) -> Iterator[VideoRun]:
         """A video to be run over, with the model in evaluation mode meanwhile."""
         was_training = self.glus.training
         self.glus.eval()
@@ -167,235 +162,7 @@ class VideoPredictor:
             context = context_indices_eval(len(video), self.frames.num_context)
             ahead = 2 * self.inference.chunk_frames
             stream = FrameStream(video, schedule(context, passes), self.glus.clip.image_size, ahead)
-            with closing(stream), closing(_VideoRun(self, stream, context, texts, passes)) as run:
+            with closing(stream), closing(VideoRun(self, stream, context, texts, passes)) as run:
                 yield run
         finally:
             self.glus.train(was_training)
-
-
-class _VideoRun:
-    """A video on its way through the model: frames to come, visual tokens still to be shown, the LLM's openings."""
-
-    def __init__(
-        self,
-        predictor: VideoPredictor,
-        stream: FrameStream,
-        context: Sequence[int],
-        texts: Sequence[str],
-        passes: Sequence[Pass],
-    ):
-        self._glus = predictor.glus
-        self._frames = predictor.frames
-        self._inference = predictor.inference
-        self._device = predictor.device
-        self._seconds = predictor.seconds
-        self._clock = StageClock(self._device)
-        self._last_shown = self._when_last_shown(passes)
-        self._num_visits = 0
-        self._tokens: dict[int, torch.Tensor] = {}
-        self._stream = stream
-        with self._clock.stage("decode"):
-            first = [self._stream.take(frame) for frame in dict.fromkeys(context)]
-        self._held = {frame.index: frame for frame in first if frame.index in passes[0].order}
-        with torch.inference_mode():
-            self._see(first)
-            with self._clock.stage("llm"):
-                context_KPD = self._context_tokens(context)
-                self._prompter = Prompter(self._glus, predictor.tokenizer, texts, context_KPD, self._inference)
-        self._forget_tokens()
-
-    def close(self) -> None:
-        """Account for the time."""
-        self._clock.add_to(self._seconds)
-
-    def follow(self, one: Pass, emits: Emits) -> Iterator[FrameResult]:
-        """One pass, a chunk of frames at a time; from a GPU, masks travel while the next frame is segmented."""
-        bank = self._glus.memory_bank(self._inference.memory_stride)
-        travelling = 1 if self._device.type == "cuda" else 0
-        arriving: list[_Arriving] = []
-        for frames, answers in self._chunks(one):
-            with torch.inference_mode():
-                features = self._encode(frames)
-            for number, frame in enumerate(frames):
-                with torch.inference_mode():
-                    asked = _Asked(frame, one.steps(frame.index), features, number)
-                    result = self._segment(asked, answers, bank, emits, memorize=frame.index != one.order[-1])
-                arriving += [result] if result.rows else []  # a key frame itself is the other pass's
-                if len(arriving) > travelling:
-                    yield arriving.pop(0).result()
-        for last in arriving:
-            yield last.result()
-
-    def score(self, one: Pass) -> np.ndarray:
-        """See ``VideoPredictor.score_frames``; ``one`` visits all frames for all sentences."""
-        columns = []
-        for frames, answers in self._chunks(one):
-            places_FE = np.array([[answers.places[row, frame.index] for row in one.starts] for frame in frames])
-            if answers.iou_R is None:
-                scores_FE = answers.scores_R[places_FE] * self._stability(frames, answers.embeds_RC, places_FE)
-            else:
-                scores_FE = answers.iou_R[places_FE]
-            is_drawn_FE = answers.has_seg_R[places_FE] | self._inference.force_seg
-            columns.append(np.where(is_drawn_FE, scores_FE, 0))
-        return np.concatenate(columns).T.astype(np.float32)
-
-    @torch.inference_mode()
-    def _stability(self, frames: Sequence[Frame], embeds_RC: torch.Tensor, places_FE: np.ndarray) -> np.ndarray:
-        """(F, E): how stable each mask is that a frame gives without memory; 0 where it is empty."""
-        features, segmenter = self._encode(frames), self._glus.segmenter
-        with self._clock.stage("sam2"):
-            prompts_FEC = embeds_RC[self._to_device(places_FE)]
-            stable = []
-            for number, prompts_EC in enumerate(prompts_FEC):
-                alone = segmenter.condition(features.repeat(number, len(prompts_EC)), [])
-                decoded = segmenter.decode(alone, prompts_EC)
-                is_empty_E = (decoded.all_logits_N4mm[:, 0] <= 0).flatten(1).all(1)
-                stable.append(decoded.stability_N.masked_fill(is_empty_E, 0))
-            return torch.stack(stable).cpu().numpy()
-
-    def _chunks(self, one: Pass) -> Iterator[tuple[list[Frame], Answers]]:
-        """The frames of a pass, some at a time, and the LLM's answers to all that is asked about them."""
-        for begin in range(0, len(one.order), self._inference.chunk_frames):
-            chunk = one.order[begin : begin + self._inference.chunk_frames]
-            with self._clock.stage("decode"):
-                frames = [self._held.pop(f) if f in self._held else self._stream.take(f) for f in chunk]
-            with torch.inference_mode():
-                answers = self._ask(one, frames)
-            yield frames, answers
-            self._num_visits += len(chunk)
-            self._forget_tokens()
-
-    def _ask(self, one: Pass, frames: Sequence[Frame]) -> Answers:
-        """The LLM's answers for all sentences in a chunk of frames."""
-        self._see([frame for frame in frames if frame.index not in self._tokens])
-        with self._clock.stage("llm"):
-            windows = (
-                (row, one.window(row, step, self._frames, self._inference.window))
-                for frame in frames
-                for row, step in one.steps(frame.index).items()
-            )
-            return self._prompter.ask(together(windows), self._tokens)
-
-    def _see(self, frames: Sequence[Frame]) -> None:
-        """Visual tokens of new frames, in one batch."""
-        if frames:
-            with self._clock.stage("clip"):
-                crops = np.stack([frame.crop_ss3 for frame in frames if frame.crop_ss3 is not None])
-                crops_1F3ss = self._to_device(crops).permute(0, 3, 1, 2)[None]
-                tokens_FPD = self._glus.vision_tokens(crops_1F3ss)[0]
-                self._tokens |= zip((frame.index for frame in frames), tokens_FPD.unbind(), strict=True)
-
-    def _encode(self, frames: Sequence[Frame]) -> FrameFeatures:
-        """SAM2's features of a chunk of frames, in one batch."""
-        segmenter = self._glus.segmenter
-        with self._clock.stage("sam2"):
-            images = [segmenter.prepare_frames(self._to_device(frame.pixels_HW3)[None]) for frame in frames]
-            return segmenter.encode_frames(torch.cat(images))
-
-    def _segment(self, asked: _Asked, answers: Answers, bank: MemoryBank, emits: Emits, memorize: bool) -> _Arriving:
-        """Masks of a frame for every sentence that answered with [SEG]; the others get an empty mask and a hole."""
-        frame, steps = asked.frame, asked.steps
-        places = {row: answers.places[row, frame.index] for row in steps}
-        has_seg = {row: bool(answers.has_seg_R[place]) for row, place in places.items()}
-        rows = [row for row in steps if has_seg[row] or self._inference.force_seg]
-        emitted = [row for row in steps if emits(row, frame.index)]
-        size = frame.pixels_HW3.shape[:2]
-        masks_RHW = torch.zeros((len(emitted), *size), dtype=torch.bool, device=self._device)
-        if rows:
-            with self._clock.stage("sam2"):
-                features = asked.features.repeat(asked.number, len(rows))
-                prompts = answers.embeds_RC[[places[row] for row in rows]]
-                reached = {row: steps[row] for row in rows}
-                decoded = segment_step(self._glus.segmenter, bank, reached, features, prompts, memorize)
-            shown = [number for number, row in enumerate(rows) if row in emitted]
-            if shown:
-                with self._clock.stage("resize"):
-                    logits = decoded.logits_Nmm if len(shown) == len(rows) else decoded.logits_Nmm[shown]
-                    masks = upsample_masks(logits, size) > 0
-                    targets = [emitted.index(rows[number]) for number in shown]
-                    masks_RHW = (
-                        masks if len(shown) == len(emitted) else masks_RHW.index_copy(0, self._index(targets), masks)
-                    )
-        scores = np.array([answers.scores_R[places[row]] for row in emitted], np.float32)
-        seg = np.array([has_seg[row] for row in emitted], bool)
-        return _Arriving(frame.index, tuple(emitted), masks_RHW, scores, seg)
-
-    def _context_tokens(self, context: Sequence[int]) -> torch.Tensor:
-        """(K, P, D), also for no context frame."""
-        if not context:
-            like = self._glus.projector.weight
-            return like.new_empty((0, self._glus.tokens_per_frame, self._glus.language.width))
-        return torch.stack([self._tokens[frame] for frame in context])
-
-    def _when_last_shown(self, passes: Sequence[Pass]) -> dict[int, int]:
-        """Frame -> number of the last visit, counted over the passes, whose prompts show it."""
-        visits = ((one, frame) for one in passes for frame in one.order)
-        last: dict[int, int] = {}
-        for visit, (one, frame) in enumerate(visits):
-            for row, step in one.steps(frame).items():
-                last |= dict.fromkeys(one.window(row, step, self._frames, self._inference.window), visit)
-        return last
-
-    def _forget_tokens(self) -> None:
-        """Drop the tokens that no prompt to come shows."""
-        last = self._last_shown
-        self._tokens = {
-            frame: value for frame, value in self._tokens.items() if last.get(frame, -1) >= self._num_visits
-        }
-
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
-
-    def _index(self, numbers: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(numbers, device=self._device)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A frame to be segmented."""
-
-    frame: Frame
-    steps: Mapping[int, int]
-    """Row -> number of the frame in the row's own pass."""
-    features: FrameFeatures
-    """Of its chunk."""
-    number: int
-    """Its place there."""
-
-
-class _Arriving:
-    """The result of a frame whose masks may still be on their way from the device."""
-
-    def __init__(
-        self, frame: int, rows: tuple[int, ...], masks_RHW: torch.Tensor, scores_R: np.ndarray, has_seg_R: np.ndarray
-    ):
-        self.rows = rows
-        self._parts = frame, scores_R, has_seg_R
-        self._arrived: torch.cuda.Event | None = None
-        self._masks = masks_RHW
-        if masks_RHW.device.type == "cuda":
-            self._masks = torch.empty(masks_RHW.shape, dtype=torch.bool, pin_memory=True)
-            self._masks.copy_(masks_RHW, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def result(self) -> FrameResult:
-        """Wait for the masks alone, not for what the device was given to do since."""
-        if self._arrived:
-            self._arrived.synchronize()
-        frame, scores_R, has_seg_R = self._parts
-        return FrameResult(frame, self.rows, self._masks.numpy(), scores_R, has_seg_R)
-
-
-def schedule(context: Sequence[int], passes: Sequence[Pass]) -> Iterator[tuple[int, bool]]:
-    """Frames in the order they are read, and whether CLIP is to see them, which is so the first time.
-
-    Context frames come first and are kept until the first pass reaches them; a second pass reads its frames anew.
-    """
-    seen = set()
-    for number, frames in enumerate([dict.fromkeys(context), *(one.order for one in passes)]):
-        for frame in frames:
-            if number != 1 or frame not in context:
-                yield frame, frame not in seen
-                seen.add(frame)

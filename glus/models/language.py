@@ -213,10 +213,10 @@ class LanguageModel(nn.Module):
         self.llama.activation_checkpointing_enable({"use_reentrant": False})
 
     def compile_layers(self) -> None:
-        """From now on, each layer runs as what ``torch.compile`` makes of it; names of tensors stay.
+        """From now on, each layer runs as what ``torch.compile`` makes of it, in training; names of tensors stay.
 
-        Code is made when a layer first runs, and again for what it did not cover: once more in training, but often
-        below ``extend``, whose inputs vary in kind; ``torch.compiler.set_stance("force_eager")`` leaves it out there.
+        Code is made when a layer first runs, and once more for what that did not cover. Inference (``extend``) runs the
+        layers' parts by itself and stays as it is: there compiled layers took as long, and minutes to make.
 
         Raises:
             ValueError: no code can be made here.

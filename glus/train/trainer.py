@@ -246,8 +246,7 @@ class Trainer:
     def _evaluate(self, evaluate: Callable[[], dict[str, float]]) -> None:
         step, best = self.state.step, self.settings.keep_best
         self._watch.start(f"evaluating after step {step}")
-        with torch.compiler.set_stance("force_eager"):  # see LanguageModel.compile_layers
-            scores = evaluate()
+        scores = evaluate()
         self.metrics.write(step, {f"valid/{name}": value for name, value in scores.items()})
         parts = "  ".join(f"valid/{name} {value:.2f}" for name, value in scores.items())
         log.info("step %d/%d  %s", step, self.settings.steps, parts)

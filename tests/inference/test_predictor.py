@@ -13,9 +13,10 @@ import torch
 
 from glus.config import FramesConfig, Precision, QuerySampling, SettingsConfig, Window
 from glus.inference.clock import STAGES
-from glus.inference.predictor import _VideoRun, load_predictor
+from glus.inference.predictor import load_predictor
 from glus.inference.prompting import Prompter
 from glus.inference.stream import FrameStream
+from glus.inference.video_run import VideoRun
 from glus.models.build import LoadedModel
 from glus.models.memory import MemoryBank
 from glus.structures import FrameResult
@@ -185,13 +186,13 @@ def test_a_frame_without_seg_is_a_hole_for_its_sentence_alone(tiny_model):
 def test_what_is_kept_does_not_grow_with_the_video(seg_model, monkeypatch):
     """Tokens of the last Q - 1 frames; frames read ahead; context frames until they are segmented."""
     kept = []
-    original = _VideoRun._forget_tokens
+    original = VideoRun._forget_tokens
 
-    def forget(run: _VideoRun) -> None:
+    def forget(run: VideoRun) -> None:
         original(run)
         kept.append((len(run._tokens), len(run._held), len(run._stream._coming)))
 
-    monkeypatch.setattr(_VideoRun, "_forget_tokens", forget)
+    monkeypatch.setattr(VideoRun, "_forget_tokens", forget)
     run(seg_model, ArrayVideo(60), TEXTS[:1], frames=FramesConfig(2, 3), chunk_frames=4)
     assert max(stream for _, _, stream in kept) == 8
     assert kept[6][:2] == kept[7][:2] == (2 + 1, 1)  # one context frame lies ahead
