@@ -12,12 +12,12 @@ COUNT_FAULTS = """
 import resource, sys, torch
 from glus import compat
 assert not sys.argv[1:] or compat.keep_freed_memory()
-def activations():
-    for _ in range(20):
-        parts = [torch.ones(2**20) for _ in range(8)]
-activations()
+def layer():
+    activations = [torch.ones(25_000) for _ in range(400)]  # 40 MB
+layer()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-activations()
+for _ in range(20):
+    layer()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
