@@ -9,17 +9,23 @@ import sys
 import pytest
 
 FREE_40_MB = """
-import sys, torch
+import ctypes, sys
 from pathlib import Path
 from glus import compat
 assert not sys.argv[1:] or compat.keep_freed_memory()
-def resident():
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def resident_mb():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) // 1024
-before = resident()
-activations = [torch.ones(25_000) for _ in range(400)]
-del activations
-print(resident() - before)
+before = resident_mb()
+blocks = [libc.malloc(100_000) for _ in range(400)]
+for block in blocks:
+    libc.memset(block, 1, 100_000)
+for block in blocks:
+    libc.free(block)
+print(resident_mb() - before)
 """
 
 
