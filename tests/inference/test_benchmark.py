@@ -17,7 +17,7 @@ KEYS = {
 
 
 def test_it_measures_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    sizes = ["--frames", "6", "--expressions", "2", "--plain-expressions", "1", "--scenes", "1"]
+    sizes = ["--frames", "6", "--expressions", "2", "--plain-expressions", "1", "--scenes", "1", "--rounds", "2"]
     main([*sizes, "--memory-frames", "202", "--json", str(tmp_path / "out.json")])
     measured = json.loads((tmp_path / "out.json").read_text())
     assert set(measured) >= KEYS
