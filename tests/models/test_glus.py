@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from glus.data.collate import pad_conversations
@@ -73,11 +74,35 @@ def test_expressions_and_videos_are_told_apart(glus: Glus, make_batch: BatchMake
     assert torch.pdist(embeds).min() > 1e-4
 
 
-def test_a_frame_is_encoded_once_for_all_its_expressions(glus: Glus, make_batch: BatchMaker) -> None:
+def test_a_frame_is_encoded_once_for_all_its_expressions_and_all_frames_together(
+    glus: Glus, make_batch: BatchMaker
+) -> None:
     clip, image = _calls(glus.clip), _calls(glus.segmenter.sam.image_encoder)
     _forward(glus, make_batch((3, 2), 2, 3))
-    assert sum(clip) == 2 * (2 + 3)
-    assert sum(image) == 2 * 3
+    assert clip == [2 * (2 + 3)]
+    assert image == [2 * 3]
+
+
+def test_logits_are_computed_where_seg_is_to_come_and_nowhere_else(glus: Glus, make_batch: BatchMaker) -> None:
+    shapes: list[torch.Size] = []
+    glus.language.llama.lm_head.register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape))
+    _forward(glus, make_batch((3, 2), 2, 3))
+    assert shapes == [(5, 3, glus.language.width)]
+
+
+def test_attention_is_torchs_fused_one(glus: Glus, make_batch: BatchMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each layer of the LLM: one call for all videos, so that no matrix of scores is kept."""
+    calls, attend = [], F.scaled_dot_product_attention
+
+    def counted(query: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        calls.append(len(query))
+        return attend(query, *others, **options)
+
+    batch = make_batch((3, 2))
+    tokens = glus.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], dim=1)).flatten(0, 2)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    glus.language.packed_states(batch.input_ids, batch.segments, tokens[batch.visual_index])
+    assert calls == [2] * len(glus.language.llama.model.layers)
 
 
 def test_the_last_query_frame_is_not_memorised(glus: Glus, make_batch: BatchMaker) -> None:
