@@ -98,7 +98,7 @@ class Steps:
 
     def run(self, clock: Counter[str] | None = None) -> None:
         """One step; ``clock`` gets the seconds of its parts."""
-        llama, before = self.glus.language.llama, time.perf_counter()
+        before = time.perf_counter()
         if self.checkpointing:
             self.glus.language.checkpoint_gradients()
         output = self._forward()
@@ -111,7 +111,7 @@ class Steps:
         self.optimizer.zero_grad()
         self._tick(clock, "optimizer", before)
         if self.checkpointing:
-            llama.activation_checkpointing_disable()
+            self.glus.language.checkpoint_gradients(False)
 
     def _forward(self) -> GlusOutput:
         with torch.compiler.set_stance("default" if self.compiled else "force_eager"):

@@ -208,9 +208,15 @@ class LanguageModel(nn.Module):
         states_NRD, new = read(llama.layers, embeds_NLD, Place(cos, sin, mask_NLA), past, reads_NR)
         return None if states_NRD is None else rms_norm(llama.norm, states_NRD), new
 
-    def checkpoint_gradients(self) -> None:
-        """From now on, recompute each layer in the backward pass instead of keeping its activations."""
-        self.llama.activation_checkpointing_enable({"use_reentrant": False})
+    def checkpoint_gradients(self, on: bool = True) -> None:
+        """From now on, recompute each layer in the backward pass instead of keeping its activations; or no more."""
+        # transformers 5.23 renamed these verbs and warns of the old names, which are the only ones before.
+        renamed = hasattr(self.llama, "activation_checkpointing_enable")
+        prefix = "activation_checkpointing" if renamed else "gradient_checkpointing"
+        if on:
+            getattr(self.llama, f"{prefix}_enable")({"use_reentrant": False})
+        else:
+            getattr(self.llama, f"{prefix}_disable")()
 
     def compile_layers(self) -> None:
         """From now on, each layer runs as what ``torch.compile`` makes of it, in training; names of tensors stay.

@@ -121,6 +121,30 @@ def test_gradient_checkpointing_changes_no_gradient(glus: Glus, make_batch: Batc
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
+def test_gradient_checkpointing_is_switched_on_and_off(glus: Glus) -> None:
+    layers = glus.language.llama.model.layers
+    glus.language.checkpoint_gradients()
+    assert all(layer.gradient_checkpointing for layer in layers)
+    glus.language.checkpoint_gradients(False)
+    assert not any(layer.gradient_checkpointing for layer in layers)
+
+
+def test_gradient_checkpointing_has_another_name_in_older_transformers(glus: Glus) -> None:
+    class Older(torch.nn.Module):
+        said: tuple[object, ...] = ()
+
+        def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, bool]) -> None:
+            self.said += (gradient_checkpointing_kwargs,)
+
+        def gradient_checkpointing_disable(self) -> None:
+            self.said += ("disabled",)
+
+    glus.language.llama = Older()
+    glus.language.checkpoint_gradients()
+    glus.language.checkpoint_gradients(False)
+    assert glus.language.llama.said == ({"use_reentrant": False}, "disabled")
+
+
 def test_frozen_language_model_still_passes_gradients_to_the_projector(glus: Glus, make_batch: BatchMaker) -> None:
     """Also with gradient checkpointing, whose inputs then carry the only gradient."""
     mark_trainable(glus, ["projector"])
