@@ -2,8 +2,9 @@
 
 Everything is prepared under a hidden name beside its own and renamed in the end. An error deletes what was prepared,
 with the folders that were made for it; a killed process leaves it, until the next attempt at the same name replaces
-it. Two processes must therefore not prepare the same name at once. Holds against a killed process, not against a power
-cut: nothing is forced to disk.
+it. Two processes must therefore not prepare the same name at once. ``write_text`` alone has a hidden name for each
+process: several may write the same text, and what a kill leaves of one stays. Holds against a killed process, not
+against a power cut: nothing is forced to disk.
 """
 
 from __future__ import annotations
@@ -63,10 +64,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: its folder, which is made if need be, cannot be written.
     """
-    temporary = hidden_sibling(path)
+    with _renamed(hidden_sibling(path), path):
+        yield hidden_sibling(path)
+
+
+@contextmanager
+def _renamed(temporary: Path, path: Path) -> Iterator[None]:
+    """Give a file that is written in the block its name, or delete it on an error."""
     with _parents_of(path):
         try:
-            yield temporary
+            yield
             with naming_write_errors(path):
                 os.replace(temporary, path)
         except BaseException:
@@ -77,10 +84,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, in UTF-8; its folder is made if need be.
 
+    Of several processes of a machine that do so at once, the last one's text stays.
+
     Raises:
         OSError: it cannot be written; the message says where and how much room is left.
     """
-    with naming_write_errors(path), whole_file(path) as temporary:
+    temporary = hidden_sibling(path.with_name(f"{path.name}.{os.getpid()}"))
+    with naming_write_errors(path), _renamed(temporary, path):
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,14 +34,38 @@ def test_a_file_appears_at_the_end_or_never(tmp_path: Path) -> None:
     assert below(tmp_path) == ["new", "new/file"]
 
 
-def test_text_replaces_text_and_what_a_killed_process_left(tmp_path: Path) -> None:
+def test_a_file_replaces_what_a_killed_process_left(tmp_path: Path) -> None:
+    hidden_sibling(tmp_path / "file").write_text("half of something longer")
+    with whole_file(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    assert (below(tmp_path), (tmp_path / "file").read_text()) == (["file"], "whole")
+
+
+def test_text_replaces_text(tmp_path: Path) -> None:
     path = tmp_path / "new" / "text"
-    for text in ("", "猫\n"):
+    for text in ("", "猫\n", "last"):
         write_text(path, text)
         assert path.read_text(encoding="utf-8") == text
-        hidden_sibling(path).write_text("half of something longer")
-    write_text(path, "last")
-    assert (below(tmp_path), path.read_text()) == (["new", "new/text"], "last")
+    assert below(tmp_path) == ["new", "new/text"]
+
+
+def test_processes_that_write_the_same_text_at_once_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one begins and ends while this one has written, but not renamed."""
+    path, replace = tmp_path / "text", os.replace
+
+    def late(source: Path, target: Path) -> None:
+        with monkeypatch.context() as other:
+            other.setattr(os, "replace", replace)
+            other.setattr(os, "getpid", lambda: 0)
+            write_text(path, "the other's")
+        assert path.read_text() == "the other's"
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    write_text(path, "mine")
+    assert (below(tmp_path), path.read_text()) == (["text"], "mine")
 
 
 def test_text_that_cannot_be_written_is_named(tmp_path: Path) -> None:

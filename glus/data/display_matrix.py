@@ -7,8 +7,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-MATRIX_TO_END = 44
-"""Bytes from the matrix in a "tkhd" box to the box's end: nine 32-bit numbers, then width and height."""
+MATRIX_AT, MATRIX_SIZE = {b"\0": 40, b"\1": 52}, 36
+"""Where the contents of a "tkhd" box of each version have the matrix (version 1 has 64-bit times), and its bytes."""
 
 
 def flipped_axis(path: Path) -> int | None:
@@ -30,8 +30,11 @@ def flipped_axis(path: Path) -> int | None:
             handlers = [data[start + 8 : start + 12] for start, _ in _boxes(data, track, b"mdia", b"hdlr")]
             headers = list(_boxes(data, track, b"tkhd"))
             if handlers == [b"vide"] and headers:
-                a, b, _, c, d = struct.unpack_from(">5i", data, headers[0][1] - MATRIX_TO_END)
-                return _axis(a, b, c, d, path)
+                start, stop = headers[0]
+                at = MATRIX_AT.get(data[start : start + 1])
+                if at is not None and start + at + MATRIX_SIZE <= stop:
+                    a, b, _, c, d = struct.unpack_from(">5i", data, start + at)
+                    return _axis(a, b, c, d, path)
     return None
 
 

@@ -149,6 +149,36 @@ def test_only_mp4_has_a_display_matrix(tmp_path):
         assert flipped_axis(tmp_path / name) == axis
 
 
+def box(kind, *contents, long=False):
+    """Of MP4; its size may be a 64-bit number."""
+    content = b"".join(contents)
+    size = len(content) + (16 if long else 8)
+    return struct.pack(">I4sQ", 1, kind, size) + content if long else struct.pack(">I4s", size, kind) + content
+
+
+@pytest.mark.parametrize(
+    ("version", "end", "axis"),
+    [
+        (0, 84, 0),
+        (1, 96, 0),
+        (0, 92, 0),  # more than the standard has
+        (0, 75, None),  # cut short
+        (1, 84, None),
+        (2, 96, None),  # unknown
+        (0, 0, None),
+    ],
+)
+@pytest.mark.parametrize("long", [False, True])
+def test_the_display_matrix_is_found_in_every_form_of_its_box(tmp_path, version, end, axis, long):
+    """Of the video track, upside down; the track of sound before it is not looked at."""
+    upside_down = struct.pack(">9i", 1 << 16, 0, 0, 0, -1 << 16, 0, 0, 0, 1 << 30)
+    header = (bytes([version]).ljust(52 if version else 40, b"\0") + upside_down).ljust(96, b"\0")[:end]
+    sound, video = (box(b"mdia", box(b"hdlr", bytes(8), kind, bytes(12))) for kind in (b"soun", b"vide"))
+    tracks = box(b"trak", sound), box(b"trak", video, box(b"tkhd", header, long=long))
+    (tmp_path / "a.mp4").write_bytes(box(b"ftyp", b"isom") + box(b"moov", *tracks, long=long))
+    assert flipped_axis(tmp_path / "a.mp4") == axis
+
+
 def test_a_variable_rate_video_gives_each_frame_once(tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", 10)
     late = "setpts=if(lt(N\\,5)\\,N*0.2\\,1+(N-5)*0.6)/TB"
