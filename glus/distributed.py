@@ -30,7 +30,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its own machine, which is the number of its GPU."""
+    """This process's number on its own machine, and its GPU's, unless it is shown that one alone (see ``device``)."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
 
 

@@ -80,7 +80,7 @@ def test_there_and_back_gives_every_bit(released: Path, tmp_path: Path, form: st
     raw, back = read_tensors(released), read_tensors(tmp_path / "back")
     torch.testing.assert_close(back, raw, rtol=0, atol=0)
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in raw.values())
-    assert not (tmp_path / "back.tmp").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours"]
 
 
 def test_a_folder_in_the_released_layout_is_complete(merged_glus: Glus, released_copy: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from glus.atomic import write_text
 from glus.config import ModelConfig, load_config
 from glus.data import prompts
 from glus.data.collate import collate
@@ -392,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     print_table(report, Console() if sys.stdout.isatty() else Console(width=120))
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(options.json, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from glus.atomic import whole_file
+
 log = logging.getLogger(__name__)
 
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -242,11 +244,17 @@ def _value_problem(value: torch.Tensor) -> str:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file beside ``path`` and rename it, so that a kill leaves no half file."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    os.replace(temporary, path)
+    """Write a safetensors file whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file(Path(path)) as temporary:
+        try:
+            save_file(content, temporary, metadata)
+        except SafetensorError as error:  # also where the disk is full
+            raise OSError(f"cannot write {path}: {error}") from error
 
 
 class Float32File:

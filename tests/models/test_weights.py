@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,17 @@ def test_written_tensors_are_read_back_exactly_with_their_metadata(tmp_path: Pat
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"step": "12"}
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_tensors_that_do_not_fit_on_the_disk_leave_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as good as a full disk
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*x\.safetensors: .*File too large"):
+            write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 CLIP = {"embeddings.class_embedding": torch.zeros(2), "encoder.layers.0.mlp.fc1.weight": torch.ones(2, 2)}
