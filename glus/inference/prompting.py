@@ -18,6 +18,7 @@ from glus.config import InferenceConfig
 from glus.data.tokenization import ConversationTokenizer, Trunk, common_prefix
 from glus.inference.passes import Asking
 from glus.models.glus import Glus
+from glus.models.memory import row_index
 from glus.models.reading import Past
 
 LENGTH_SPREAD = 1.05
@@ -90,7 +91,7 @@ class Prompter:
         places: dict[tuple[int, int], int] = {}
         embeds, logits, iou_logits = [], [], []
         for batch in self._batches(askings):
-            rows = torch.tensor([starts.index(asking.frames[0]) for asking in batch], device=self._device)
+            rows = row_index([starts.index(asking.frames[0]) for asking in batch], self._device)
             states_RD = self._read(batch, tokens, [past[0], *(shared.of_rows(rows) for shared in past[1:])])
             for name in ((asking.row, asking.frames[turn]) for asking in batch for turn in asking.asked):
                 places[name] = len(places)
@@ -154,8 +155,8 @@ class Prompter:
             embeds, positions, self._tensor(reads_NR), sees_trunk | is_same, past
         )
         assert states_NRD is not None
-        is_asked = torch.tensor([[turn < len(trunk.reads) for turn in range(num_reads)] for trunk in trunks])
-        return states_NRD[is_asked.to(self._device)]
+        asked = [n * num_reads + turn for n, trunk in enumerate(trunks) for turn in range(len(trunk.reads))]
+        return states_NRD.flatten(0, 1)[row_index(asked, self._device)]
 
     def _padded(self, arrays: Sequence[np.ndarray], fill: int) -> torch.Tensor:
         """(N, L) int64 on the device, right-padded."""

@@ -14,7 +14,7 @@ from glus.inference.passes import Pass, together
 from glus.inference.prompting import Answers, Prompter
 from glus.inference.stream import Frame, FrameStream
 from glus.models.glus import segment_step
-from glus.models.memory import MemoryBank
+from glus.models.memory import MemoryBank, row_index
 from glus.models.sam2 import FrameFeatures, upsample_masks
 from glus.structures import FrameResult
 
@@ -156,13 +156,13 @@ class VideoRun:
         if rows:
             with self._clock.stage("sam2"):
                 features = asked.features.repeat(asked.number, len(rows))
-                prompts = answers.embeds_RC[[places[row] for row in rows]]
+                prompts = answers.embeds_RC[self._index([places[row] for row in rows])]
                 reached = {row: steps[row] for row in rows}
                 decoded = segment_step(self._glus.segmenter, bank, reached, features, prompts, memorize)
             shown = [number for number, row in enumerate(rows) if row in emitted]
             if shown:
                 with self._clock.stage("resize"):
-                    logits = decoded.logits_Nmm if len(shown) == len(rows) else decoded.logits_Nmm[shown]
+                    logits = decoded.logits_Nmm if len(shown) == len(rows) else decoded.logits_Nmm[self._index(shown)]
                     masks = upsample_masks(logits, size) > 0
                     targets = [emitted.index(rows[number]) for number in shown]
                     masks_RHW = (
@@ -200,7 +200,7 @@ class VideoRun:
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
     def _index(self, numbers: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(numbers, device=self._device)
+        return row_index(numbers, self._device)
 
 
 @dataclass(frozen=True)

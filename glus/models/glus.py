@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
 from glus.models.clip import ClipEncoder
 from glus.models.language import LanguageModel
-from glus.models.memory import MemoryBank
+from glus.models.memory import MemoryBank, row_index
 from glus.models.sam2 import DecodedMasks, FrameFeatures, Sam2Segmenter
 from glus.structures import Batch, GlusOutput
 
@@ -88,7 +89,7 @@ def segment_step(
             slots = [place[row] for row in group.rows]
             parts.append(segmenter.condition(frame.rows(slots), group.memories).image_NChw)
             order += slots
-        image_RChw = torch.cat(parts)[torch.as_tensor(order, device=prompt_RC.device).argsort()]
+        image_RChw = torch.cat(parts)[row_index(np.argsort(order), prompt_RC.device)]
         conditioned = frame.with_image(image_RChw)
     decoded = segmenter.decode(conditioned, prompt_RC)
     if memorize and bank.enabled:

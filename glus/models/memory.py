@@ -6,7 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+
+def row_index(rows: Sequence[int] | np.ndarray, device: torch.device) -> torch.Tensor:
+    """Numbers of rows on the device: (len(rows),) int64. A GPU need not be idle for it, as it is for a list."""
+    return torch.from_numpy(np.array(rows, np.int64)).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class FrameMemory:
 
     def rows(self, index: Sequence[int]) -> FrameMemory:
         """The memories of some expressions."""
-        return FrameMemory(self.features_NChw[list(index)], self.position_1Chw)
+        return FrameMemory(self.features_NChw[row_index(index, self.features_NChw.device)], self.position_1Chw)
 
 
 @dataclass(frozen=True)

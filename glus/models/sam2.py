@@ -23,7 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from glus.models.memory import FrameMemory
+from glus.models.memory import FrameMemory, row_index
 
 SAM2_MEAN = (0.485, 0.456, 0.406)
 SAM2_STD = (0.229, 0.224, 0.225)
@@ -54,7 +54,7 @@ class FrameFeatures:
 
     def rows(self, index: torch.Tensor | Sequence[int]) -> FrameFeatures:
         """The features of some frames, repeated as often as ``index`` names them."""
-        where = torch.as_tensor(index, device=self.image_NChw.device)
+        where = index if isinstance(index, torch.Tensor) else row_index(index, self.image_NChw.device)
         high = (self.high_NChw[0][where], self.high_NChw[1][where])
         return FrameFeatures(high, self.image_NChw[where], self.position_1Chw)
 

@@ -47,6 +47,15 @@ def answering(model: LoadedModel, seg: bool = True) -> LoadedModel:
     return replace(model, glus=glus)
 
 
+def answering_sometimes(model: LoadedModel) -> LoadedModel:
+    """The model, made to answer some prompts with [SEG] and others not, as their state's first channel has it."""
+    sometimes = answering(model)
+    logits, seg_id = sometimes.glus.language.logits, model.vocabulary.seg_id
+    one_hot = torch.nn.functional.one_hot(torch.tensor(seg_id), model.config.model.llm.vocab_size) * 2e4
+    sometimes.glus.language.logits = lambda states: logits(states) - one_hot * ((states[..., :1] * 50).sin() < 0)
+    return sometimes
+
+
 def predictor(model: LoadedModel, frames: FramesConfig, **inference: object) -> VideoPredictor:
     tokenizer = ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
     return VideoPredictor(model.glus, tokenizer, frames, InferenceConfig(**inference))

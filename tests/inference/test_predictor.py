@@ -20,7 +20,7 @@ from glus.inference.video_run import VideoRun
 from glus.models.build import LoadedModel
 from glus.models.memory import MemoryBank
 from glus.structures import FrameResult
-from tests.inference.asking import SIZE, TEXTS, ArrayVideo, answering, predictor
+from tests.inference.asking import SIZE, TEXTS, ArrayVideo, answering, answering_sometimes, predictor
 from tools.benchmark_inference import counted, segment_plainly, token_bound
 
 
@@ -168,11 +168,7 @@ def test_without_seg_the_mask_is_empty_unless_forced(tiny_model):
 
 
 def test_a_frame_without_seg_is_a_hole_for_its_sentence_alone(tiny_model):
-    """[SEG] or not as the state's first channel has it: some prompts get none, others do."""
-    model = answering(tiny_model)
-    logits, seg_id = model.glus.language.logits, model.vocabulary.seg_id
-    one_hot = torch.nn.functional.one_hot(torch.tensor(seg_id), model.config.model.llm.vocab_size) * 2e4
-    model.glus.language.logits = lambda states: logits(states) - one_hot * ((states[..., :1] * 50).sin() < 0)
+    model = answering_sometimes(tiny_model)
     results = run(model, ArrayVideo(12))
     has_seg = np.stack([result.has_seg_R for result in results])
     assert 0 < has_seg.mean() < 1
