@@ -42,7 +42,11 @@ def draw_contact_sheet(
 def write_contact_sheet(
     path: Path, seed: int, num_frames: int = 16, size: int = 128, kinds: Sequence[str] = KINDS
 ) -> None:
-    """Draw the sheet to a PNG file, which appears whole or not at all."""
+    """Draw the sheet to a PNG file, which appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     sheet = draw_contact_sheet(seed, num_frames, size, kinds)
     _, data = cv2.imencode(path.suffix, sheet[..., ::-1])
     with whole_file(path) as temporary:

@@ -69,6 +69,7 @@ def write_shapes(
 
     Raises:
         FileExistsError: the split is there with other settings, or is not Shapes.
+        OSError: it cannot be written.
         ValueError: a setting is out of range.
     """
     settings = _settings("mevis", split, num_videos, seed, num_frames, size)

@@ -77,7 +77,8 @@ def build_submission(
     Raises:
         FileNotFoundError: the folder of predictions or a file of the dataset does not exist.
         ValueError: a prediction is missing or unusable; the split is not what the authors publish; the benchmark has
-            no server. No zip is left behind.
+            no server.
+        OSError: the zip cannot be written. In no case is a half one left behind.
     """
     top = top_folder(dataset)
     output = Path(output)

@@ -281,6 +281,9 @@ def save_model(
         vocabulary: its files are copied.
         metadata: strings kept in the weights file (where it comes from).
         shard_bytes: size of a file at most.
+
+    Raises:
+        OSError: it cannot be written, or is there.
     """
     with whole_folder(Path(folder)) as temporary:
         write_model_config(temporary, config, vocabulary)

@@ -46,6 +46,7 @@ def save_release(
         What was written -> number of tensors.
 
     Raises:
+        OSError: it cannot be written, or is there.
         ValueError: the layout cannot hold this model.
     """
     config = model.config.model
