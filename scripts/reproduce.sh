@@ -28,11 +28,14 @@ read -ra paths <<<"${REPRODUCE_PATHS:-}"
 read -ra train <<<"${REPRODUCE_TRAIN:-}"
 read -ra split <<<"${REPRODUCE_SPLIT:-}"
 for name in $SCORE $SUBMIT; do # now, not after the training
+  used=$OUT/key_frames/$name.used
+  [ ! -f "$used" ] || [ "$(cat "$used")" = "$KEY_FRAMES" ] || { echo "error: REPRODUCE_KEY_FRAMES=$KEY_FRAMES: $OUT" \
+    "holds predictions of $name with '$(cat "$used")'; choose another REPRODUCE_OUT" >&2; exit 1; }
   case $KEY_FRAMES in "" | self) continue ;; esac
   [ -f "$KEY_FRAMES/$name.json" ] || { echo "error: REPRODUCE_KEY_FRAMES=$KEY_FRAMES: $name.json is not there;" \
     "expected one file per split ($SCORE $SUBMIT); 'self' lets the trained model choose" >&2; exit 1; }
 done
-mkdir -p "$OUT/stages"
+mkdir -p "$OUT/stages" "$OUT/key_frames"
 
 stage() { # name, command
   local name=$1
@@ -65,6 +68,7 @@ predict() {
     self) start=$OUT/key_frames/$1/key_frames.json ;;
     *) start=$KEY_FRAMES/$1.json ;;
   esac
+  printf '%s\n' "$KEY_FRAMES" >"$OUT/key_frames/$1.used"
   many "$here/scripts/predict.py" dataset="$1" weights="$OUT/model" output_dir="$OUT/predictions/$1" \
     inference.key_frames="$start" "${paths[@]}" "${split[@]}"
 }

@@ -59,6 +59,29 @@ def test_a_split_without_key_frames_is_told_before_anything_is_done(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_predictions_of_other_key_frames_do_not_pass_for_done(tmp_path: Path) -> None:
+    """In a checkout whose Python does nothing."""
+    for file, text in (
+        ("scripts/reproduce.sh", (ROOT / "scripts" / "reproduce.sh").read_text()),
+        (".venv/bin/python", "#!/bin/sh\n"),
+    ):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(text)
+        (tmp_path / file).chmod(0o755)
+
+    def run(key_frames: str) -> subprocess.CompletedProcess[str]:
+        splits = {"REPRODUCE_CHECK": "", "REPRODUCE_SCORE": "a", "REPRODUCE_SUBMIT": ""}
+        env = {**os.environ, **splits, "REPRODUCE_KEY_FRAMES": key_frames}
+        command = ["bash", "scripts/reproduce.sh", "x"]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    assert run("self").returncode == 0
+    assert "predict_a: done before" in run("self").stdout
+    other = run("")
+    assert other.returncode == 1
+    assert "outputs/reproduce_x holds predictions of a with 'self'; choose another REPRODUCE_OUT" in other.stderr
+
+
 @pytest.mark.slow
 def test_the_chain_runs_offline_stops_and_continues(tiny_vocabulary: Vocabulary, tmp_path: Path) -> None:
     write_shapes(tmp_path / "shapes", "train", num_videos=2, seed=0, num_frames=8, size=64)
