@@ -83,6 +83,9 @@ class Prompter:
         Args:
             askings: see ``passes.together``; not empty.
             tokens: frame -> its visual tokens (P, D).
+
+        Raises:
+            ValueError: an answer is not finite.
         """
         starts = list(dict.fromkeys(asking.frames[0] for asking in askings))
         past = [self._opening]
@@ -103,10 +106,22 @@ class Prompter:
         logits_RV = torch.cat(logits)
         seg_id = self._tokenizer.vocabulary.seg_id
         scores_R = logits_RV.float().softmax(-1)[:, seg_id]
-        answers = [scores_R, (logits_RV.argmax(-1) == seg_id).float()]
+        embeds_RC = torch.cat(embeds)
+        answers = [scores_R, (logits_RV.argmax(-1) == seg_id).float(), embeds_RC.isfinite().all(-1).float()]
         answers += [torch.cat(iou_logits).sigmoid()] if iou_logits else []
-        scores, has_seg, *iou = torch.stack(answers).cpu().numpy()
-        return Answers(places, torch.cat(embeds), scores, has_seg > 0, iou[0] if iou else None)
+        scores, has_seg, is_finite, *iou = torch.stack(answers).cpu().numpy()
+        self._check_finite(places, np.isfinite(scores) & (is_finite > 0))
+        return Answers(places, embeds_RC, scores, has_seg > 0, iou[0] if iou else None)
+
+    def _check_finite(self, places: Mapping[tuple[int, int], int], is_finite_R: np.ndarray) -> None:
+        """Masks of such answers would be empty without a word."""
+        wrong = sorted((frame, row) for (row, frame), place in places.items() if not is_finite_R[place])
+        if wrong:
+            frame, row = wrong[0]
+            raise ValueError(
+                f"frame number {frame}, sentence {self._texts[row]!r}: the LLM's answer is not finite; its weights are "
+                f"damaged or do not fit {self._glus.seg_head.fc1.weight.dtype} (another: inference.precision)"
+            )
 
     def _trunk(self, asking: Asking) -> Trunk:
         key = asking.row, len(asking.frames), asking.asked

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +94,22 @@ def segment(
         texts: the sentences.
         weights: model folder, or the run that trained it; a predictor from ``load_predictor`` to use it again.
         output: a new or empty folder to write masks, ``overlay.mp4`` and ``summary.json`` to; None: write nothing.
-        settings: override those of the model folder, where ``weights`` is one.
+        settings: override those of the model folder; a predictor has been given its own.
         frames_per_second: of the overlay; None: the video file's average, or 24.
         overwrite: replace the result of an earlier call in ``output``.
         show_progress: a bar on the terminal.
 
     Raises:
         FileNotFoundError: no video or no weights.
-        ValueError: they are damaged, a sentence is empty or too long, ``frames_per_second`` is not above 0, or
-            ``output`` must not be written.
+        ValueError: they are damaged, a sentence is empty or too long, ``frames_per_second`` is not above 0,
+            ``settings`` come with a predictor, or ``output`` must not be written.
         OSError: ``output`` cannot be written, for want of room for instance; nothing of it is left.
     """
     texts = _checked(texts)
     if frames_per_second is not None and not frames_per_second > 0:
         raise ValueError(f"{frames_per_second} frames per second: expected more than 0")
+    if settings is not None and isinstance(weights, VideoPredictor):
+        raise ValueError("settings would not be used: the predictor has its own; give them to load_predictor")
     if output is None:
         return _predict(video, texts, weights, settings, show_progress)[1]
     palette(len(texts))  # too many sentences are better refused now than after the last frame
@@ -132,7 +135,8 @@ def sentence_folders(texts: Sequence[str]) -> list[str]:
     names: list[str] = []
     for number, text in enumerate(texts, start=1):
         name = re.sub(r"\W+", "-", text.lower()).strip("-_")[:60] or "sentence"
-        names.append(name if name not in ("sentence", *names) else f"{name}-{number}")
+        numbered = (f"{name}-{place}" for place in count(number))
+        names.append(name if name not in ("sentence", *names) else next(one for one in numbered if one not in names))
     return names
 
 

@@ -252,6 +252,15 @@ def test_bfloat16(tiny_model):
         assert result.masks_RHW.dtype == bool
 
 
+@pytest.mark.parametrize("part", ["language.llama.model.norm.weight", "seg_head.fc2.bias"])
+def test_an_answer_that_is_not_finite_is_named_and_gives_no_empty_mask(tiny_model, part):
+    model = answering(tiny_model)
+    with torch.no_grad():
+        model.glus.get_parameter(part)[0] = torch.inf
+    with pytest.raises(ValueError, match=r"frame number 0, sentence 'the red circle': .* not finite; .*float32"):
+        run(model, ArrayVideo(3))
+
+
 def test_the_model_returns_to_training(tiny_model):
     model = answering(tiny_model)
     model.glus.train()

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import glus
+from glus.config import SettingsConfig
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.segmentation import sentence_folders
 from glus.inference.writer import ANSWERS_FILE
@@ -88,6 +89,11 @@ def test_what_cannot_be_segmented_is_named_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_settings_are_not_ignored(predictor: VideoPredictor):
+    with pytest.raises(ValueError, match="give them to load_predictor"):
+        glus.segment(Noise(1), TEXTS, predictor, settings=SettingsConfig(memory_stride=1))
+
+
 @pytest.mark.parametrize("rate", [0, -5, float("nan")])
 def test_a_movie_needs_a_rate(rate: float, predictor: VideoPredictor, tmp_path: Path):
     with pytest.raises(ValueError, match="frames per second: expected more than 0"):
@@ -131,3 +137,4 @@ def test_sentences_become_folder_names():
     assert sentence_folders(["The red car!", "the red car", "猫", "?", "!"]) == [
         "the-red-car", "the-red-car-2", "猫", "sentence-4", "sentence-5",
     ]  # fmt: skip
+    assert sentence_folders(["car 3", "car", "car"]) == ["car-3", "car", "car-4"]
