@@ -3,8 +3,8 @@
 #   NODES=4 GPUS=4 NODE_RANK=0 MASTER=node0 bash scripts/launch_multinode.sh scripts/train.py experiment=glus_s hardware=nodes4
 # or once, on the first node, with a DeepSpeed hostfile (lines "host slots=4", ssh without password, same paths on all):
 #   HOSTFILE=hosts.txt bash scripts/launch_multinode.sh scripts/train.py experiment=glus_s hardware=nodes4
-# Torchrun passes SIGTERM and SIGUSR1 on, and gives its processes five minutes to save (DeepSpeed's launcher: SIGTERM,
-# half a minute).
+# Torchrun (2.13; older ones may not) passes SIGTERM and SIGUSR1 on, and gives its processes five minutes to save
+# (DeepSpeed's launcher: SIGTERM, half a minute).
 # DRY_RUN=1 prints the command instead. Other settings: PORT (29500), PYTHON (this checkout's .venv, else python3).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
