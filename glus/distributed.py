@@ -41,6 +41,14 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank() % torch.cuda.device_count())  # srun may show a task its own GPU only
 
 
+def use_device() -> torch.device:
+    """The device of this process; a GPU becomes the one that streams and memory are of where none is named."""
+    chosen = device()
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
 def shard(items: Sequence[Item], index: int, count: int) -> list[Item]:
     """Every ``count``-th item from ``index`` on: disjoint shares that together hold every item once."""
     return list(items[index::count])

@@ -181,7 +181,7 @@ def cache_features(config: TrainConfig, console: Console) -> int:
     glus = build_glus(model).eval()
     keys = feature_keys(glus, model, cache.used_parts())
     splits = find_splits(config, keys)
-    check_room(glus.to(distributed.device()), splits, Path(cache.folder), console)
+    check_room(glus.to(distributed.use_device()), splits, Path(cache.folder), console)
     return sum(fill(glus, split) for split in splits)
 
 

@@ -24,18 +24,18 @@ class StageClock:
     """
 
     def __init__(self, device: torch.device):
-        self._on_device = device.type == "cuda"
+        self._device = device
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """The time until the block is left counts as ``name``, one of ``STAGES``."""
-        if self._on_device and name != "decode":
+        if self._device.type == "cuda" and name != "decode":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
+            begin.record(torch.cuda.current_stream(self._device))
             yield
-            end.record()
+            end.record(torch.cuda.current_stream(self._device))
             self._events.append((name, begin, end))
         else:
             started = time.perf_counter()
@@ -45,7 +45,7 @@ class StageClock:
     def add_to(self, totals: dict[str, float]) -> None:
         """Add the seconds of each stage to ``totals``; on a GPU this waits for it."""
         if self._events:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         for name, begin, end in self._events:
             self._seconds[name] += begin.elapsed_time(end) / 1000
         self._events.clear()

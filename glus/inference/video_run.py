@@ -230,7 +230,7 @@ class _Arriving:
             self._masks = torch.empty(masks_RHW.shape, dtype=torch.bool, pin_memory=True)
             self._masks.copy_(masks_RHW, non_blocking=True)
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(masks_RHW.device))  # not the current device's, maybe another
 
     def result(self) -> FrameResult:
         """Wait for the masks alone, not for what the device was given to do since."""

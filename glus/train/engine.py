@@ -33,8 +33,7 @@ def init_distributed(timeout_minutes: float) -> None:
         os.environ["MASTER_PORT"] = str(_free_port())  # a group of one, beside others on the same machine
     for name, value in launcher_variables().items():
         os.environ.setdefault(name, value)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(distributed.device())
+    distributed.use_device()
     # On CPUs DeepSpeed would compile a shared-memory all-reduce for inference (a minute, and a compiler), unused here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
