@@ -1,8 +1,9 @@
-"""A video of a thousand frames through the program that people run on their own videos."""
+"""Videos of thousands of frames: each frame gets its mask, and memory does not grow."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -12,6 +13,7 @@ import pytest
 from glus.data.shapes import Scene
 from glus.train.towers.labels import draw_scenes
 from tests.programs import ROOT, run_program
+from tools.benchmark_inference import EARLY_FRAME, peaks
 
 NUM_FRAMES = 1000
 
@@ -34,3 +36,11 @@ def test_every_frame_of_a_long_video_file_gets_its_mask(tmp_path: Path) -> None:
     movie = imageio.imread(tmp_path / "out" / "overlay.mp4")
     assert len(np.asarray(movie)) == NUM_FRAMES
     assert json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_video() -> None:
+    """In a process of its own, whose peak is of this alone."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        early, late = pool.apply(peaks, ("tiny", 10 * EARLY_FRAME, 128, 128))
+    assert late <= 1.02 * early
