@@ -266,8 +266,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def forget_peak() -> None:
-    """Count the process's peak memory from now on, so that importing and loading do not hide what prediction takes."""
+    """Count the peak, of process and GPU, from now on: importing and loading must not hide what prediction takes."""
     Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def build(size: str) -> VideoPredictor:
@@ -283,6 +285,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     texts = video.texts(arguments.expressions)
     list(predictor.segment(BenchmarkVideo(3, arguments.height, arguments.width), texts[:1]))  # warm up
     predictor.seconds.clear()
+    forget_peak()
     clips = with_window(predictor, Window.clips)
     few = texts[: arguments.plain_expressions]
     ours, ours_in_clips, plain = in_turns(
