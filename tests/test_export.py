@@ -57,6 +57,13 @@ def test_an_existing_folder_is_refused(checkpoint: Path, tmp_path: Path) -> None
         export(checkpoint, tmp_path / "export", torch.float32)
 
 
+def test_a_card_that_cannot_be_written_leaves_no_folder(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "run.json").write_text("{broken")
+    with pytest.raises(ValueError, match="Expecting"):
+        export(checkpoint, tmp_path / "export", torch.float32)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"run"}
+
+
 def test_a_quantised_base_is_not_merged_into(tiny_model: LoadedModel) -> None:
     glus = copy.deepcopy(tiny_model.glus)
     base = glus.language.llama.get_submodule("model.layers.0.self_attn.q_proj.base_layer")

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glus import distributed
+from glus.atomic import write_text
 from glus.config import FramesConfig, InferenceConfig, ModelConfig, Window, load_config
 from glus.data.collate import pad_conversations
 from glus.data.frames import VideoSource
@@ -389,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured = measure(options)
     print_tables(measured, Console())
     if options.json:
-        options.json.write_text(json.dumps(measured, indent=2) + "\n")
+        write_text(options.json, json.dumps(measured, indent=2) + "\n")
     if measured["pixels_that_differ_far_from_threshold"]:
         sys.exit("error: masks differ from the plain procedure's")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from glus.atomic import whole_folder
 from glus.config import to_yaml
 from glus.log import run_info
 from glus.models.build import UNQUANTIZED, LoadedModel, find_model_folder, load_model, save_model
@@ -53,11 +54,12 @@ def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
     config.model.llm.tokenizer = "."
     tensors = {name: value.to(dtype) for name, value in loaded.glus.state_dict().items()}
     source = find_model_folder(weights)
-    save_model(output, tensors, config, loaded.vocabulary, metadata={"source": source.name})
-    (output / "README.md").write_text(card(loaded, source, dtype))
-    for name in RUN_FILES:
-        if (weights / name).is_file():
-            shutil.copyfile(weights / name, output / name)
+    with whole_folder(output) as temporary:
+        save_model(temporary, tensors, config, loaded.vocabulary, metadata={"source": source.name})
+        (temporary / "README.md").write_text(card(loaded, source, dtype))
+        for name in RUN_FILES:
+            if (weights / name).is_file():
+                shutil.copyfile(weights / name, temporary / name)
 
 
 def card(loaded: LoadedModel, source: Path, dtype: torch.dtype) -> str:
