@@ -47,6 +47,7 @@ from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.models.build import build_glus
 from glus.models.glus import Glus, segment_step
 from glus.models.sam2 import upsample_masks
+from glus.train.measure import count_operations, forget_peak, matmul_tflops, peak_memory
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "assets" / "glus_shapes"
@@ -247,30 +248,12 @@ def peaks(size: str, num_frames: int, height: int, width: int) -> tuple[int, int
     """Peak memory in bytes after ``EARLY_FRAME`` frames and at the end, in a process that does nothing else."""
     predictor = build(size)
     video = BenchmarkVideo(num_frames, height, width)
-    forget_peak()
+    forget_peak(predictor.device)
     early = 0
     for result in predictor.segment(video, video.texts(2)):
         if result.frame == EARLY_FRAME:
             early = peak_memory(predictor.device)
     return early, peak_memory(predictor.device)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocations, or resident in this process since ``forget_peak`` (Linux).
-
-    Not ``getrusage``'s: that one a process inherits from the one that started it.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-
-def forget_peak() -> None:
-    """Count the peak, of process and GPU, from now on: importing and loading must not hide what prediction takes."""
-    Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
 
 
 def build(size: str) -> VideoPredictor:
@@ -286,7 +269,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     texts = video.texts(arguments.expressions)
     list(predictor.segment(BenchmarkVideo(3, arguments.height, arguments.width), texts[:1]))  # warm up
     predictor.seconds.clear()
-    forget_peak()
+    forget_peak(predictor.device)
     clips = with_window(predictor, Window.clips)
     few = texts[: arguments.plain_expressions]
     ours, ours_in_clips, plain = in_turns(
@@ -298,6 +281,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.rounds,
     )
     stages = {name: seconds / arguments.rounds for name, seconds in predictor.seconds.items()}
+    with count_operations() as flops:
+        list(predictor.segment(video, texts))
+    peak = arguments.peak_tflops or matmul_tflops(predictor.device, next(predictor.glus.parameters()).dtype)
     scale = len(texts) / len(few)
     ours_ETHW = np.stack([result.masks_RHW for result in ours.results], axis=1)
     pairs = zip(ours_ETHW, plain.results, strict=False)
@@ -322,6 +308,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "plain_counts": {name: round(count * scale) for name, count in plain.counts.items()},
         "seconds": {"all": ours.seconds, **stages},
         "peak_memory_mb": ours.peak_bytes / 2**20,
+        "flops": flops.get_total_flops(),
+        "mfu": flops.get_total_flops() / ours.seconds / peak / 1e12,
     }
     if arguments.size == "tiny":
         measured |= {
@@ -358,7 +346,8 @@ def print_tables(measured: dict[str, Any], console: Console) -> None:
         )
     console.print(
         f"\nLLM tokens {measured['llm_tokens']:,} of at most {measured['llm_tokens_bound']:,}; peak memory "
-        f"{measured['peak_memory_mb']:.0f} MB"
+        f"{measured['peak_memory_mb']:.0f} MB; {measured['flops'] * 1e-12:.2f} x 10^12 operations, "
+        f"{100 * measured['mfu']:.0f} % of what the device does in a large matrix product"
     )
     console.print(
         f"masks differ from the plain ones in {measured['pixels_that_differ']} pixels, of which "
@@ -385,6 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--memory-frames", type=int, default=2000, help=f"long video; up to {EARLY_FRAME}: not measured"
     )
+    parser.add_argument("--peak-tflops", type=float, help="of the device; default: a large matrix product, measured")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     measured = measure(options)

@@ -30,7 +30,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from glus.atomic import write_text
 from glus.config import ModelConfig, load_config
@@ -44,7 +43,7 @@ from glus.models.build import build_glus
 from glus.models.glus import Glus
 from glus.structures import GlusOutput, ObjectKey, TrainSample
 from glus.tokens import Vocabulary
-from glus.train.measure import matmul_tflops, peak_gib, synchronize
+from glus.train.measure import count_operations, forget_peak, matmul_tflops, peak_memory, synchronize
 from glus.train.optim import build_adamw
 from glus.train.plain import Forward, Inputs, count_tokens, make_inputs, plain_forward, released_forward, shared_forward
 
@@ -185,10 +184,9 @@ def measure(procedures: dict[str, Steps], num_steps: int, device: torch.device) 
     results: dict[str, dict[str, Any]] = {}
     for name, steps in procedures.items():
         clock: Counter[str] = Counter()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        forget_peak(device)
         steps.run()  # allocates the optimizer's moments, chooses kernels
-        with FlopCounterMode(display=False) as flops:
+        with count_operations() as flops:
             steps.run()
         with timed_verbs(steps.glus, device, clock):
             steps.run(clock)
@@ -198,7 +196,7 @@ def measure(procedures: dict[str, Steps], num_steps: int, device: torch.device) 
             "clip_encodes": clip,
             "sam2_encodes": sam2,
             "flops": flops.get_total_flops(),
-            "peak_gib": peak_gib(device),
+            "peak_gib": peak_memory(device) / 2**30,
             "part_seconds": dict(clock),
         }
     for _ in range(num_steps):

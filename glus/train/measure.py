@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 import time
+from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
 """Of the matrices whose product stands for the machine's peak."""
@@ -17,11 +18,23 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_gib(device: torch.device) -> float:
-    """GPU memory since the last reset; on a CPU the process's largest so far, which never falls."""
+def peak_memory(device: torch.device) -> int:
+    """Bytes since ``forget_peak``: of the GPU's allocations, or resident in this process (Linux).
+
+    Not ``getrusage``'s: that one a process inherits from the one that started it.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return torch.cuda.max_memory_allocated(device)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def forget_peak(device: torch.device) -> None:
+    """Count the peak from now on, so that importing, loading and other measurements do not hide it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
@@ -36,3 +49,17 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - before)
     return 2 * side**3 / best / 1e12
+
+
+def count_operations() -> FlopCounterMode:
+    """A context in which torch counts operations; on a CPU those of attention too, which it leaves out."""
+
+    def forward(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(gradient: torch.Size, *shapes: torch.Size, **_: object) -> int:
+        return sdpa_backward_flop_count(gradient, *shapes[:3])
+
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return FlopCounterMode(display=False, custom_mapping={attention: forward, attention_backward: backward})

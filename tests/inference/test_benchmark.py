@@ -12,7 +12,7 @@ from tools.benchmark_inference import main
 
 KEYS = {
     *("frames_per_second_ratio", "clips_ratio", "clip_encodes", "sam2_encodes", "llm_tokens", "llm_tokens_bound"),
-    *("num_frames", "memory_growth", "jf_sliding", "jf_clips"),
+    *("num_frames", "memory_growth", "jf_sliding", "jf_clips", "flops", "mfu"),
 }
 
 
