@@ -14,7 +14,7 @@ KINDS = {"appearance", "motion", "global", "local", "multi", "absent", "overall"
 BLIND = ("all_objects", "random_object", "other_sentence")
 MARGIN = 10
 """Points of J&F, on appearance and overall, by which each model beats answers that ignore the sentence. (Measured on
-two cores: the quickstart's own model 24 and 11, the shipped one 50 and 36.)"""
+two cores: the quickstart's own model 33 and 12, the shipped one 50 and 36.)"""
 
 
 def margins(table: dict[str, dict[str, float]]) -> dict[str, float]:
