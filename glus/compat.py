@@ -1,4 +1,4 @@
-"""What other people's builds may lack: works around one defect, and tells whether code can be compiled.
+"""Where GLUS meets other people's builds: torchvision without operators, a missing compiler, malloc's defaults.
 
 PyPI's torchvision, which sam2 brings along, is built against a CUDA torch. Beside a CPU torch its operator library
 does not load, and ``import torchvision`` (hence parts of transformers and peft) fails with "operator
@@ -75,7 +75,7 @@ def keep_freed_memory(kept: int = 256 << 20) -> bool:
 
     glibc's malloc gives freed memory back to the system once a few megabytes of it lie together, and takes it again
     page by page. A large model's activations cross that line in every layer: of prediction with the shipped model,
-    8 % of the CPU time went into 250,000 page faults. Each process keeps at most ``kept`` bytes more.
+    7 % of the CPU time went into 250,000 page faults. Each process keeps at most ``kept`` bytes more.
 
     Args:
         kept: bytes of freed memory that stay.

@@ -234,7 +234,7 @@ def _wrong_mask(opened: zipfile.ZipFile, name: str, size: Size) -> str | None:
         return "is encrypted; servers read no passwords"
     try:
         data = opened.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:  # the last: unknown compression
         return f"does not unpack: {error}"
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
