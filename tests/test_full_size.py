@@ -102,7 +102,7 @@ def test_a_frame_is_64_tokens_and_sam2_sees_1024_pixels(glus: Glus) -> None:
     assert glus.tokens_per_frame == 64
     assert (glus.clip.image_size, glus.clip.select_layer) == (224, -2)
     assert (glus.segmenter.image_size, glus.segmenter.width) == (1024, 256)
-    assert (glus.memory_frames, glus.memory_stride, glus.memory_detach) == (7, 1, True)
+    assert (glus.memory_frames, glus.memory_stride, glus.segmenter.memory_gradient) == (7, 1, False)
 
 
 # The published checkpoints, by METHOD 3.1 and 3.2 (names and shapes of the authors' files), spelled out.

@@ -6,8 +6,8 @@
 The plain procedure is that of the released evaluation: one sentence and one frame at a time, all frames of the prompt
 decoded and seen by CLIP again, the whole prompt read again with logits everywhere, one SAM2 encoding per sentence and
 frame. Its cost is the same for every sentence, so it is timed on ``--plain-expressions`` of them and scaled up; its
-masks are compared with ours. Procedures take turns for ``--rounds`` rounds, and the median of each is taken, since a
-machine is not equally fast all the time. Encodes, tokens, calls and bytes are counted at the modules themselves.
+masks are compared with ours. Procedures take turns for ``--rounds`` rounds, since a machine is not equally fast all the
+time; a ratio is the median over the rounds. Encodes, tokens, calls and bytes are counted at the modules themselves.
 """
 
 from __future__ import annotations
@@ -145,15 +145,14 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
 
     def on(module: torch.nn.Module, *names: str) -> Any:
-        def count(_: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            given: Any = arguments[0] if arguments else keywords["curr"]
-            tensor: torch.Tensor = given[0] if isinstance(given, list) else given
+        def count(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            tensor = arguments[0]
             amounts = {"calls": 1, "images": len(tensor), "tokens": tensor.shape[:-1].numel()}
             counts.update({name: amounts[name.rpartition(" ")[2]] for name in names})
             if names[0] == "CLIP images":
                 counts["CLIP input bytes"] += tensor.nbytes
 
-        return module.register_forward_pre_hook(count, with_kwargs=True)
+        return module.register_forward_pre_hook(count)
 
     llama, sam = glus.language.llama, glus.segmenter.sam
     hooks = [
@@ -161,7 +160,7 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
         on(sam.image_encoder, "SAM2 images"),
         on(llama.model.layers[0].mlp.gate_proj, "LLM tokens", "LLM calls"),
         on(llama.lm_head, "LLM head tokens"),
-        on(sam.memory_attention, "memory attention calls"),
+        on(sam.memory_attention.norm, "memory attention calls"),
         on(sam.memory_encoder, "memory encoder calls"),
     ]
     try:
@@ -175,10 +174,16 @@ class Timed(NamedTuple):
     """What a procedure gave and took."""
 
     results: list[Any]
-    seconds: float
+    seconds: list[float]
+    """Of every round."""
     counts: Counter[str]
     peak_bytes: int
     """Of the process or GPU until then."""
+
+    @property
+    def median(self) -> float:
+        """Seconds of the median round."""
+        return statistics.median(self.seconds)
 
 
 def timed(predictor: VideoPredictor, work: Iterator[Any]) -> Timed:
@@ -188,16 +193,21 @@ def timed(predictor: VideoPredictor, work: Iterator[Any]) -> Timed:
         results = list(work)
         if predictor.device.type == "cuda":
             torch.cuda.synchronize()
-        return Timed(results, time.perf_counter() - started, counts, peak_memory(predictor.device))
+        return Timed(results, [time.perf_counter() - started], counts, peak_memory(predictor.device))
 
 
 def in_turns(procedures: Sequence[Callable[[], Timed]], rounds: int) -> list[Timed]:
-    """Every procedure once per round: what it gave in the first one, with the median of its seconds."""
+    """Every procedure once per round: what it gave in the first one, and the seconds of all."""
     first = [procedure() for procedure in procedures]
-    more = [[procedure().seconds for procedure in procedures] for _ in range(rounds - 1)]
-    return [
-        one._replace(seconds=statistics.median([one.seconds, *later])) for one, *later in zip(first, *more, strict=True)
-    ]
+    for _ in range(rounds - 1):
+        for one, procedure in zip(first, procedures, strict=True):
+            one.seconds.extend(procedure().seconds)
+    return first
+
+
+def median_ratio(of: Timed, to: Timed) -> float:
+    """How many times as long as ``to`` a procedure took, in the median of the rounds."""
+    return statistics.median(ours / theirs for ours, theirs in zip(of.seconds, to.seconds, strict=True))
 
 
 def token_bound(predictor: VideoPredictor, texts: Sequence[str], num_frames: int) -> int:
@@ -293,10 +303,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": str(predictor.device),
         "num_frames": arguments.frames,
         "num_expressions": len(texts),
-        "frames_per_second": arguments.frames * len(texts) / ours.seconds,
-        "plain_frames_per_second": arguments.frames * len(few) / plain.seconds,
-        "frames_per_second_ratio": plain.seconds * scale / ours.seconds,
-        "clips_ratio": ours.seconds / ours_in_clips.seconds,
+        "frames_per_second": arguments.frames * len(texts) / ours.median,
+        "plain_frames_per_second": arguments.frames * len(few) / plain.median,
+        "frames_per_second_ratio": scale * median_ratio(plain, ours),
+        "clips_ratio": median_ratio(ours, ours_in_clips),
         "clip_encodes": ours.counts["CLIP images"],
         "sam2_encodes": ours.counts["SAM2 images"],
         "llm_tokens": ours.counts["LLM tokens"],
@@ -306,10 +316,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "counts": dict(ours.counts),
         "clips_counts": dict(ours_in_clips.counts),
         "plain_counts": {name: round(count * scale) for name, count in plain.counts.items()},
-        "seconds": {"all": ours.seconds, **stages},
+        "seconds": {"all": ours.median, **stages},
         "peak_memory_mb": ours.peak_bytes / 2**20,
         "flops": flops.get_total_flops(),
-        "mfu": flops.get_total_flops() / ours.seconds / peak / 1e12,
+        "mfu": flops.get_total_flops() / ours.median / peak / 1e12,
     }
     if arguments.size == "tiny":
         measured |= {
@@ -369,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--plain-expressions", type=int, default=2, help="sentences that the plain procedure is timed on"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="each procedure is timed so often, in turns")
+    parser.add_argument("--rounds", type=int, default=5, help="each procedure is timed so often, in turns")
     parser.add_argument("--scenes", type=int, default=10, help="generated videos for J&F (size tiny)")
     parser.add_argument(
         "--memory-frames", type=int, default=2000, help=f"long video; up to {EARLY_FRAME}: not measured"

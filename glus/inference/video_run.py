@@ -99,7 +99,7 @@ class VideoRun:
             prompts_FEC = embeds_RC[self._to_device(places_FE)]
             stable = []
             for number, prompts_EC in enumerate(prompts_FEC):
-                alone = segmenter.condition(features.repeat(number, len(prompts_EC)), [])
+                alone = segmenter.condition(features.frame(number), [])
                 decoded = segmenter.decode(alone, prompts_EC)
                 is_empty_E = (decoded.all_logits_N4mm[:, 0] <= 0).flatten(1).all(1)
                 stable.append(decoded.stability_N.masked_fill(is_empty_E, 0))
@@ -155,7 +155,7 @@ class VideoRun:
         masks_RHW = torch.zeros((len(emitted), *size), dtype=torch.bool, device=self._device)
         if rows:
             with self._clock.stage("sam2"):
-                features = asked.features.repeat(asked.number, len(rows))
+                features = asked.features.frame(asked.number)
                 prompts = answers.embeds_RC[self._index([places[row] for row in rows])]
                 reached = {row: steps[row] for row in rows}
                 decoded = segment_step(self._glus.segmenter, bank, reached, features, prompts, memorize)

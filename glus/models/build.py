@@ -116,7 +116,6 @@ def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
         memory_frames=config.memory.num_frames,
         memory_stride=config.memory.stride,
         memory_enabled=config.memory.enabled,
-        memory_detach=config.memory.detach,
     )
     # CLIP features are tens of times longer than word embeddings; a projector that starts small keeps visual tokens
     # from drowning what the layers of an LLM that starts from nothing add to them. Loading replaces it.

@@ -72,7 +72,7 @@ def segment_step(
         bank: memories of this pass; it is written.
         steps: rows of the bank (expressions) to segment -> the number of this frame in the pass of each; the others
             get a hole.
-        frame: features, one row per entry of ``steps``.
+        frame: features, one row per entry of ``steps``, or 1 row that stands for all.
         prompt_RC: prompts, likewise.
         memorize: write this frame's memory; not worth it where no later frame follows.
 
@@ -87,13 +87,15 @@ def segment_step(
         parts, order = [], []
         for group in groups:
             slots = [place[row] for row in group.rows]
-            parts.append(segmenter.condition(frame.rows(slots), group.memories).image_NChw)
+            theirs = frame if len(frame.image_NChw) == 1 else frame.rows(slots)
+            image_NChw = segmenter.condition(theirs, group.memories).image_NChw
+            parts.append(image_NChw.expand(len(slots), -1, -1, -1))
             order += slots
         image_RChw = torch.cat(parts)[row_index(np.argsort(order), prompt_RC.device)]
         conditioned = frame.with_image(image_RChw)
     decoded = segmenter.decode(conditioned, prompt_RC)
     if memorize and bank.enabled:
-        bank.store(steps, segmenter.memorize(conditioned, decoded.logits_Nmm))
+        bank.store(steps, segmenter.project(segmenter.memorize(conditioned, decoded.logits_Nmm)))
     return decoded
 
 
@@ -109,7 +111,6 @@ class Glus(nn.Module):
         memory_frames: memories read at most in training.
         memory_stride: distance of strided memories in training.
         memory_enabled: off, each frame is segmented by itself.
-        memory_detach: memories carry no gradient.
         iou_head: [SEG] state -> expected IoU, if it is wanted.
     """
 
@@ -123,7 +124,6 @@ class Glus(nn.Module):
         memory_frames: int = 7,
         memory_stride: int = 1,
         memory_enabled: bool = True,
-        memory_detach: bool = True,
         iou_head: IouHead | None = None,
     ):
         super().__init__()
@@ -135,7 +135,6 @@ class Glus(nn.Module):
         self.memory_frames = memory_frames
         self.memory_stride = memory_stride
         self.memory_enabled = memory_enabled
-        self.memory_detach = memory_detach
         self.iou_head = iou_head
 
     @property
@@ -146,7 +145,7 @@ class Glus(nn.Module):
     def memory_bank(self, stride: int | None = None) -> MemoryBank:
         """An empty bank for one pass; ``stride`` defaults to training's."""
         stride = stride or self.memory_stride
-        return MemoryBank(self.memory_frames, stride, self.memory_enabled, self.memory_detach)
+        return MemoryBank(self.memory_frames, stride, self.memory_enabled)
 
     def vision_tokens(self, crops_BFCss: torch.Tensor) -> torch.Tensor:
         """Visual tokens of frames: (B, F, 3, s, s) uint8, or (B, F, P, width) CLIP features -> (B, F, P, D)."""

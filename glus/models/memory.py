@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from glus.models.reading import KeysValues
+
 
 def row_index(rows: Sequence[int] | np.ndarray, device: torch.device) -> torch.Tensor:
     """Numbers of rows on the device: (len(rows),) int64. A GPU need not be idle for it, as it is for a list."""
@@ -17,16 +19,20 @@ def row_index(rows: Sequence[int] | np.ndarray, device: torch.device) -> torch.T
 
 @dataclass(frozen=True)
 class FrameMemory:
-    """What the memory encoder keeps of one frame."""
+    """A frame as memory attention reads it."""
 
-    features_NChw: torch.Tensor
-    """(N, C_mem, h, w)."""
-    position_1Chw: torch.Tensor
-    """(1, C_mem, h, w): 2-D sine encoding, the same for every frame; there is no temporal encoding."""
+    layers: tuple[KeysValues, ...]
+    """Of each layer: (N, heads, M, d) each, M cells of the frame; the keys are turned by their place in the frame.
+    There is no temporal encoding."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.layers[0][0])
 
     def rows(self, index: Sequence[int]) -> FrameMemory:
         """The memories of some expressions."""
-        return FrameMemory(self.features_NChw[row_index(index, self.features_NChw.device)], self.position_1Chw)
+        where = row_index(index, self.layers[0][0].device)
+        return FrameMemory(tuple((keys[where], values[where]) for keys, values in self.layers))
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,12 @@ class MemoryBank:
         num_frames: memories read at most.
         stride: distance of the strided ones.
         enabled: off, nothing is stored, so nothing is recalled.
-        detach: store memories without their gradient history.
     """
 
-    def __init__(self, num_frames: int, stride: int, enabled: bool = True, detach: bool = True):
+    def __init__(self, num_frames: int, stride: int, enabled: bool = True):
         self.num_frames = num_frames
         self.stride = stride
         self.enabled = enabled
-        self.detach = detach
         self._slots: dict[int, dict[int, tuple[FrameMemory, int]]] = defaultdict(dict)  # row -> step -> place
 
     def __len__(self) -> int:
@@ -100,8 +104,6 @@ class MemoryBank:
         """
         if not self.enabled:
             return
-        if self.detach:
-            memory = FrameMemory(memory.features_NChw.detach(), memory.position_1Chw)
         for slot, (row, step) in enumerate(steps.items()):
             self._slots[row][step] = (memory, slot)
             self._forget(row, step + 1)
@@ -120,5 +122,7 @@ def _gather(places: Sequence[tuple[FrameMemory, int]]) -> FrameMemory:
     memory = places[0][0]
     slots = [slot for _, slot in places]
     if all(other is memory for other, _ in places):
-        return memory if slots == list(range(len(memory.features_NChw))) else memory.rows(slots)
-    return FrameMemory(torch.stack([other.features_NChw[slot] for other, slot in places]), memory.position_1Chw)
+        return memory if slots == list(range(len(memory))) else memory.rows(slots)
+    rows = [[(keys[slot], values[slot]) for keys, values in other.layers] for other, slot in places]
+    pairs = (zip(*layer, strict=True) for layer in zip(*rows, strict=True))
+    return FrameMemory(tuple((torch.stack(keys), torch.stack(values)) for keys, values in pairs))

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from glus.models.memory import FrameMemory, row_index
+from glus.models.memory_attention import attend, project
 
 SAM2_MEAN = (0.485, 0.456, 0.406)
 SAM2_STD = (0.229, 0.224, 0.225)
@@ -39,7 +40,10 @@ IDENTITY_GAMMA = 1e-6
 
 @dataclass(frozen=True)
 class FrameFeatures:
-    """SAM2's features of a batch of frames; after ``condition``, those that decoder and memory encoder see."""
+    """SAM2's features of a batch of frames; after ``condition``, those that decoder and memory encoder see.
+
+    The features of a single frame stand for any number of rows, also at some of the levels only.
+    """
 
     high_NChw: tuple[torch.Tensor, torch.Tensor]
     """(N, C/8, S/4, S/4) and (N, C/4, S/8, S/8)."""
@@ -58,18 +62,24 @@ class FrameFeatures:
         high = (self.high_NChw[0][where], self.high_NChw[1][where])
         return FrameFeatures(high, self.image_NChw[where], self.position_1Chw)
 
-    def repeat(self, index: int, count: int) -> FrameFeatures:
-        """The features of one frame, ``count`` times, without a copy."""
-
-        def repeated(level_NChw: torch.Tensor) -> torch.Tensor:
-            return level_NChw[index : index + 1].expand(count, -1, -1, -1)
-
-        high = (repeated(self.high_NChw[0]), repeated(self.high_NChw[1]))
-        return FrameFeatures(high, repeated(self.image_NChw), self.position_1Chw)
+    def frame(self, index: int) -> FrameFeatures:
+        """The features of one frame, without a copy."""
+        one = slice(index, index + 1)
+        return FrameFeatures((self.high_NChw[0][one], self.high_NChw[1][one]), self.image_NChw[one], self.position_1Chw)
 
     def with_image(self, image_NChw: torch.Tensor) -> FrameFeatures:
         """The same frames with another lowest level."""
         return FrameFeatures(self.high_NChw, image_NChw, self.position_1Chw)
+
+
+@dataclass(frozen=True)
+class EncodedMemory:
+    """What the memory encoder makes of a frame and its masks."""
+
+    features_NChw: torch.Tensor
+    """(N, C_mem, h, w)."""
+    position_1Chw: torch.Tensor
+    """(1, C_mem, h, w): 2-D sine encoding, the same for every frame."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +175,8 @@ class Sam2Segmenter(nn.Module):
     Args:
         sam: a SAM2Base.
         multimask_fallback: in evaluation mode, replace an unstable mask by the alternative of highest predicted IoU.
-        memory_gradient: let gradients flow through memory attention and memory encoder though they are frozen.
+        memory_gradient: let gradients flow from frame to frame: through stored memories, and through memory attention
+            and memory encoder though they are frozen.
     """
 
     def __init__(self, sam: nn.Module, multimask_fallback: bool, memory_gradient: bool = False):
@@ -213,31 +224,20 @@ class Sam2Segmenter(nn.Module):
         """The frame as it looks with ``memories`` in mind; without any, the no-memory embedding is added.
 
         Args:
-            frame: N rows.
+            frame: N rows, or 1 row that stands for all.
             memories: N rows each; an unordered set, since there is no temporal encoding.
         """
         with self._memory_grad():
             if not memories:
                 return frame.with_image(frame.image_NChw + self.sam.no_mem_embed.view(1, -1, 1, 1))
-            n, c, h, w = frame.image_NChw.shape
-            # Tokens before channels, as the key and value projections read them: the other way around these are slow.
-            features_NMC = torch.cat([memory.features_NChw.flatten(2).transpose(1, 2) for memory in memories], dim=1)
-            position_1MC = torch.cat([memory.position_1Chw.flatten(2).transpose(1, 2) for memory in memories], dim=1)
-            attended = self.sam.memory_attention(
-                curr=[frame.image_NChw.flatten(2).permute(2, 0, 1)],
-                curr_pos=[frame.position_1Chw.flatten(2).permute(2, 0, 1).expand(-1, n, -1)],
-                memory=features_NMC.transpose(0, 1),
-                memory_pos=position_1MC.transpose(0, 1).expand(-1, n, -1),
-                num_obj_ptr_tokens=0,
-            )
-            return frame.with_image(attended.permute(1, 2, 0).reshape(n, c, h, w))
+            return frame.with_image(attend(self.sam.memory_attention, frame.image_NChw, frame.position_1Chw, memories))
 
     def decode(self, conditioned: FrameFeatures, prompt_NC: torch.Tensor) -> DecodedMasks:
         """Masks for one prompt embedding per row; the prompt is the only sparse token, there is no mask prompt."""
-        n, c, h, w = conditioned.image_NChw.shape
+        n, (c, h, w) = len(prompt_NC), conditioned.image_NChw.shape[1:]
         dense = self.sam.sam_prompt_encoder.no_mask_embed.weight.view(1, c, 1, 1).expand(n, c, h, w)
         logits, iou, _, _ = self.sam.sam_mask_decoder.predict_masks(
-            image_embeddings=conditioned.image_NChw,
+            image_embeddings=conditioned.image_NChw.expand(n, -1, -1, -1),
             image_pe=self.dense_position(),
             sparse_prompt_embeddings=prompt_NC[:, None],
             dense_prompt_embeddings=dense,
@@ -253,14 +253,20 @@ class Sam2Segmenter(nn.Module):
             single = torch.where(use[:, None, None], best, single)
         return DecodedMasks(single, logits, iou, stability, use)
 
-    def memorize(self, conditioned: FrameFeatures, logits_Nmm: torch.Tensor) -> FrameMemory:
+    def memorize(self, conditioned: FrameFeatures, logits_Nmm: torch.Tensor) -> EncodedMemory:
         """Memory of a frame with its predicted masks; soft, not binarised."""
         with self._memory_grad():
             side = (self.image_size, self.image_size)
             mask = torch.sigmoid(upsample_masks(logits_Nmm, side).to(self.dtype))
             mask = mask * self.sam.sigmoid_scale_for_mem_enc + self.sam.sigmoid_bias_for_mem_enc
             out = self.sam.memory_encoder(conditioned.image_NChw, mask[:, None], skip_mask_sigmoid=True)
-        return FrameMemory(out["vision_features"], out["vision_pos_enc"][0][:1].to(self.dtype))
+        return EncodedMemory(out["vision_features"], out["vision_pos_enc"][0][:1].to(self.dtype))
+
+    def project(self, memory: EncodedMemory) -> FrameMemory:
+        """What ``condition`` reads of a memory; of its features no gradient history, unless ``memory_gradient``."""
+        features_NChw = memory.features_NChw if self.memory_gradient else memory.features_NChw.detach()
+        with self._memory_grad():
+            return project(self.sam.memory_attention, features_NChw, memory.position_1Chw)
 
     def dense_position(self) -> torch.Tensor:
         """(1, C, h, w): random-frequency encoding of the feature grid, in the dtype of its Gaussian matrix.

@@ -9,8 +9,7 @@ import torch
 
 from glus.data.frames import VideoSource
 from glus.models.glus import Glus
-from glus.models.memory import FrameMemory
-from glus.models.sam2 import DecodedMasks
+from glus.models.sam2 import DecodedMasks, EncodedMemory
 from glus.parity import gates
 from glus.parity.arrays import every_nth
 from glus.parity.fixture import Arrays
@@ -102,7 +101,7 @@ def _decoded(step: Step) -> DecodedMasks:
     return step.decoded
 
 
-def _memory(inner: Inner) -> FrameMemory:
+def _memory(inner: Inner) -> EncodedMemory:
     if inner.memory is None:
         raise ValueError("the probed pass stores no memory")
     return inner.memory

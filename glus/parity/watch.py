@@ -10,8 +10,7 @@ import torch
 
 from glus.data.frames import VideoSource
 from glus.inference.predictor import VideoPredictor
-from glus.models.memory import FrameMemory
-from glus.models.sam2 import DecodedMasks, FrameFeatures
+from glus.models.sam2 import DecodedMasks, EncodedMemory, FrameFeatures
 from glus.parity.observe import Call, observed
 
 
@@ -27,7 +26,7 @@ class Inner:
     features: FrameFeatures
     conditioned: FrameFeatures
     dense_position_1Chw: torch.Tensor
-    memory: FrameMemory | None
+    memory: EncodedMemory | None
     """None where memory is off."""
 
 

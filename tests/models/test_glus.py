@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import nn
 from glus.data.collate import pad_conversations
 from glus.data.packing import pack_conversations, unpack_conversations
 from glus.models.glus import Glus, SegHead, segment_step
-from glus.models.memory import MemoryBank
+from glus.models.memory import FrameMemory, MemoryBank
+from glus.models.sam2 import FrameFeatures
 from glus.structures import Batch, GlusOutput
 
 BatchMaker = Callable[..., Batch]
@@ -137,11 +138,12 @@ def test_memories_are_made_of_the_conditioned_feature(glus: Glus) -> None:
         for step in range(2):
             conditioned = segmenter.condition(frame, next(bank.recall({0: step})).memories)
             decoded = segment_step(segmenter, bank, {0: step}, frame, prompt)
-            expected = segmenter.memorize(conditioned, decoded.logits_Nmm)
-            stored = next(bank.recall({0: step + 1})).memories[-1]
-            torch.testing.assert_close(stored.features_NChw, expected.features_NChw)
-            raw = segmenter.memorize(frame, decoded.logits_Nmm)
-            assert (stored.features_NChw - raw.features_NChw).abs().max() > 1e-4
+            stored = next(bank.recall({0: step + 1})).memories[-1].layers[0]
+            expected = segmenter.project(segmenter.memorize(conditioned, decoded.logits_Nmm)).layers[0]
+            raw = segmenter.project(segmenter.memorize(frame, decoded.logits_Nmm)).layers[0]
+            for part, its_expected, its_raw in zip(stored, expected, raw, strict=True):
+                torch.testing.assert_close(part, its_expected)
+                assert (part - its_raw).abs().max() > 1e-4
 
 
 def test_each_query_frame_is_segmented_with_its_own_prompt(glus: Glus, make_batch: BatchMaker) -> None:
@@ -167,20 +169,22 @@ def test_memory_changes_later_frames_only(glus: Glus, make_batch: BatchMaker) ->
     assert (with_memory[:, 1:] - without[:, 1:]).abs().amax((2, 3)).min() > 1e-6
 
 
-def test_num_frames_of_memory_are_read(glus: Glus, make_batch: BatchMaker) -> None:
+def test_num_frames_of_memory_are_read(glus: Glus, make_batch: BatchMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    attention = glus.segmenter.sam.memory_attention
-    attention.register_forward_pre_hook(
-        lambda _, args, kwargs: read.append(len(kwargs["memory"]) // 16), with_kwargs=True
-    )
+    condition = glus.segmenter.condition
+
+    def counted(frame: FrameFeatures, memories: Sequence[FrameMemory]) -> FrameFeatures:
+        read.append(len(memories))
+        return condition(frame, memories)
+
+    monkeypatch.setattr(glus.segmenter, "condition", counted)
     glus.memory_frames = 2
     _forward(glus, make_batch((1,), 1, 5))
-    assert read == [1, 2, 2, 2]
+    assert read == [0, 1, 2, 2, 2]
 
 
 def _clip_gradient(glus: Glus, batch: Batch, detach: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks of two frames, and the gradient of the second frame's mask with respect to both prompts."""
-    glus.memory_detach = detach
     glus.segmenter.memory_gradient = not detach
     embeds = torch.randn(3, 2, glus.segmenter.width, generator=torch.Generator().manual_seed(0), requires_grad=True)
     masks = glus.segment_clip(batch.query_frames, batch.video_index, embeds)
@@ -201,7 +205,7 @@ def test_detach_decides_whether_gradients_cross_frames(glus: Glus, make_batch: B
 def test_the_gradient_through_memory_is_the_true_one(glus: Glus, make_batch: BatchMaker) -> None:
     """Against central differences in float64: through memory encoder, memory attention and decoder."""
     glus = glus.double()
-    glus.memory_detach, glus.segmenter.memory_gradient = False, True
+    glus.segmenter.memory_gradient = True
     batch = make_batch((1,), 0, 2)
     embeds = torch.randn(1, 2, glus.segmenter.width, generator=torch.Generator().manual_seed(0)).double()
     direction = torch.zeros_like(embeds)
@@ -225,7 +229,7 @@ def test_memory_modules_get_gradients_when_they_are_trained(glus: Glus, make_bat
     sam = glus.segmenter.sam
     for module in (sam.memory_attention, sam.memory_encoder):
         module.requires_grad_(True)
-    glus.memory_detach = detach
+    glus.segmenter.memory_gradient = not detach
     glus(make_batch((2,), 1, 2)).mask_logits_NQmm[:, 1].square().mean().backward()
     norms = {
         name: sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None)
@@ -244,8 +248,8 @@ def test_a_trained_image_encoder_gets_gradients_and_a_frozen_one_none(glus: Glus
         assert (encoder.trunk.patch_embed.proj.weight.grad is not None) is trained
 
 
-def _steps(glus: Glus, rows_of_step: list[list[int]], num_rows: int) -> dict[int, list[torch.Tensor]]:
-    """Masks of each row over steps in which only some rows have a [SEG]."""
+def _steps(glus: Glus, rows_of_step: list[list[int]], num_rows: int, one: bool) -> dict[int, list[torch.Tensor]]:
+    """Masks of each row over steps in which only some rows have a [SEG]; a frame is ``one`` row or one for each."""
     segmenter, generator = glus.segmenter, torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (len(rows_of_step), 40, 56, 3), dtype=torch.uint8, generator=generator)
     prompts = torch.randn(len(rows_of_step), num_rows, segmenter.width, generator=generator)
@@ -255,7 +259,7 @@ def _steps(glus: Glus, rows_of_step: list[list[int]], num_rows: int) -> dict[int
         features = segmenter.encode_frames(segmenter.prepare_frames(frames))
         for step, rows in enumerate(rows_of_step):
             if rows:
-                frame = features.rows([step] * len(rows))
+                frame = features.frame(step) if one else features.rows([step] * len(rows))
                 decoded = segment_step(segmenter, bank, dict.fromkeys(rows, step), frame, prompts[step, rows])
                 for slot, row in enumerate(rows):
                     masks[row].append(decoded.logits_Nmm[slot])
@@ -269,11 +273,12 @@ def _steps(glus: Glus, rows_of_step: list[list[int]], num_rows: int) -> dict[int
         [[0, 3], [0, 1, 2, 3], [3, 2, 0, 1]],  # groups {0, 3} and {1, 2} interleave
     ],
 )
-def test_rows_with_holes_are_segmented_as_if_alone(glus: Glus, pattern: list[list[int]]) -> None:
+@pytest.mark.parametrize("one", [False, True])
+def test_rows_with_holes_are_segmented_as_if_alone(glus: Glus, pattern: list[list[int]], one: bool) -> None:
     num_rows = 1 + max(pattern[-1])
-    together = _steps(glus, pattern, num_rows)
+    together = _steps(glus, pattern, num_rows, one)
     for row in range(num_rows):
-        alone = _steps(glus, [[row] if row in rows else [] for rows in pattern], num_rows)
+        alone = _steps(glus, [[row] if row in rows else [] for rows in pattern], num_rows, one=False)
         for mask, expected in zip(together[row], alone[row], strict=True):
             torch.testing.assert_close(mask, expected, rtol=0, atol=1e-5)
 

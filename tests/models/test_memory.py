@@ -8,10 +8,23 @@ import torch
 from glus.models.memory import FrameMemory, MemoryBank, memory_frames
 
 
-def _memory(frame: int, rows: int, scale: float = 1.0) -> FrameMemory:
-    """Row r of frame f holds the value 100 f + r."""
-    values = scale * (100 * frame + torch.arange(rows, dtype=torch.float32))
-    return FrameMemory(values.view(-1, 1, 1, 1).expand(-1, 2, 3, 3), torch.zeros(1, 2, 3, 3))
+def _holding(numbers: list[int]) -> FrameMemory:
+    """A number for each row, in keys and (negative) values of two layers."""
+    keys = torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 1, 9, 2)
+    return FrameMemory(((keys, -keys), (keys + 0.5, -keys - 0.5)))
+
+
+def _memory(frame: int, rows: int) -> FrameMemory:
+    """Row r of frame f holds the number 100 f + r."""
+    return _holding([100 * frame + row for row in range(rows)])
+
+
+def _numbers(memory: FrameMemory) -> list[int]:
+    """What ``_holding`` was given; all tensors of the memory must agree."""
+    (keys, values), (more_keys, more_values) = memory.layers
+    for part, expected in ((values, -keys), (more_keys, keys + 0.5), (more_values, -keys - 0.5)):
+        assert torch.equal(part, expected)
+    return [int(number) for number in keys[:, 0, 0, 0]]
 
 
 def _closed_form(frame: int, num_frames: int, stride: int) -> list[int]:
@@ -44,7 +57,7 @@ def test_nothing_needed_is_forgotten_and_the_bank_stays_small(stride: int, num_f
     bank = MemoryBank(num_frames, stride)
     for frame in range(500):
         (recalled,) = bank.recall({0: frame, 1: frame})
-        frames = [int(memory.features_NChw[0, 0, 0, 0]) // 100 for memory in recalled.memories]
+        frames = [_numbers(memory)[0] // 100 for memory in recalled.memories]
         assert frames == memory_frames(frame, num_frames, stride)
         bank.store({0: frame, 1: frame}, _memory(frame, 2))
         assert len(bank) <= num_frames
@@ -54,23 +67,21 @@ def test_a_failed_row_leaves_a_hole_for_itself_alone() -> None:
     bank = MemoryBank(num_frames=3, stride=1)
     stored = {0: [0, 1, 2], 1: [0, 2], 2: [2, 0], 3: [1]}
     for frame, rows in stored.items():
-        memory = torch.tensor([100.0 * frame + row for row in rows]).view(-1, 1, 1, 1)
-        bank.store(dict.fromkeys(rows, frame), FrameMemory(memory, torch.zeros(1, 1, 1, 1)))
+        bank.store(dict.fromkeys(rows, frame), _holding([100 * frame + row for row in rows]))
     read: dict[int, list[int]] = {}
     for recalled in bank.recall({2: 4, 1: 4, 0: 4}):
         for slot, row in enumerate(recalled.rows):
-            read[row] = [int(memory.features_NChw[slot]) for memory in recalled.memories]
+            read[row] = [_numbers(memory)[slot] for memory in recalled.memories]
     assert read == {0: [100, 200], 1: [301], 2: [102, 202]}
 
 
 def test_rows_with_equally_many_memories_of_different_frames_go_together() -> None:
     bank = MemoryBank(num_frames=3, stride=1)
     bank.store({0: 0, 1: 0}, _memory(0, 2))
-    bank.store({0: 1}, FrameMemory(torch.tensor([100.0]).view(1, 1, 1, 1).expand(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)))
-    bank.store({1: 2}, FrameMemory(torch.tensor([201.0]).view(1, 1, 1, 1).expand(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)))
+    bank.store({0: 1}, _holding([100]))
+    bank.store({1: 2}, _holding([201]))
     (recalled,) = bank.recall({0: 3, 1: 3})
-    first, second = (memory.features_NChw[:, 0, 0, 0].tolist() for memory in recalled.memories)
-    assert (first, second) == ([0.0, 1.0], [100.0, 201.0])
+    assert [_numbers(memory) for memory in recalled.memories] == [[0, 1], [100, 201]]
 
 
 def test_rows_that_remember_nothing_come_without_memories() -> None:
@@ -89,11 +100,13 @@ def test_a_bank_that_is_off_stores_nothing() -> None:
     assert next(bank.recall({0: 1})).memories == []
 
 
-@pytest.mark.parametrize("detach", [True, False])
-def test_detach_cuts_the_gradient(detach: bool) -> None:
-    bank = MemoryBank(num_frames=7, stride=1, detach=detach)
-    source = torch.ones(2, 2, 3, 3, requires_grad=True)
-    bank.store({0: 0, 1: 0}, FrameMemory(source * 2, torch.zeros(1, 2, 3, 3)))
-    bank.store({0: 1}, FrameMemory(source * 3, torch.zeros(1, 2, 3, 3)))
-    for recalled in bank.recall({0: 2, 1: 2}):  # a shared frame, and a hole
-        assert all(memory.features_NChw.requires_grad is not detach for memory in recalled.memories)
+def test_gradients_reach_what_was_stored() -> None:
+    bank = MemoryBank(num_frames=7, stride=1)
+    source = torch.ones(2, 1, 9, 2, requires_grad=True)
+    bank.store({0: 0, 1: 0}, FrameMemory(((source * 2, source * 3),)))
+    bank.store({0: 1}, FrameMemory(((source[:1] * 5, source[:1] * 7),)))
+    bank.store({1: 2}, FrameMemory(((source[1:] * 11, source[1:] * 13),)))
+    (recalled,) = bank.recall({1: 3, 0: 3})  # a frame of both, and a hole for each
+    read = sum(part.sum() for memory in recalled.memories for pair in memory.layers for part in pair)
+    (gradient,) = torch.autograd.grad(read, source)
+    assert gradient[:, 0, 0, 0].tolist() == [2 + 3 + 5 + 7, 2 + 3 + 11 + 13]

@@ -14,7 +14,15 @@ import torch
 from glus.models.build import LoadedModel
 from glus.models.glus import Glus
 from glus.models.memory import FrameMemory
-from glus.models.sam2 import SAM2_MEAN, SAM2_STD, FrameFeatures, Sam2Segmenter, build_sam2, stability_scores
+from glus.models.sam2 import (
+    SAM2_MEAN,
+    SAM2_STD,
+    EncodedMemory,
+    FrameFeatures,
+    Sam2Segmenter,
+    build_sam2,
+    stability_scores,
+)
 
 VARIANTS = [f"{family}_hiera_{size}" for family in ("sam2", "sam2.1") for size in ("t", "s", "b+", "l")]
 
@@ -42,11 +50,16 @@ def _prompts(segmenter: Sam2Segmenter, count: int = 2) -> torch.Tensor:
     return torch.randn(count, segmenter.width, generator=torch.Generator().manual_seed(1))
 
 
-def _memories(segmenter: Sam2Segmenter, count: int) -> list[FrameMemory]:
+def _encoded(segmenter: Sam2Segmenter, count: int) -> list[EncodedMemory]:
     """Of two rows, from random masks."""
     conditioned = segmenter.condition(_features(segmenter), [])
     generator = torch.Generator().manual_seed(2)
     return [segmenter.memorize(conditioned, 5 * torch.randn(2, 16, 16, generator=generator)) for _ in range(count)]
+
+
+def _memories(segmenter: Sam2Segmenter, count: int) -> list[FrameMemory]:
+    """What is kept of them."""
+    return [segmenter.project(encoded) for encoded in _encoded(segmenter, count)]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -188,23 +201,55 @@ def test_memories_are_an_unordered_set(segmenter: Sam2Segmenter) -> None:
     assert (segmenter.condition(frame, memories[:2]).image_NChw - forward).abs().max() > 1e-5
 
 
-def test_memories_are_read_cell_by_cell_with_their_position(segmenter: Sam2Segmenter) -> None:
-    """Against SAM2's own attention: (cells, rows, channels), the cells of all memories one after another."""
-    frame, memories = _features(segmenter), _memories(segmenter, 3)
+def _cells(maps_NChw: torch.Tensor) -> torch.Tensor:
+    """Two rows of maps as SAM2's own attention takes them: (cells, rows, channels)."""
+    rows = [[maps[:, y, x] for y in range(4) for x in range(4)] for maps in maps_NChw.expand(2, -1, -1, -1)]
+    return torch.stack([torch.stack(row) for row in rows], dim=1)
 
-    def cells(maps_NChw: torch.Tensor) -> torch.Tensor:
-        rows = [[maps[:, y, x] for y in range(4) for x in range(4)] for maps in maps_NChw.expand(2, -1, -1, -1)]
-        return torch.stack([torch.stack(row) for row in rows], dim=1)
 
-    expected = segmenter.sam.memory_attention(
-        curr=cells(frame.image_NChw),
-        curr_pos=cells(frame.position_1Chw),
-        memory=torch.cat([cells(memory.features_NChw) for memory in memories]),
-        memory_pos=torch.cat([cells(memory.position_1Chw) for memory in memories]),
+@pytest.mark.parametrize("switched", ["", "input", "attn", "cross_attn_queries", "cross_attn_keys"])
+@pytest.mark.parametrize("training", [False, True])
+def test_memories_are_read_as_sam2s_own_attention_reads_them(
+    overrides: dict[str, Any], switched: str, training: bool
+) -> None:
+    """Two layers and two heads; with dropout in training; with any of SAM2's switches of positions the other way."""
+    layer = "memory_attention.layer"
+    stated: dict[str, Any] = {
+        **overrides,
+        "memory_attention.num_layers": 2,
+        f"{layer}.cross_attention.num_heads": 2,
+        **{f"{layer}.{part}dropout": 0.1 for part in ("", "self_attention.", "cross_attention.")},
+    }
+    torch.manual_seed(0)
+    segmenter = Sam2Segmenter(build_sam2("sam2_hiera_t", stated), multimask_fallback=False).train(training)
+    attention = segmenter.sam.memory_attention
+    for module in (attention, *attention.layers):
+        if hasattr(module, f"pos_enc_at_{switched}"):
+            setattr(module, f"pos_enc_at_{switched}", not getattr(module, f"pos_enc_at_{switched}"))
+    frame, encoded = _features(segmenter), _encoded(segmenter, 3)
+    memories = [segmenter.project(memory) for memory in encoded]
+    torch.manual_seed(1)
+    expected = attention(
+        curr=_cells(frame.image_NChw),
+        curr_pos=_cells(frame.position_1Chw),
+        memory=torch.cat([_cells(memory.features_NChw) for memory in encoded]),
+        memory_pos=torch.cat([_cells(memory.position_1Chw) for memory in encoded]),
     )
+    torch.manual_seed(1)
     conditioned = segmenter.condition(frame, memories)
-    torch.testing.assert_close(cells(conditioned.image_NChw), expected, rtol=0, atol=1e-6)
-    assert memories[0].position_1Chw.std() > 0.1
+    torch.testing.assert_close(_cells(conditioned.image_NChw), expected, rtol=0, atol=1e-6)
+    assert encoded[0].position_1Chw.std() > 0.1
+
+
+def test_a_frame_of_one_row_stands_for_every_row(segmenter: Sam2Segmenter) -> None:
+    frame, prompts = _features(segmenter).frame(1), _prompts(segmenter)
+    for memories in ([], _memories(segmenter, 2)):
+        one = segmenter.condition(frame, memories)
+        each = segmenter.condition(frame.rows([0, 0]), memories)
+        decoded, expected = segmenter.decode(one, prompts), segmenter.decode(each, prompts)
+        torch.testing.assert_close(decoded.all_logits_N4mm, expected.all_logits_N4mm, rtol=0, atol=1e-5)
+        encoded, its_expected = (segmenter.memorize(seen, decoded.logits_Nmm) for seen in (one, each))
+        torch.testing.assert_close(encoded.features_NChw, its_expected.features_NChw, rtol=0, atol=1e-5)
 
 
 def test_memory_is_soft_and_made_of_the_conditioned_feature(segmenter: Sam2Segmenter) -> None:
@@ -258,7 +303,7 @@ def test_frozen_parts_build_no_graph(segmenter: Sam2Segmenter, trained: bool) ->
     segmenter.requires_grad_(False)
     segmenter.sam.memory_encoder.requires_grad_(trained)
     assert not _features(segmenter).image_NChw.requires_grad
-    (memory,) = _memories(segmenter, 1)
+    (memory,) = _encoded(segmenter, 1)
     assert memory.features_NChw.requires_grad is trained
     segmenter.sam.image_encoder.requires_grad_(trained)
     assert _features(segmenter).image_NChw.requires_grad is trained
@@ -270,18 +315,19 @@ def test_memory_gradient_flows_through_frozen_modules(segmenter: Sam2Segmenter) 
     logits = torch.zeros(2, 16, 16, requires_grad=True)
     assert not segmenter.memorize(conditioned, logits).features_NChw.requires_grad
     segmenter.memory_gradient = True
-    attended = segmenter.condition(_features(segmenter), [segmenter.memorize(conditioned, logits)])
+    memory = segmenter.project(segmenter.memorize(conditioned, logits))
+    attended = segmenter.condition(_features(segmenter), [memory])
     (gradient,) = torch.autograd.grad(attended.image_NChw.square().sum(), logits)
     assert gradient.abs().max() > 0
 
 
 def test_identity_gamma_silences_the_fuser(segmenter: Sam2Segmenter) -> None:
-    (before,) = _memories(segmenter, 1)
+    (before,) = _encoded(segmenter, 1)
     segmenter.set_fuser_identity()
     fuser = segmenter.sam.memory_encoder.fuser
     x = torch.randn(1, 32, 4, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(fuser(x), x, rtol=0, atol=1e-4)
-    (after,) = _memories(segmenter, 1)
+    (after,) = _encoded(segmenter, 1)
     assert (after.features_NChw - before.features_NChw).abs().max() > 1e-3
 
 

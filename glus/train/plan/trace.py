@@ -195,7 +195,7 @@ def count_costs(glus: Glus, objective: GlusObjective, batch: Batch) -> Trace:
         PARTS[0]: (glus.clip,),
         PARTS[1]: (glus.language.llama.model,),
         PARTS[2]: (sam.image_encoder,),
-        PARTS[3]: (sam.memory_attention, sam.memory_encoder, sam.sam_mask_decoder.transformer),
+        PARTS[3]: (sam.memory_encoder, sam.sam_mask_decoder.transformer),
     }
     for part, modules in parts.items():
         for module in modules:

@@ -60,6 +60,7 @@ def pretrain_sam2(
     """
     words, head = WordPrompts(segmenter.width), PatchHead(segmenter.width, pool=1)
     segmenter.train().requires_grad_(True)
+    segmenter.memory_gradient = True
     optimizer = TowerOptimizer([segmenter, words, head], learning_rate, steps)
     for step in range(steps):
         length = 1 if step < SINGLE_FRAME_SHARE * steps else num_frames
@@ -67,7 +68,7 @@ def pretrain_sam2(
         features = segmenter.encode_frames(segmenter.prepare_frames(clip.frames_FHWC))
         image_FPC = features.image_NChw.flatten(2).transpose(1, 2)
         label_loss, _ = head(image_FPC, patch_labels(clip.frame_names, features.image_NChw.shape[-1]))
-        bank = MemoryBank(num_frames=7, stride=1, detach=False)
+        bank = MemoryBank(num_frames=7, stride=1)
         losses, ious = [], []
         for t in range(length):
             frame = features.rows(clip.video_R * length + t)
@@ -85,6 +86,7 @@ def pretrain_sam2(
             values["iou_later"] = torch.cat(ious[1:]).mean()
         report(step, {name: float(value) for name, value in values.items()})
     segmenter.requires_grad_(False).eval()
+    segmenter.memory_gradient = False
 
 
 class WordPrompts(nn.Module):
