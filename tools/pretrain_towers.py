@@ -23,7 +23,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from glus.atomic import whole_file, write_text
+from glus.atomic import write_text
 from glus.config import PretrainConfig, load_config
 from glus.data.shapes import Scene
 from glus.data.tokenization import ConversationTokenizer, train_vocabulary
@@ -31,7 +31,7 @@ from glus.log import run_info, setup_logging
 from glus.models.build import build_glus, build_segmenter
 from glus.models.clip import ClipEncoder, build_vision_tower
 from glus.models.key_map import PROJECTOR_PREFIX
-from glus.models.weights import write_tensors
+from glus.models.weights import write_pickle, write_tensors
 from glus.tokens import Vocabulary
 from glus.train.towers.clip import pretrain_clip
 from glus.train.towers.labels import draw_scenes
@@ -94,8 +94,7 @@ def make_sam2(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None
     batch_size, num_frames = config.sam2_batch_size, config.sam2_clip_frames
     with _reporter("sam2", steps, folder) as report:
         pretrain_sam2(segmenter, scenes, steps, batch_size, num_frames, config.learning_rate, config.seed, report)
-    with whole_file(folder / "sam2.pt") as temporary:
-        torch.save({"model": segmenter.sam.state_dict()}, temporary)
+    write_pickle(folder / "sam2.pt", {"model": segmenter.sam.state_dict()})
 
 
 MAKERS = {"tokenizer": make_tokenizer, "clip": make_clip, "llm": make_llm, "sam2": make_sam2}

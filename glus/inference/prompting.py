@@ -41,6 +41,14 @@ class Answers:
     """float32 in [0, 1]: what the model's IoU head expects of the masks; None without a head."""
 
 
+def not_finite(what: str, frame: int, text: str, dtype: torch.dtype) -> ValueError:
+    """The error of a number that is not finite, from which an empty mask would come without a word."""
+    return ValueError(
+        f"frame number {frame}, sentence {text!r}: {what} is not finite; the weights are damaged or do not fit {dtype} "
+        "(another: inference.precision)"
+    )
+
+
 class Prompter:
     """Asks for the sentences of one video.
 
@@ -114,14 +122,10 @@ class Prompter:
         return Answers(places, embeds_RC, scores, has_seg > 0, iou[0] if iou else None)
 
     def _check_finite(self, places: Mapping[tuple[int, int], int], is_finite_R: np.ndarray) -> None:
-        """Masks of such answers would be empty without a word."""
         wrong = sorted((frame, row) for (row, frame), place in places.items() if not is_finite_R[place])
         if wrong:
             frame, row = wrong[0]
-            raise ValueError(
-                f"frame number {frame}, sentence {self._texts[row]!r}: the LLM's answer is not finite; its weights are "
-                f"damaged or do not fit {self._glus.seg_head.fc1.weight.dtype} (another: inference.precision)"
-            )
+            raise not_finite("the LLM's answer", frame, self._texts[row], self._glus.seg_head.fc1.weight.dtype)
 
     def _trunk(self, asking: Asking) -> Trunk:
         key = asking.row, len(asking.frames), asking.asked

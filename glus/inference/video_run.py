@@ -11,7 +11,7 @@ import torch
 
 from glus.inference.clock import StageClock
 from glus.inference.passes import Pass, together
-from glus.inference.prompting import Answers, Prompter
+from glus.inference.prompting import Answers, Prompter, not_finite
 from glus.inference.stream import Frame, FrameStream
 from glus.models.glus import segment_step
 from glus.models.memory import MemoryBank, row_index
@@ -41,6 +41,7 @@ class VideoRun:
         self._inference = predictor.inference
         self._device = predictor.device
         self._seconds = predictor.seconds
+        self._texts = texts
         self._clock = StageClock(self._device)
         self._last_shown = self._when_last_shown(passes)
         self._num_visits = 0
@@ -74,9 +75,21 @@ class VideoRun:
                     result = self._segment(asked, answers, bank, emits, memorize=frame.index != one.order[-1])
                 arriving += [result] if result.rows else []  # a key frame itself is the other pass's
                 if len(arriving) > travelling:
-                    yield arriving.pop(0).result()
+                    yield self._arrived(arriving.pop(0))
         for last in arriving:
-            yield last.result()
+            yield self._arrived(last)
+
+    def _arrived(self, arriving: _Arriving) -> FrameResult:
+        """Wait for a result.
+
+        Raises:
+            ValueError: a mask is not finite.
+        """
+        result = arriving.result()
+        wrong = arriving.rows_not_finite()
+        if wrong:
+            raise not_finite("SAM2's mask", result.frame, self._texts[wrong[0]], self._glus.segmenter.dtype)
+        return result
 
     def score(self, one: Pass) -> np.ndarray:
         """See ``VideoPredictor.score_frames``; ``one`` visits all frames for all sentences."""
@@ -153,12 +166,14 @@ class VideoRun:
         emitted = [row for row in steps if emits(row, frame.index)]
         size = frame.pixels_HW3.shape[:2]
         masks_RHW = torch.zeros((len(emitted), *size), dtype=torch.bool, device=self._device)
+        is_finite_S = torch.ones(len(rows), dtype=torch.bool, device=self._device)
         if rows:
             with self._clock.stage("sam2"):
                 features = asked.features.frame(asked.number)
                 prompts = answers.embeds_RC[self._index([places[row] for row in rows])]
                 reached = {row: steps[row] for row in rows}
                 decoded = segment_step(self._glus.segmenter, bank, reached, features, prompts, memorize)
+                is_finite_S = decoded.logits_Nmm.isfinite().flatten(1).all(1)
             shown = [number for number, row in enumerate(rows) if row in emitted]
             if shown:
                 with self._clock.stage("resize"):
@@ -170,7 +185,7 @@ class VideoRun:
                     )
         scores = np.array([answers.scores_R[places[row]] for row in emitted], np.float32)
         seg = np.array([has_seg[row] for row in emitted], bool)
-        return _Arriving(frame.index, tuple(emitted), masks_RHW, scores, seg)
+        return _Arriving(frame.index, tuple(emitted), masks_RHW, scores, seg, rows, is_finite_S)
 
     def _context_tokens(self, context: Sequence[int]) -> torch.Tensor:
         """(K, P, D), also for no context frame."""
@@ -220,15 +235,21 @@ class _Arriving:
     """The result of a frame whose masks may still be on their way from the device."""
 
     def __init__(
-        self, frame: int, rows: tuple[int, ...], masks_RHW: torch.Tensor, scores_R: np.ndarray, has_seg_R: np.ndarray
+        self,
+        frame: int,
+        rows: tuple[int, ...],
+        masks_RHW: torch.Tensor,
+        scores_R: np.ndarray,
+        has_seg_R: np.ndarray,
+        segmented: Sequence[int],
+        is_finite_S: torch.Tensor,
     ):
         self.rows = rows
         self._parts = frame, scores_R, has_seg_R
+        self._segmented = segmented
+        self._masks, self._is_finite = _sent(masks_RHW), _sent(is_finite_S)
         self._arrived: torch.cuda.Event | None = None
-        self._masks = masks_RHW
         if masks_RHW.device.type == "cuda":
-            self._masks = torch.empty(masks_RHW.shape, dtype=torch.bool, pin_memory=True)
-            self._masks.copy_(masks_RHW, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(masks_RHW.device))  # not the current device's, maybe another
 
@@ -238,6 +259,17 @@ class _Arriving:
             self._arrived.synchronize()
         frame, scores_R, has_seg_R = self._parts
         return FrameResult(frame, self.rows, self._masks.numpy(), scores_R, has_seg_R)
+
+    def rows_not_finite(self) -> list[int]:
+        """Segmented rows whose mask is not finite; after ``result``."""
+        return [row for row, is_finite in zip(self._segmented, self._is_finite.tolist(), strict=True) if not is_finite]
+
+
+def _sent(flags: torch.Tensor) -> torch.Tensor:
+    """A bool tensor on its way to the CPU."""
+    if flags.device.type != "cuda":
+        return flags
+    return torch.empty(flags.shape, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
 
 
 def schedule(context: Sequence[int], passes: Sequence[Pass]) -> Iterator[tuple[int, bool]]:

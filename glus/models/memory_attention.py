@@ -97,8 +97,8 @@ def _rotated(cross: Any, heads_NhMd: torch.Tensor) -> torch.Tensor:
 
 
 def _move_frequencies(attention: Any, device: torch.device) -> None:
-    """Move the rotary frequencies, which sam2 keeps as plain tensors, once: copied in every frame, a GPU would be
-    waited for in every frame. sam2 moves them on first use, under inference_mode to where training cannot use them."""
+    """Move the rotary frequencies, plain tensors in sam2, once: copied in every frame, a GPU would be waited for each
+    time. Left to sam2, they would move under inference_mode, and training could not use them afterwards."""
     with torch.inference_mode(False):
         for layer in attention.layers:
             for part in (layer.self_attn, layer.cross_attn_image):

@@ -20,7 +20,7 @@ from glus.models.build import LoadedModel
 from glus.models.clip import CLIP_MEAN, CLIP_STD, ClipEncoder
 from glus.models.release import IOU_HEAD_PREFIX, to_release
 from glus.models.release_config import CLIP_FIELDS, LLM_FIELDS
-from glus.models.weights import write_shards, write_tensors
+from glus.models.weights import write_pickle, write_shards, write_tensors
 from glus.tokens import Vocabulary
 
 CLIP_FOLDER = "clip"
@@ -87,7 +87,7 @@ def _write_clip(folder: Path, encoder: ClipEncoder, tensors: Mapping[str, torch.
     if safetensors:
         write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     else:
-        torch.save(dict(tensors), folder / "pytorch_model.bin")
+        write_pickle(folder / "pytorch_model.bin", tensors)
     architecture = {key: getattr(encoder.vision_model.config, key) for key in CLIP_FIELDS}
     _write_json(
         folder / "config.json",

@@ -12,13 +12,14 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from glus.atomic import whole_file
+from glus.atomic import naming_write_errors, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +258,17 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
             raise OSError(f"cannot write {path}: {error}") from error
 
 
+def write_pickle(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a file of ``torch.save`` whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = Path(path)
+    with whole_file(path) as temporary, naming_write_errors(path), temporary.open("wb") as file:
+        torch.save(dict(content), file)  # by the file's name, torch tells nothing of a full disk
+
+
 class Float32File:
     """A safetensors file that is written one tensor at a time, so that no more than one is in memory.
 
@@ -321,7 +333,7 @@ def write_shards(
         if ending == "safetensors":
             write_tensors(folder / name, shard, metadata)
         else:
-            torch.save(dict(shard), folder / name)
+            write_pickle(folder / name, shard)
         weight_map |= dict.fromkeys(shard, name)
     total = sum(value.nbytes for value in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

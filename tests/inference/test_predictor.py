@@ -252,12 +252,21 @@ def test_bfloat16(tiny_model):
         assert result.masks_RHW.dtype == bool
 
 
-@pytest.mark.parametrize("part", ["language.llama.model.norm.weight", "seg_head.fc2.bias"])
-def test_an_answer_that_is_not_finite_is_named_and_gives_no_empty_mask(tiny_model, part):
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ("language.llama.model.norm.weight", "the LLM's answer"),
+        ("seg_head.fc2.bias", "the LLM's answer"),
+        ("segmenter.sam.sam_mask_decoder.output_hypernetworks_mlps.0.layers.2.bias", "SAM2's mask"),
+    ],
+)
+def test_what_is_not_finite_is_named_and_gives_no_empty_mask(tiny_model, part, what):
     model = answering(tiny_model)
     with torch.no_grad():
         model.glus.get_parameter(part)[0] = torch.inf
-    with pytest.raises(ValueError, match=r"frame number 0, sentence 'the red circle': .* not finite; .*float32"):
+    with pytest.raises(
+        ValueError, match=rf"frame number 0, sentence 'the red circle': {what} is not finite; .*float32"
+    ):
         run(model, ArrayVideo(3))
 
 

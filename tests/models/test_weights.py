@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from glus.models.weights import MisfitError, load_strict, read_clip_folder, read_tensors, write_tensors
+from glus.models.weights import MisfitError, load_strict, read_clip_folder, read_tensors, write_pickle, write_tensors
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -130,12 +132,17 @@ def test_written_tensors_are_read_back_exactly_with_their_metadata(tmp_path: Pat
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_tensors_that_do_not_fit_on_the_disk_leave_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ending", "write"), [("safetensors", partial(write_tensors, metadata={})), ("bin", write_pickle)]
+)
+def test_tensors_that_do_not_fit_on_the_disk_leave_nothing(
+    tmp_path: Path, ending: str, write: Callable[..., None]
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as good as a full disk
     try:
-        with pytest.raises(OSError, match=r"cannot write .*x\.safetensors: .*File too large"):
-            write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1000)}, {})
+        with pytest.raises(OSError, match=rf"cannot write .*x\.{ending}.*: .*File too large"):
+            write(tmp_path / f"x.{ending}", {"a": torch.zeros(1000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
