@@ -88,8 +88,11 @@ class VideoRun:
         result = arriving.result()
         wrong = arriving.rows_not_finite()
         if wrong:
-            raise not_finite("SAM2's mask", result.frame, self._texts[wrong[0]], self._glus.segmenter.dtype)
+            raise self._mask_not_finite(result.frame, wrong[0])
         return result
+
+    def _mask_not_finite(self, frame: int, row: int) -> ValueError:
+        return not_finite("SAM2's mask", frame, self._texts[row], self._glus.segmenter.dtype)
 
     def score(self, one: Pass) -> np.ndarray:
         """See ``VideoPredictor.score_frames``; ``one`` visits all frames for all sentences."""
@@ -102,11 +105,14 @@ class VideoRun:
                 scores_FE = answers.iou_R[places_FE]
             is_drawn_FE = answers.has_seg_R[places_FE] | self._inference.force_seg
             columns.append(np.where(is_drawn_FE, scores_FE, 0))
+            wrong = np.argwhere(np.isnan(columns[-1]))
+            if len(wrong):
+                raise self._mask_not_finite(frames[wrong[0, 0]].index, list(one.starts)[wrong[0, 1]])
         return np.concatenate(columns).T.astype(np.float32)
 
     @torch.inference_mode()
     def _stability(self, frames: Sequence[Frame], embeds_RC: torch.Tensor, places_FE: np.ndarray) -> np.ndarray:
-        """(F, E): how stable each mask is that a frame gives without memory; 0 where it is empty."""
+        """(F, E): how stable each mask is that a frame gives without memory; 0 if it is empty, NaN if not finite."""
         features, segmenter = self._encode(frames), self._glus.segmenter
         with self._clock.stage("sam2"):
             prompts_FEC = embeds_RC[self._to_device(places_FE)]
@@ -114,8 +120,9 @@ class VideoRun:
             for number, prompts_EC in enumerate(prompts_FEC):
                 alone = segmenter.condition(features.frame(number), [])
                 decoded = segmenter.decode(alone, prompts_EC)
-                is_empty_E = (decoded.all_logits_N4mm[:, 0] <= 0).flatten(1).all(1)
-                stable.append(decoded.stability_N.masked_fill(is_empty_E, 0))
+                logits_EM = decoded.all_logits_N4mm[:, 0].flatten(1)
+                stable_E = decoded.stability_N.masked_fill((logits_EM <= 0).all(1), 0)
+                stable.append(stable_E.masked_fill(~logits_EM.isfinite().all(1), torch.nan))
             return torch.stack(stable).cpu().numpy()
 
     def _chunks(self, one: Pass) -> Iterator[tuple[list[Frame], Answers]]:
@@ -164,6 +171,7 @@ class VideoRun:
         has_seg = {row: bool(answers.has_seg_R[place]) for row, place in places.items()}
         rows = [row for row in steps if has_seg[row] or self._inference.force_seg]
         emitted = [row for row in steps if emits(row, frame.index)]
+        bank.forget(steps)
         size = frame.pixels_HW3.shape[:2]
         masks_RHW = torch.zeros((len(emitted), *size), dtype=torch.bool, device=self._device)
         is_finite_S = torch.ones(len(rows), dtype=torch.bool, device=self._device)

@@ -80,19 +80,15 @@ def segment_step(
         Masks in the order of ``steps``.
     """
     place = {row: slot for slot, row in enumerate(steps)}
-    groups = list(bank.recall(steps))
-    if len(groups) == 1:
-        conditioned = segmenter.condition(frame, groups[0].memories)
-    else:
-        parts, order = [], []
-        for group in groups:
-            slots = [place[row] for row in group.rows]
-            theirs = frame if len(frame.image_NChw) == 1 else frame.rows(slots)
-            image_NChw = segmenter.condition(theirs, group.memories).image_NChw
-            parts.append(image_NChw.expand(len(slots), -1, -1, -1))
-            order += slots
-        image_RChw = torch.cat(parts)[row_index(np.argsort(order), prompt_RC.device)]
-        conditioned = frame.with_image(image_RChw)
+    parts, order = [], []
+    for group in bank.recall(steps):
+        slots = [place[row] for row in group.rows]
+        stands_for_all = len(frame.image_NChw) == 1 or len(slots) == len(steps)
+        conditioned = segmenter.condition(frame if stands_for_all else frame.rows(slots), group.memories)
+        parts.append(conditioned.image_NChw.expand(len(slots), -1, -1, -1))
+        order += slots
+    if len(parts) > 1:
+        conditioned = frame.with_image(torch.cat(parts)[row_index(np.argsort(order), prompt_RC.device)])
     decoded = segmenter.decode(conditioned, prompt_RC)
     if memorize and bank.enabled:
         bank.store(steps, segmenter.project(segmenter.memorize(conditioned, decoded.logits_Nmm)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,17 +18,27 @@ def row_index(rows: Sequence[int] | np.ndarray, device: torch.device) -> torch.T
     return torch.from_numpy(np.array(rows, np.int64)).to(device, non_blocking=True)
 
 
+class Memory(Protocol):
+    """What memory attention reads of an earlier frame."""
+
+    def layer(self, number: int) -> KeysValues:
+        """Keys and values: (N, heads, M, d) each, M cells of the frame; the keys are turned by their place in the
+        frame. There is no temporal encoding."""
+
+
 @dataclass(frozen=True)
 class FrameMemory:
     """A frame as memory attention reads it."""
 
     layers: tuple[KeysValues, ...]
-    """Of each layer: (N, heads, M, d) each, M cells of the frame; the keys are turned by their place in the frame.
-    There is no temporal encoding."""
 
     def __len__(self) -> int:
         """N."""
         return len(self.layers[0][0])
+
+    def layer(self, number: int) -> KeysValues:
+        """See ``Memory``."""
+        return self.layers[number]
 
     def rows(self, index: Sequence[int]) -> FrameMemory:
         """The memories of some expressions."""
@@ -35,12 +46,37 @@ class FrameMemory:
         return FrameMemory(tuple((keys[where], values[where]) for keys, values in self.layers))
 
 
+class GatheredMemory:
+    """Rows of one memory or of several, put together when a layer is read: copies of all layers would be large.
+
+    Args:
+        places: of each row: the memory, and the row there.
+    """
+
+    def __init__(self, places: Sequence[tuple[FrameMemory, int]]):
+        self._places = places
+        self._index: torch.Tensor | None = None
+        first = places[0][0]
+        if all(memory is first for memory, _ in places):  # rows usually share the frame, then it is one indexing
+            self._index = row_index([slot for _, slot in places], first.layers[0][0].device)
+
+    def layer(self, number: int) -> KeysValues:
+        """See ``Memory``."""
+        if self._index is not None:
+            keys, values = self._places[0][0].layer(number)
+            return keys[self._index], values[self._index]
+        pairs = [(memory.layer(number), slot) for memory, slot in self._places]
+        return torch.stack([pair[0][slot] for pair, slot in pairs]), torch.stack(
+            [pair[1][slot] for pair, slot in pairs]
+        )
+
+
 @dataclass(frozen=True)
 class Recalled:
     """Rows that read equally many memories, so that they can be attended to in one batch."""
 
     rows: list[int]
-    memories: list[FrameMemory]
+    memories: list[Memory]
     """Oldest first, one row each per entry of ``rows``; empty for rows that have no memory."""
 
 
@@ -76,8 +112,9 @@ class MemoryBank:
         self._slots: dict[int, dict[int, tuple[FrameMemory, int]]] = defaultdict(dict)  # row -> step -> place
 
     def __len__(self) -> int:
-        """Number of frames whose memories are held for at least one row."""
-        return len({id(memory) for slots in self._slots.values() for memory, _ in slots.values()})
+        """Number of memories held, each of one frame and row."""
+        held = {id(memory): len(memory) for slots in self._slots.values() for memory, _ in slots.values()}
+        return sum(held.values())
 
     def recall(self, steps: Mapping[int, int]) -> Iterator[Recalled]:
         """The memories of some rows, grouped by their number; every row comes once.
@@ -104,25 +141,31 @@ class MemoryBank:
         """
         if not self.enabled:
             return
+        kinds: dict[bool, list[tuple[int, int]]] = defaultdict(list)
         for slot, (row, step) in enumerate(steps.items()):
-            self._slots[row][step] = (memory, slot)
-            self._forget(row, step + 1)
+            kinds[step % self.stride == 0].append((slot, row))
+        for members in kinds.values():  # what is forgotten at different times must not be one tensor
+            kept = memory if len(kinds) == 1 else memory.rows([slot for slot, _ in members])
+            for slot, (_, row) in enumerate(members):
+                self._slots[row][steps[row]] = (kept, slot)
+        self.forget({row: step + 1 for row, step in steps.items()})
 
-    def _forget(self, row: int, next_step: int) -> None:
-        """Drop every memory that neither ``next_step`` nor a later step of the row can read."""
-        oldest = (next_step - 2) // self.stride * self.stride - (self.num_frames - 2) * self.stride
-        for step in list(self._slots[row]):
-            on_stride = self.num_frames > 1 and step % self.stride == 0 and step >= oldest
-            if step < next_step - 1 and not on_stride:
-                del self._slots[row][step]
+    def forget(self, steps: Mapping[int, int]) -> None:
+        """Forget what rows cannot read any more. Needed for rows that store nothing: their memories are part of tensors
+        that hold others' too.
+
+        Args:
+            steps: row -> its coming step.
+        """
+        for row, coming in steps.items():
+            oldest = (coming - 2) // self.stride * self.stride - (self.num_frames - 2) * self.stride
+            for step in list(self._slots[row]):
+                on_stride = self.num_frames > 1 and step % self.stride == 0 and step >= oldest
+                if step < coming - 1 and not on_stride:
+                    del self._slots[row][step]
 
 
-def _gather(places: Sequence[tuple[FrameMemory, int]]) -> FrameMemory:
-    """One memory per place; rows usually share the frame, then it is one indexing or none at all."""
+def _gather(places: Sequence[tuple[FrameMemory, int]]) -> Memory:
     memory = places[0][0]
-    slots = [slot for _, slot in places]
-    if all(other is memory for other, _ in places):
-        return memory if slots == list(range(len(memory))) else memory.rows(slots)
-    rows = [[(keys[slot], values[slot]) for keys, values in other.layers] for other, slot in places]
-    pairs = (zip(*layer, strict=True) for layer in zip(*rows, strict=True))
-    return FrameMemory(tuple((torch.stack(keys), torch.stack(values)) for keys, values in pairs))
+    is_whole = all(other is memory and slot == number for number, (other, slot) in enumerate(places))
+    return memory if is_whole and len(places) == len(memory) else GatheredMemory(places)

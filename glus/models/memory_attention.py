@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from glus.models.memory import FrameMemory
+from glus.models.memory import FrameMemory, Memory
 
 INPUT_POSITION_SCALE = 0.1
 """Of the position that is added to the frame before the first layer (sam2's ``MemoryAttention.forward``)."""
@@ -40,7 +40,7 @@ def project(attention: Any, features_NChw: torch.Tensor, position_1Chw: torch.Te
 
 
 def attend(
-    attention: Any, image_NChw: torch.Tensor, position_1Chw: torch.Tensor, memories: Sequence[FrameMemory]
+    attention: Any, image_NChw: torch.Tensor, position_1Chw: torch.Tensor, memories: Sequence[Memory]
 ) -> torch.Tensor:
     """A frame with memories in mind.
 
@@ -62,7 +62,7 @@ def attend(
         hidden_NMC = hidden_NMC + layer.dropout1(layer.self_attn(q=placed_NMC, k=placed_NMC, v=normed_NMC))
         normed_NMC = layer.norm2(hidden_NMC)
         placed_NMC = normed_NMC + position_1MC if layer.pos_enc_at_cross_attn_queries else normed_NMC
-        keys, values = zip(*(memory.layers[number] for memory in memories), strict=True)
+        keys, values = zip(*(memory.layer(number) for memory in memories), strict=True)
         read_RMC = _read(layer.cross_attn_image, placed_NMC, torch.cat(keys, dim=2), torch.cat(values, dim=2))
         hidden_NMC = hidden_NMC + layer.dropout2(read_RMC)
         fed_NMC = layer.dropout(layer.activation(layer.linear1(layer.norm3(hidden_NMC))))

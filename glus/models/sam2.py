@@ -23,7 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from glus.models.memory import FrameMemory, row_index
+from glus.models.memory import FrameMemory, Memory, row_index
 from glus.models.memory_attention import attend, project
 
 SAM2_MEAN = (0.485, 0.456, 0.406)
@@ -220,7 +220,7 @@ class Sam2Segmenter(nn.Module):
         position = self.sam.image_encoder.neck.position_encoding(image[:1]).to(self.dtype)
         return FrameFeatures((high_4, high_8), image, position)
 
-    def condition(self, frame: FrameFeatures, memories: Sequence[FrameMemory]) -> FrameFeatures:
+    def condition(self, frame: FrameFeatures, memories: Sequence[Memory]) -> FrameFeatures:
         """The frame as it looks with ``memories`` in mind; without any, the no-memory embedding is added.
 
         Args:
@@ -263,7 +263,7 @@ class Sam2Segmenter(nn.Module):
         return EncodedMemory(out["vision_features"], out["vision_pos_enc"][0][:1].to(self.dtype))
 
     def project(self, memory: EncodedMemory) -> FrameMemory:
-        """What ``condition`` reads of a memory; of its features no gradient history, unless ``memory_gradient``."""
+        """What ``condition`` reads of a memory; its features' gradient history is cut unless ``memory_gradient``."""
         features_NChw = memory.features_NChw if self.memory_gradient else memory.features_NChw.detach()
         with self._memory_grad():
             return project(self.sam.memory_attention, features_NChw, memory.position_1Chw)

@@ -266,7 +266,10 @@ def write_pickle(path: str | Path, content: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     with whole_file(path) as temporary, naming_write_errors(path), temporary.open("wb") as file:
-        torch.save(dict(content), file)  # by the file's name, torch tells nothing of a full disk
+        try:
+            torch.save(dict(content), file)  # given a name, torch would not tell of a full disk
+        except RuntimeError as error:  # torch closes the archive in vain after the first error
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 class Float32File:

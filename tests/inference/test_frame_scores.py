@@ -112,3 +112,11 @@ def test_an_empty_mask_scores_nothing(tiny_model, head_model, monkeypatch):
 def test_nothing_to_score(seg_model):
     with pytest.raises(ValueError, match="nothing to segment: 0 sentences, 7 frames"):
         score(seg_model, [])
+
+
+def test_a_mask_that_is_not_finite_gets_no_score(tiny_model: LoadedModel) -> None:
+    model = answering(tiny_model)
+    with torch.no_grad():
+        model.glus.segmenter.sam.sam_mask_decoder.output_hypernetworks_mlps[0].layers[2].bias[0] = torch.inf
+    with pytest.raises(ValueError, match=rf"frame number 0, sentence '{TEXTS[0]}': SAM2's mask is not finite"):
+        score(model)

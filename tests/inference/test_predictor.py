@@ -252,22 +252,36 @@ def test_bfloat16(tiny_model):
         assert result.masks_RHW.dtype == bool
 
 
+MASK_BIAS = "segmenter.sam.sam_mask_decoder.output_hypernetworks_mlps.0.layers.2.bias"
+
+
+def damaged(model: LoadedModel, part: str) -> LoadedModel:
+    """The model, always answering with [SEG], with one infinite weight."""
+    model = answering(model)
+    with torch.no_grad():
+        model.glus.get_parameter(part)[0] = torch.inf
+    return model
+
+
 @pytest.mark.parametrize(
     ("part", "what"),
     [
         ("language.llama.model.norm.weight", "the LLM's answer"),
         ("seg_head.fc2.bias", "the LLM's answer"),
-        ("segmenter.sam.sam_mask_decoder.output_hypernetworks_mlps.0.layers.2.bias", "SAM2's mask"),
+        (MASK_BIAS, "SAM2's mask"),
     ],
 )
 def test_what_is_not_finite_is_named_and_gives_no_empty_mask(tiny_model, part, what):
-    model = answering(tiny_model)
-    with torch.no_grad():
-        model.glus.get_parameter(part)[0] = torch.inf
-    with pytest.raises(
-        ValueError, match=rf"frame number 0, sentence 'the red circle': {what} is not finite; .*float32"
-    ):
-        run(model, ArrayVideo(3))
+    message = rf"frame number 0, sentence 'the red circle': {what} is not finite; .*float32"
+    with pytest.raises(ValueError, match=message):
+        run(damaged(tiny_model, part), ArrayVideo(3))
+
+
+def test_of_masks_that_are_not_finite_the_first_frames_own_sentence_is_named(tiny_model):
+    """With key frames: only the second sentence is segmented in frame 1."""
+    segmenting = predictor(damaged(tiny_model, MASK_BIAS), FramesConfig(2, 2)).segment(ArrayVideo(4), TEXTS[:2], [3, 1])
+    with pytest.raises(ValueError, match=rf"frame number 1, sentence '{TEXTS[1]}': SAM2's mask is not finite"):
+        list(segmenting)
 
 
 def test_the_model_returns_to_training(tiny_model):

@@ -14,7 +14,7 @@ from torch import nn
 from glus.data.collate import pad_conversations
 from glus.data.packing import pack_conversations, unpack_conversations
 from glus.models.glus import Glus, SegHead, segment_step
-from glus.models.memory import FrameMemory, MemoryBank
+from glus.models.memory import Memory, MemoryBank
 from glus.models.sam2 import FrameFeatures
 from glus.structures import Batch, GlusOutput
 
@@ -138,9 +138,9 @@ def test_memories_are_made_of_the_conditioned_feature(glus: Glus) -> None:
         for step in range(2):
             conditioned = segmenter.condition(frame, next(bank.recall({0: step})).memories)
             decoded = segment_step(segmenter, bank, {0: step}, frame, prompt)
-            stored = next(bank.recall({0: step + 1})).memories[-1].layers[0]
-            expected = segmenter.project(segmenter.memorize(conditioned, decoded.logits_Nmm)).layers[0]
-            raw = segmenter.project(segmenter.memorize(frame, decoded.logits_Nmm)).layers[0]
+            stored = next(bank.recall({0: step + 1})).memories[-1].layer(0)
+            expected = segmenter.project(segmenter.memorize(conditioned, decoded.logits_Nmm)).layer(0)
+            raw = segmenter.project(segmenter.memorize(frame, decoded.logits_Nmm)).layer(0)
             for part, its_expected, its_raw in zip(stored, expected, raw, strict=True):
                 torch.testing.assert_close(part, its_expected)
                 assert (part - its_raw).abs().max() > 1e-4
@@ -173,7 +173,7 @@ def test_num_frames_of_memory_are_read(glus: Glus, make_batch: BatchMaker, monke
     read: list[int] = []
     condition = glus.segmenter.condition
 
-    def counted(frame: FrameFeatures, memories: Sequence[FrameMemory]) -> FrameFeatures:
+    def counted(frame: FrameFeatures, memories: Sequence[Memory]) -> FrameFeatures:
         read.append(len(memories))
         return condition(frame, memories)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from glus.models.memory import FrameMemory, MemoryBank, memory_frames
+from glus.models.memory import FrameMemory, Memory, MemoryBank, memory_frames
 
 
 def _holding(numbers: list[int]) -> FrameMemory:
@@ -19,9 +19,9 @@ def _memory(frame: int, rows: int) -> FrameMemory:
     return _holding([100 * frame + row for row in range(rows)])
 
 
-def _numbers(memory: FrameMemory) -> list[int]:
+def _numbers(memory: Memory) -> list[int]:
     """What ``_holding`` was given; all tensors of the memory must agree."""
-    (keys, values), (more_keys, more_values) = memory.layers
+    (keys, values), (more_keys, more_values) = (memory.layer(number) for number in range(2))
     for part, expected in ((values, -keys), (more_keys, keys + 0.5), (more_values, -keys - 0.5)):
         assert torch.equal(part, expected)
     return [int(number) for number in keys[:, 0, 0, 0]]
@@ -60,7 +60,28 @@ def test_nothing_needed_is_forgotten_and_the_bank_stays_small(stride: int, num_f
         frames = [_numbers(memory)[0] // 100 for memory in recalled.memories]
         assert frames == memory_frames(frame, num_frames, stride)
         bank.store({0: frame, 1: frame}, _memory(frame, 2))
-        assert len(bank) <= num_frames
+        assert len(bank) <= 2 * num_frames
+
+
+@pytest.mark.parametrize("starts", [[0] * 10, list(range(10))])
+def test_rows_that_fall_silent_or_start_late_hold_no_more_than_they_can_read(starts: list[int]) -> None:
+    """7 memories for each, and one more before the frame that it cannot be read in; but tensors are shared."""
+    bank = MemoryBank(num_frames=7, stride=3)
+    most = 0
+    for frame in range(500):
+        steps = {row: frame - start for row, start in enumerate(starts) if frame >= start}
+        bank.forget(steps)
+        answering = {row: step for row, step in steps.items() if frame < 40 * (row + 1)}
+        if answering:
+            bank.store(answering, _holding([1000 * row + step for row, step in answering.items()]))
+        following = {row: step + 1 for row, step in answering.items()}
+        for recalled in bank.recall(following):
+            for slot, row in enumerate(recalled.rows):
+                read = [_numbers(memory)[slot] - 1000 * row for memory in recalled.memories]
+                assert read == memory_frames(following[row], 7, 3)
+        most = max(most, len(bank))
+    assert most <= 8 * len(starts)
+    assert len(bank) == 0
 
 
 def test_a_failed_row_leaves_a_hole_for_itself_alone() -> None:
@@ -107,6 +128,6 @@ def test_gradients_reach_what_was_stored() -> None:
     bank.store({0: 1}, FrameMemory(((source[:1] * 5, source[:1] * 7),)))
     bank.store({1: 2}, FrameMemory(((source[1:] * 11, source[1:] * 13),)))
     (recalled,) = bank.recall({1: 3, 0: 3})  # a frame of both, and a hole for each
-    read = sum(part.sum() for memory in recalled.memories for pair in memory.layers for part in pair)
+    read = sum(part.sum() for memory in recalled.memories for part in memory.layer(0))
     (gradient,) = torch.autograd.grad(read, source)
     assert gradient[:, 0, 0, 0].tolist() == [2 + 3 + 5 + 7, 2 + 3 + 11 + 13]

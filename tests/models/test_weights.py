@@ -132,17 +132,18 @@ def test_written_tensors_are_read_back_exactly_with_their_metadata(tmp_path: Pat
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
+@pytest.mark.parametrize("limit", [1000, 3_000_000])
 @pytest.mark.parametrize(
     ("ending", "write"), [("safetensors", partial(write_tensors, metadata={})), ("bin", write_pickle)]
 )
 def test_tensors_that_do_not_fit_on_the_disk_leave_nothing(
-    tmp_path: Path, ending: str, write: Callable[..., None]
+    tmp_path: Path, ending: str, write: Callable[..., None], limit: int
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as good as a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # as good as a full disk
     try:
         with pytest.raises(OSError, match=rf"cannot write .*x\.{ending}.*: .*File too large"):
-            write(tmp_path / f"x.{ending}", {"a": torch.zeros(1000)})
+            write(tmp_path / f"x.{ending}", {name: torch.zeros(500_000) for name in "abc"})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
