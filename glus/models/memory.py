@@ -65,10 +65,9 @@ class GatheredMemory:
         if self._index is not None:
             keys, values = self._places[0][0].layer(number)
             return keys[self._index], values[self._index]
-        pairs = [(memory.layer(number), slot) for memory, slot in self._places]
-        return torch.stack([pair[0][slot] for pair, slot in pairs]), torch.stack(
-            [pair[1][slot] for pair, slot in pairs]
-        )
+        rows = [[part[slot] for part in memory.layer(number)] for memory, slot in self._places]
+        keys, values = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        return keys, values
 
 
 @dataclass(frozen=True)
