@@ -16,7 +16,7 @@ from glus.models.glus import Glus
 from glus.models.key_map import GLUS, lisa
 from glus.models.language import plain_names
 from glus.models.release import to_release
-from glus.models.weights import Float32File
+from glus.models.weight_files import Float32File
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

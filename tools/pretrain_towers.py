@@ -31,7 +31,7 @@ from glus.log import run_info, setup_logging
 from glus.models.build import build_glus, build_segmenter
 from glus.models.clip import ClipEncoder, build_vision_tower
 from glus.models.key_map import PROJECTOR_PREFIX
-from glus.models.weights import write_pickle, write_tensors
+from glus.models.weight_files import write_pickle, write_tensors
 from glus.tokens import Vocabulary
 from glus.train.towers.clip import pretrain_clip
 from glus.train.towers.labels import draw_scenes

@@ -75,11 +75,11 @@ class VideoRun:
                     result = self._segment(asked, answers, bank, emits, memorize=frame.index != one.order[-1])
                 arriving += [result] if result.rows else []  # a key frame itself is the other pass's
                 if len(arriving) > travelling:
-                    yield self._arrived(arriving.pop(0))
+                    yield self._checked(arriving.pop(0))
         for last in arriving:
-            yield self._arrived(last)
+            yield self._checked(last)
 
-    def _arrived(self, arriving: _Arriving) -> FrameResult:
+    def _checked(self, arriving: _Arriving) -> FrameResult:
         """Wait for a result.
 
         Raises:

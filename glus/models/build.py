@@ -34,7 +34,8 @@ from glus.models.new_rows import merge_new_rows, split_embeddings, split_head
 from glus.models.quantization import check_quantization, quantize_llama
 from glus.models.release_config import check_llm_config
 from glus.models.sam2 import Sam2Segmenter, build_sam2
-from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors, write_shards, write_tensors
+from glus.models.weight_files import write_shards, write_tensors
+from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors
 from glus.tokens import Vocabulary
 
 log = logging.getLogger(__name__)

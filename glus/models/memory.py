@@ -31,6 +31,7 @@ class FrameMemory:
     """A frame as memory attention reads it."""
 
     layers: tuple[KeysValues, ...]
+    """See ``Memory.layer``; N rows, one for each expression."""
 
     def __len__(self) -> int:
         """N."""

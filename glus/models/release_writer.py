@@ -20,7 +20,7 @@ from glus.models.build import LoadedModel
 from glus.models.clip import CLIP_MEAN, CLIP_STD, ClipEncoder
 from glus.models.release import IOU_HEAD_PREFIX, to_release
 from glus.models.release_config import CLIP_FIELDS, LLM_FIELDS
-from glus.models.weights import write_pickle, write_shards, write_tensors
+from glus.models.weight_files import write_pickle, write_shards, write_tensors
 from glus.tokens import Vocabulary
 
 CLIP_FOLDER = "clip"

@@ -32,7 +32,7 @@ from glus import distributed
 from glus.config import TrainConfig
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
 from glus.models.build import TRAINED_FILE
-from glus.models.weights import Float32File
+from glus.models.weight_files import Float32File
 from glus.structures import ObjectKey
 from glus.train.engine import Engine, OptimizerTensor
 from glus.train.resume import STATE_FILE, list_checkpoints, plain_config, read_state, superfluous

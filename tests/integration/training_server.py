@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 
 from glus import distributed
 from glus.config import TrainConfig, load_config
-from glus.models.weights import Float32File
+from glus.models.weight_files import Float32File
 from glus.structures import GlusOutput
 from glus.train.checkpoint import Checkpoints
 from glus.train.engine import Engine

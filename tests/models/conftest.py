@@ -14,7 +14,7 @@ from glus.data.prompts import draw_turns
 from glus.data.tokenization import ConversationTokenizer
 from glus.models.build import TRAINED_FILE, LoadedModel, write_model_config
 from glus.models.glus import Glus
-from glus.models.weights import write_tensors
+from glus.models.weight_files import write_tensors
 from glus.structures import Batch, ObjectKey, TrainSample
 
 TEXTS = ("the red circle", "the circle moving left", "all shapes")

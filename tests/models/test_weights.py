@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from glus.models.weights import MisfitError, load_strict, read_clip_folder, read_tensors, write_pickle, write_tensors
+from glus.models.weight_files import write_pickle, write_tensors
+from glus.models.weights import MisfitError, load_strict, read_clip_folder, read_tensors
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:

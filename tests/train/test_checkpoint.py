@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from glus.config import LlmConfig, ModelConfig, TrainConfig, TrainerConfig
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
-from glus.models.weights import Float32File
+from glus.models.weight_files import Float32File
 from glus.structures import ObjectKey
 from glus.train.checkpoint import RunState
 from glus.train.resume import STATE_FILE, find_start, list_checkpoints, plain_config, superfluous
