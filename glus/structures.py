@@ -113,10 +113,6 @@ class Conversation:
     """(Q,) int64: the position *before* each [SEG], whose state predicts it and is its embedding."""
 
 
-SHARED_SEGMENT = 0
-PADDING_SEGMENT = -1
-
-
 @dataclass
 class Batch:
     """Rows of expressions pointing at rows of videos; each frame of a video, and what its conversations begin with,
@@ -130,11 +126,16 @@ class Batch:
     """B tensors (Q, H, W, 3) uint8, SAM2's resize happens on the device; or (Q, R) cached features."""
     input_ids: torch.Tensor
     """(B, L) int64: what all conversations of the video begin with, then the rest of each; right-padded."""
-    segments: torch.Tensor
-    """(B, L) int64: ``SHARED_SEGMENT`` (0) in what they begin with, e in the rest of the video's e-th conversation
-    (counted from 1), ``PADDING_SEGMENT`` (-1) on padding."""
+    position_ids: torch.Tensor
+    """(B, L) int64: position of each token in its own conversation; 0 on padding."""
+    placeholders: torch.Tensor
+    """(M,) int64: where visual tokens go, counted through the rows."""
     visual_index: torch.Tensor
     """(M,) int64: which of the videos' B * F * P visual tokens stands at each image placeholder, row by row."""
+    conversation_tokens: torch.Tensor
+    """(N, Lc) int64: the tokens of each conversation, counted through the rows; the last one again on padding."""
+    token_places: torch.Tensor
+    """(B, L) int64: a place of each token among ``conversation_tokens``, counted through; any place on padding."""
     seg_positions: torch.Tensor
     """(N, Q) int64: the position before each [SEG] in the row of the expression's video."""
     video_index: torch.Tensor

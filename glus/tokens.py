@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import sentencepiece
 
 IMAGE_ID = -200
@@ -21,6 +22,11 @@ IMAGE_START = "<im_start>"
 IMAGE_END = "<im_end>"
 SEG = "[SEG]"
 ADDED_TOKENS = (IMAGE_PATCH, IMAGE_START, IMAGE_END, SEG)
+
+
+def placeholders(input_ids: np.ndarray) -> np.ndarray:
+    """Where visual tokens go in token ids of any shape, counted through all of them, row by row: (M,) int64."""
+    return np.flatnonzero(input_ids == IMAGE_ID)
 
 
 class Vocabulary:

@@ -31,9 +31,9 @@ def _masks(model: LoadedModel) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 60, (2, 12), generator=generator)
     frames = torch.randint(0, 256, (2, 48, 56, 3), generator=generator, dtype=torch.uint8)
-    mask, visual = torch.ones_like(ids, dtype=torch.bool), torch.zeros(0, model.glus.language.width)
+    nowhere, visual = torch.zeros(0, dtype=torch.int64), torch.zeros(0, model.glus.language.width)
     with torch.no_grad():
-        embeds, _ = model.glus.answer(model.glus.language.states(ids, mask, visual)[:, 10:])
+        embeds, _ = model.glus.answer(model.glus.language.states(ids, nowhere, visual)[:, 10:])
         return model.glus.segment_clip([frames], torch.tensor([0, 0]), embeds)
 
 

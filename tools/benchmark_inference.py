@@ -125,8 +125,8 @@ def segment_plainly(
         crops = torch.from_numpy(np.stack([clip_crop(shown, glus.clip.image_size) for shown in pixels])).to(device)
         tokens_MD = glus.vision_tokens(crops.permute(0, 3, 1, 2)[None]).flatten(0, 2)
         prompt = predictor.tokenizer.window(text, num_context, len(window), settings.trailing_space)
-        ids, mask, _ = (part.to(device) for part in pad_conversations([prompt], vocabulary.pad_id))
-        states_1LD = glus.language.states(ids, mask, tokens_MD)
+        ids, placeholders, _ = (part.to(device) for part in pad_conversations([prompt], vocabulary.pad_id))
+        states_1LD = glus.language.states(ids, placeholders, tokens_MD)
         has_seg = int(glus.language.logits(states_1LD)[0, -1].argmax()) == vocabulary.seg_id
         image = glus.segmenter.prepare_frames(torch.from_numpy(video.read(frame)).to(device)[None])
         features = glus.segmenter.encode_frames(image)

@@ -41,11 +41,18 @@ class InferenceConfig:
     """Tokens that the LLM reads at a time (one prompt at least): decides memory and speed, not results. Null: 16,384 on
     a GPU; 2,048 on a CPU, whose caches are small (measured on the small model: a fifth faster)."""
 
+    memory_gb: float | None = None
+    """Memory (2**30 bytes) that sentences may fill while SAM2 segments a frame for them together; if there are more of
+    them, it takes them in groups: decides memory and speed, not results. Null: a quarter of what the weights leave of a
+    GPU; 1 on a CPU."""
+
     def __post_init__(self) -> None:
         for name in ("memory_stride", "chunk_frames"):
             require(getattr(self, name) >= 1, f"inference.{name}", "at least 1", getattr(self, name))
         budget = self.token_budget
         require(budget is None or budget >= 1, "inference.token_budget", "null or at least 1", budget)
+        room = self.memory_gb
+        require(room is None or room > 0, "inference.memory_gb", "null or above 0", room)
 
 
 @dataclass
@@ -66,6 +73,7 @@ class SettingsConfig:
     window: Window | None = None
     chunk_frames: int | None = None
     token_budget: int | None = None
+    memory_gb: float | None = None
     num_context: int | None = None
     num_query: int | None = None
     query_sampling: QuerySampling | None = None
@@ -96,6 +104,7 @@ SETTING_PATHS = {
     "window": "inference.window",
     "chunk_frames": "inference.chunk_frames",
     "token_budget": "inference.token_budget",
+    "memory_gb": "inference.memory_gb",
     "num_context": "frames.num_context",
     "num_query": "frames.num_query",
     "query_sampling": "frames.query_sampling",

@@ -9,6 +9,7 @@ import torch
 
 from glus.data.packing import pack_conversations
 from glus.structures import Batch, Conversation, TrainSample
+from glus.tokens import placeholders
 
 
 def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
@@ -41,18 +42,16 @@ def pad_conversations(
         pad_id: token on padding; attention never reaches it.
 
     Returns:
-        (N, L) int64 ids, the (N, L) bool mask of those that are not padding, and the (N, Q) int64 positions before
-        each [SEG].
+        (N, L) int64 ids, (M,) int64 placeholders counted through the rows, and (N, Q) int64 positions before each
+        [SEG].
     """
     longest = max(len(conversation.input_ids) for conversation in conversations)
-    input_ids = torch.full((len(conversations), longest), pad_id, dtype=torch.int64)
-    attention_mask = torch.zeros((len(conversations), longest), dtype=torch.bool)
-    for row, conversation in enumerate(conversations):
-        length = len(conversation.input_ids)
-        input_ids[row, :length] = torch.from_numpy(conversation.input_ids)
-        attention_mask[row, :length] = True
-    seg_positions = torch.from_numpy(np.stack([conversation.seg_positions for conversation in conversations]))
-    return input_ids, attention_mask, seg_positions
+    input_ids = np.full((len(conversations), longest), pad_id, np.int64)
+    for row, conversation in zip(input_ids, conversations, strict=True):
+        row[: len(conversation.input_ids)] = conversation.input_ids
+    seg_positions = np.stack([conversation.seg_positions for conversation in conversations])
+    ids, where, positions = (torch.from_numpy(part) for part in (input_ids, placeholders(input_ids), seg_positions))
+    return ids, where, positions
 
 
 def _channels_first(crops: Sequence[np.ndarray | torch.Tensor]) -> torch.Tensor:

@@ -49,6 +49,11 @@ class Trunk:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether every token sees exactly those before it, as where only the last turn is asked."""
+        return len(self.reads) == 1
+
     def after(self, count: int) -> Trunk:
         """Without the first ``count`` trunk tokens, which are read before; every token sees them."""
         return Trunk(

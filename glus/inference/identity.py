@@ -37,7 +37,7 @@ def prediction_identity(
     values: Any = OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)
     for irrelevant in ("tokenizer", "lora_dropout"):
         del values["model"]["llm"][irrelevant]
-    for irrelevant in ("chunk_frames", "token_budget"):
+    for irrelevant in ("chunk_frames", "token_budget", "memory_gb"):
         del values["inference"][irrelevant]
     files = sorted([*model_folder.glob("*.safetensors"), *model_folder.glob("tokenizer.model")])
     files.append(model_folder / "added_tokens.json")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +18,13 @@ import torch
 from glus.config import InferenceConfig
 from glus.data.tokenization import ConversationTokenizer, Trunk, common_prefix
 from glus.inference.passes import Asking
+from glus.inference.transfer import to_device
 from glus.models.glus import Glus
 from glus.models.memory import row_index
-from glus.models.reading import Past
+from glus.tokens import placeholders
+
+if TYPE_CHECKING:
+    from glus.models.prefix_cache import Prefix
 
 LENGTH_SPREAD = 1.05
 """Longest over shortest prompt of a batch: padding stays below what sharing the first query frame saves."""
@@ -80,10 +85,10 @@ class Prompter:
         own = min(int(first.limits[-1]) for first in firsts)
         shared = min(own, common_prefix([first.input_ids for first in firsts])) if len(texts) > 1 else 0
         self._shared_ids = firsts[0].input_ids[:shared]
-        opening = self._tensor(tokenizer.opening(len(context_KPD))[None])
+        opening = tokenizer.opening(len(context_KPD))[None]
         self._start = opening.shape[1]
-        embeds = glus.language.splice(opening, context_KPD.flatten(0, 1))
-        self._opening = glus.language.extend(embeds, torch.arange(self._start, device=self._device)[None])[1]
+        embeds = self._spliced(opening, [context_KPD.flatten(0, 1)])
+        self._opening = glus.language.prefill(embeds, torch.arange(self._start, device=self._device)[None])
 
     def ask(self, askings: Sequence[Asking], tokens: Mapping[int, torch.Tensor]) -> Answers:
         """Read prompts.
@@ -96,14 +101,12 @@ class Prompter:
             ValueError: an answer is not finite.
         """
         starts = list(dict.fromkeys(asking.frames[0] for asking in askings))
-        past = [self._opening]
-        if len(self._shared_ids):
-            past.append(self._read_shared(starts, tokens))
+        shared = [self._read_shared(starts, tokens)] if len(self._shared_ids) else []
         places: dict[tuple[int, int], int] = {}
         embeds, logits, iou_logits = [], [], []
         for batch in self._batches(askings):
             rows = row_index([starts.index(asking.frames[0]) for asking in batch], self._device)
-            states_RD = self._read(batch, tokens, [past[0], *(shared.of_rows(rows) for shared in past[1:])])
+            states_RD = self._read(batch, tokens, [self._opening, *(prefix.of_rows(rows) for prefix in shared)])
             for name in ((asking.row, asking.frames[turn]) for asking in batch for turn in asking.asked):
                 places[name] = len(places)
             embeds_RC, logits_RV = self._glus.answer(states_RD)
@@ -134,12 +137,12 @@ class Prompter:
             self._trunks[key] = self._tokenizer.trunk(text, *key[1:], self._inference.trailing_space)
         return self._trunks[key]
 
-    def _read_shared(self, starts: Sequence[int], tokens: Mapping[int, torch.Tensor]) -> Past:
+    def _read_shared(self, starts: Sequence[int], tokens: Mapping[int, torch.Tensor]) -> Prefix:
         """The first query frame and the question's first words, once per frame: (starts, shared tokens)."""
-        ids = self._tensor(self._shared_ids).expand(len(starts), -1)
-        embeds = self._glus.language.splice(ids, torch.cat([tokens[frame] for frame in starts]))
+        ids = np.broadcast_to(self._shared_ids, (len(starts), len(self._shared_ids)))
+        embeds = self._spliced(ids, [tokens[frame] for frame in starts])
         positions = torch.arange(self._start, self._start + ids.shape[1], device=self._device).expand(len(starts), -1)
-        return self._glus.language.extend(embeds, positions, past=[self._opening])[1]
+        return self._glus.language.prefill(embeds, positions, [self._opening])
 
     def _batches(self, askings: Sequence[Asking]) -> Iterator[list[Asking]]:
         """Prompts of similar length together, padding included at most ``token_budget`` tokens at a time."""
@@ -153,36 +156,42 @@ class Prompter:
             batch.append(asking)
         yield batch
 
-    def _read(self, batch: Sequence[Asking], tokens: Mapping[int, torch.Tensor], past: Sequence[Past]) -> torch.Tensor:
+    def _read(
+        self, batch: Sequence[Asking], tokens: Mapping[int, torch.Tensor], prefixes: Sequence[Prefix]
+    ) -> torch.Tensor:
         """Final states (R, D) where the answers of a batch are read, asking by asking."""
         shared = len(self._shared_ids)
         trunks = [self._trunk(asking).after(shared) for asking in batch]
-        ids = self._padded([trunk.input_ids for trunk in trunks], self._tokenizer.vocabulary.pad_id)
-        positions = self._padded([trunk.positions for trunk in trunks], 0) + self._start
-        limits = self._padded([trunk.limits for trunk in trunks], 0)
-        branches = self._padded([trunk.branches for trunk in trunks], -1)
-        place = torch.arange(ids.shape[1], device=self._device)
+        ids = _padded([trunk.input_ids for trunk in trunks], self._tokenizer.vocabulary.pad_id)
+        seen = [frame for asking in batch for frame in asking.frames[1 if shared else 0 :]]
+        embeds = self._spliced(ids, [tokens[frame] for frame in seen])
+        positions = self._tensor(_padded([trunk.positions for trunk in trunks], 0) + self._start)
+        sees = None if all(trunk.is_causal for trunk in trunks) else self._sees(trunks)
+        states_NLD = self._glus.language.continued_states(embeds, positions, prefixes, sees)
+        reads = [n * ids.shape[1] + read for n, trunk in enumerate(trunks) for read in trunk.reads.tolist()]
+        return states_NLD.flatten(0, 1)[row_index(reads, self._device)]
+
+    def _sees(self, trunks: Sequence[Trunk]) -> torch.Tensor:
+        """(N, L, L) bool: what each token sees among those of its row."""
+        limits = self._tensor(_padded([trunk.limits for trunk in trunks], 0))
+        branches = self._tensor(_padded([trunk.branches for trunk in trunks], -1))
+        place = torch.arange(limits.shape[1], device=self._device)
         sees_trunk = (branches == 0)[:, None, :] & (place[None, None, :] <= limits[:, :, None])
         is_same = (branches[:, :, None] == branches[:, None, :]) & (place[None, None, :] <= place[None, :, None])
-        seen = [frame for asking in batch for frame in asking.frames[1 if shared else 0 :]]
-        visual = [tokens[frame] for frame in seen]
-        visual_MD = torch.cat(visual) if visual else next(iter(tokens.values()))[:0]
-        embeds = self._glus.language.splice(ids, visual_MD)
-        num_reads = max(len(trunk.reads) for trunk in trunks)
-        reads_NR = np.stack([np.resize(trunk.reads, num_reads) for trunk in trunks])  # repeats the first ones
-        states_NRD, _ = self._glus.language.extend(
-            embeds, positions, self._tensor(reads_NR), sees_trunk | is_same, past
-        )
-        assert states_NRD is not None
-        asked = [n * num_reads + turn for n, trunk in enumerate(trunks) for turn in range(len(trunk.reads))]
-        return states_NRD.flatten(0, 1)[row_index(asked, self._device)]
+        return sees_trunk | is_same
 
-    def _padded(self, arrays: Sequence[np.ndarray], fill: int) -> torch.Tensor:
-        """(N, L) int64 on the device, right-padded."""
-        table = np.full((len(arrays), max(len(array) for array in arrays)), fill, np.int64)
-        for row, array in zip(table, arrays, strict=True):
-            row[: len(array)] = array
-        return self._tensor(table)
+    def _spliced(self, ids_NL: np.ndarray, visual: list[torch.Tensor]) -> torch.Tensor:
+        """(N, L, D): embeddings with visual tokens at their placeholders, which stand in the order of ``visual``."""
+        visual_MD = torch.cat(visual) if visual else self._glus.projector.weight.new_empty(0, self._glus.language.width)
+        return self._glus.language.splice(self._tensor(ids_NL), self._tensor(placeholders(ids_NL)), visual_MD)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        return to_device(array, self._device)
+
+
+def _padded(arrays: Sequence[np.ndarray], fill: int) -> np.ndarray:
+    """(N, L) int64, right-padded."""
+    table = np.full((len(arrays), max(len(array) for array in arrays)), fill, np.int64)
+    for row, array in zip(table, arrays, strict=True):
+        row[: len(array)] = array
+    return table

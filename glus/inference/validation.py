@@ -49,12 +49,12 @@ class Validation:
         return {**means, "&".join(self.metrics): float(np.mean(list(means.values())))}
 
     def _score_video(self, expressions: Video) -> dict[str, float]:
+        """Sums over the expressions of a video, folded frame by frame: masks of a whole video may fill gigabytes."""
         video = DatasetVideo(self.frames, expressions[0].video, expressions[0].frames)
-        results = list(self.predictor.segment(video, [expression.text for expression in expressions]))
-        predicted_ETHW = np.stack([result.masks_RHW for result in results], axis=1)
         sums: dict[str, float] = dict.fromkeys(self.metrics, 0.0)
-        for expression, predicted_THW in zip(expressions, predicted_ETHW, strict=True):
-            target = self.masks.read(expression, range(len(results)), predicted_THW.shape[-2:])
-            for name, metric in self.metrics.items():
-                sums[name] += float(np.mean(metric(predicted_THW, target)))
+        for result in self.predictor.segment(video, [expression.text for expression in expressions]):
+            for row, mask_HW in zip(result.rows, result.masks_RHW, strict=True):
+                target_1HW = self.masks.read(expressions[row], [result.frame], mask_HW.shape)
+                for name, metric in self.metrics.items():
+                    sums[name] += float(metric(mask_HW[None], target_1HW)[0]) / len(video)
         return {**sums, "count": len(expressions)}

@@ -13,6 +13,7 @@ from glus.inference.clock import StageClock
 from glus.inference.passes import Pass, together
 from glus.inference.prompting import Answers, Prompter, not_finite
 from glus.inference.stream import Frame, FrameStream
+from glus.inference.transfer import to_device, to_host
 from glus.models.glus import segment_step
 from glus.models.memory import MemoryBank, row_index
 from glus.models.sam2 import FrameFeatures, upsample_masks
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 Emits = Callable[[int, int], bool]
 """Whether a pass gives the result of a row (first argument) in a frame (second)."""
+GPU_MEMORY_SHARE = 0.25
+"""Of the memory that the weights leave, for sentences that are segmented together; the LLM's batches take another part,
+features and memories the rest."""
+CPU_MEMORY_BYTES = 2**30
 
 
 class VideoRun:
@@ -44,6 +49,7 @@ class VideoRun:
         self._texts = texts
         self._clock = StageClock(self._device)
         self._last_shown = self._when_last_shown(passes)
+        self._memory_budget = memory_budget(self._inference.memory_gb, self._device)
         self._num_visits = 0
         self._tokens: dict[int, torch.Tensor] = {}
         self._stream = stream
@@ -115,15 +121,16 @@ class VideoRun:
         """(F, E): how stable each mask is that a frame gives without memory; 0 if it is empty, NaN if not finite."""
         features, segmenter = self._encode(frames), self._glus.segmenter
         with self._clock.stage("sam2"):
-            prompts_FEC = embeds_RC[self._to_device(places_FE)]
+            prompts_FEC = embeds_RC[to_device(places_FE, self._device)]
             stable = []
-            for number, prompts_EC in enumerate(prompts_FEC):
-                alone = segmenter.condition(features.frame(number), [])
-                decoded = segmenter.decode(alone, prompts_EC)
-                logits_EM = decoded.all_logits_N4mm[:, 0].flatten(1)
-                stable_E = decoded.stability_N.masked_fill((logits_EM <= 0).all(1), 0)
-                stable.append(stable_E.masked_fill(~logits_EM.isfinite().all(1), torch.nan))
-            return torch.stack(stable).cpu().numpy()
+            for number, frame in enumerate(frames):
+                alone = segmenter.condition(features.frame(number), None)
+                for prompts_EC in prompts_FEC[number].split(self._rows_at_a_time(frame)):
+                    decoded = segmenter.decode(alone, prompts_EC)
+                    logits_EM = decoded.all_logits_N4mm[:, 0].flatten(1)
+                    stable_E = decoded.stability_N.masked_fill((logits_EM <= 0).all(1), 0)
+                    stable.append(stable_E.masked_fill(~logits_EM.isfinite().all(1), torch.nan))
+            return torch.cat(stable).view(len(frames), -1).cpu().numpy()
 
     def _chunks(self, one: Pass) -> Iterator[tuple[list[Frame], Answers]]:
         """The frames of a pass, some at a time, and the LLM's answers to all that is asked about them."""
@@ -153,7 +160,7 @@ class VideoRun:
         if frames:
             with self._clock.stage("clip"):
                 crops = np.stack([frame.crop_ss3 for frame in frames if frame.crop_ss3 is not None])
-                crops_1F3ss = self._to_device(crops).permute(0, 3, 1, 2)[None]
+                crops_1F3ss = to_device(crops, self._device).permute(0, 3, 1, 2)[None]
                 tokens_FPD = self._glus.vision_tokens(crops_1F3ss)[0]
                 self._tokens |= zip((frame.index for frame in frames), tokens_FPD.unbind(), strict=True)
 
@@ -161,11 +168,11 @@ class VideoRun:
         """SAM2's features of a chunk of frames, in one batch."""
         segmenter = self._glus.segmenter
         with self._clock.stage("sam2"):
-            images = [segmenter.prepare_frames(self._to_device(frame.pixels_HW3)[None]) for frame in frames]
+            images = [segmenter.prepare_frames(to_device(frame.pixels_HW3, self._device)[None]) for frame in frames]
             return segmenter.encode_frames(torch.cat(images))
 
     def _segment(self, asked: _Asked, answers: Answers, bank: MemoryBank, emits: Emits, memorize: bool) -> _Arriving:
-        """Masks of a frame for every sentence that answered with [SEG]; the others get an empty mask and a hole."""
+        """Masks of a frame for every sentence that answered with [SEG]; the others get an empty mask and a gap."""
         frame, steps = asked.frame, asked.steps
         places = {row: answers.places[row, frame.index] for row in steps}
         has_seg = {row: bool(answers.has_seg_R[place]) for row, place in places.items()}
@@ -174,26 +181,29 @@ class VideoRun:
         bank.forget(steps)
         size = frame.pixels_HW3.shape[:2]
         masks_RHW = torch.zeros((len(emitted), *size), dtype=torch.bool, device=self._device)
-        is_finite_S = torch.ones(len(rows), dtype=torch.bool, device=self._device)
-        if rows:
+        is_finite = [torch.ones(0, dtype=torch.bool, device=self._device)]
+        features, most = asked.features.frame(asked.number), self._rows_at_a_time(frame)
+        for group in (rows[begin : begin + most] for begin in range(0, len(rows), most)):
             with self._clock.stage("sam2"):
-                features = asked.features.frame(asked.number)
-                prompts = answers.embeds_RC[self._index([places[row] for row in rows])]
-                reached = {row: steps[row] for row in rows}
+                prompts = answers.embeds_RC[self._index([places[row] for row in group])]
+                reached = {row: steps[row] for row in group}
                 decoded = segment_step(self._glus.segmenter, bank, reached, features, prompts, memorize)
-                is_finite_S = decoded.logits_Nmm.isfinite().flatten(1).all(1)
-            shown = [number for number, row in enumerate(rows) if row in emitted]
+                is_finite.append(decoded.logits_Nmm.isfinite().flatten(1).all(1))
+            shown = [number for number, row in enumerate(group) if row in emitted]
             if shown:
                 with self._clock.stage("resize"):
-                    logits = decoded.logits_Nmm if len(shown) == len(rows) else decoded.logits_Nmm[self._index(shown)]
-                    masks = upsample_masks(logits, size) > 0
-                    targets = [emitted.index(rows[number]) for number in shown]
-                    masks_RHW = (
-                        masks if len(shown) == len(emitted) else masks_RHW.index_copy(0, self._index(targets), masks)
-                    )
+                    logits = decoded.logits_Nmm if len(shown) == len(group) else decoded.logits_Nmm[self._index(shown)]
+                    targets = self._index([emitted.index(group[number]) for number in shown])
+                    masks_RHW.index_copy_(0, targets, upsample_masks(logits, size) > 0)
         scores = np.array([answers.scores_R[places[row]] for row in emitted], np.float32)
         seg = np.array([has_seg[row] for row in emitted], bool)
-        return _Arriving(frame.index, tuple(emitted), masks_RHW, scores, seg, rows, is_finite_S)
+        return _Arriving(frame.index, tuple(emitted), masks_RHW, scores, seg, rows, torch.cat(is_finite))
+
+    def _rows_at_a_time(self, frame: Frame) -> int:
+        """Sentences that SAM2 takes together; at least one."""
+        height, width = frame.pixels_HW3.shape[:2]
+        each = self._glus.segmenter.step_bytes(self._glus.memory_frames, (height, width))
+        return max(1, self._memory_budget // each)
 
     def _context_tokens(self, context: Sequence[int]) -> torch.Tensor:
         """(K, P, D), also for no context frame."""
@@ -217,10 +227,6 @@ class VideoRun:
         self._tokens = {
             frame: value for frame, value in self._tokens.items() if last.get(frame, -1) >= self._num_visits
         }
-
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
     def _index(self, numbers: Sequence[int]) -> torch.Tensor:
         return row_index(numbers, self._device)
@@ -255,7 +261,7 @@ class _Arriving:
         self.rows = rows
         self._parts = frame, scores_R, has_seg_R
         self._segmented = segmented
-        self._masks, self._is_finite = _sent(masks_RHW), _sent(is_finite_S)
+        self._masks, self._is_finite = to_host(masks_RHW), to_host(is_finite_S)
         self._arrived: torch.cuda.Event | None = None
         if masks_RHW.device.type == "cuda":
             self._arrived = torch.cuda.Event()
@@ -273,11 +279,14 @@ class _Arriving:
         return [row for row, is_finite in zip(self._segmented, self._is_finite.tolist(), strict=True) if not is_finite]
 
 
-def _sent(flags: torch.Tensor) -> torch.Tensor:
-    """A bool tensor on its way to the CPU."""
-    if flags.device.type != "cuda":
-        return flags
-    return torch.empty(flags.shape, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
+def memory_budget(memory_gb: float | None, device: torch.device) -> int:
+    """Bytes that sentences which are segmented together may fill: ``inference.memory_gb``, or what suits the device."""
+    if memory_gb is not None:
+        return int(memory_gb * 2**30)
+    if device.type != "cuda":
+        return CPU_MEMORY_BYTES
+    free = torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device)
+    return int(GPU_MEMORY_SHARE * free)
 
 
 def schedule(context: Sequence[int], passes: Sequence[Pass]) -> Iterator[tuple[int, bool]]:

@@ -241,7 +241,7 @@ def load_language(glus: Glus, config: ModelConfig) -> LoadReport:
     )
 
 
-def mark_trainable(glus: nn.Module, parts: list[str]) -> None:
+def mark_trainable(glus: Glus, parts: list[str]) -> None:
     """Set ``requires_grad`` of every parameter: True where a part of ``parts`` contains it, else False.
 
     Raises:
@@ -257,6 +257,7 @@ def mark_trainable(glus: nn.Module, parts: list[str]) -> None:
     keys = [key for part in parts for key in PARTS[part]]
     for name, parameter in names.items():
         parameter.requires_grad_(any(key in name for key in keys))
+    glus.note_trained()
 
 
 def trainable_names(glus: nn.Module) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import nn
 
+from glus.models.attention import PackedRows
 from glus.models.clip import ClipEncoder
 from glus.models.language import LanguageModel
-from glus.models.memory import MemoryBank, row_index
-from glus.models.sam2 import DecodedMasks, FrameFeatures, Sam2Segmenter
+from glus.models.memory import MemoryBank
+from glus.models.sam2 import DecodedMasks, FrameFeatures, Sam2Segmenter, is_trained
 from glus.structures import Batch, GlusOutput
 
 
@@ -71,7 +71,7 @@ def segment_step(
         segmenter: SAM2.
         bank: memories of this pass; it is written.
         steps: rows of the bank (expressions) to segment -> the number of this frame in the pass of each; the others
-            get a hole.
+            get a gap.
         frame: features, one row per entry of ``steps``, or 1 row that stands for all.
         prompt_RC: prompts, likewise.
         memorize: write this frame's memory; not worth it where no later frame follows.
@@ -79,19 +79,18 @@ def segment_step(
     Returns:
         Masks in the order of ``steps``.
     """
-    place = {row: slot for slot, row in enumerate(steps)}
-    parts, order = [], []
-    for group in bank.recall(steps):
-        slots = [place[row] for row in group.rows]
-        stands_for_all = len(frame.image_NChw) == 1 or len(slots) == len(steps)
-        conditioned = segmenter.condition(frame if stands_for_all else frame.rows(slots), group.memories)
-        parts.append(conditioned.image_NChw.expand(len(slots), -1, -1, -1))
-        order += slots
-    if len(parts) > 1:
-        conditioned = frame.with_image(torch.cat(parts)[row_index(np.argsort(order), prompt_RC.device)])
+    slots = {row: slot for slot, row in enumerate(steps)}
+    images: dict[int, torch.Tensor] = {}
+    groups = bank.recall(steps)
+    is_for_all = len(frame.image_NChw) == 1 or len(groups) == 1
+    for rows, memories in groups:
+        own = frame if is_for_all else frame.rows([slots[row] for row in rows])
+        image_RChw = segmenter.condition(own, memories).image_NChw
+        images |= zip(rows, image_RChw.expand(len(rows), -1, -1, -1), strict=True)
+    conditioned = frame.with_image(torch.stack([images[row] for row in steps]))
     decoded = segmenter.decode(conditioned, prompt_RC)
     if memorize and bank.enabled:
-        bank.store(steps, segmenter.project(segmenter.memorize(conditioned, decoded.logits_Nmm)))
+        bank.store(steps, segmenter.memorize(conditioned, decoded.logits_Nmm).features_NChw)
     return decoded
 
 
@@ -132,6 +131,12 @@ class Glus(nn.Module):
         self.memory_stride = memory_stride
         self.memory_enabled = memory_enabled
         self.iou_head = iou_head
+        self.note_trained()
+
+    def note_trained(self) -> None:
+        """To be called when ``requires_grad`` of parameters has changed: what is frozen runs under no_grad."""
+        self._clip_is_trained = is_trained(self.clip)
+        self.segmenter.note_trained()
 
     @property
     def tokens_per_frame(self) -> int:
@@ -147,8 +152,7 @@ class Glus(nn.Module):
         """Visual tokens of frames: (B, F, 3, s, s) uint8, or (B, F, P, width) CLIP features -> (B, F, P, D)."""
         if crops_BFCss.is_floating_point():
             return self.projector(crops_BFCss)
-        trained = any(parameter.requires_grad for parameter in self.clip.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._clip_is_trained):
             features = self.clip(crops_BFCss.flatten(0, 1))
         return self.projector(features).unflatten(0, crops_BFCss.shape[:2])
 
@@ -187,7 +191,9 @@ class Glus(nn.Module):
         """The training forward pass; sampling, text and losses live elsewhere."""
         tokens_BFPD = self.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], dim=1))
         visual_MD = tokens_BFPD.flatten(0, 2)[batch.visual_index]
-        states_BLD = self.language.packed_states(batch.input_ids, batch.segments, visual_MD)
+        embeds_BLD = self.language.splice(batch.input_ids, batch.placeholders, visual_MD)
+        packed = PackedRows(batch.conversation_tokens, batch.token_places)
+        states_BLD = self.language.packed_states(embeds_BLD, batch.position_ids, packed)
         states_NQD = states_BLD[batch.video_index[:, None], batch.seg_positions]
         embeds_NQC, logits_NQV = self.answer(states_NQD)
         masks_NQmm = self.segment_clip(batch.query_frames, batch.video_index, embeds_NQC)

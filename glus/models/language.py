@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from glus import compat, distributed
-from glus.models.packing import packed_attention, packed_positions
-from glus.models.reading import Past, Place, read, rms_norm
+from glus.models.attention import NAME, PackedRows, attend
 from glus.tokens import IMAGE_ID
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
+    from glus.models.prefix_cache import Prefix, PrefixCache
+
 
 def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausalLM:
-    """A LLaMA with random weights, SDPA attention and an untied head.
+    """A LLaMA with random weights, the attention of ``models.attention`` and an untied head.
 
     Its rotary frequencies are plain float32 tensors on the CPU, which move when they are used. As transformers'
     buffers they would be rounded when the model (or DeepSpeed) casts itself to bfloat16, which turns positions far
@@ -29,9 +32,10 @@ def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausal
         vocab_size: rows of the embedding table and of the head.
     """
     compat.prepare_torchvision()
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+    AttentionInterface.register(NAME, attend)
     fixed: dict[str, Any] = dict(
         vocab_size=vocab_size,
         bos_token_id=1,
@@ -39,7 +43,7 @@ def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausal
         pad_token_id=0,
         tie_word_embeddings=False,
         use_cache=False,
-        attn_implementation="sdpa",
+        attn_implementation=NAME,
     )
     config = LlamaConfig(**architecture, **fixed)
     llama = LlamaForCausalLM(config)
@@ -121,48 +125,69 @@ class LanguageModel(nn.Module):
         self.llama = llama
         self.width: int = llama.config.hidden_size
 
-    def states(
-        self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor, visual_MD: torch.Tensor
-    ) -> torch.Tensor:
-        """Final states (after the last RMSNorm) of conversations.
+    def states(self, input_ids_NL: torch.Tensor, placeholders_M: torch.Tensor, visual_MD: torch.Tensor) -> torch.Tensor:
+        """Final states (after the last RMSNorm) of whole conversations: (N, L, D).
 
         Args:
             input_ids_NL: int64, right-padded; ``tokens.IMAGE_ID`` where a visual token goes.
-            attention_mask_NL: bool, False on padding.
+            placeholders_M: see ``splice``.
             visual_MD: visual tokens of all rows, in the order of their placeholders (row by row).
-
-        Returns:
-            (N, L, D).
 
         Raises:
             ValueError: the number of visual tokens differs from that of the placeholders.
         """
-        hidden = self.llama.model(
-            inputs_embeds=self.splice(input_ids_NL, visual_MD), attention_mask=attention_mask_NL, use_cache=False
-        )
-        return hidden.last_hidden_state
+        embeds_NLD = self.splice(input_ids_NL, placeholders_M, visual_MD)
+        positions_1L = torch.arange(input_ids_NL.shape[1], device=embeds_NLD.device)[None]
+        return self._run(embeds_NLD, positions_1L)  # causal: nothing sees the padding behind it
 
-    def packed_states(
-        self, input_ids_BL: torch.Tensor, segments_BL: torch.Tensor, visual_MD: torch.Tensor
-    ) -> torch.Tensor:
+    def packed_states(self, embeds_BLD: torch.Tensor, positions_BL: torch.Tensor, packed: PackedRows) -> torch.Tensor:
         """Final states of packed conversations; each is the state that ``states`` gives the conversation by itself.
 
         Args:
-            input_ids_BL: int64, one row per video, see ``structures.Batch``.
-            segments_BL: int64, which conversation each token belongs to.
-            visual_MD: visual tokens of all rows, in the order of their placeholders (row by row).
+            embeds_BLD: spliced embeddings, one row per video, see ``structures.Batch``.
+            positions_BL: int64, position of each token in its own conversation.
+            packed: the conversations.
 
         Returns:
             (B, L, D).
         """
-        embeds_BLD = self.splice(input_ids_BL, visual_MD)
-        self._move_rotary(embeds_BLD.device)
-        hidden = self.llama.model(
-            inputs_embeds=embeds_BLD,
-            attention_mask=packed_attention(segments_BL, embeds_BLD.dtype),
-            position_ids=packed_positions(segments_BL),
-            use_cache=False,
-        )
+        return self._run(embeds_BLD, positions_BL, packed=packed)
+
+    def continued_states(
+        self,
+        embeds_NLD: torch.Tensor,
+        positions_NL: torch.Tensor,
+        prefixes: Sequence[Prefix],
+        sees_NLL: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Final states (N, L, D) of tokens that follow others; their keys and values are not kept.
+
+        Args:
+            embeds_NLD: spliced embeddings of the new tokens.
+            positions_NL: int64, their positions counted from the beginning of the conversation.
+            prefixes: what the N sequences continue, the oldest first; all of it is attended to.
+            sees_NLL: bool, which new tokens each new token attends to; each at least one. None: itself and those
+                before it.
+        """
+        cache = _prefix_cache(prefixes, keep=False)
+        mask_N1LA = None if sees_NLL is None else _additive(sees_NLL, cache.get_seq_length(), embeds_NLD.dtype)
+        return self._run(embeds_NLD, positions_NL, mask_N1LA, past_key_values=cache)
+
+    def prefill(self, embeds_NLD: torch.Tensor, positions_NL: torch.Tensor, prefixes: Sequence[Prefix] = ()) -> Prefix:
+        """Keys and values of tokens that others will continue; see ``continued_states``."""
+        cache = _prefix_cache(prefixes, keep=True)
+        self._run(embeds_NLD, positions_NL, past_key_values=cache)
+        return cache.prefix
+
+    def _run(
+        self, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None = None, **options: Any
+    ) -> torch.Tensor:
+        self._move_rotary(embeds.device)
+        # Compiled layers are for training: a cache of prefixes would have to be compiled for each of its shapes.
+        with torch.compiler.set_stance("force_eager") if "past_key_values" in options else nullcontext():
+            hidden = self.llama.model(
+                inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **options
+            )
         return hidden.last_hidden_state
 
     def _move_rotary(self, device: torch.device) -> None:
@@ -170,43 +195,6 @@ class LanguageModel(nn.Module):
         rotary = self.llama.model.rotary_emb
         if device.type != "meta":
             rotary.inv_freq = rotary.inv_freq.to(device)
-
-    def extend(
-        self,
-        embeds_NLD: torch.Tensor,
-        positions_NL: torch.Tensor,
-        reads_NR: torch.Tensor | None = None,
-        sees_NLL: torch.Tensor | None = None,
-        past: Sequence[Past] = (),
-    ) -> tuple[torch.Tensor | None, Past]:
-        """Read tokens that follow others, for inference.
-
-        The last layer is run only where states are read; of the others its keys and values alone are needed.
-
-        Args:
-            embeds_NLD: spliced embeddings of the new tokens.
-            positions_NL: int64, their positions counted from the beginning of the conversation.
-            reads_NR: int64, the new tokens whose states are wanted, by place; None: no states.
-            sees_NLL: bool, which new tokens each new token attends to; each at least one. None: itself and those
-                before it. All tokens of the past are attended to.
-            past: what the N sequences continue, the oldest first.
-
-        Returns:
-            Final states (N, R, D) or None, and keys and values of the new tokens alone.
-        """
-        n, length = positions_NL.shape
-        device = embeds_NLD.device
-        self._move_rotary(device)
-        if sees_NLL is None:
-            sees_NLL = torch.ones(n, length, length, dtype=torch.bool, device=device).tril()
-        seen = torch.ones(n, length, sum(p.length for p in past), dtype=torch.bool, device=device)
-        sees_NLA = torch.cat([seen, sees_NLL], dim=2)
-        mask_NLA = torch.zeros(sees_NLA.shape, dtype=embeds_NLD.dtype, device=device)
-        mask_NLA.masked_fill_(~sees_NLA, -torch.inf)
-        llama = self.llama.model
-        cos, sin = (part.chunk(2, dim=-1)[0] for part in llama.rotary_emb(embeds_NLD, position_ids=positions_NL))
-        states_NRD, new = read(llama.layers, embeds_NLD, Place(cos, sin, mask_NLA), past, reads_NR)
-        return None if states_NRD is None else rms_norm(llama.norm, states_NRD), new
 
     def checkpoint_gradients(self, on: bool = True) -> None:
         """From now on, recompute each layer in the backward pass instead of keeping its activations; or no more."""
@@ -221,8 +209,8 @@ class LanguageModel(nn.Module):
     def compile_layers(self) -> None:
         """From now on, each layer runs as what ``torch.compile`` makes of it, in training; names of tensors stay.
 
-        Code is made when a layer first runs, and once more for what that did not cover. Inference (``extend``) runs the
-        layers' parts by itself and stays as it is: there compiled layers took as long, and minutes to make.
+        Code is made when a layer first runs, and once more for what that did not cover. Inference stays as
+        it is: there compiled layers took as long, and minutes to make.
 
         Raises:
             ValueError: no code can be made here.
@@ -231,16 +219,36 @@ class LanguageModel(nn.Module):
         for layer in self.llama.model.layers:
             layer.compile(dynamic=True)
 
-    def splice(self, input_ids_NL: torch.Tensor, visual_MD: torch.Tensor) -> torch.Tensor:
-        """Token embeddings with visual tokens at their placeholders: (N, L, D)."""
-        is_image_NL = input_ids_NL == IMAGE_ID
-        embeds_NLD = self.llama.model.embed_tokens(input_ids_NL.masked_fill(is_image_NL, 0))
-        # masked_scatter raises by itself when there are too few tokens; too many would pass in silence. The count is
-        # compared on the CPU only, where reading it costs no synchronisation.
-        if is_image_NL.device.type == "cpu" and int(is_image_NL.sum()) != len(visual_MD):
-            raise ValueError(f"{int(is_image_NL.sum())} image placeholders but {len(visual_MD)} visual tokens")
-        return embeds_NLD.masked_scatter(is_image_NL[..., None], visual_MD.to(embeds_NLD.dtype))
+    def splice(self, input_ids_NL: torch.Tensor, placeholders_M: torch.Tensor, visual_MD: torch.Tensor) -> torch.Tensor:
+        """Token embeddings with visual tokens at their placeholders: (N, L, D).
+
+        Args:
+            input_ids_NL: int64, ``tokens.IMAGE_ID`` where a visual token goes.
+            placeholders_M: int64, where that is, row by row (``tokens.placeholders``). Given, not looked for: a number
+                of tokens that depends on values would be waited for on a GPU.
+            visual_MD: in the order of their placeholders.
+
+        Raises:
+            ValueError: there are more or fewer visual tokens than placeholders.
+        """
+        if len(placeholders_M) != len(visual_MD):
+            raise ValueError(f"{len(placeholders_M)} image placeholders but {len(visual_MD)} visual tokens")
+        embeds_NLD = self.llama.model.embed_tokens(input_ids_NL.masked_fill(input_ids_NL == IMAGE_ID, 0))
+        flat = embeds_NLD.flatten(0, 1).index_copy(0, placeholders_M, visual_MD.to(embeds_NLD.dtype))
+        return flat.unflatten(0, input_ids_NL.shape)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Vocabulary logits (..., V) of states (..., D)."""
         return self.llama.lm_head(states)
+
+
+def _additive(sees_NLL: torch.Tensor, num_seen: int, dtype: torch.dtype) -> torch.Tensor:
+    """What to add to the scores of tokens that see ``num_seen`` earlier ones besides: (N, 1, L, num_seen + L)."""
+    hidden_NLA = F.pad(~sees_NLL, (num_seen, 0))
+    return torch.zeros_like(hidden_NLA, dtype=dtype).masked_fill_(hidden_NLA, -torch.inf)[:, None]
+
+
+def _prefix_cache(prefixes: Sequence[Prefix], keep: bool) -> PrefixCache:
+    from glus.models.prefix_cache import PrefixCache
+
+    return PrefixCache(prefixes, keep)

@@ -11,7 +11,7 @@ import importlib.resources
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from glus.models.memory import FrameMemory, Memory, row_index
-from glus.models.memory_attention import attend, project
+from glus.models.memory import row_index
 
 SAM2_MEAN = (0.485, 0.456, 0.406)
 SAM2_STD = (0.229, 0.224, 0.225)
@@ -32,6 +31,9 @@ STABILITY_DELTA = 0.05
 STABILITY_THRESHOLD = 0.98
 """sam2's build_sam2(apply_postprocessing=True): a mask is stable if shifting its threshold by +-delta changes its
 area by less than 2 %."""
+MAX_ENCODED = 32
+"""Frames that the image encoder takes at a time. It attends within 1,024 windows of each, as so many rows of a batch,
+of which CUDA's attention kernels take 65,535."""
 BACKBONE_STRIDE = 16
 """Pixels of SAM2's input per cell of its image feature."""
 IDENTITY_GAMMA = 1e-6
@@ -51,6 +53,8 @@ class FrameFeatures:
     """(N, C, S/16, S/16)."""
     position_1Chw: torch.Tensor
     """(1, C, S/16, S/16): 2-D sine encoding."""
+    dense_position_1Chw: torch.Tensor
+    """(1, C, S/16, S/16): random-frequency encoding, for the mask decoder."""
 
     def flat(self) -> torch.Tensor:
         """(N, R): the three levels of each frame in a row; ``Sam2Segmenter.unflatten`` undoes it."""
@@ -60,16 +64,18 @@ class FrameFeatures:
         """The features of some frames, repeated as often as ``index`` names them."""
         where = index if isinstance(index, torch.Tensor) else row_index(index, self.image_NChw.device)
         high = (self.high_NChw[0][where], self.high_NChw[1][where])
-        return FrameFeatures(high, self.image_NChw[where], self.position_1Chw)
+        return replace(self, high_NChw=high, image_NChw=self.image_NChw[where])
 
     def frame(self, index: int) -> FrameFeatures:
         """The features of one frame, without a copy."""
         one = slice(index, index + 1)
-        return FrameFeatures((self.high_NChw[0][one], self.high_NChw[1][one]), self.image_NChw[one], self.position_1Chw)
+        return replace(
+            self, high_NChw=(self.high_NChw[0][one], self.high_NChw[1][one]), image_NChw=self.image_NChw[one]
+        )
 
     def with_image(self, image_NChw: torch.Tensor) -> FrameFeatures:
         """The same frames with another lowest level."""
-        return FrameFeatures(self.high_NChw, image_NChw, self.position_1Chw)
+        return replace(self, image_NChw=image_NChw)
 
 
 @dataclass(frozen=True)
@@ -123,9 +129,12 @@ def build_sam2(variant: str, overrides: dict[str, Any]) -> nn.Module:
     device = torch.empty(0).device
     try:
         with torch.device("cpu") if device.type == "meta" else nullcontext():
-            return instantiate(config.model, _recursive_=True).to(device)
+            sam: Any = instantiate(config.model, _recursive_=True)
     except InstantiationException as error:
         raise ValueError(f"model.segmenter.overrides do not fit {variant}: {error}") from error
+    for part in (sam.image_encoder.neck, sam.memory_encoder):
+        part.position_encoding = _OnePosition(part.position_encoding)
+    return sam.to(device)
 
 
 def _packaged_config(variant: str) -> DictConfig:
@@ -162,7 +171,24 @@ def upsample_masks(logits_Nmm: torch.Tensor, size: tuple[int, int]) -> torch.Ten
     return F.interpolate(logits_Nmm[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def _is_trained(*modules: nn.Module) -> bool:
+class _OnePosition(nn.Module):
+    """A position encoding that is made for one frame, since all have the same: sam2's copies it for each.
+
+    Args:
+        encoding: a ``sam2.modeling.position_encoding.PositionEmbeddingSine``.
+    """
+
+    def __init__(self, encoding: nn.Module):
+        super().__init__()
+        self.encoding = encoding
+
+    def forward(self, features_NChw: torch.Tensor) -> torch.Tensor:
+        """(1, C, h, w)."""
+        return self.encoding(features_NChw[:1])
+
+
+def is_trained(*modules: nn.Module) -> bool:
+    """Whether any parameter takes gradients."""
     return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 
@@ -170,7 +196,8 @@ class Sam2Segmenter(nn.Module):
     """SAM2's verbs. Holds no state of a video.
 
     What ``requires_grad`` nowhere runs under no_grad: the image encoder if it is frozen; memory attention and memory
-    encoder if they are frozen, unless ``memory_gradient`` asks for gradients *through* them.
+    encoder if they are frozen, unless ``memory_gradient`` asks for gradients *through* them. ``note_trained`` tells
+    which these are; looking at all parameters in every frame would take milliseconds.
 
     Args:
         sam: a SAM2Base.
@@ -186,6 +213,12 @@ class Sam2Segmenter(nn.Module):
         self.memory_gradient = memory_gradient
         self.image_size: int = sam.image_size  # type: ignore[assignment]
         self.width: int = sam.hidden_dim  # type: ignore[assignment]
+        self.note_trained()
+
+    def note_trained(self) -> None:
+        """To be called when ``requires_grad`` of parameters has changed."""
+        self._encoder_is_trained = is_trained(self.sam.image_encoder)
+        self._memory_is_trained = is_trained(self.sam.memory_attention, self.sam.memory_encoder)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -205,11 +238,21 @@ class Sam2Segmenter(nn.Module):
 
         The decoder's two high-resolution projections run here, once per frame, hence under the encoder's no_grad.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(self.sam.image_encoder)):
+        parts = [self._encode(images) for images in image_F3SS.split(MAX_ENCODED)]
+        high_4, high_8, image = (
+            torch.cat(levels) if len(levels) > 1 else levels[0] for levels in zip(*parts, strict=True)
+        )
+        return self._features((high_4, high_8), image)
+
+    def _encode(self, image_F3SS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._encoder_is_trained):
             out = self.sam.forward_image(image_F3SS.to(self.dtype))
             high_4, high_8, image = (level.to(self.dtype) for level in out["backbone_fpn"])
-            position = out["vision_pos_enc"][-1][:1].to(self.dtype)
-        return FrameFeatures((high_4, high_8), image, position)
+        return high_4, high_8, image
+
+    def _features(self, high_NChw: tuple[torch.Tensor, torch.Tensor], image_NChw: torch.Tensor) -> FrameFeatures:
+        position_1Chw = self.sam.image_encoder.neck.position_encoding(image_NChw).to(self.dtype)
+        return FrameFeatures(high_NChw, image_NChw, position_1Chw, self.dense_position())
 
     def unflatten(self, flat_NR: torch.Tensor) -> FrameFeatures:
         """The features that ``FrameFeatures.flat`` made rows of."""
@@ -217,20 +260,36 @@ class Sam2Segmenter(nn.Module):
         shapes = ((width // 8, 4 * side, 4 * side), (width // 4, 2 * side, 2 * side), (width, side, side))
         parts = flat_NR.split([math.prod(shape) for shape in shapes], dim=1)
         high_4, high_8, image = (part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True))
-        position = self.sam.image_encoder.neck.position_encoding(image[:1]).to(self.dtype)
-        return FrameFeatures((high_4, high_8), image, position)
+        return self._features((high_4, high_8), image)
 
-    def condition(self, frame: FrameFeatures, memories: Sequence[Memory]) -> FrameFeatures:
-        """The frame as it looks with ``memories`` in mind; without any, the no-memory embedding is added.
+    def condition(self, frame: FrameFeatures, memories_NTChw: torch.Tensor | None) -> FrameFeatures:
+        """The frame as it looks with memories in mind; without any, the no-memory embedding is added.
 
         Args:
             frame: N rows, or 1 row that stands for all.
-            memories: N rows each; an unordered set, since there is no temporal encoding.
+            memories_NTChw: T of each row; an unordered set, since there is no temporal encoding.
         """
         with self._memory_grad():
-            if not memories:
+            if memories_NTChw is None:
                 return frame.with_image(frame.image_NChw + self.sam.no_mem_embed.view(1, -1, 1, 1))
-            return frame.with_image(attend(self.sam.memory_attention, frame.image_NChw, frame.position_1Chw, memories))
+            n, t = memories_NTChw.shape[:2]
+            self._move_rotary(memories_NTChw.device)
+            position_1Chw = self.sam.memory_encoder.position_encoding(memories_NTChw[:, 0]).to(self.dtype)
+            conditioned = self.sam.memory_attention(
+                curr=_cells(frame.image_NChw).expand(-1, n, -1),
+                curr_pos=_cells(frame.position_1Chw).expand(-1, n, -1),
+                memory=memories_NTChw.flatten(3).permute(1, 3, 0, 2).flatten(0, 1),
+                memory_pos=_cells(position_1Chw).repeat(t, n, 1),
+            )
+        return frame.with_image(conditioned.permute(1, 2, 0).unflatten(2, frame.image_NChw.shape[2:]))
+
+    def _move_rotary(self, device: torch.device) -> None:
+        """Move the rotary frequencies, plain tensors in sam2, once: copied in every frame, a GPU would be waited for
+        each time. Left to sam2, they would move under inference_mode, and training could not use them afterwards."""
+        with torch.inference_mode(False):
+            for layer in self.sam.memory_attention.layers:
+                for part in (layer.self_attn, layer.cross_attn_image):
+                    part.freqs_cis = part.freqs_cis.to(device)
 
     def decode(self, conditioned: FrameFeatures, prompt_NC: torch.Tensor) -> DecodedMasks:
         """Masks for one prompt embedding per row; the prompt is the only sparse token, there is no mask prompt."""
@@ -238,7 +297,7 @@ class Sam2Segmenter(nn.Module):
         dense = self.sam.sam_prompt_encoder.no_mask_embed.weight.view(1, c, 1, 1).expand(n, c, h, w)
         logits, iou, _, _ = self.sam.sam_mask_decoder.predict_masks(
             image_embeddings=conditioned.image_NChw.expand(n, -1, -1, -1),
-            image_pe=self.dense_position(),
+            image_pe=conditioned.dense_position_1Chw,
             sparse_prompt_embeddings=prompt_NC[:, None],
             dense_prompt_embeddings=dense,
             repeat_image=False,
@@ -254,19 +313,31 @@ class Sam2Segmenter(nn.Module):
         return DecodedMasks(single, logits, iou, stability, use)
 
     def memorize(self, conditioned: FrameFeatures, logits_Nmm: torch.Tensor) -> EncodedMemory:
-        """Memory of a frame with its predicted masks; soft, not binarised."""
+        """Memory of a frame with its predicted masks; soft, not binarised. Its gradient history is cut unless
+        ``memory_gradient``."""
         with self._memory_grad():
             side = (self.image_size, self.image_size)
             mask = torch.sigmoid(upsample_masks(logits_Nmm, side).to(self.dtype))
             mask = mask * self.sam.sigmoid_scale_for_mem_enc + self.sam.sigmoid_bias_for_mem_enc
             out = self.sam.memory_encoder(conditioned.image_NChw, mask[:, None], skip_mask_sigmoid=True)
-        return EncodedMemory(out["vision_features"], out["vision_pos_enc"][0][:1].to(self.dtype))
+        features = out["vision_features"] if self.memory_gradient else out["vision_features"].detach()
+        return EncodedMemory(features, out["vision_pos_enc"][0].to(self.dtype))
 
-    def project(self, memory: EncodedMemory) -> FrameMemory:
-        """What ``condition`` reads of a memory; its features' gradient history is cut unless ``memory_gradient``."""
-        features_NChw = memory.features_NChw if self.memory_gradient else memory.features_NChw.detach()
-        with self._memory_grad():
-            return project(self.sam.memory_attention, features_NChw, memory.position_1Chw)
+    def step_bytes(self, num_memories: int, size: tuple[int, int]) -> int:
+        """Bytes that one row takes, at most, while a frame is conditioned, decoded and memorised, without gradients.
+
+        Counted are a layer of memory attention (memories and positions; keys, values and their rotation, which is in
+        float32), the decoder's and the masks' maps.
+
+        Args:
+            num_memories: that the row reads.
+            size: (H, W) of the frame.
+        """
+        width, each = self.width, self.dtype.itemsize
+        memory_width = self.sam.mem_dim
+        cells = (self.image_size // BACKBONE_STRIDE) ** 2
+        attention = num_memories * cells * (3 * memory_width * each + width * (4 * each + 8))
+        return attention + 24 * cells * width * each + 12 * self.image_size**2 + 5 * size[0] * size[1]
 
     def dense_position(self) -> torch.Tensor:
         """(1, C, h, w): random-frequency encoding of the feature grid, in the dtype of its Gaussian matrix.
@@ -309,8 +380,10 @@ class Sam2Segmenter(nn.Module):
                 layer.gamma.fill_(IDENTITY_GAMMA)
 
     def _memory_grad(self) -> torch.autograd.grad_mode.set_grad_enabled:
-        is_wanted = torch.is_grad_enabled() and (  # asked first: looking at all parameters takes time
-            self.memory_gradient
-            or _is_trained(self.sam.image_encoder, self.sam.memory_attention, self.sam.memory_encoder)
-        )
-        return torch.set_grad_enabled(is_wanted)
+        is_wanted = self.memory_gradient or self._memory_is_trained or self._encoder_is_trained
+        return torch.set_grad_enabled(torch.is_grad_enabled() and is_wanted)
+
+
+def _cells(map_NChw: torch.Tensor) -> torch.Tensor:
+    """(h w, N, C): as sam2's memory attention takes maps."""
+    return map_NChw.flatten(2).permute(2, 0, 1)

@@ -37,7 +37,7 @@ def run_step(glus: Glus, batch: Batch, objective: GlusObjective) -> Run:
     with observed(encoder=(glus.segmenter, "memorize"), attention=(glus.segmenter, "condition")) as calls:
         output: GlusOutput = glus(batch)
     encoded = [call.result.features_NChw for call in calls["encoder"]]
-    attended = [call.result.image_NChw for call in calls["attention"] if call.arguments[1]]
+    attended = [call.result.image_NChw for call in calls["attention"] if call.arguments[1] is not None]
     for tensor in (*encoded, *attended):
         if tensor.requires_grad:
             tensor.retain_grad()

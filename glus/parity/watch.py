@@ -91,13 +91,13 @@ def _step(opening: Call, calls: dict[str, list[Call]], mask_HW: np.ndarray) -> S
     parts = [opening.arguments, _only(calls, "splice").arguments]
     is_segmented = bool(calls["decode"])
     return Step(
-        input_ids_L=torch.cat([ids_1L[0] for ids_1L, _ in parts]).numpy(),
+        input_ids_L=torch.cat([ids_1L[0] for ids_1L, _, _ in parts]).numpy(),
         next_token=int(logits_1V[0].argmax()),
         embed_C=embeds_1C[0],
         mask_HW=mask_HW,
-        num_memories=len(_only(calls, "condition").arguments[1]) if is_segmented else 0,
+        num_memories=_num_memories(_only(calls, "condition").arguments[1]) if is_segmented else 0,
         decoded=_only(calls, "decode").result if is_segmented else None,
-        inner=_inner(torch.cat([visual_MD for _, visual_MD in parts]), calls) if is_segmented else None,
+        inner=_inner(torch.cat([visual_MD for _, _, visual_MD in parts]), calls) if is_segmented else None,
     )
 
 
@@ -111,6 +111,10 @@ def _inner(visual_MD: torch.Tensor, calls: dict[str, list[Call]]) -> Inner:
         dense_position_1Chw=_only(calls, "position").result,
         memory=_only(calls, "memorize").result if calls["memorize"] else None,
     )
+
+
+def _num_memories(memories_1TChw: torch.Tensor | None) -> int:
+    return 0 if memories_1TChw is None else memories_1TChw.shape[1]
 
 
 def _only(calls: dict[str, list[Call]], label: str) -> Call:

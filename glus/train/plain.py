@@ -22,7 +22,7 @@ class Inputs:
     frames: list[torch.Tensor]
     """B tensors (K + Q, H, W, 3) uint8 on the CPU."""
     ids_NL: torch.Tensor
-    mask_NL: torch.Tensor
+    placeholders_M: torch.Tensor
     positions_NQ: torch.Tensor
     """Conversations in rows of their own."""
     alone: Sequence[Inputs] = ()
@@ -50,7 +50,7 @@ def released_forward(glus: Glus, inputs: Inputs) -> GlusOutput:
     batch = inputs.batch
     crops_BFCss = torch.cat([batch.context_clip, batch.query_clip], dim=1)
     tokens = [glus.vision_tokens(crops_BFCss[[video]]) for video in batch.video_index.tolist()]
-    states_NLD = glus.language.states(inputs.ids_NL, inputs.mask_NL, torch.cat(tokens).flatten(0, 2))
+    states_NLD = glus.language.states(inputs.ids_NL, inputs.placeholders_M, torch.cat(tokens).flatten(0, 2))
     logits_NLV = glus.language.logits(states_NLD)
     row_N1 = torch.arange(len(states_NLD), device=states_NLD.device)[:, None]
     embeds_NQC = glus.seg_head(states_NLD[row_N1, inputs.positions_NQ])
@@ -93,14 +93,14 @@ def make_inputs(samples: Sequence[TrainSample], frames: Sequence[np.ndarray], pa
 def count_tokens(batch: Batch) -> dict[str, int]:
     """Tokens that the LLM sees of a batch in either procedure, padding not counted."""
     separate = sum(len(conversation.input_ids) for conversation in unpack_conversations(batch))
-    return {"plain": separate, "ours": int((batch.segments >= 0).sum())}
+    return {"plain": separate, "ours": batch.conversation_tokens.unique().numel()}
 
 
 def _inputs(samples: Sequence[TrainSample], frames: Sequence[np.ndarray], pad_id: int, device: str) -> Inputs:
     batch = collate(samples, pad_id)
-    ids, mask, positions = pad_conversations(unpack_conversations(batch), pad_id)
+    ids, where, positions = pad_conversations(unpack_conversations(batch), pad_id)
     pixels = [torch.from_numpy(video) for video in frames]
-    return Inputs(batch.to(device), pixels, ids.to(device), mask.to(device), positions.to(device))
+    return Inputs(batch.to(device), pixels, ids.to(device), where.to(device), positions.to(device))
 
 
 def _only(sample: TrainSample, row: int) -> TrainSample:

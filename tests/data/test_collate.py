@@ -3,6 +3,7 @@ import torch
 
 from glus.data.collate import collate, pad_conversations
 from glus.structures import Conversation, ObjectKey, TrainSample
+from glus.tokens import IMAGE_ID
 
 PAD = 9
 
@@ -42,8 +43,8 @@ def test_a_batch_may_have_no_context_frames():
 
 
 def test_padded_conversations_keep_their_positions():
-    rows = [Conversation(np.array([4, 5]), np.array([1])), Conversation(np.array([6, 7, 8]), np.array([2]))]
-    input_ids, attention_mask, seg_positions = pad_conversations(rows, PAD)
-    assert input_ids.tolist() == [[4, 5, PAD], [6, 7, 8]]
-    assert attention_mask.tolist() == [[True, True, False], [True, True, True]]
+    rows = [Conversation(np.array([4, 5]), np.array([1])), Conversation(np.array([IMAGE_ID, 7, 8]), np.array([2]))]
+    input_ids, placeholders, seg_positions = pad_conversations(rows, PAD)
+    assert input_ids.tolist() == [[4, 5, PAD], [IMAGE_ID, 7, 8]]
+    assert placeholders.tolist() == [3]
     assert seg_positions.tolist() == [[1], [2]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from glus.data.packing import PackedConversations, pack_conversations, unpack_conversations
+from glus.data.packing import LENGTH_MULTIPLE, PackedConversations, pack_conversations, unpack_conversations
 from glus.structures import Batch, Conversation
 from glus.tokens import IMAGE_ID
 
@@ -35,14 +35,27 @@ LONG = conversation(1, IMG, IMG, 4, 5, IMG, SEG, 3)
 
 def test_the_common_beginning_stands_there_once() -> None:
     packed = pack_conversations([[SHORT, LONG], [LONG]], PAD)
-    assert packed.input_ids.tolist() == [
-        [1, IMG, IMG, 2, IMG, SEG, 3, 4, 5, IMG, SEG, 3],
-        [1, IMG, IMG, 4, 5, IMG, SEG, 3, PAD, PAD, PAD, PAD],
-    ]
-    assert packed.segments.tolist() == [
-        [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2],
-        [0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1],
-    ]
+    assert packed.input_ids.shape == packed.position_ids.shape == (2, LENGTH_MULTIPLE)
+    assert packed.input_ids[0, :12].tolist() == [1, IMG, IMG, 2, IMG, SEG, 3, 4, 5, IMG, SEG, 3]
+    assert packed.position_ids[0, :12].tolist() == [0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 6, 7]
+    assert packed.input_ids[1, :8].tolist() == LONG.input_ids.tolist()
+    assert packed.position_ids[1, :8].tolist() == list(range(8))
+    assert packed.input_ids[0, 12:].unique().tolist() == packed.input_ids[1, 8:].unique().tolist() == [PAD]
+
+
+def test_each_conversation_knows_its_tokens_and_each_token_one_of_its_places() -> None:
+    packed = pack_conversations([[SHORT, LONG], [LONG]], PAD)
+    tokens = packed.conversation_tokens
+    assert tokens.shape == (3, LENGTH_MULTIPLE)
+    assert tokens[0, :7].tolist() == list(range(7))
+    assert tokens[1, :8].tolist() == [0, 1, 2, 7, 8, 9, 10, 11]
+    assert tokens[2, :8].tolist() == [LENGTH_MULTIPLE + column for column in range(8)]
+    assert [row.unique().tolist() for row in (tokens[0, 7:], tokens[1, 8:])] == [[6], [11]]  # repeats the last one
+    for row, length in enumerate((12, 8)):
+        places = packed.token_places[row, :length]
+        assert tokens.flatten()[places].tolist() == [row * LENGTH_MULTIPLE + column for column in range(length)]
+        starts = torch.tensor([7, 8, 8])[places // LENGTH_MULTIPLE]
+        assert bool((places % LENGTH_MULTIPLE < starts).all())  # never a place of padding
 
 
 def test_positions_of_seg_follow_their_conversation_into_the_row() -> None:
@@ -54,20 +67,21 @@ def test_positions_of_seg_follow_their_conversation_into_the_row() -> None:
 
 def test_each_placeholder_names_its_visual_token() -> None:
     packed = pack_conversations([[SHORT, LONG], [LONG]], PAD)
+    assert packed.placeholders.tolist() == [1, 2, 4, 9, *(LENGTH_MULTIPLE + column for column in (1, 2, 5))]
     assert packed.visual_index.tolist() == [0, 1, 2, 2, 3, 4, 5]  # the second video's begin at 3
 
 
 def test_equal_conversations_are_one() -> None:
     packed = pack_conversations([[SHORT, SHORT]], PAD)
-    assert packed.input_ids.tolist() == [SHORT.input_ids.tolist()]
-    assert packed.segments.unique().tolist() == [0]
+    assert packed.input_ids[:, :7].tolist() == [SHORT.input_ids.tolist()]
+    assert packed.input_ids[:, 7:].unique().tolist() == [PAD]
     assert packed.seg_positions.tolist() == [[4], [4]]
 
 
 def test_conversations_that_share_nothing_stand_side_by_side() -> None:
     other = conversation(2, IMG, IMG, IMG, SEG)
     packed = pack_conversations([[SHORT, other]], PAD)
-    assert packed.segments.tolist() == [[1] * 7 + [2] * 5]
+    assert packed.position_ids[:, :12].tolist() == [[*range(7), *range(5)]]
     assert packed.visual_index.tolist() == [0, 1, 2, 0, 1, 2]
 
 
@@ -92,5 +106,7 @@ def test_three_expressions_of_full_size_need_far_fewer_tokens() -> None:
     conversations = [full_size(expression) for expression in (1000, 1001, 1002)]
     assert [len(c.input_ids) for c in conversations] == [714] * 3
     packed = pack_conversations([conversations], PAD)
-    assert packed.input_ids.shape == (1, 309 + 66 + 3 * 339)
-    assert 3 * 714 / packed.input_ids.shape[1] > 1.5
+    length = packed.input_ids.shape[1]
+    assert 0 <= length - (309 + 66 + 3 * 339) < LENGTH_MULTIPLE
+    assert length % LENGTH_MULTIPLE == packed.conversation_tokens.shape[1] % LENGTH_MULTIPLE == 0
+    assert 3 * 714 / length > 1.5

@@ -32,7 +32,7 @@ def _language() -> LanguageModel:
 
 def _states(language: LanguageModel) -> torch.Tensor:
     ids = torch.arange(1, 41, device=DEVICE).view(2, 20)
-    return language.states(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(0, 128, device=DEVICE))
+    return language.states(ids, torch.zeros(0, dtype=torch.int64, device=DEVICE), torch.zeros(0, 128, device=DEVICE))
 
 
 def _bytes(language: LanguageModel) -> int:

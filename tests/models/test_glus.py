@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import nn
 
 from glus.data.collate import pad_conversations
 from glus.data.packing import pack_conversations, unpack_conversations
+from glus.models.attention import PackedRows
 from glus.models.glus import Glus, SegHead, segment_step
-from glus.models.memory import Memory, MemoryBank
+from glus.models.memory import MemoryBank
 from glus.models.sam2 import FrameFeatures
 from glus.structures import Batch, GlusOutput
 
@@ -92,18 +93,24 @@ def test_logits_are_computed_where_seg_is_to_come_and_nowhere_else(glus: Glus, m
 
 
 def test_attention_is_torchs_fused_one(glus: Glus, make_batch: BatchMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In each layer of the LLM: one call for all videos, so that no matrix of scores is kept."""
+    """In each layer of the LLM: one causal call for all conversations, so that no matrix of scores is kept."""
     calls, attend = [], F.scaled_dot_product_attention
 
     def counted(query: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        assert options["is_causal"]
+        assert options["attn_mask"] is None
         calls.append(len(query))
         return attend(query, *others, **options)
 
     batch = make_batch((3, 2))
     tokens = glus.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], dim=1)).flatten(0, 2)
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
-    glus.language.packed_states(batch.input_ids, batch.segments, tokens[batch.visual_index])
-    assert calls == [2] * len(glus.language.llama.model.layers)
+    glus.language.packed_states(
+        glus.language.splice(batch.input_ids, batch.placeholders, tokens[batch.visual_index]),
+        batch.position_ids,
+        PackedRows(batch.conversation_tokens, batch.token_places),
+    )
+    assert calls == [5] * len(glus.language.llama.model.layers)
 
 
 def test_the_last_query_frame_is_not_memorised(glus: Glus, make_batch: BatchMaker) -> None:
@@ -120,10 +127,10 @@ def test_context_frames_come_before_query_frames_and_seg_is_read_one_position_ea
     for video in batch.video_index.tolist():
         for crops in (batch.context_clip[video], batch.query_clip[video]):
             visual.append(glus.vision_tokens(crops[None]).flatten(0, 2))
-    ids, mask, positions = pad_conversations(unpack_conversations(batch), pad_id=0)
+    ids, placeholders, positions = pad_conversations(unpack_conversations(batch), pad_id=0)
     rows = torch.arange(len(ids))[:, None]
     assert len(ids[rows, positions + 1].unique()) == 1  # [SEG] everywhere
-    embeds, logits = glus.answer(glus.language.states(ids, mask, torch.cat(visual))[rows, positions])
+    embeds, logits = glus.answer(glus.language.states(ids, placeholders, torch.cat(visual))[rows, positions])
     output = _forward(glus, batch)
     torch.testing.assert_close(output.seg_embeds_NQC, embeds, rtol=0, atol=1e-5)
     torch.testing.assert_close(output.seg_logits_NQV, logits, rtol=0, atol=1e-5)
@@ -136,14 +143,13 @@ def test_memories_are_made_of_the_conditioned_feature(glus: Glus) -> None:
         image = segmenter.prepare_frames(torch.full((1, 40, 56, 3), 90, dtype=torch.uint8))
         frame = segmenter.encode_frames(image)
         for step in range(2):
-            conditioned = segmenter.condition(frame, next(bank.recall({0: step})).memories)
+            conditioned = segmenter.condition(frame, bank.recall({0: step})[0].memories_NTChw)
             decoded = segment_step(segmenter, bank, {0: step}, frame, prompt)
-            stored = next(bank.recall({0: step + 1})).memories[-1].layer(0)
-            expected = segmenter.project(segmenter.memorize(conditioned, decoded.logits_Nmm)).layer(0)
-            raw = segmenter.project(segmenter.memorize(frame, decoded.logits_Nmm)).layer(0)
-            for part, its_expected, its_raw in zip(stored, expected, raw, strict=True):
-                torch.testing.assert_close(part, its_expected)
-                assert (part - its_raw).abs().max() > 1e-4
+            recalled = bank.recall({0: step + 1})[0].memories_NTChw
+            assert recalled is not None
+            stored = recalled[:, -1]
+            torch.testing.assert_close(stored, segmenter.memorize(conditioned, decoded.logits_Nmm).features_NChw)
+            assert (stored - segmenter.memorize(frame, decoded.logits_Nmm).features_NChw).abs().max() > 1e-4
 
 
 def test_each_query_frame_is_segmented_with_its_own_prompt(glus: Glus, make_batch: BatchMaker) -> None:
@@ -155,7 +161,7 @@ def test_each_query_frame_is_segmented_with_its_own_prompt(glus: Glus, make_batc
         for row, video in enumerate(batch.video_index.tolist()):
             for q in range(2):
                 image = glus.segmenter.prepare_frames(batch.query_frames[video][[q]])
-                conditioned = glus.segmenter.condition(glus.segmenter.encode_frames(image), [])
+                conditioned = glus.segmenter.condition(glus.segmenter.encode_frames(image), None)
                 expected = glus.segmenter.decode(conditioned, embeds[[row], q]).logits_Nmm[0]
                 torch.testing.assert_close(masks[row, q], expected, rtol=0, atol=1e-5)
 
@@ -173,8 +179,8 @@ def test_num_frames_of_memory_are_read(glus: Glus, make_batch: BatchMaker, monke
     read: list[int] = []
     condition = glus.segmenter.condition
 
-    def counted(frame: FrameFeatures, memories: Sequence[Memory]) -> FrameFeatures:
-        read.append(len(memories))
+    def counted(frame: FrameFeatures, memories: torch.Tensor | None) -> FrameFeatures:
+        read.append(0 if memories is None else memories.shape[1])
         return condition(frame, memories)
 
     monkeypatch.setattr(glus.segmenter, "condition", counted)
@@ -229,6 +235,7 @@ def test_memory_modules_get_gradients_when_they_are_trained(glus: Glus, make_bat
     sam = glus.segmenter.sam
     for module in (sam.memory_attention, sam.memory_encoder):
         module.requires_grad_(True)
+    glus.note_trained()
     glus.segmenter.memory_gradient = not detach
     glus(make_batch((2,), 1, 2)).mask_logits_NQmm[:, 1].square().mean().backward()
     norms = {
@@ -244,6 +251,7 @@ def test_a_trained_image_encoder_gets_gradients_and_a_frozen_one_none(glus: Glus
     encoder = glus.segmenter.sam.image_encoder
     for trained in (False, True):
         encoder.requires_grad_(trained)
+        glus.note_trained()
         glus(batch).mask_logits_NQmm.square().mean().backward()
         assert (encoder.trunk.patch_embed.proj.weight.grad is not None) is trained
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from typing import Any
 
 import pytest
 import torch
 
 from glus.models.glus import Glus
 from glus.models.language import LanguageModel, add_lora, build_llama
-from glus.tokens import IMAGE_ID
+from glus.models.prefix_cache import PrefixCache
+from glus.tokens import IMAGE_ID, placeholders
+
+NOWHERE = torch.zeros(0, dtype=torch.int64)
+
+
+def _where(ids: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(placeholders(ids.numpy()))
+
 
 ARCHITECTURE = {
     "hidden_size": 32,
@@ -30,7 +40,7 @@ def language() -> LanguageModel:
 def test_visual_tokens_take_their_placeholders_row_by_row(language: LanguageModel) -> None:
     ids = torch.tensor([[1, IMAGE_ID, IMAGE_ID, 5, IMAGE_ID], [IMAGE_ID, 7, 8, 9, 0]])
     visual = torch.arange(4.0)[:, None].expand(4, 32) + 100
-    embeds = language.splice(ids, visual)
+    embeds = language.splice(ids, _where(ids), visual)
     table = language.llama.model.embed_tokens.weight
     assert torch.equal(embeds[ids == IMAGE_ID], visual)
     assert torch.equal(embeds[ids != IMAGE_ID], table[ids[ids != IMAGE_ID]])
@@ -38,7 +48,8 @@ def test_visual_tokens_take_their_placeholders_row_by_row(language: LanguageMode
 
 def test_gradients_reach_visual_tokens_and_only_the_embeddings_in_use(language: LanguageModel) -> None:
     visual = torch.randn(2, 32, requires_grad=True)
-    language.splice(torch.tensor([[3, IMAGE_ID, IMAGE_ID]]), visual).sum().backward()
+    ids = torch.tensor([[3, IMAGE_ID, IMAGE_ID]])
+    language.splice(ids, _where(ids), visual).sum().backward()
     assert torch.equal(visual.grad, torch.ones(2, 32))
     rows = language.llama.model.embed_tokens.weight.grad.abs().sum(1).nonzero().flatten()
     assert rows.tolist() == [3]  # not row 0, which stands in for placeholders
@@ -48,35 +59,32 @@ def test_gradients_reach_visual_tokens_and_only_the_embeddings_in_use(language: 
 def test_a_wrong_number_of_visual_tokens_is_an_error(language: LanguageModel, count: int) -> None:
     ids = torch.tensor([[1, IMAGE_ID, IMAGE_ID, IMAGE_ID]])
     with pytest.raises(ValueError, match=f"3 image placeholders but {count} visual tokens"):
-        language.splice(ids, torch.zeros(count, 32))
+        language.splice(ids, _where(ids), torch.zeros(count, 32))
 
 
 def test_padding_changes_no_state(language: LanguageModel) -> None:
     ids = torch.randint(1, 50, (1, 12), generator=torch.Generator().manual_seed(0))
     ids[0, 3:5] = IMAGE_ID
     visual = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
-    alone = language.states(ids, torch.ones_like(ids, dtype=torch.bool), visual)
+    alone = language.states(ids, _where(ids), visual)
     longer = torch.cat([torch.cat([ids, torch.zeros(1, 6, dtype=torch.int64)], 1), torch.full((1, 18), 9)])
-    mask = torch.ones_like(longer, dtype=torch.bool)
-    mask[0, 12:] = False
-    beside = language.states(longer, mask, visual)
+    beside = language.states(longer, _where(longer), visual)
     torch.testing.assert_close(beside[:1, :12], alone, rtol=0, atol=2e-6)
 
 
 def test_states_look_back_only(language: LanguageModel) -> None:
     ids = torch.randint(1, 50, (1, 10), generator=torch.Generator().manual_seed(0))
-    mask, visual = torch.ones_like(ids, dtype=torch.bool), torch.zeros(0, 32)
-    before = language.states(ids, mask, visual)
+    visual = torch.zeros(0, 32)
+    before = language.states(ids, NOWHERE, visual)
     ids[0, 6] = 1 + ids[0, 6] % 40
-    after = language.states(ids, mask, visual)
+    after = language.states(ids, NOWHERE, visual)
     torch.testing.assert_close(after[:, :6], before[:, :6], rtol=0, atol=1e-6)
     assert (after[:, 6:] - before[:, 6:]).abs().amax(-1).min() > 1e-3
 
 
 def test_states_are_normalised_and_give_the_models_own_logits(language: LanguageModel) -> None:
     ids = torch.randint(1, 50, (2, 10), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    states = language.states(ids, mask, torch.zeros(0, 32))
+    states = language.states(ids, NOWHERE, torch.zeros(0, 32))
     torch.testing.assert_close(states.pow(2).mean(-1), torch.ones(2, 10), rtol=1e-2, atol=0)
     torch.testing.assert_close(language.logits(states), language.llama(input_ids=ids).logits, rtol=0, atol=1e-6)
 
@@ -127,29 +135,79 @@ def test_head_and_embeddings_are_not_tied(glus: Glus) -> None:
     assert llama.lm_head.weight.data_ptr() != llama.model.embed_tokens.weight.data_ptr()
 
 
-def test_reading_on_gives_the_states_of_reading_at_once(language: LanguageModel) -> None:
-    """A beginning that two sequences share, then their own tokens; the states are those of whole sequences."""
+@pytest.fixture
+def begin_and_ends() -> tuple[torch.Tensor, torch.Tensor]:
+    """A beginning that two sequences share, and their own tokens."""
     generator = torch.Generator().manual_seed(0)
-    begin, ends = torch.randint(1, 50, (1, 4), generator=generator), torch.randint(1, 50, (2, 5), generator=generator)
-    whole = torch.cat([begin.expand(2, -1), ends], dim=1)
-    expected = language.states(whole, torch.ones_like(whole, dtype=torch.bool), torch.zeros(0, 32))
-    embed = language.llama.model.embed_tokens
-    with torch.inference_mode():
-        nothing, past = language.extend(embed(begin), torch.arange(4)[None])
-        reads = torch.tensor([[4, 0], [2, 4]])
-        states, new = language.extend(embed(ends), torch.arange(4, 9).expand(2, -1), reads, past=[past])
-    assert nothing is None
-    assert (past.length, new.length) == (4, 5)
-    torch.testing.assert_close(states, expected[torch.arange(2)[:, None], reads + 4], rtol=0, atol=1e-6)
+    return torch.randint(1, 50, (1, 4), generator=generator), torch.randint(1, 50, (2, 5), generator=generator)
 
 
-def test_sequences_continue_the_row_they_are_told(language: LanguageModel) -> None:
-    ids = torch.randint(1, 50, (2, 6), generator=torch.Generator().manual_seed(0))
-    expected = language.states(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(0, 32))
+def _whole(language: LanguageModel, *parts: torch.Tensor) -> torch.Tensor:
+    """States of sequences that are read at once."""
+    return language.states(torch.cat(parts, dim=1), NOWHERE, torch.zeros(0, 32))
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["all heads have keys", "two heads share keys"])
+def test_reading_on_gives_the_states_of_reading_at_once(
+    begin_and_ends: tuple[torch.Tensor, torch.Tensor], grouped: bool
+) -> None:
+    torch.manual_seed(0)
+    architecture = {**ARCHITECTURE, "num_key_value_heads": 1} if grouped else ARCHITECTURE
+    language = LanguageModel(build_llama(architecture, vocab_size=50)).eval()
+    begin, ends = begin_and_ends
+    embed, positions = language.llama.model.embed_tokens, torch.arange(9)
+    with torch.inference_mode():
+        first = language.prefill(embed(begin[:, :3]), positions[None, :3])
+        second = language.prefill(embed(begin[:, 3:]), positions[None, 3:4], [first])
+        states = language.continued_states(embed(ends), positions[4:].expand(2, -1), [first, second])
+    assert (first.length, second.length) == (3, 1)
+    torch.testing.assert_close(states, _whole(language, begin.expand(2, -1), ends)[:, 4:], rtol=0, atol=2e-6)
+
+
+def test_sequences_continue_the_row_they_are_told(
+    language: LanguageModel, begin_and_ends: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    _, ids = begin_and_ends
     embed = language.llama.model.embed_tokens
     with torch.inference_mode():
-        _, past = language.extend(embed(ids[:, :5]), torch.arange(5).expand(2, -1))
-        swapped = past.of_rows(torch.tensor([1, 0]))
-        reads, positions = torch.zeros(2, 1, dtype=torch.int64), torch.full((2, 1), 5)
-        states, _ = language.extend(embed(ids.flip(0)[:, 5:]), positions, reads, past=[swapped])
-    torch.testing.assert_close(states[:, 0], expected.flip(0)[:, 5], rtol=0, atol=1e-6)
+        prefix = language.prefill(embed(ids[:, :4]), torch.arange(4).expand(2, -1))
+        swapped = prefix.of_rows(torch.tensor([1, 0]))
+        states = language.continued_states(embed(ids.flip(0)[:, 4:]), torch.full((2, 1), 4), [swapped])
+    torch.testing.assert_close(states[:, 0], _whole(language, ids).flip(0)[:, 4], rtol=0, atol=2e-6)
+
+
+def test_tokens_see_what_they_are_told(
+    language: LanguageModel, begin_and_ends: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """Two endings of one trunk, the second blind to the first: the states of two sequences."""
+    begin, ends = begin_and_ends
+    tokens = torch.cat([ends[0], ends[1]])[None]
+    sees = torch.block_diag(*[torch.ones(5, 5).tril()] * 2).bool()[None]
+    embed, positions = language.llama.model.embed_tokens, torch.arange(4, 9).repeat(2)[None]
+    with torch.inference_mode():
+        prefix = language.prefill(embed(begin), torch.arange(4)[None])
+        states = language.continued_states(embed(tokens), positions, [prefix], sees)
+    expected = _whole(language, begin.expand(2, -1), ends)[:, 4:].flatten(0, 1)
+    torch.testing.assert_close(states[0], expected, rtol=0, atol=2e-6)
+
+
+def test_only_what_is_continued_is_kept(
+    language: LanguageModel, begin_and_ends: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of a layer are gone when the next one runs."""
+    begin, ends = begin_and_ends
+    alive: list[weakref.ref] = []
+    counts: list[int] = []
+    update = PrefixCache.update
+
+    def watched(cache: PrefixCache, keys: torch.Tensor, *others: Any, **options: Any) -> Any:
+        counts.append(sum(one() is not None for one in alive))
+        alive.append(weakref.ref(keys))
+        return update(cache, keys, *others, **options)
+
+    embed = language.llama.model.embed_tokens
+    with torch.inference_mode():
+        prefix = language.prefill(embed(begin), torch.arange(4)[None])
+        monkeypatch.setattr(PrefixCache, "update", watched)
+        language.continued_states(embed(ends), torch.arange(4, 9).expand(2, -1), [prefix])
+    assert counts == [0, 0]

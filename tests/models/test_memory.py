@@ -5,26 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from glus.models.memory import FrameMemory, Memory, MemoryBank, memory_frames
+from glus.models.memory import MemoryBank, Recalled, memory_frames
 
 
-def _holding(numbers: list[int]) -> FrameMemory:
-    """A number for each row, in keys and (negative) values of two layers."""
-    keys = torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 1, 9, 2)
-    return FrameMemory(((keys, -keys), (keys + 0.5, -keys - 0.5)))
+def _holding(numbers: list[int]) -> torch.Tensor:
+    """A number for each row: (N, 2, 3, 3)."""
+    return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 2, 3, 3)
 
 
-def _memory(frame: int, rows: int) -> FrameMemory:
+def _memory(frame: int, rows: int) -> torch.Tensor:
     """Row r of frame f holds the number 100 f + r."""
     return _holding([100 * frame + row for row in range(rows)])
 
 
-def _numbers(memory: Memory) -> list[int]:
-    """What ``_holding`` was given; all tensors of the memory must agree."""
-    (keys, values), (more_keys, more_values) = (memory.layer(number) for number in range(2))
-    for part, expected in ((values, -keys), (more_keys, keys + 0.5), (more_values, -keys - 0.5)):
-        assert torch.equal(part, expected)
-    return [int(number) for number in keys[:, 0, 0, 0]]
+def _numbers(recalled: Recalled) -> list[list[int]]:
+    """What ``_holding`` was given: the memories of each row, oldest first."""
+    if recalled.memories_NTChw is None:
+        return [[] for _ in recalled.rows]
+    return recalled.memories_NTChw[:, :, 0, 0, 0].int().tolist()
 
 
 def _closed_form(frame: int, num_frames: int, stride: int) -> list[int]:
@@ -55,17 +53,18 @@ def test_memory_counts_of_the_published_setting() -> None:
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 7])
 def test_nothing_needed_is_forgotten_and_the_bank_stays_small(stride: int, num_frames: int) -> None:
     bank = MemoryBank(num_frames, stride)
+    each = _memory(0, 1).numel() * 4
     for frame in range(500):
         (recalled,) = bank.recall({0: frame, 1: frame})
-        frames = [_numbers(memory)[0] // 100 for memory in recalled.memories]
-        assert frames == memory_frames(frame, num_frames, stride)
+        expected = [100 * step for step in memory_frames(frame, num_frames, stride)]
+        assert _numbers(recalled) == [expected, [number + 1 for number in expected]]
         bank.store({0: frame, 1: frame}, _memory(frame, 2))
-        assert len(bank) <= 2 * num_frames
+        assert bank.nbytes <= 2 * num_frames * each
 
 
 @pytest.mark.parametrize("starts", [[0] * 10, list(range(10))])
 def test_rows_that_fall_silent_or_start_late_hold_no_more_than_they_can_read(starts: list[int]) -> None:
-    """7 memories for each, and one more before the frame that it cannot be read in; but tensors are shared."""
+    """7 memories for each, and one more before the frame that it cannot be read in."""
     bank = MemoryBank(num_frames=7, stride=3)
     most = 0
     for frame in range(500):
@@ -76,23 +75,21 @@ def test_rows_that_fall_silent_or_start_late_hold_no_more_than_they_can_read(sta
             bank.store(answering, _holding([1000 * row + step for row, step in answering.items()]))
         following = {row: step + 1 for row, step in answering.items()}
         for recalled in bank.recall(following):
-            for slot, row in enumerate(recalled.rows):
-                read = [_numbers(memory)[slot] - 1000 * row for memory in recalled.memories]
-                assert read == memory_frames(following[row], 7, 3)
-        most = max(most, len(bank))
-    assert most <= 8 * len(starts)
-    assert len(bank) == 0
+            for row, numbers in zip(recalled.rows, _numbers(recalled), strict=True):
+                assert [number - 1000 * row for number in numbers] == memory_frames(following[row], 7, 3)
+        most = max(most, bank.nbytes)
+    assert most <= 8 * len(starts) * _memory(0, 1).numel() * 4
+    assert bank.nbytes == 0
 
 
-def test_a_failed_row_leaves_a_hole_for_itself_alone() -> None:
+def test_a_failed_row_leaves_a_gap_for_itself_alone() -> None:
     bank = MemoryBank(num_frames=3, stride=1)
     stored = {0: [0, 1, 2], 1: [0, 2], 2: [2, 0], 3: [1]}
     for frame, rows in stored.items():
         bank.store(dict.fromkeys(rows, frame), _holding([100 * frame + row for row in rows]))
     read: dict[int, list[int]] = {}
     for recalled in bank.recall({2: 4, 1: 4, 0: 4}):
-        for slot, row in enumerate(recalled.rows):
-            read[row] = [_numbers(memory)[slot] for memory in recalled.memories]
+        read |= zip(recalled.rows, _numbers(recalled), strict=True)
     assert read == {0: [100, 200], 1: [301], 2: [102, 202]}
 
 
@@ -102,32 +99,32 @@ def test_rows_with_equally_many_memories_of_different_frames_go_together() -> No
     bank.store({0: 1}, _holding([100]))
     bank.store({1: 2}, _holding([201]))
     (recalled,) = bank.recall({0: 3, 1: 3})
-    assert [_numbers(memory) for memory in recalled.memories] == [[0, 1], [100, 201]]
+    assert _numbers(recalled) == [[0, 100], [1, 201]]
 
 
 def test_rows_that_remember_nothing_come_without_memories() -> None:
     bank = MemoryBank(num_frames=7, stride=1)
     (recalled,) = bank.recall({0: 0, 1: 0})
-    assert (recalled.rows, recalled.memories) == ([0, 1], [])
+    assert recalled == ([0, 1], None)
     bank.store({1: 0}, _memory(0, 1))
-    groups = {tuple(group.rows): len(group.memories) for group in bank.recall({0: 1, 1: 1})}
-    assert groups == {(0,): 0, (1,): 1}
+    groups = {tuple(recalled.rows): _numbers(recalled) for recalled in bank.recall({0: 1, 1: 1})}
+    assert groups == {(0,): [[]], (1,): [[0]]}
 
 
 def test_a_bank_that_is_off_stores_nothing() -> None:
     bank = MemoryBank(num_frames=7, stride=1, enabled=False)
     bank.store({0: 0}, _memory(0, 1))
-    assert len(bank) == 0
-    assert next(bank.recall({0: 1})).memories == []
+    assert bank.nbytes == 0
+    assert bank.recall({0: 1}) == [([0], None)]
 
 
 def test_gradients_reach_what_was_stored() -> None:
     bank = MemoryBank(num_frames=7, stride=1)
-    source = torch.ones(2, 1, 9, 2, requires_grad=True)
-    bank.store({0: 0, 1: 0}, FrameMemory(((source * 2, source * 3),)))
-    bank.store({0: 1}, FrameMemory(((source[:1] * 5, source[:1] * 7),)))
-    bank.store({1: 2}, FrameMemory(((source[1:] * 11, source[1:] * 13),)))
-    (recalled,) = bank.recall({1: 3, 0: 3})  # a frame of both, and a hole for each
-    read = sum(part.sum() for memory in recalled.memories for part in memory.layer(0))
-    (gradient,) = torch.autograd.grad(read, source)
-    assert gradient[:, 0, 0, 0].tolist() == [2 + 3 + 5 + 7, 2 + 3 + 11 + 13]
+    source = torch.ones(2, 1, 3, 3, requires_grad=True)
+    bank.store({0: 0, 1: 0}, source * 5)
+    bank.store({0: 1}, source[:1] * 7)
+    bank.store({1: 2}, source[1:] * 13)
+    (recalled,) = bank.recall({1: 3, 0: 3})  # a frame of both, and a gap for each
+    assert recalled.memories_NTChw is not None
+    (gradient,) = torch.autograd.grad(recalled.memories_NTChw.sum(), source)
+    assert gradient[:, 0, 0, 0].tolist() == [5 + 7, 5 + 13]

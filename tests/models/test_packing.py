@@ -1,4 +1,4 @@
-"""Packed conversations give what separate ones give: positions, attention, losses, gradients."""
+"""Packed conversations give what separate ones give: losses and gradients."""
 
 from __future__ import annotations
 
@@ -14,37 +14,17 @@ from glus.data.collate import pad_conversations
 from glus.data.packing import unpack_conversations
 from glus.losses.build import build_objective
 from glus.models.glus import Glus
-from glus.models.packing import packed_attention, packed_positions
 from glus.structures import Batch, GlusOutput
 
 BatchMaker = Callable[..., Batch]
-SEGMENTS = torch.tensor([[0, 0, 1, 1, 2, 2, 2], [1, 1, 2, 2, -1, -1, -1], [0, 0, 0, 0, 0, 0, -1]])
-
-
-def test_each_rest_follows_the_common_beginning() -> None:
-    positions = packed_positions(SEGMENTS)
-    assert positions[0].tolist() == [0, 1, 2, 3, 2, 3, 4]
-    assert positions[1, :4].tolist() == [0, 1, 0, 1]
-    assert positions[2, :6].tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_a_token_sees_the_common_beginning_and_its_own_past() -> None:
-    seen = packed_attention(SEGMENTS, torch.float32)[:, 0] == 0
-    assert [row.nonzero().flatten().tolist() for row in seen[0]] == [
-        *([0], [0, 1], [0, 1, 2], [0, 1, 2, 3]),
-        *([0, 1, 4], [0, 1, 4, 5], [0, 1, 4, 5, 6]),
-    ]
-    assert [row.nonzero().flatten().tolist() for row in seen[1]][:4] == [[0], [0, 1], [2], [2, 3]]
-    assert seen.any(-1).all()  # padding too: an empty row of scores would be NaN
-    assert not seen[2, :6, 6].any()
 
 
 def _separate(glus: Glus, batch: Batch) -> GlusOutput:
     """The forward pass with each conversation in a row of its own, under the LLM's plain causal attention."""
-    ids_NL, mask_NL, positions_NQ = pad_conversations(unpack_conversations(batch), pad_id=0)
+    ids_NL, placeholders_M, positions_NQ = pad_conversations(unpack_conversations(batch), pad_id=0)
     tokens_BFPD = glus.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], dim=1))
     visual_MD = tokens_BFPD[batch.video_index].flatten(0, 2)
-    states_NLD = glus.language.states(ids_NL, mask_NL, visual_MD)
+    states_NLD = glus.language.states(ids_NL, placeholders_M, visual_MD)
     embeds_NQC, logits_NQV = glus.answer(states_NLD[torch.arange(len(ids_NL))[:, None], positions_NQ])
     return GlusOutput(logits_NQV, embeds_NQC, glus.segment_clip(batch.query_frames, batch.video_index, embeds_NQC))
 

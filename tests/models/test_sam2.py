@@ -13,7 +13,6 @@ import torch
 
 from glus.models.build import LoadedModel
 from glus.models.glus import Glus
-from glus.models.memory import FrameMemory
 from glus.models.sam2 import (
     SAM2_MEAN,
     SAM2_STD,
@@ -52,21 +51,21 @@ def _prompts(segmenter: Sam2Segmenter, count: int = 2) -> torch.Tensor:
 
 def _encoded(segmenter: Sam2Segmenter, count: int) -> list[EncodedMemory]:
     """Of two rows, from random masks."""
-    conditioned = segmenter.condition(_features(segmenter), [])
+    conditioned = segmenter.condition(_features(segmenter), None)
     generator = torch.Generator().manual_seed(2)
     return [segmenter.memorize(conditioned, 5 * torch.randn(2, 16, 16, generator=generator)) for _ in range(count)]
 
 
-def _memories(segmenter: Sam2Segmenter, count: int) -> list[FrameMemory]:
-    """What is kept of them."""
-    return [segmenter.project(encoded) for encoded in _encoded(segmenter, count)]
+def _memories(segmenter: Sam2Segmenter, count: int) -> torch.Tensor:
+    """What is read of them: (2, count, C_mem, h, w)."""
+    return torch.stack([encoded.features_NChw for encoded in _encoded(segmenter, count)], dim=1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_builds_at_any_size(variant: str, overrides: dict[str, Any]) -> None:
     small = {**overrides, "image_encoder.trunk.window_spec": [8, 4, 14, 7]}
     segmenter = Sam2Segmenter(build_sam2(variant, small), multimask_fallback=False).eval()
-    decoded = segmenter.decode(segmenter.condition(_features(segmenter), []), _prompts(segmenter))
+    decoded = segmenter.decode(segmenter.condition(_features(segmenter), None), _prompts(segmenter))
     assert decoded.logits_Nmm.shape == (2, 16, 16)
 
 
@@ -186,7 +185,7 @@ def test_the_prompt_of_any_mask_is_finite_and_as_long_as_a_clicks(segmenter: Sam
 
 def test_without_memories_the_no_memory_embedding_is_added(segmenter: Sam2Segmenter) -> None:
     frame = _features(segmenter)
-    conditioned = segmenter.condition(frame, [])
+    conditioned = segmenter.condition(frame, None)
     expected = frame.image_NChw + segmenter.sam.no_mem_embed.view(1, -1, 1, 1)
     assert torch.equal(conditioned.image_NChw, expected)
     assert conditioned.high_NChw is frame.high_NChw
@@ -196,9 +195,9 @@ def test_memories_are_an_unordered_set(segmenter: Sam2Segmenter) -> None:
     frame, memories = _features(segmenter), _memories(segmenter, 3)
     forward = segmenter.condition(frame, memories).image_NChw
     torch.testing.assert_close(
-        segmenter.condition(frame, [memories[i] for i in (2, 0, 1)]).image_NChw, forward, rtol=0, atol=1e-6
+        segmenter.condition(frame, memories[:, [2, 0, 1]]).image_NChw, forward, rtol=0, atol=1e-6
     )
-    assert (segmenter.condition(frame, memories[:2]).image_NChw - forward).abs().max() > 1e-5
+    assert (segmenter.condition(frame, memories[:, :2]).image_NChw - forward).abs().max() > 1e-5
 
 
 def _cells(maps_NChw: torch.Tensor) -> torch.Tensor:
@@ -227,7 +226,7 @@ def test_memories_are_read_as_sam2s_own_attention_reads_them(
         if hasattr(module, f"pos_enc_at_{switched}"):
             setattr(module, f"pos_enc_at_{switched}", not getattr(module, f"pos_enc_at_{switched}"))
     frame, encoded = _features(segmenter), _encoded(segmenter, 3)
-    memories = [segmenter.project(memory) for memory in encoded]
+    memories = torch.stack([memory.features_NChw for memory in encoded], dim=1)
     torch.manual_seed(1)
     expected = attention(
         curr=_cells(frame.image_NChw),
@@ -243,7 +242,7 @@ def test_memories_are_read_as_sam2s_own_attention_reads_them(
 
 def test_a_frame_of_one_row_stands_for_every_row(segmenter: Sam2Segmenter) -> None:
     frame, prompts = _features(segmenter).frame(1), _prompts(segmenter)
-    for memories in ([], _memories(segmenter, 2)):
+    for memories in (None, _memories(segmenter, 2)):
         one = segmenter.condition(frame, memories)
         each = segmenter.condition(frame.rows([0, 0]), memories)
         decoded, expected = segmenter.decode(one, prompts), segmenter.decode(each, prompts)
@@ -253,7 +252,7 @@ def test_a_frame_of_one_row_stands_for_every_row(segmenter: Sam2Segmenter) -> No
 
 
 def test_memory_is_soft_and_made_of_the_conditioned_feature(segmenter: Sam2Segmenter) -> None:
-    conditioned = segmenter.condition(_features(segmenter), [])
+    conditioned = segmenter.condition(_features(segmenter), None)
     logits = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(3))
     base = segmenter.memorize(conditioned, logits).features_NChw
     mask = torch.nn.functional.interpolate(logits[:, None], (64, 64), mode="bilinear", align_corners=False)
@@ -302,21 +301,24 @@ def test_an_unstable_mask_gives_way_to_the_best_alternative(segmenter: Sam2Segme
 def test_frozen_parts_build_no_graph(segmenter: Sam2Segmenter, trained: bool) -> None:
     segmenter.requires_grad_(False)
     segmenter.sam.memory_encoder.requires_grad_(trained)
+    segmenter.note_trained()
     assert not _features(segmenter).image_NChw.requires_grad
     (memory,) = _encoded(segmenter, 1)
-    assert memory.features_NChw.requires_grad is trained
+    assert not memory.features_NChw.requires_grad  # its history is cut
     segmenter.sam.image_encoder.requires_grad_(trained)
+    segmenter.note_trained()
     assert _features(segmenter).image_NChw.requires_grad is trained
 
 
 def test_memory_gradient_flows_through_frozen_modules(segmenter: Sam2Segmenter) -> None:
     segmenter.requires_grad_(False)
-    conditioned = segmenter.condition(_features(segmenter), [])
+    segmenter.note_trained()
+    conditioned = segmenter.condition(_features(segmenter), None)
     logits = torch.zeros(2, 16, 16, requires_grad=True)
     assert not segmenter.memorize(conditioned, logits).features_NChw.requires_grad
     segmenter.memory_gradient = True
-    memory = segmenter.project(segmenter.memorize(conditioned, logits))
-    attended = segmenter.condition(_features(segmenter), [memory])
+    memory = segmenter.memorize(conditioned, logits).features_NChw
+    attended = segmenter.condition(_features(segmenter), memory[:, None])
     (gradient,) = torch.autograd.grad(attended.image_NChw.square().sum(), logits)
     assert gradient.abs().max() > 0
 

@@ -172,9 +172,9 @@ def pretrain_llm(
         ]
         conversations, visual = [row.conversation for row in rows], [row.features_FPC for row in rows]
         labels = [label for row in rows for label in row.labels]
-        ids_NL, mask_NL, positions_NQ = pad_conversations(conversations, tokenizer.vocabulary.pad_id)
+        ids_NL, placeholders_M, positions_NQ = pad_conversations(conversations, tokenizer.vocabulary.pad_id)
         visual_MD = glus.projector(torch.stack(visual)).flatten(0, 2)
-        states_NLD = glus.language.states(ids_NL, mask_NL, visual_MD)
+        states_NLD = glus.language.states(ids_NL, placeholders_M, visual_MD)
         states_RD = torch.cat([states[positions] for states, positions in zip(states_NLD, positions_NQ, strict=True)])
         loss, values = head(states_RD, labels)
         answer = seg_cross_entropy(glus.language.logits(states_RD), tokenizer.vocabulary.seg_id).mean()

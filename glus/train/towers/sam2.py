@@ -60,6 +60,7 @@ def pretrain_sam2(
     """
     words, head = WordPrompts(segmenter.width), PatchHead(segmenter.width, pool=1)
     segmenter.train().requires_grad_(True)
+    segmenter.note_trained()
     segmenter.memory_gradient = True
     optimizer = TowerOptimizer([segmenter, words, head], learning_rate, steps)
     for step in range(steps):
@@ -86,6 +87,7 @@ def pretrain_sam2(
             values["iou_later"] = torch.cat(ious[1:]).mean()
         report(step, {name: float(value) for name, value in values.items()})
     segmenter.requires_grad_(False).eval()
+    segmenter.note_trained()
     segmenter.memory_gradient = False
 
 
