@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -52,14 +55,26 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def count_operations() -> FlopCounterMode:
-    """A context in which torch counts operations; on a CPU those of attention too, which it leaves out."""
+    """A context in which torch counts operations. Causal attention counts half of the square, since its kernels leave
+    out what is hidden; on a CPU attention is counted too, which torch leaves out."""
+    kernels = [
+        getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention{ending}")
+        for name, ending in product(("flash", "efficient"), ("", "_backward"))
+    ]
+    kernels += [
+        getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{end}") for end in ("", "_backward")
+    ]
+    return FlopCounterMode(display=False, custom_mapping={kernel: _attention_count(kernel) for kernel in kernels})
 
-    def forward(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
-        return sdpa_flop_count(query, key, value)
 
-    def backward(gradient: torch.Size, *shapes: torch.Size, **_: object) -> int:
-        return sdpa_backward_flop_count(gradient, *shapes[:3])
+def _attention_count(kernel: Any) -> Callable[..., int]:
+    """Counts the operations of a call, given its arguments, tensors as shapes."""
+    names = [argument.name for argument in kernel.default._schema.arguments]
+    count, number = (sdpa_flop_count, 3) if names[0] == "query" else (sdpa_backward_flop_count, 4)
+    causal = names.index("is_causal")
 
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return FlopCounterMode(display=False, custom_mapping={attention: forward, attention_backward: backward})
+    def operations(*arguments: Any, **options: Any) -> int:
+        is_causal = arguments[causal] if len(arguments) > causal else options.get("is_causal", False)
+        return count(*arguments[:number]) // (2 if is_causal else 1)
+
+    return operations
