@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ def prediction_identity(
         del values["model"]["llm"][irrelevant]
     for irrelevant in ("chunk_frames", "token_budget", "memory_gb"):
         del values["inference"][irrelevant]
-    files = sorted([*model_folder.glob("*.safetensors"), *model_folder.glob("tokenizer.model")])
-    files.append(model_folder / "added_tokens.json")
+    names = ("model*.safetensors", "trained.safetensors", "tokenizer.model", "added_tokens.json")
+    files = sorted(file for name in names for file in model_folder.glob(name))  # without a checkpoint's optimizer
+    with ThreadPoolExecutor() as pool:  # files of many gigabytes, side by side
+        digests = dict(zip((file.name for file in files), pool.map(_sha256, files), strict=True))
     sentences = "\n".join(json.dumps([e.video, e.exp_id, e.text, e.frames]) for e in expressions)
     return {
         "dataset": {
@@ -48,7 +51,7 @@ def prediction_identity(
             "split": dataset.split,
             "expressions": hashlib.sha256(sentences.encode()).hexdigest(),
         },
-        "weights": {file.name: _sha256(file) for file in files if file.is_file()},
+        "weights": digests,
         "key_frames": _sha256(Path(key_frames)) if key_frames else None,
         **values,
     }

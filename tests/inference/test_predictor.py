@@ -67,6 +67,7 @@ SETTINGS = {
     "spread query frames": {"frames": FramesConfig(2, 3, QuerySampling.uniform)},
     "tiny chunks and batches": {"chunk_frames": 1, "token_budget": 1},
     "odd chunks": {"frames": FramesConfig(2, 3), "chunk_frames": 3, "token_budget": 300},
+    "one sentence at a time": {"frames": FramesConfig(2, 3), "memory_gb": 1e-9},
 }
 
 
@@ -79,7 +80,7 @@ def test_masks_are_those_of_the_plain_procedure(seg_model, settings):
         assert_same(masks_THW, plain_logits(seg_model, video, text, **settings))
 
 
-@pytest.mark.parametrize("settings", [{}, {"chunk_frames": 2}, {"window": Window.clips}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"chunk_frames": 2, "memory_gb": 1e-9}, {"window": Window.clips}], ids=str)
 def test_key_frames_start_two_passes_each(seg_model, settings):
     video, key_frames = ArrayVideo(7), [3, 0, 6]
     results = run(seg_model, video, key_frames=key_frames, memory_stride=2, **settings)
@@ -112,6 +113,25 @@ def test_exactly_what_is_needed_is_computed(seg_model, texts):
     assert counts["memory encoder calls"] == counts["memory attention calls"] == num_frames - 1
     assert counts["LLM head tokens"] == num_frames * len(texts)
     assert counts["LLM tokens"] <= token_bound(one, texts, num_frames)
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3]), (100, [3])])
+def test_sentences_pass_sam2_in_groups_that_fit_the_memory(seg_model, rows, groups):
+    """The same masks and memories in groups of any size, which the byte budget decides."""
+    segmenter = seg_model.glus.segmenter
+    taken, decode = [], segmenter.decode
+    one = predictor(seg_model, FramesConfig(2, 2))
+    room = rows * segmenter.step_bytes(seg_model.glus.memory_frames, SIZE)
+    grouped = predictor(seg_model, FramesConfig(2, 2), memory_gb=room / 2**30)
+    expected = list(one.segment(ArrayVideo(6), TEXTS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmenter, "decode", lambda *a: (taken.append(len(a[1])), decode(*a))[1])
+        results = list(grouped.segment(ArrayVideo(6), TEXTS))
+    assert taken == groups * 6
+    for result, its_expected in zip(results, expected, strict=True):
+        assert (result.frame, result.rows) == (its_expected.frame, its_expected.rows)
+        np.testing.assert_array_equal(result.masks_RHW, its_expected.masks_RHW)
+    np.testing.assert_array_equal(grouped.score_frames(ArrayVideo(6), TEXTS), one.score_frames(ArrayVideo(6), TEXTS))
 
 
 def test_more_is_shared_than_the_prefix(seg_model):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from glus.models import sam2
 from glus.models.build import LoadedModel
 from glus.models.glus import Glus
 from glus.models.sam2 import (
@@ -238,6 +239,18 @@ def test_memories_are_read_as_sam2s_own_attention_reads_them(
     conditioned = segmenter.condition(frame, memories)
     torch.testing.assert_close(_cells(conditioned.image_NChw), expected, rtol=0, atol=1e-6)
     assert encoded[0].position_1Chw.std() > 0.1
+
+
+def test_many_frames_are_encoded_in_parts(segmenter: Sam2Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of all frames are rows of one batch, of which CUDA takes 65,535."""
+    expected = _features(segmenter, 5)
+    taken: list[int] = []
+    segmenter.sam.image_encoder.register_forward_pre_hook(lambda _, inputs: taken.append(len(inputs[0])))
+    monkeypatch.setattr(sam2, "MAX_ENCODED", 2)
+    parted = _features(segmenter, 5)
+    assert taken == [2, 2, 1]
+    torch.testing.assert_close(parted.flat(), expected.flat(), rtol=0, atol=1e-6)
+    assert torch.equal(parted.position_1Chw, expected.position_1Chw)
 
 
 def test_a_frame_of_one_row_stands_for_every_row(segmenter: Sam2Segmenter) -> None:

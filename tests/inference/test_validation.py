@@ -1,0 +1,77 @@
+"""Validation during training: the scores of whole videos, folded frame by frame."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from glus.config import DatasetConfig
+from glus.data.frames import DatasetVideo, FrameStore, VideoSource
+from glus.data.index import by_video, read_expressions
+from glus.data.masks import open_masks
+from glus.evaluation.metrics import boundary_accuracy, region_similarity
+from glus.inference.validation import Validation
+from glus.structures import Expression, FrameResult
+
+METRICS = {"J": region_similarity, "F": boundary_accuracy}
+
+
+class Guessing:
+    """Answers with random boxes, first one half of the sentences in every frame, then the other."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.alive: list[weakref.ref] = []
+        self.most_alive = 0
+
+    def segment(self, video: VideoSource, texts: Sequence[str]) -> Iterator[FrameResult]:
+        """Results as key frames give them: not all sentences at once."""
+        height, width = video.read(0).shape[:2]
+        for rows in (range(0, len(texts), 2), range(1, len(texts), 2)):
+            for frame in range(len(video)):
+                masks = np.stack([box(row, frame, height, width) for row in rows])
+                self.alive.append(weakref.ref(masks))
+                count = len(rows)
+                yield FrameResult(frame, tuple(rows), masks, np.ones(count, np.float32), np.ones(count, bool))
+                del masks
+                gc.collect()
+                self.most_alive = max(self.most_alive, sum(one() is not None for one in self.alive))
+
+
+def box(row: int, frame: int, height: int, width: int) -> np.ndarray:
+    """(H, W) bool."""
+    rng = np.random.default_rng((row, frame))
+    (top, bottom), (left, right) = (np.sort(rng.integers(0, side, 2)) for side in (height, width))
+    mask = np.zeros((height, width), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def test_the_mean_over_expressions_of_the_mean_over_frames(dataset: DatasetConfig) -> None:
+    predictor = Guessing()
+    scores = Validation(predictor, dataset, METRICS, num_videos=2)()  # type: ignore[arg-type]
+    masks, expected = open_masks(dataset), {name: [] for name in METRICS}
+    for video in by_video(read_expressions(dataset))[:2]:
+        frames = range(len(video[0].frames))
+        for row, expression in enumerate(video):
+            size = masks_size(dataset, expression)
+            predicted = np.stack([box(row, frame, *size) for frame in frames])
+            target = masks.read(expression, frames, size)
+            for name, metric in METRICS.items():
+                expected[name].append(metric(predicted, target).mean())
+    for name, values in expected.items():
+        assert scores[name] == pytest.approx(100 * np.mean(values), rel=1e-9)
+    assert scores["J&F"] == pytest.approx((scores["J"] + scores["F"]) / 2)
+    assert predictor.most_alive <= 1, "masks of a whole video may fill gigabytes"
+
+
+def masks_size(dataset: DatasetConfig, expression: Expression) -> tuple[int, int]:
+    """Of the frames of an expression's video."""
+    pixels = DatasetVideo(FrameStore(dataset), expression.video, expression.frames).read(0)
+    return pixels.shape[0], pixels.shape[1]
