@@ -1,8 +1,8 @@
 """Runs ``scripts/train.py`` again and again, each time in forked processes, with a fault at a chosen place.
 
 Importing what training needs takes longer than a tiny training; here it is done once. Requests are lines of JSON:
-``{"config": file, "fault": [name, rank, step], "processes": number, "env": {}}``. Steps count from 1. A fault happens
-on one rank only, when it trains that step.
+``{"config": file, "fault": [name, rank, step], "processes": number, "env": {}, "deepspeed": {}}``, the last of which
+changes DeepSpeed's config. Steps count from 1. A fault happens on one rank only, when it trains that step.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from omegaconf import OmegaConf
 
 from glus import distributed
 from glus.config import TrainConfig, load_config
+from glus.losses.contrastive import ContrastiveQueue
 from glus.models.weight_files import Float32File
 from glus.structures import GlusOutput
+from glus.train import engine as engine_module
 from glus.train.checkpoint import Checkpoints
 from glus.train.engine import Engine
 from glus.train.trainer import Trainer
@@ -62,6 +64,9 @@ class Fault:
         _before(Trainer, "train_step", self._start_step)
         if self.name in (*OUTPUTS, "nan_gradient", "huge_masks", "hang"):
             _after(Engine, "__call__", self._spoil)
+        if self.name == "no_contrastive_terms":
+            _after(ContrastiveQueue, "count_terms", lambda count, *_: 0 if self.is_due else count)
+            _after(ContrastiveQueue, "candidates", lambda found, *_: [None] * len(found) if self.is_due else found)
         if self.name == "kill_while_saving":
             _before(Float32File, "append", lambda *_: self.is_due and os.kill(os.getpid(), signal.SIGKILL))
         if self.name == "disk_full":
@@ -98,6 +103,17 @@ class Fault:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
 
+def change_deepspeed_config(changes: dict[str, Any]) -> None:
+    """Let engines be made with other values of DeepSpeed's settings, by section."""
+    make = engine_module._deepspeed_config
+
+    def make_other(*args: Any) -> dict[str, Any]:
+        config = make(*args)
+        return config | {section: config[section] | values for section, values in changes.items()}
+
+    engine_module._deepspeed_config = make_other
+
+
 def run_rank(request: dict[str, Any], rank: int, port: int) -> None:
     """Train as one of the ranks, in a forked process of its own that writes to a file of its own."""
     output = os.open(f"{request['config']}.rank_{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -106,6 +122,7 @@ def run_rank(request: dict[str, Any], rank: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(request["processes"])}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **request["env"]}
     Fault(*request["fault"]).install()
+    change_deepspeed_config(request["deepspeed"])
     sys.argv = ["scripts/train.py"]
     try:
         sys.exit(train.train(load_config(TrainConfig, OmegaConf.load(request["config"]))))
