@@ -10,6 +10,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""What torch reads about CUDA's memory when it first takes some: the first name, or in older versions the second."""
+LARGE_MODEL = 10**9
+"""Parameters of an LLM that nobody runs on a CPU unless on purpose."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -42,11 +46,40 @@ def device() -> torch.device:
 
 
 def use_device() -> torch.device:
-    """The device of this process; a GPU becomes the one that streams and memory are of where none is named."""
+    """The device of this process; a GPU becomes the one that streams and memory are of where none is named.
+
+    Micro-batches and prompts have many lengths. So memory grows in segments that fit any of them (unless the
+    environment says how it should), and attention is left to kernels that need no plan per shape: cuDNN, which torch
+    prefers on H100 and newer, makes one in about half a second, per thread.
+    """
     chosen = device()
     if chosen.type == "cuda":
+        if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
+            os.environ |= dict.fromkeys(ALLOCATOR_VARIABLES, "expandable_segments:True")
         torch.cuda.set_device(chosen)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return chosen
+
+
+def check_size(num_parameters: int, allow_cpu: bool) -> None:
+    """Refuse to run a large model on the CPU unless somebody asks for it.
+
+    A GPU that torch cannot use, for instance because its driver is too old, is as good as none, and says so by a
+    warning alone.
+
+    Args:
+        num_parameters: of the LLM.
+        allow_cpu: somebody asks for it.
+
+    Raises:
+        ValueError: no GPU is usable.
+    """
+    if num_parameters >= LARGE_MODEL and not allow_cpu and device().type == "cpu":
+        raise ValueError(
+            f"no usable GPU, and an LLM of {num_parameters / 1e9:.1f} billion parameters is not started on the CPU by "
+            "accident: python tools/doctor.py says what is wrong with the GPU and what to do; allow_cpu=true starts it "
+            "on the CPU all the same (minutes for a training step or a short video)"
+        )
 
 
 def shard(items: Sequence[Item], index: int, count: int) -> list[Item]:

@@ -28,6 +28,7 @@ from glus.inference.keyframes import read_key_frames
 from glus.inference.predictor import VideoPredictor
 from glus.inference.progress import JobProgress
 from glus.inference.record import Summary
+from glus.inference.size import check_folder_size
 from glus.inference.split import load_for_split
 from glus.inference.writer import PredictionWriter
 from glus.log import run_info, setup_logging
@@ -42,9 +43,10 @@ def predict(config: PredictConfig) -> Summary:
 
     Raises:
         FileNotFoundError: dataset or weights are not where the config says.
-        ValueError: they are damaged, or ``output_dir`` holds something else.
+        ValueError: they are damaged, too large for this machine, or ``output_dir`` holds something else.
         OSError: ``output_dir`` cannot be written.
     """
+    check_folder_size(config.weights, config.allow_cpu)
     expressions = read_expressions(config.dataset)
     videos = by_video(expressions)[: config.max_videos]
     file = config.inference.key_frames

@@ -25,6 +25,7 @@ from glus.inference.frame_scores import FrameScores, KeyFrames
 from glus.inference.job import check_problems, process_videos
 from glus.inference.predictor import VideoPredictor
 from glus.inference.progress import JobProgress
+from glus.inference.size import check_folder_size
 from glus.inference.split import load_for_split
 from glus.log import run_info, setup_logging
 from glus.structures import Video
@@ -35,9 +36,10 @@ def score_frames(config: ScoreFramesConfig) -> KeyFrames:
 
     Raises:
         FileNotFoundError: dataset or weights are not where the config says.
-        ValueError: they are damaged, or ``output_dir`` holds something else.
+        ValueError: they are damaged, too large for this machine, or ``output_dir`` holds something else.
         OSError: ``output_dir`` cannot be written.
     """
+    check_folder_size(config.weights, config.allow_cpu)
     expressions = read_expressions(config.dataset)
     videos = by_video(expressions)[: config.max_videos]
     predictor, identity = load_for_split(config, expressions)

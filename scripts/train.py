@@ -32,16 +32,29 @@ from glus.models.build import build_glus, write_model_config
 from glus.models.features import feature_keys
 from glus.tokens import Vocabulary
 from glus.train.checkpoint import Checkpoints, RunState
-from glus.train.engine import Engine, init_distributed
+from glus.train.engine import Engine, init_distributed, leave_process_group
 from glus.train.guards import EXIT_PREEMPTED
 from glus.train.resume import find_start
 from glus.train.trainer import Trainer, accumulation_steps, micro_batches
 
 
 def train(config: TrainConfig) -> int:
-    """Build every part, then fit; returns the exit code: 0, or ``EXIT_PREEMPTED`` where a signal ended the run."""
+    """Train as one of the processes that were started.
+
+    Returns:
+        The exit code: 0, or ``EXIT_PREEMPTED`` where a signal ended the run.
+    """
+    distributed.check_size(config.model.llm.num_parameters, config.allow_cpu)
+    init_distributed(config.trainer.hang_timeout_minutes)
+    try:
+        return 0 if build_and_fit(config) else EXIT_PREEMPTED
+    finally:
+        leave_process_group()
+
+
+def build_and_fit(config: TrainConfig) -> bool:
+    """Build every part, then fit; returns whether the last step is done."""
     trainer, run = config.trainer, Path(config.output_dir)
-    init_distributed(trainer.hang_timeout_minutes)
     setup_logging()
     rank, world_size = distributed.rank(), distributed.world_size()
     accumulation = accumulation_steps(trainer.global_batch_size, trainer.micro_batch_size, world_size)
@@ -73,7 +86,7 @@ def train(config: TrainConfig) -> int:
         predictor = VideoPredictor(glus, tokenizer, config.frames, config.inference)
         metrics = {"J": region_similarity, "F": boundary_accuracy}
         validation = Validation(predictor, config.valid, metrics, trainer.eval_videos)
-    is_done = Trainer(
+    return Trainer(
         engine,
         objective,
         batches,
@@ -85,7 +98,6 @@ def train(config: TrainConfig) -> int:
         checkpoints=checkpoints,
         evaluate=validation,
     ).fit()
-    return 0 if is_done else EXIT_PREEMPTED
 
 
 ConfigStore.instance().store("schema", TrainConfig)

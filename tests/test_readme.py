@@ -69,7 +69,10 @@ def is_composed(command: str) -> bool:
 def check(command: list[str], folder: Path) -> None:
     """Run it."""
     done = run(*command, folder=folder, HF_HUB_OFFLINE="1", HYDRA_FULL_ERROR="1")
-    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    as_it_should = done.returncode == 0
+    if command[-1].endswith("doctor.py"):  # which may find fault with this machine
+        as_it_should = re.search(r"\d+ (checks passed|of \d+ checks failed)", done.stdout) is not None
+    assert as_it_should, f"{shlex.join(command)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 
 def test_every_program_is_known() -> None:

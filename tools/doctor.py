@@ -3,8 +3,9 @@
     python tools/doctor.py
     python tools/doctor.py --weights weights --data data --mixture refvos_a --quantization
 
-Exit status 1 if a check fails. A machine without GPU is reported and does not fail: everything but the full size runs
-on it. Weights and data are looked for where ``--weights`` and ``--data`` say; without these they are not asked for.
+Exit status 1 if a check fails. What is supported but was not tested is a note, as is what the full size alone needs on
+a machine without GPU, where everything else runs. Weights and data are looked for where ``--weights`` and ``--data``
+say; without these they are not asked for.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import math
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,12 +31,22 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
+from glus.config import DataConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 DISK_GIB = 20.0
 """A few checkpoints of the full size (3.6 GB each) and predictions."""
-SHARED_MEMORY_GIB = 1.0
-"""What loader processes pass batches through."""
+FRAME_PIXELS = 1080 * 1920
+"""Of the largest frames of the benchmarks."""
+PREFETCHED = 2
+"""Micro-batches that a loader process keeps ready: torch's default."""
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
+CUDA_DRIVERS = {"cu130": 580, "cu128": 570, "cu126": 525}
+"""Index of torch's wheels -> NVIDIA driver that it needs at least (CUDA release notes; of CUDA 12, which runs on every
+driver from 525 on, the nearest)."""
+MAJOR_DRIVERS = {11: 450, 12: 525, 13: 580}
+"""CUDA -> driver that it needs at least, by minor-version compatibility."""
 Installed = Callable[[str], str]
 
 
@@ -48,10 +61,15 @@ class Check:
     """What to do; empty where nothing is wrong."""
     is_failure: bool = False
 
+    @property
+    def verdict(self) -> str:
+        """ok, note or FAIL."""
+        return "FAIL" if self.is_failure else "note" if self.advice else "ok"
 
-def judge(name: str, good: bool, found: str, expected: str, advice: str) -> Check:
-    """A check that fails with its advice unless it is good."""
-    return Check(name, found, expected, "" if good else advice, not good)
+
+def judge(name: str, good: bool, found: str, expected: str, advice: str, is_needed: bool = True) -> Check:
+    """A check that fails with its advice unless it is good, or notes it where it is not needed here."""
+    return Check(name, found, expected, "" if good else advice, is_needed and not good)
 
 
 def check_python(version: str, supported: str) -> Check:
@@ -61,7 +79,7 @@ def check_python(version: str, supported: str) -> Check:
 
 
 def check_versions(requirements: Sequence[str], lock: dict[str, str], installed: Installed) -> Iterator[Check]:
-    """Each direct dependency: inside its supported range, and as the lock file has it.
+    """Each direct dependency: fails outside its supported range, and is noted where it is not the lock file's.
 
     Args:
         requirements: of the project, as its metadata has them; those of extras are left out.
@@ -80,8 +98,11 @@ def check_versions(requirements: Sequence[str], lock: dict[str, str], installed:
             continue
         public = Version(found).public  # 2.13.0+cpu is 2.13.0
         advice = f"pip install '{name}=={locked}'" if locked else f"pip install '{requirement}'"
-        good = public in requirement.specifier and locked in (None, public)
-        yield judge(name, good, found, expected, advice)
+        if not requirement.specifier.contains(public, prereleases=True):  # as containers of NVIDIA have them
+            yield Check(name, found, expected, advice, is_failure=True)
+        else:
+            is_tested = locked in (None, public)
+            yield Check(name, found, expected, "" if is_tested else f"supported; {advice} is what was tested")
 
 
 def read_lock(file: Path) -> dict[str, str]:
@@ -98,10 +119,56 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def check_gpu() -> Iterator[Check]:
-    """GPUs, bfloat16 on them, and NCCL between them."""
+def read_driver() -> str | None:
+    """Version of NVIDIA's driver, such as 570.124.06; "of unknown version", or None where there is no driver."""
+    text = DRIVER_FILE.read_text() if DRIVER_FILE.is_file() else ""
+    if not text and (program := shutil.which("nvidia-smi")):
+        command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+        text = subprocess.run(command, capture_output=True, text=True).stdout or "no answer"
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", text)
+    return found[0] if found else "of unknown version" if text else None
+
+
+def driver_advice(driver: str, cuda: str | None, requirement: str) -> str:
+    """What makes CUDA usable where there is a driver.
+
+    Args:
+        driver: its version.
+        cuda: that torch is built for; None: for the CPU.
+        requirement: the project's, of torch.
+    """
+    branch = int(driver.split(".")[0]) if driver[0].isdigit() else 0
+    if not branch:
+        return "mend the driver: nvidia-smi must name its version and the GPUs"
+    if cuda and branch >= MAJOR_DRIVERS.get(int(cuda.split(".")[0]), max(MAJOR_DRIVERS.values())):
+        return (
+            f"torch's CUDA {cuda} fits this driver, so the GPU is hidden or broken: see nvidia-smi, "
+            "CUDA_VISIBLE_DEVICES, and in a container --gpus all"
+        )
+    index = next((name for name, least in CUDA_DRIVERS.items() if branch >= least), None)
+    if index is None:
+        return f"update the driver to {min(CUDA_DRIVERS.values())} or later"
+    return (
+        f"pip uninstall -y torch && pip install '{requirement}' --index-url https://download.pytorch.org/whl/{index}, "
+        "or update the driver"
+    )
+
+
+def check_gpu(driver: str | None, requirement: str) -> Iterator[Check]:
+    """GPUs, bfloat16 on them, and NCCL between them.
+
+    Args:
+        driver: see ``read_driver``.
+        requirement: the project's, of torch.
+    """
     if not torch.cuda.is_available():
-        yield Check("GPU", "none", "needed for the full size only")
+        if driver is None:
+            yield Check("GPU", "none", "needed for the full size only")
+        else:
+            found = (
+                f"driver {driver}, unusable by torch for {f'CUDA {cuda}' if (cuda := torch.version.cuda) else 'CPUs'}"
+            )
+            yield Check("GPU", found, "usable", driver_advice(driver, cuda, requirement), is_failure=True)
         return
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
@@ -122,11 +189,29 @@ def check_quantization() -> Check:
     return judge("bitsandbytes", has_library and has_gpu, found, "installed, GPU", advice)
 
 
-def check_space(name: str, folder: Path, least_gib: float, advice: str) -> Check:
+def check_space(name: str, folder: Path, least_gib: float, advice: str, is_needed: bool = True) -> Check:
     """Room in a folder, or in the nearest one above it that exists."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free / GIB
-    return judge(name, free >= least_gib, f"{free:.1f} GiB free", f"{least_gib:g} GiB", advice)
+    return judge(name, free >= least_gib, f"{free:.1f} GiB free", f"{least_gib:.3g} GiB", advice, is_needed)
+
+
+def shared_memory_gib(mixture: str, num_processes: int) -> float:
+    """What loader processes of the full size pass micro-batches through, if all that they keep ready is large.
+
+    Raises:
+        ValueError: there is no such mixture.
+    """
+    configs = ROOT / "configs"
+    data = OmegaConf.load(mixture_file(mixture))
+    workers, sentences = (
+        OmegaConf.select(data, name, default=getattr(DataConfig, name))
+        for name in ("num_workers", "expressions_per_video")
+    )
+    videos = OmegaConf.load(configs / "trainer" / "default.yaml").micro_batch_size
+    frames = OmegaConf.load(configs / "train.yaml").frames.num_query
+    micro_batch = videos * frames * FRAME_PIXELS * (3 + sentences)  # colours, and a mask per sentence
+    return float(num_processes * workers * PREFETCHED * micro_batch / GIB)
 
 
 def check_weights(folder: Path) -> Iterator[Check]:
@@ -141,17 +226,26 @@ def check_weights(folder: Path) -> Iterator[Check]:
         )
 
 
+def mixture_file(name: str) -> Path:
+    """A mixture in ``configs/data``.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    file = ROOT / "configs" / "data" / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in file.parent.glob("*.yaml"))
+        raise ValueError(f"--mixture {name}: expected one of {', '.join(known)}")
+    return file
+
+
 def check_data(folder: Path, mixture: str) -> Iterator[Check]:
     """The datasets of a mixture in ``configs/data``.
 
     Raises:
         ValueError: there is no such mixture.
     """
-    file = ROOT / "configs" / "data" / f"{mixture}.yaml"
-    if not file.is_file():
-        known = sorted(path.stem for path in file.parent.glob("*.yaml"))
-        raise ValueError(f"--mixture {mixture}: expected one of {', '.join(known)}")
-    for entry in OmegaConf.load(file).defaults:
+    for entry in OmegaConf.load(mixture_file(mixture)).defaults:
         ((_, name),) = entry.items()
         dataset = OmegaConf.load(ROOT / "configs" / "dataset" / f"{name}.yaml")
         root = OmegaConf.merge({"paths": {"data": str(folder)}}, dataset).root
@@ -163,6 +257,21 @@ def check_path(name: str, path: Path, advice: str) -> Check:
     return judge(name, path.exists(), "present" if path.exists() else "missing", str(path), advice)
 
 
+def check_room(outputs: Path, mixture: str) -> Iterator[Check]:
+    """What the full size fills; on a machine without a GPU, where it does not run, want of room is a note.
+
+    Raises:
+        ValueError: there is no such mixture.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    advice = "" if num_gpus else "for the full size only: "
+    yield check_space("disk", outputs, DISK_GIB, f"{advice}free some, or paths.outputs=...", num_gpus > 0)
+    shared, least = Path("/dev/shm"), shared_memory_gib(mixture, max(num_gpus, 1))
+    if shared.is_dir():
+        advice += f"docker run --shm-size={math.ceil(least)}g, or data.num_workers=1 (0: none is used)"
+        yield check_space("shared memory", shared, least, advice, num_gpus > 0)
+
+
 def examine(options: argparse.Namespace) -> Iterator[Check]:
     """All checks."""
     metadata = importlib.metadata.metadata("glus")
@@ -171,13 +280,11 @@ def examine(options: argparse.Namespace) -> Iterator[Check]:
     lock = options.lock or ROOT / f"requirements-py{major}{minor}.lock"
     requirements = importlib.metadata.requires("glus") or []
     yield from check_versions(requirements, read_lock(lock), importlib.metadata.version)
-    yield from check_gpu()
+    (torch_requirement,) = (text for text in requirements if Requirement(text).name == "torch")
+    yield from check_gpu(read_driver(), torch_requirement)
     if options.quantization:
         yield check_quantization()
-    yield check_space("disk", options.outputs, DISK_GIB, "free some, or put runs elsewhere: paths.outputs=...")
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        yield check_space("shared memory", shared, SHARED_MEMORY_GIB, "docker run --shm-size=8g, or data.num_workers=0")
+    yield from check_room(options.outputs, options.mixture)
     if options.weights:
         yield from check_weights(options.weights)
     if options.data:
@@ -188,10 +295,15 @@ def report(checks: Sequence[Check], console: Console) -> None:
     """Print the table."""
     table = Table("", "check", "found", "expected", "what to do")
     for check in checks:
-        table.add_row("FAIL" if check.is_failure else "ok", check.name, check.found, check.expected, check.advice)
+        table.add_row(check.verdict, check.name, check.found, check.expected, check.advice)
     console.print(table)
-    failures = sum(check.is_failure for check in checks)
-    console.print(f"{failures} of {len(checks)} checks failed" if failures else f"all {len(checks)} checks passed")
+    verdicts = [check.verdict for check in checks]
+    notes = f", {count} with a note" if (count := verdicts.count("note")) else ""
+    failures = verdicts.count("FAIL")
+    if failures:
+        console.print(f"{failures} of {len(checks)} checks failed{notes}")
+    else:
+        console.print(f"all {len(checks)} checks passed{notes}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

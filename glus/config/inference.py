@@ -162,6 +162,8 @@ class PredictConfig:
     inference: PredictionConfig = field(default_factory=PredictionConfig)
     max_videos: int | None = None
     """Only the first so many videos, for a quick look; null: all."""
+    allow_cpu: bool = False
+    """Run an LLM of a billion parameters or more where no GPU is usable, instead of refusing to."""
 
     def __post_init__(self) -> None:
         check_max_videos(self.max_videos)
@@ -180,6 +182,8 @@ class ScoreFramesConfig:
     inference: SettingsConfig = field(default_factory=SettingsConfig)
     max_videos: int | None = None
     """Only the first so many videos, for a quick look; null: all."""
+    allow_cpu: bool = False
+    """Run an LLM of a billion parameters or more where no GPU is usable, instead of refusing to."""
 
     def __post_init__(self) -> None:
         check_max_videos(self.max_videos)

@@ -87,6 +87,14 @@ class LlmConfig:
         require(self.lora_rank >= 0, "model.llm.lora_rank", "0 (off) or a positive rank", self.lora_rank)
         require(0 <= self.lora_dropout < 1, "model.llm.lora_dropout", "a share in [0, 1)", self.lora_dropout)
 
+    @property
+    def num_parameters(self) -> int:
+        """Roughly: the tables and the layers' products, with as many keys and values as queries. What ``architecture``
+        leaves open is as LLaMA-7B has it."""
+        sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, **self.architecture}
+        width, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
+        return int(width * (layers * (4 * width + 3 * sizes["intermediate_size"]) + 2 * self.vocab_size))
+
 
 @dataclass
 class SegmenterConfig:

@@ -180,6 +180,8 @@ class TrainConfig:
     """The published result that the settings are meant to give; null: none."""
     output_dir: str = MISSING
     """Run folder: resolved config, run info, metrics.jsonl, checkpoints."""
+    allow_cpu: bool = False
+    """Train an LLM of a billion parameters or more where no GPU is usable, instead of refusing to."""
 
     def __post_init__(self) -> None:
         require(

@@ -156,7 +156,8 @@ class ContrastiveQueue:
                 positives.append(int(rng.choice(candidate.positive)))
                 negatives.append(rng.choice(candidate.negative, self.num_negatives))
         if not anchors:
-            return embeds_RC.new_zeros(0, dtype=torch.float32)
+            # Part of the graph nevertheless: under ZeRO-3 the backward passes of all ranks must meet the same modules.
+            return embeds_RC[:0].float().sum(1)
         anchor_RC = torch.stack([embeds_RC[row] for row in anchors])
         positive_RC = torch.stack([self.embeds[entry] for entry in positives])
         where_RG = torch.from_numpy(np.stack(negatives)).to(embeds_RC.device, non_blocking=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from enum import Enum
@@ -18,7 +19,7 @@ from torch import nn
 from glus import distributed
 from glus.config import Offload, TrainerConfig
 from glus.structures import Batch, GlusOutput
-from glus.train.optim import build_adamw, warmup_decay
+from glus.train.optim import BUCKET_NUMBERS, build_adamw, warmup_decay
 
 
 def init_distributed(timeout_minutes: float) -> None:
@@ -40,6 +41,23 @@ def init_distributed(timeout_minutes: float) -> None:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         limit = timedelta(minutes=timeout_minutes)
         deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False, auto_mpi_discovery=False)
+
+
+def leave_process_group(patience_seconds: float = 30.0) -> None:
+    """Leave the group that ``init_distributed`` joined; NCCL warns of leaks where a program ends without.
+
+    Args:
+        patience_seconds: what the other ranks have to do the same, of which NCCL may wait for one that never comes: it
+            failed, or this rank did. Then the program just ends.
+    """
+
+    def leave() -> None:
+        distributed.use_device()  # a thread begins with GPU 0
+        dist.destroy_process_group()
+
+    leaving = threading.Thread(target=leave, daemon=True)
+    leaving.start()
+    leaving.join(patience_seconds)
 
 
 def launcher_variables() -> dict[str, str]:
@@ -90,7 +108,8 @@ class Engine:
     def __init__(self, model: nn.Module, trainer: TrainerConfig, accumulation: int):
         self.model = model
         self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._adamw = build_adamw(self.trained.values(), trainer.learning_rate, trainer.betas, trainer.weight_decay)
+        settings = (trainer.learning_rate, trainer.betas, trainer.weight_decay)
+        self._adamw = build_adamw(self.trained.values(), *settings, fused=trainer.offload is not Offload.none)
         dtype = next(iter(self.trained.values())).dtype
         # Without ZeRO and in float32, DeepSpeed leaves the optimizer as it is: it discards no step, tells no norm, and
         # its clipping stumbles over a step without gradients.
@@ -100,10 +119,12 @@ class Engine:
         self._engine, _, _, _ = deepspeed.initialize(
             model=model, optimizer=self._adamw, config=_deepspeed_config(trainer, accumulation, dtype, clipping)
         )
+        self._adamw.register_step_pre_hook(self._drop_broken_gradients)
         self._zero_stage = trainer.zero_stage
         self._factor = warmup_decay(trainer.warmup_steps, trainer.steps)
         self._peak = trainer.learning_rate
         self._plain_norm = torch.zeros(())
+        self._is_broken = False
         self._gradient_norms: list[list[tuple[str, torch.Tensor]]] = []
         for name, parameter in self.trained.items():
             parameter.register_hook(self._recorder(name))
@@ -122,7 +143,7 @@ class Engine:
     @property
     def is_discarded(self) -> bool:
         """Whether the last optimizer step was left out, because gradients were not finite; alike on all ranks."""
-        return not math.isfinite(self._plain_norm) if self._is_plain else bool(self._engine.optimizer.overflow)
+        return self._is_broken or bool(getattr(self._engine.optimizer, "overflow", False))
 
     def start_step(self, step: int) -> float:
         """Set and return the learning rate of optimizer step ``step`` (counted from 0), which it alone decides."""
@@ -150,17 +171,38 @@ class Engine:
     def step(self) -> None:
         """To be called after each micro-batch; the last one of an optimizer step updates the parameters.
 
-        If gradients are not finite, they are dropped and nothing changes: ``is_discarded``.
+        If gradients are not finite, they are dropped and nothing changes: ``is_discarded``. DeepSpeed looks for that
+        by itself in its newest version alone, and not in every stage.
         """
-        if self._is_plain and self._engine.is_gradient_accumulation_boundary():
-            parameters = list(self.trained.values())
-            self._plain_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            if self.is_discarded:
-                for parameter in parameters:
-                    parameter.grad = None
-            elif self._max_norm:
-                nn.utils.clip_grads_with_norm_(parameters, self._max_norm, self._plain_norm)
+        if self._engine.is_gradient_accumulation_boundary():
+            self._is_broken = self._has_broken_gradients()
+            if self._is_plain:
+                self._clip()
         self._engine.step()
+
+    def _has_broken_gradients(self) -> bool:
+        """Whether any gradient of the step is not finite, on any rank: a collective call, and the step's read-back.
+
+        They are summed afterwards, which overflows nowhere: a norm above 2e19 counts as not finite, and a sum of some
+        hundred that are below lies far from the largest numbers of float32 and bfloat16.
+        """
+        norms = [norm for norms in self._gradient_norms for _, norm in norms]
+        num_broken = (~torch.stack(norms).isfinite()).sum() if norms else torch.zeros((), device=self.device)
+        dist.all_reduce(num_broken)
+        return bool(num_broken)
+
+    def _clip(self) -> None:
+        parameters = list(self.trained.values())
+        self._plain_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._max_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self._max_norm, self._plain_norm)
+
+    def _drop_broken_gradients(self, adamw: torch.optim.Optimizer, *_: object) -> None:
+        """Before each step of AdamW, which leaves parameters without a gradient, and their moments, as they are."""
+        if self._is_broken:
+            for group in adamw.param_groups:
+                for master in group["params"]:
+                    master.grad = None
 
     def broken_gradients(self) -> list[list[str]]:
         """For each of this rank's micro-batches of the step, the parameters whose gradient was not finite."""
@@ -264,9 +306,15 @@ def _deepspeed_config(trainer: TrainerConfig, accumulation: int, dtype: torch.dt
         "train_micro_batch_size_per_gpu": trainer.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clipping,
-        "bf16": {"enabled": dtype is torch.bfloat16},
-        "zero_optimization": {"stage": trainer.zero_stage, "overlap_comm": False, **_offload(trainer.offload)},
+        "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
+        "zero_optimization": {
+            "stage": trainer.zero_stage,
+            "overlap_comm": False,
+            "reduce_bucket_size": BUCKET_NUMBERS,
+            **_offload(trainer.offload),
+        },
         "zero_allow_untested_optimizer": True,  # torch's own AdamW, the same on CPU and GPU
         "zero_force_ds_cpu_optimizer": False,  # also where it is offloaded: DeepSpeed's own needs a compiler
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice per micro-batch
     }

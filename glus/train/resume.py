@@ -13,7 +13,7 @@ from glus.config import TrainConfig, load_config
 
 STATE_FILE = "training.json"
 SAME_RESULT = (
-    *("hardware", "hardware.*", "data.feature_cache.*"),
+    *("hardware", "hardware.*", "data.feature_cache.*", "allow_cpu"),
     *("output_dir", "paths.*", "valid", "valid.*", "inference.*", "data.num_workers", "data.mixture.*.dataset.root"),
     *("trainer.micro_batch_size", "trainer.zero_stage", "trainer.gradient_checkpointing", "trainer.offload"),
     "trainer.compile",

@@ -101,11 +101,18 @@ def run_training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     assert server.stdout is not None
 
     def run(
-        config: TrainConfig, fault: str = "", rank: int = 0, step: int = 0, processes: int = 1, **env: str
+        config: TrainConfig,
+        fault: str = "",
+        rank: int = 0,
+        step: int = 0,
+        processes: int = 1,
+        deepspeed: dict[str, dict[str, object]] | None = None,
+        **env: str,
     ) -> Finished:
         file = tmp_path_factory.mktemp("config") / "config.yaml"
         file.write_text(to_yaml(config))
         request = {"config": str(file), "fault": [fault, rank, step], "processes": processes, "env": env}
+        request["deepspeed"] = deepspeed or {}
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         # DeepSpeed prints there too.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from glus.config import OnNonfinite, TrainConfig
+from glus.config import OnNonfinite, Precision, TrainConfig
 from glus.train.guards import EXIT_HUNG, SPIKE_MIN_STEPS
 from glus.train.resume import list_checkpoints, read_state
 from tests.integration.conftest import read_metrics
@@ -39,18 +39,23 @@ def test_nan_on_one_rank_stops_all_by_name(run_training: Callable, config: Train
     assert done.codes == [1, 1]
     for output in done.outputs:
         assert "loss term 'bce' is nan at step 2 on rank 1; samples: shapes_train/" in output
+        assert "process group: left" in output
     assert newest(config) == "step_1"
     assert goes_on(run_training, config, processes=2)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", ["nan_gradient", "unseen_nan_gradient"])
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_a_nan_gradient_is_skipped_and_changes_nothing(
-    run_training: Callable, config: TrainConfig, zero_stage: int
+    run_training: Callable, config: TrainConfig, zero_stage: int, precision: Precision, fault: str
 ) -> None:
+    """Whether DeepSpeed looks for it or not."""
     config.trainer.on_nonfinite = OnNonfinite.skip
     config.trainer.zero_stage = zero_stage
-    done = run_training(config, "nan_gradient", rank=1, step=2, processes=2)
+    config.model.precision = precision
+    done = run_training(config, fault, rank=1, step=2, processes=2)
     assert done.is_ok, done.output
     assert "others is not finite at step 2 on rank 1; samples: shapes_train/" in done.outputs[0]
     assert "The step is skipped, the 1. of this run" in done.outputs[0]
@@ -94,6 +99,7 @@ def test_a_killed_rank_ends_the_other(run_training: Callable, config: TrainConfi
     assert done.codes[0] == 1
     assert "rank 0 failed in step 2, training step 2 on shapes_train/" in done.outputs[0]
     assert "The same command goes on from the newest checkpoint" in done.outputs[0]
+    assert "process group: left" in done.outputs[0]
     assert goes_on(run_training, config, processes=2)
 
 

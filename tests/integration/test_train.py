@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from glus.config import Offload
 from glus.models.build import NEVER_UPDATED, build_glus, load_model, trainable_names
+from glus.train.resume import list_checkpoints, read_state
 from tests.integration.conftest import read_metrics
 
 
@@ -117,3 +119,36 @@ def test_non_finite_loss_stops_and_names_term_and_samples(
     done = run_training(config)
     assert done.codes == [1]
     assert "loss term 'bce' is inf at step 1 on rank 0; samples: shapes_train/" in done.output
+
+
+@pytest.mark.parametrize("timed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_deepspeed_never_waits_for_the_device(
+    run_training: Callable, tiny_train_config: Callable, tmp_path: Path, timed: bool
+) -> None:
+    """As its own timer would, twice per micro-batch, once two steps are done; a program that ends leaves its group."""
+    config = tiny_train_config(output_dir=str(tmp_path / "run"))
+    config.trainer.steps = 4
+    timer = {"timers": {"throughput": {"enabled": True}}} if timed else {}
+    done = run_training(config, "tell_of_waits", step=3, deepspeed=timer)
+    assert done.is_ok, done.output
+    assert done.output.count("DeepSpeed waits for the device") == (4 if timed else 0)
+    assert "process group: left" in done.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_an_offloaded_optimizer_takes_the_same_steps(
+    run_training: Callable, tiny_train_config: Callable, tmp_path: Path, zero_stage: int
+) -> None:
+    """By its fused code, and counts them."""
+    curves = {}
+    for offload in (Offload.none, Offload.optimizer):
+        config = tiny_train_config(output_dir=str(tmp_path / offload.value))
+        config.trainer.zero_stage, config.trainer.offload, config.trainer.micro_batch_size = zero_stage, offload, 1
+        done = run_training(config, "SIGTERM", step=2, processes=2)
+        assert done.codes == [75, 75], done.output
+        done = run_training(config, processes=2)
+        assert done.is_ok, done.output
+        curves[offload] = losses(tmp_path / offload.value)
+        assert read_state(list_checkpoints(tmp_path / offload.value)[-1])["updates"] == config.trainer.steps
+    assert curves[Offload.optimizer] == pytest.approx(curves[Offload.none], rel=1e-5)

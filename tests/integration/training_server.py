@@ -1,8 +1,8 @@
 """Runs ``scripts/train.py`` again and again, each time in forked processes, with a fault at a chosen place.
 
 Importing what training needs takes longer than a tiny training; here it is done once. Requests are lines of JSON:
-``{"config": file, "fault": [name, rank, step], "processes": number, "env": {}}``. Steps count from 1. A fault happens
-on one rank only, when it trains that step.
+``{"config": file, "fault": [name, rank, step], "processes": number, "env": {}, "deepspeed": {}}``, the last of which
+changes DeepSpeed's config. Steps count from 1. A fault happens on one rank only, when it trains that step.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator  # noqa: TID251  # which the product does not replace
 from omegaconf import OmegaConf
 
 from glus import distributed
 from glus.config import TrainConfig, load_config
+from glus.losses.contrastive import ContrastiveQueue
 from glus.models.weight_files import Float32File
 from glus.structures import GlusOutput
+from glus.train import engine as engine_module
 from glus.train.checkpoint import Checkpoints
 from glus.train.engine import Engine
 from glus.train.trainer import Trainer
@@ -51,6 +55,18 @@ def _before(owner: type, name: str, fault: Callable[..., Any]) -> None:
     setattr(owner, name, lambda self, *args: (fault(self, *args), method(self, *args))[1])
 
 
+def _blind_deepspeed() -> None:
+    """Let none of DeepSpeed's optimizers look for gradients that are not finite, as most do not before 0.19.8."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("deepspeed.runtime"):
+            if hasattr(module, "is_invalid_grad_norm"):
+                module.is_invalid_grad_norm = lambda norm: False
+            if hasattr(module, "DeepSpeedZeroOptimizer"):
+                module.DeepSpeedZeroOptimizer.has_overflow = lambda *_, **__: False
+            if hasattr(module, "DeepSpeedZeroOptimizer_Stage3"):
+                module.DeepSpeedZeroOptimizer_Stage3.has_overflow = lambda *_, **__: False
+
+
 class Fault:
     """Knows the step that is trained, and whether the fault is due."""
 
@@ -60,8 +76,13 @@ class Fault:
 
     def install(self) -> None:
         _before(Trainer, "train_step", self._start_step)
-        if self.name in (*OUTPUTS, "nan_gradient", "huge_masks", "hang"):
+        if self.name in (*OUTPUTS, "nan_gradient", "unseen_nan_gradient", "huge_masks", "hang"):
             _after(Engine, "__call__", self._spoil)
+        if self.name == "unseen_nan_gradient":
+            _blind_deepspeed()
+        if self.name == "no_contrastive_terms":
+            _after(ContrastiveQueue, "count_terms", lambda count, *_: 0 if self.is_due else count)
+            _after(ContrastiveQueue, "candidates", lambda found, *_: [None] * len(found) if self.is_due else found)
         if self.name == "kill_while_saving":
             _before(Float32File, "append", lambda *_: self.is_due and os.kill(os.getpid(), signal.SIGKILL))
         if self.name == "disk_full":
@@ -76,12 +97,14 @@ class Fault:
 
     def _start_step(self, trainer: Trainer, step: int) -> None:
         self.now = step + 1
+        if self.is_due and self.name == "tell_of_waits":
+            get_accelerator().synchronize = lambda *_: print("DeepSpeed waits for the device")
         if self.is_due and self.name.startswith("SIG"):  # as a scheduler does: to loader processes too
             loaders = [str(child.pid) for child in multiprocessing.active_children()]
             subprocess.run(["kill", f"-{self.name.removeprefix('SIG')}", *loaders, str(os.getpid())], check=True)
 
     def _spoil(self, output: GlusOutput, *_: object) -> GlusOutput:
-        if self.is_due and self.name == "nan_gradient":
+        if self.is_due and self.name in ("nan_gradient", "unseen_nan_gradient"):
             output.mask_logits_NQmm.register_hook(lambda gradient: gradient * torch.nan)
         elif self.is_due and self.name == "huge_masks":
             return output._replace(mask_logits_NQmm=output.mask_logits_NQmm * 1e4)
@@ -98,6 +121,17 @@ class Fault:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
 
+def change_deepspeed_config(changes: dict[str, Any]) -> None:
+    """Let engines be made with other values of DeepSpeed's settings, by section."""
+    make = engine_module._deepspeed_config
+
+    def make_other(*args: Any) -> dict[str, Any]:
+        config = make(*args)
+        return config | {section: config[section] | values for section, values in changes.items()}
+
+    engine_module._deepspeed_config = make_other
+
+
 def run_rank(request: dict[str, Any], rank: int, port: int) -> None:
     """Train as one of the ranks, in a forked process of its own that writes to a file of its own."""
     output = os.open(f"{request['config']}.rank_{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -106,6 +140,7 @@ def run_rank(request: dict[str, Any], rank: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(request["processes"])}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **request["env"]}
     Fault(*request["fault"]).install()
+    change_deepspeed_config(request["deepspeed"])
     sys.argv = ["scripts/train.py"]
     try:
         sys.exit(train.train(load_config(TrainConfig, OmegaConf.load(request["config"]))))
@@ -114,6 +149,7 @@ def run_rank(request: dict[str, Any], rank: int, port: int) -> None:
     except BaseException:
         traceback.print_exc()
         code = 1
+    print(f"process group: {'joined' if dist.is_initialized() else 'left'}")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)

@@ -157,3 +157,12 @@ def test_counted_terms_are_those_the_losses_give(size: int, exclude: bool) -> No
         assert expected == sum(given)
         nonzero += sum(given)
     assert nonzero > 0
+
+
+def test_no_term_is_a_part_of_the_graph_all_the_same() -> None:
+    """ZeRO-3 follows the graph on each rank, and waits for the others where they differ."""
+    embeds = torch.randn(1, 3, dtype=torch.bfloat16, requires_grad=True)
+    losses = ContrastiveQueue(8, 1).loss([_key(0, 0)], embeds, 0.07, np.random.default_rng(0))
+    assert (losses.shape, losses.dtype) == ((0,), torch.float32)
+    (gradient,) = torch.autograd.grad(losses.sum(), embeds)
+    assert not gradient.any()

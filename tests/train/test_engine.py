@@ -1,11 +1,16 @@
-"""What the engine is told by a launcher."""
+"""What the engine is told by a launcher, what it tells DeepSpeed, and how it leaves."""
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
-from glus.train.engine import launcher_variables
+from glus.train.engine import launcher_variables, leave_process_group
+from glus.train.optim import build_adamw
 
 
 @pytest.mark.parametrize(("visible", "local_rank"), [(0, "3"), (1, "0"), (4, "3")])
@@ -21,3 +26,31 @@ def test_a_slurm_task_uses_the_gpu_that_it_is_shown(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     found = launcher_variables()
     assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("7", "8", local_rank)
+
+
+def test_a_rank_that_the_others_leave_alone_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL may wait for them without end."""
+    began, never = threading.Event(), threading.Event()
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: (began.set(), never.wait()))
+    leave_process_group(patience_seconds=0.1)
+    assert began.wait(60)
+    never.set()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_fused_adamw_takes_the_same_steps(fused: bool) -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(50, 3)) for _ in range(2)]
+    adamw = build_adamw(parameters, 1e-2, (0.9, 0.95), 0.1, fused)
+    expected = [parameter.detach().clone() for parameter in parameters]
+    moments = [[torch.zeros_like(value), torch.zeros_like(value)] for value in expected]
+    for step in range(1, 4):
+        for parameter, value, (first, second) in zip(parameters, expected, moments, strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            first.lerp_(parameter.grad, 0.1)
+            second.lerp_(parameter.grad.square(), 0.05)
+            value.mul_(1 - 1e-2 * 0.1)
+            value -= 1e-2 * (first / (1 - 0.9**step)) / ((second / (1 - 0.95**step)).sqrt() + 1e-8)
+        adamw.step()
+    assert adamw.param_groups[0]["fused"] == (fused or None)
+    torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)

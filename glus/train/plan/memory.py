@@ -10,6 +10,7 @@ from torch import nn
 from glus.config import HardwareConfig, Offload, Precision, Quantization, TrainConfig
 from glus.models.build import PARTS
 from glus.models.glus import Glus
+from glus.train.optim import BUCKET_NUMBERS
 from glus.train.plan.trace import Trace
 
 GIB = 2**30
@@ -18,8 +19,6 @@ PROJECTION_BYTES = {Quantization.int8: 1.0 + 4 / 4096, Quantization.nf4: 0.5 + (
 values and a float32 one per 256 scales (QLoRA's double quantisation)."""
 DEQUANTISED = 11008 * 4096 * 2
 """Bytes of the largest projection while it is multiplied with."""
-BUCKET_NUMBERS = 5 * 10**8
-"""DeepSpeed's reduce_bucket_size: gradients are averaged over ranks through a buffer of this length."""
 LIVE_NUMBERS = 10**9
 """DeepSpeed's stage3_max_live_parameters: weights that stage 3 keeps gathered at most."""
 CONTEXT_BYTES = 1.5 * GIB
@@ -164,7 +163,7 @@ def _buffers(config: TrainConfig, sizes: Sizes) -> Line:
     each = _numbers(config)
     if config.trainer.zero_stage == 0:
         return Line("communication", each * sizes.trained, f"{each} B x {sizes.trained:,} flattened")
-    return Line("communication", each * BUCKET_NUMBERS, f"{each} B x 5e8 numbers, DeepSpeed's bucket")
+    return Line("communication", each * BUCKET_NUMBERS, f"{each} B x {BUCKET_NUMBERS:,}, DeepSpeed's bucket")
 
 
 def host_lines(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig) -> list[Line]:

@@ -1,0 +1,69 @@
+"""Which device a process uses, how, and when it refuses to."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+
+from glus import distributed
+from glus.config import LlmConfig
+from glus.models.language import build_llama
+
+
+def allocator() -> dict[str, str]:
+    """What the environment says of CUDA's memory."""
+    return {name: os.environ[name] for name in distributed.ALLOCATOR_VARIABLES if name in os.environ}
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """As on a machine with a GPU; the list gets what is done to CUDA, in order."""
+    done: list[str] = []
+    for name in distributed.ALLOCATOR_VARIABLES:
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(f"use {device} {allocator()}"))
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda on: done.append(f"cuDNN attention {on}"))
+    return done
+
+
+def test_cuda_starts_with_memory_that_grows_and_without_cudnn_attention(one_gpu: list[str]) -> None:
+    assert distributed.use_device() == torch.device("cuda", 0)
+    growing = dict.fromkeys(("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"), "expandable_segments:True")
+    assert one_gpu == [f"use cuda:0 {growing}", "cuDNN attention False"]
+
+
+@pytest.mark.parametrize("name", distributed.ALLOCATOR_VARIABLES)
+def test_what_the_environment_says_of_memory_stays(one_gpu: list[str], name: str) -> None:
+    os.environ[name] = "max_split_size_mb:512"
+    distributed.use_device()
+    assert allocator() == {name: "max_split_size_mb:512"}
+
+
+def test_a_cpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = copy.deepcopy(dict(os.environ)), torch.backends.cuda.cudnn_sdp_enabled()
+    assert distributed.use_device() == torch.device("cpu")
+    assert (dict(os.environ), torch.backends.cuda.cudnn_sdp_enabled()) == before
+
+
+def test_a_large_model_is_not_started_on_a_cpu_by_accident(monkeypatch: pytest.MonkeyPatch, one_gpu: list[str]) -> None:
+    distributed.check_size(7 * 10**9, allow_cpu=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    distributed.check_size(7 * 10**9, allow_cpu=True)
+    distributed.check_size(10**8, allow_cpu=False)
+    with pytest.raises(ValueError, match=r"no usable GPU, .* of 7.0 billion .*tools/doctor.py .*allow_cpu=true"):
+        distributed.check_size(7 * 10**9, allow_cpu=False)
+
+
+@pytest.mark.parametrize("architecture", [{}, {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 3}])
+def test_the_size_of_an_llm_follows_from_its_config(architecture: dict[str, int]) -> None:
+    config = LlmConfig(architecture, vocab_size=32004, tokenizer="")
+    with torch.device("meta"):
+        llama = build_llama(config.architecture, config.vocab_size)
+    assert config.num_parameters == pytest.approx(sum(p.numel() for p in llama.parameters()), rel=1e-3)
