@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 
 from glus import distributed
 from glus.config import TrainConfig, load_config
-from glus.models.weight_files import Float32File
+from glus.models.weight_files import SafetensorsFile
 from glus.structures import GlusOutput
 from glus.train.checkpoint import Checkpoints
 from glus.train.engine import Engine
@@ -63,7 +63,7 @@ class Fault:
         if self.name in (*OUTPUTS, "nan_gradient", "huge_masks", "hang"):
             _after(Engine, "__call__", self._spoil)
         if self.name == "kill_while_saving":
-            _before(Float32File, "append", lambda *_: self.is_due and os.kill(os.getpid(), signal.SIGKILL))
+            _before(SafetensorsFile, "append", lambda *_: self.is_due and os.kill(os.getpid(), signal.SIGKILL))
         if self.name == "disk_full":
             _before(Checkpoints, "save", self._fill_disk)
         if self.name == "clock_skew":
