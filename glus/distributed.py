@@ -111,12 +111,14 @@ def gather(value: Result) -> list[Result]:
 
 
 def on_main(function: Callable[[], Result]) -> Result:
-    """The result of ``function``, which rank 0 alone calls, on every rank.
+    """The result of ``function``, which rank 0 alone calls, on every rank; a process without a group calls it itself.
 
     Raises:
         ValueError, OSError: what ``function`` raised, on every rank, so that none waits for the others in vain.
     """
     outcome: Result | ValueError | OSError | None = None
+    if not _in_group():
+        return function()
     if rank() == 0:
         try:
             outcome = function()
@@ -128,7 +130,22 @@ def on_main(function: Callable[[], Result]) -> Result:
     return outcome  # type: ignore[return-value]  # rank 0 called the function
 
 
+def broadcast(tensor: torch.Tensor) -> None:
+    """Fill a contiguous tensor of any type with rank 0's values, on every rank; without a group nothing happens."""
+    if not _in_group() or dist.get_world_size() == 1:
+        return
+    values = tensor.detach().flatten().view(torch.uint8)  # not every backend knows every type
+    sent = values.to(device())  # NCCL knows GPUs only
+    dist.broadcast(sent, 0)
+    if sent is not values:
+        values.copy_(sent)
+
+
 def barrier() -> None:
     """Wait for all ranks; nothing to wait for outside a process group."""
-    if dist.is_available() and dist.is_initialized():
+    if _in_group():
         dist.barrier()
+
+
+def _in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from glus.config import SettingsConfig
+from glus.config import Precision, SettingsConfig
 from glus.inference.segmentation import MOVIE_FILE, SUMMARY_FILE, segment, summarize
 from glus.log import setup_logging
 
@@ -30,6 +30,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must be new or empty")
     parser.add_argument("--overwrite", action="store_true", help="replace the result of an earlier run in --output")
     parser.add_argument("--force-seg", action="store_true", help="draw a mask also where [SEG] is not the likeliest")
+    parser.add_argument(
+        "--precision",
+        choices=[precision.value for precision in Precision],
+        help="to compute with (default: the model's; on a CPU fp32, which needs 4 bytes a parameter)",
+    )
     parser.add_argument("--memory-stride", type=int, help="distance of strided memories (default: the model's)")
     parser.add_argument("--fps", type=float, help="of overlay.mp4 (default: the video's average; 24 for a folder)")
     return parser.parse_args(arguments)
@@ -37,7 +42,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """Segment the video, write everything and say where it is."""
-    settings = SettingsConfig(memory_stride=arguments.memory_stride, force_seg=arguments.force_seg or None)
+    settings = SettingsConfig(
+        precision=Precision(arguments.precision) if arguments.precision else None,
+        memory_stride=arguments.memory_stride,
+        force_seg=arguments.force_seg or None,
+    )
     segmentation = segment(
         arguments.video,
         arguments.text,

@@ -30,6 +30,7 @@ from glus.log import MetricsLog, setup_logging, write_run_folder
 from glus.losses.build import build_objective
 from glus.models.build import build_glus, write_model_config
 from glus.models.features import feature_keys
+from glus.models.weights import Target
 from glus.tokens import Vocabulary
 from glus.train.checkpoint import Checkpoints, RunState
 from glus.train.engine import Engine, init_distributed, leave_process_group
@@ -62,7 +63,7 @@ def build_and_fit(config: TrainConfig) -> bool:
 
     torch.manual_seed(trainer.seed)
     vocabulary = Vocabulary(config.model.llm.tokenizer)
-    glus = build_glus(config.model)
+    glus = build_glus(config.model, target=Target(distributed.device()))
     if trainer.gradient_checkpointing:
         glus.language.checkpoint_gradients()
     if trainer.compile:

@@ -75,6 +75,14 @@ def write_checkpoint(
     folder: Path, raw: dict[str, torch.Tensor], glus: Glus, vocabulary: Vocabulary, form: str = "bin shards"
 ) -> Path:
     """A folder as published: weights in one of four forms, config.json, tokenizer; its CLIP in ``clip`` beside it."""
+    write_settings(folder, glus, vocabulary)
+    write_weights(folder, raw, form)
+    write_clip(folder.parent / "clip", glus)
+    return folder
+
+
+def write_settings(folder: Path, glus: Glus, vocabulary: Vocabulary) -> None:
+    """All of a checkpoint's folder but its weights: config.json, tokenizer."""
     folder.mkdir(parents=True)
     llama, encoder = glus.language.llama.config, glus.clip
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -83,9 +91,6 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps(CONFIG_CONSTANTS | config))
     for name in ("tokenizer.model", "added_tokens.json"):
         shutil.copyfile(vocabulary.folder / name, folder / name)
-    write_weights(folder, raw, form)
-    write_clip(folder.parent / "clip", glus)
-    return folder
 
 
 def write_weights(folder: Path, raw: dict[str, torch.Tensor], form: str) -> None:
@@ -123,11 +128,16 @@ def write_clip(folder: Path, glus: Glus) -> None:
     torch.save(tensors, folder / "pytorch_model.bin")
 
 
+def read_copies(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a file or folder that may be written to: what ``read_tensors`` gives would change with the file."""
+    return {name: value.clone() for name, value in read_tensors(path).items()}
+
+
 def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     """Apply ``change`` to the tensors of each "bin" shard."""
     weight_map = {}
     for file in sorted(folder.glob("pytorch_model-*.bin")):
-        tensors = read_tensors(file)
+        tensors = read_copies(file)
         change(tensors)
         torch.save(tensors, file)
         weight_map |= dict.fromkeys(tensors, file.name)

@@ -16,7 +16,8 @@ from glus.models.glus import Glus
 from glus.models.key_map import GLUS, lisa
 from glus.models.language import plain_names
 from glus.models.release import to_release
-from glus.models.weight_files import Float32File
+from glus.models.weight_files import SafetensorsFile
+from glus.train.checkpoint import float32_layout
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -92,7 +93,7 @@ def test_what_is_trained_is_what_the_paper_trains(glus: Glus) -> None:
 def test_a_checkpoint_holds_at_most_3_6_gb(glus: Glus) -> None:
     """Three files of a float32 tensor per trained parameter; queues of 8 ranks; the rest is text and the tokenizer."""
     shapes = {name: tuple(p.shape) for name, p in glus.named_parameters() if p.requires_grad}
-    tensors = 3 * Float32File.size(shapes)
+    tensors = 3 * SafetensorsFile.size(float32_layout(shapes))
     queues = 8 * ContrastiveConfig().queue_size * (glus.segmenter.width * 4 + 1000)
     assert 3 * 4 * 292_614_725 < tensors < 3.52e9
     assert tensors + queues + 5e6 <= 3.6e9

@@ -39,6 +39,7 @@ from glus.log import setup_logging
 from glus.models.build import build_glus
 from glus.models.features import feature_keys
 from glus.models.glus import Glus
+from glus.models.weights import Target
 
 log = logging.getLogger(__name__)
 
@@ -178,10 +179,10 @@ def cache_features(config: TrainConfig, console: Console) -> int:
         raise ValueError("data.feature_cache.folder is not set: name the folder that is to hold the features")
     torch.manual_seed(config.trainer.seed)  # as in training, for towers at random
     model = towers_only(config.model)
-    glus = build_glus(model).eval()
+    glus = build_glus(model, target=Target(distributed.use_device())).eval()
     keys = feature_keys(glus, model, cache.used_parts())
     splits = find_splits(config, keys)
-    check_room(glus.to(distributed.use_device()), splits, Path(cache.folder), console)
+    check_room(glus, splits, Path(cache.folder), console)
     return sum(fill(glus, split) for split in splits)
 
 

@@ -21,16 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from glus.config import FuserGamma, SegHeadInit, SegmenterConfig, load_config
-from glus.models.build import LoadedModel, load_model, save_model
-from glus.models.language import merge_lora
-from glus.models.new_rows import merge_new_rows
+from glus.models.build import UNQUANTIZED, load_model, merged_tensors, save_model
 from glus.models.release import build_release, load_lisa, read_release
 from glus.models.release_writer import save_release
-from glus.models.weights import LoadReport, MisfitError
+from glus.models.weight_files import LazyTensor
+from glus.models.weights import LoadReport, MisfitError, Target
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_SHARD_GB = 10.0
 BYTES_PER_GB = 1e9
+ON_DISK = Target(stays_on_disk=True)
 
 
 def convert(
@@ -61,14 +61,14 @@ def convert(
     _refuse_existing(output)
     fuser_gamma, segmenter.fuser_gamma = segmenter.fuser_gamma, FuserGamma.checkpoint  # the file keeps the true scales
     if segmenter.weights:
-        model, reports = load_lisa(weights, segmenter, clip, seg_head_init)
+        model, reports = load_lisa(weights, segmenter, clip, seg_head_init, ON_DISK)
     else:
-        model, reports = build_release(read_release(weights, segmenter, clip))
+        model, reports = build_release(read_release(weights, segmenter, clip), target=ON_DISK)
     config = model.config
     config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
     config.model.llm.tokenizer = "."
     config.model.segmenter.fuser_gamma = fuser_gamma
-    tensors = {name: value.to(dtype or value.dtype) for name, value in model.glus.state_dict().items()}
+    tensors = {name: LazyTensor.of(value).to(dtype or value.dtype) for name, value in merged_tensors(model).items()}
     save_model(output, tensors, config, model.vocabulary, metadata={"source": Path(weights).name})
     return reports
 
@@ -93,9 +93,7 @@ def to_release(
         FileNotFoundError, ValueError: ``weights`` cannot be loaded, or the layout cannot hold it.
     """
     _refuse_existing(output)
-    model: LoadedModel = load_model(weights)
-    merge_lora(model.glus.language.llama)
-    merge_new_rows(model.glus.language.llama)
+    model = load_model(weights, settings=UNQUANTIZED, target=ON_DISK)
     return save_release(output, model, dtype, safetensors, shard_bytes)
 
 

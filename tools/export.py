@@ -19,9 +19,9 @@ import torch
 from glus.atomic import whole_folder
 from glus.config import to_yaml
 from glus.log import run_info
-from glus.models.build import UNQUANTIZED, LoadedModel, find_model_folder, load_model, save_model
-from glus.models.language import merge_lora
-from glus.models.new_rows import merge_new_rows
+from glus.models.build import UNQUANTIZED, LoadedModel, find_model_folder, load_model, merged_tensors, save_model
+from glus.models.weight_files import LazyTensor
+from glus.models.weights import Target
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MERGED_PARTS = ("lora", "embeddings_new_rows", "lm_head_new_rows")
@@ -43,16 +43,14 @@ def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
     """
     if output.exists():
         raise FileExistsError(f"--output {output} exists: choose another folder, or remove it")
-    loaded = load_model(weights, settings=UNQUANTIZED, as_trained=True)
-    merge_lora(loaded.glus.language.llama)
-    merge_new_rows(loaded.glus.language.llama)
+    loaded = load_model(weights, settings=UNQUANTIZED, as_trained=True, target=Target(stays_on_disk=True))
+    tensors = {name: LazyTensor.of(value).to(dtype) for name, value in merged_tensors(loaded).items()}
     config = loaded.config
     config.model.llm.lora_rank = 0
     config.model.trainable = [part for part in config.model.trainable if part not in MERGED_PARTS]
     config.model.weights = None
     config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
     config.model.llm.tokenizer = "."
-    tensors = {name: value.to(dtype) for name, value in loaded.glus.state_dict().items()}
     source = find_model_folder(weights)
     with whole_folder(output) as temporary:
         save_model(temporary, tensors, config, loaded.vocabulary, metadata={"source": source.name})
@@ -64,7 +62,8 @@ def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
 
 def card(loaded: LoadedModel, source: Path, dtype: torch.dtype) -> str:
     """What the weights are and how they were made, as Markdown."""
-    parameters = sum(parameter.numel() for parameter in loaded.glus.parameters())
+    merged = (".lora_", ".new_rows")
+    parameters = sum(p.numel() for n, p in loaded.glus.named_parameters() if not any(part in n for part in merged))
     run_file = source.parents[1] / "run.json" if source.parent.name == "checkpoints" else source / "run.json"
     origin = json.loads(run_file.read_text()) if run_file.is_file() else {"command": "unknown"}
     return "\n".join(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import OmegaConf
@@ -29,14 +32,17 @@ from glus.config import (
 from glus.models import key_map
 from glus.models.clip import ClipEncoder, build_vision_tower
 from glus.models.glus import Glus, IouHead, SegHead
-from glus.models.language import LanguageModel, add_lora, build_llama, merge_lora
-from glus.models.new_rows import merge_new_rows, split_embeddings, split_head
-from glus.models.quantization import check_quantization, quantize_llama
+from glus.models.language import LanguageModel, add_lora, build_llama, merged_weight, plain_names
+from glus.models.new_rows import NewRows, split_embeddings, split_head
+from glus.models.quantization import Quantizer, check_quantization
 from glus.models.release_config import check_llm_config
 from glus.models.sam2 import Sam2Segmenter, build_sam2
-from glus.models.weight_files import write_shards, write_tensors
-from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors
+from glus.models.weight_files import LazyTensor, Tensors, write_shards
+from glus.models.weights import LoadReport, Source, Target, load, read_clip_folder, read_tensors
 from glus.tokens import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +80,7 @@ _SPLITS = (("embeddings_new_rows", "embeddings", split_embeddings), ("lm_head_ne
 """Part of some rows, part of the whole table, and what sets the rows apart."""
 
 PROJECTOR_STD = 0.01
-_DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -94,63 +100,132 @@ class LoadedModel:
     config: ModelFolderConfig
 
 
-def build_glus(config: ModelConfig, load_weights: bool = True) -> Glus:
+def build_glus(config: ModelConfig, load_weights: bool = True, target: Target | None = None) -> Glus:
     """The network, with the weights the config names, its trained parts marked by ``requires_grad``.
+
+    In a process group every rank calls this: rank 0 reads, and in the end all have the same tensors.
 
     Args:
         config: sizes, weights, trainable parts.
-        load_weights: False leaves everything at random and unquantised (a complete model file follows, or the meta
-            device).
+        load_weights: False leaves everything at random and unquantised.
+        target: where the weights go; default: the CPU.
 
     Raises:
         FileNotFoundError: a weights file is missing.
         ValueError: weights do not fit, or ``model.trainable`` names no part.
     """
-    if load_weights and config.llm.quantization is not Quantization.none:  # before minutes of loading
-        check_quantization(config.llm.quantization, distributed.device())
+    if not load_weights:
+        return assemble(config)
+    has_start, target = bool(config.weights), target or Target()
+    glus = assemble(config, has_start or bool(config.clip.weights), has_start or bool(config.llm.weights))
+    target = quantize(glus, config, target)
+    random = [*_tensors_with_values(glus).values()]
+    if config.weights:
+        load_start(glus, config.weights, target)
+    else:
+        load_parts(glus, config, target)
+    complete(glus, config, target)
+    if not target.stays_on_disk:
+        for tensor in random:  # those that are random still, though each rank drew them with the same seed
+            distributed.broadcast(tensor)
+    return glus.to(target.device)
+
+
+def assemble(config: ModelConfig, is_clip_empty: bool = False, is_llm_empty: bool = False) -> Glus:
+    """The network at random, its trained parts marked by ``requires_grad``.
+
+    Args:
+        config: sizes, trainable parts.
+        is_clip_empty: CLIP is left without memory, on the meta device: it will be loaded, and completed.
+        is_llm_empty: likewise the LLM, but for its adapters.
+
+    Raises:
+        ValueError: ``model.trainable`` names no part.
+    """
+    clip, llm = config.clip, config.llm
+    # What is small and drawn at random comes first: so it is the same whether the large parts are drawn or loaded.
+    segmenter = build_segmenter(config.segmenter, memory_gradient=not config.memory.detach)
+    projector = nn.Linear(clip.architecture["hidden_size"], llm.architecture["hidden_size"])
+    # CLIP features are tens of times longer than word embeddings; a projector that starts small keeps visual tokens
+    # from drowning what the layers of an LLM that starts from nothing add to them. Loading replaces it.
+    nn.init.normal_(projector.weight, std=PROJECTOR_STD)
+    nn.init.zeros_(projector.bias)
+    seg_head = SegHead(llm.architecture["hidden_size"], segmenter.width, config.seg_head_gain)
+    with torch.device("meta") if is_clip_empty else nullcontext():
+        tower = build_vision_tower(clip.architecture)
+    with torch.device("meta") if is_llm_empty else nullcontext():
+        llama = build_llama(llm.architecture, llm.vocab_size)
     glus = Glus(
-        clip=ClipEncoder(build_vision_tower(config.clip.architecture), config.clip.select_layer, config.clip.pool),
-        projector=nn.Linear(config.clip.architecture["hidden_size"], config.llm.architecture["hidden_size"]),
-        language=LanguageModel(build_llama(config.llm.architecture, config.llm.vocab_size)),
-        seg_head=nn.Identity(),  # type: ignore[arg-type]  # needs SAM2's width, set below
-        segmenter=build_segmenter(config.segmenter, memory_gradient=not config.memory.detach),
+        clip=ClipEncoder(tower, clip.select_layer, clip.pool),
+        projector=projector,
+        language=LanguageModel(llama),
+        seg_head=seg_head,
+        segmenter=segmenter,
         memory_frames=config.memory.num_frames,
         memory_stride=config.memory.stride,
         memory_enabled=config.memory.enabled,
     )
-    # CLIP features are tens of times longer than word embeddings; a projector that starts small keeps visual tokens
-    # from drowning what the layers of an LLM that starts from nothing add to them. Loading replaces it.
-    nn.init.normal_(glus.projector.weight, std=PROJECTOR_STD)
-    nn.init.zeros_(glus.projector.bias)
-    glus.seg_head = SegHead(glus.language.width, glus.segmenter.width, config.seg_head_gain)
     if config.iou_head:
         with torch.random.fork_rng(devices=[]):  # so that all else starts as it would without
             glus.iou_head = IouHead(glus.language.width, glus.segmenter.width)
-    if load_weights and config.weights:
-        load_start(glus, config.weights)
-    elif load_weights:
-        load_parts(glus, config)
-    if config.llm.lora_rank:
-        llm = config.llm
-        add_lora(glus.language.llama, llm.lora_rank, llm.lora_alpha, llm.lora_dropout, llm.lora_targets)
+    if llm.lora_rank:
+        add_lora(llama, llm.lora_rank, llm.lora_alpha, llm.lora_dropout, llm.lora_targets)
+        if is_llm_empty:
+            _start_adapters(llama)
     split_new_rows(glus, config)
     if config.segmenter.fuser_gamma is FuserGamma.identity:
         glus.segmenter.set_fuser_identity()
     mark_trainable(glus, [*config.trainable, *(["iou_head"] if config.iou_head else [])])
-    glus = glus.to(_DTYPES[config.precision])
-    return quantize(glus, config.llm.quantization) if load_weights else glus
+    return glus.to(DTYPES[config.precision])
 
 
-def quantize(glus: Glus, quantization: Quantization) -> Glus:
-    """The same network, its LLM's projections stored in fewer bits on this process's GPU where that is asked for.
+def _start_adapters(llama: LlamaForCausalLM) -> None:
+    """Give adapters their first values, which peft puts on the meta device with the layers they adapt."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in llama.modules():
+        if isinstance(layer, LoraLayer):
+            for name in layer.lora_A:
+                layer.lora_A[name].to_empty(device="cpu")
+                layer.lora_B[name].to_empty(device="cpu")
+                layer.reset_lora_parameters(name, init_lora_weights=True)
+
+
+def _tensors_with_values(glus: Glus) -> dict[str, torch.Tensor]:
+    """Parameters and buffers that are not on the meta device."""
+    tensors: dict[str, torch.Tensor] = {**dict(glus.named_parameters()), **dict(glus.named_buffers())}
+    return {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
+
+
+def complete(glus: Glus, config: ModelConfig, target: Target) -> None:
+    """Give the last tensors their values, which come from no file but follow from what was loaded."""
+    embeddings = glus.clip.vision_model.embeddings
+    if embeddings.position_ids.is_meta:
+        positions = torch.arange(embeddings.num_positions, device=target.device)
+        embeddings.register_buffer("position_ids", positions.expand_as(embeddings.position_ids), persistent=False)
+    for module in glus.language.llama.modules():
+        if isinstance(module, NewRows) and module.new_rows.is_meta:
+            module.reset()
+    if config.segmenter.fuser_gamma is FuserGamma.identity:
+        glus.segmenter.set_fuser_identity()  # again: the files brought the trained scales
+    empty = [name for name, tensor in (*glus.named_parameters(), *glus.named_buffers()) if tensor.is_meta]
+    assert not empty, f"without values: {empty[:5]}"
+
+
+def quantize(glus: Glus, config: ModelConfig, target: Target) -> Target:
+    """Make room for the LLM's projections in fewer bits where that is asked for, before they are loaded.
+
+    Returns:
+        Where weights go: these are quantised when they arrive.
 
     Raises:
         ValueError: they cannot be here, or they are trained.
     """
-    if quantization is not Quantization.none:
-        check_quantization(quantization, distributed.device())
-        quantize_llama(glus.language.llama, quantization, distributed.device())
-    return glus
+    quantization = config.llm.quantization
+    if quantization is Quantization.none:
+        return target
+    check_quantization(quantization, distributed.device())
+    return replace(target, pack=Quantizer(glus.language.llama, quantization, distributed.device()).pack)
 
 
 def split_new_rows(glus: Glus, config: ModelConfig) -> None:
@@ -172,7 +247,7 @@ def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> S
     return Sam2Segmenter(build_sam2(config.variant, config.overrides), config.multimask_fallback, memory_gradient)
 
 
-def load_start(glus: Glus, folder: str) -> None:
+def load_start(glus: Glus, folder: str, target: Target) -> None:
     """Load all weights of another model, its adapters merged and its memory encoder as trained.
 
     Either may have an IoU head alone: this one's is then at random, or the other's left aside.
@@ -181,15 +256,71 @@ def load_start(glus: Glus, folder: str) -> None:
         FileNotFoundError: ``folder`` is no model folder and no run.
         ValueError: its tensors are not exactly these.
     """
-    start = load_model(folder, settings=UNQUANTIZED, as_trained=True).glus
-    merge_lora(start.language.llama)
-    merge_new_rows(start.language.llama)
-    if start.iou_head is None or glus.iou_head is None:
-        start.iou_head = glus.iou_head
-    load_strict(glus, start.state_dict(), folder)
+
+    def read() -> Source:
+        start = load_model(folder, settings=UNQUANTIZED, as_trained=True, target=Target(stays_on_disk=True))
+        tensors = merged_tensors(start, widens=not target.stays_on_disk)
+        if glus.iou_head is None:
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("iou_head.")}
+        only = [name for name in loaded_names(glus) if start.glus.iou_head or not name.startswith("iou_head.")]
+        return under_adapters(glus, Source(folder, tensors, only))
+
+    load(glus, read, target)
 
 
-def load_parts(glus: Glus, config: ModelConfig) -> dict[str, LoadReport]:
+def loaded_names(glus: Glus) -> list[str]:
+    """Names of the tensors that another model has too, as they are without adapters."""
+    return [name for name in plain_names(glus) if not name.endswith(".new_rows")]
+
+
+def under_adapters(glus: Glus, source: Source) -> Source:
+    """Weights of a model without adapters for one that may have them."""
+    actual = plain_names(glus)
+    plain = {now: before for before, now in actual.items()}
+    return replace(
+        source,
+        tensors={actual.get(name, name): tensor for name, tensor in source.tensors.items()},
+        only=[actual[name] for name in source.only or loaded_names(glus)],
+        label=lambda name: source.label(plain.get(name, name)),
+    )
+
+
+def merged_tensors(model: LoadedModel, widens: bool = True) -> dict[str, torch.Tensor | LazyTensor]:
+    """The state dict with adapters and new rows merged, in the model's precision, each tensor made when it is read.
+
+    Args:
+        model: on disk or in memory.
+        widens: False leaves what merging does not change in its narrower type, which takes no memory.
+
+    Raises:
+        ValueError: a weight is quantised; its steps are coarser than what adapters learn.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    glus, dtype = model.glus, DTYPES[model.config.model.precision]
+    adapters = {f"{name}.": module for name, module in glus.named_modules() if isinstance(module, LoraLayer)}
+    tables = {f"{name}.weight": module for name, module in glus.named_modules() if isinstance(module, NewRows)}
+    merged: dict[str, torch.Tensor | LazyTensor] = {}
+    for name, value in glus.state_dict().items():
+        if ".lora_" in name or name.endswith(".new_rows"):
+            continue
+        adapted, base, _ = name.partition("base_layer.")
+        if not value.is_floating_point():
+            raise ValueError(f"{name} is quantised: load the model unquantised, then merge")
+        is_exact = torch.promote_types(value.dtype, dtype) is dtype
+        is_merged = bool(base) or name in tables
+        tensor = LazyTensor.of(value)
+        if widens or is_merged or not is_exact:
+            tensor = tensor.to(dtype)
+        if name in tables:
+            tensor = tensor.map(tables[name].with_rows)
+        if base and name.endswith(".weight"):
+            tensor = tensor.map(partial(merged_weight, adapters[adapted]))
+        merged[adapted + name.removeprefix(adapted + base)] = tensor
+    return merged
+
+
+def load_parts(glus: Glus, config: ModelConfig, target: Target | None = None) -> dict[str, LoadReport]:
     """Load the pretrained towers the config names, each strictly.
 
     Returns:
@@ -199,46 +330,50 @@ def load_parts(glus: Glus, config: ModelConfig) -> dict[str, LoadReport]:
         FileNotFoundError: a weights file is missing.
         ValueError: weights do not fit, or ``model.seg_head_init`` asks for a head without ``model.llm.weights``.
     """
-    reports = {}
-    if config.clip.weights:
-        vision = read_clip_folder(config.clip.weights)
-        reports["model.clip.weights"] = load_strict(glus.clip.vision_model, vision, config.clip.weights)
-    if config.segmenter.weights:
-        names = [name for name in glus.state_dict() if name.startswith("segmenter.sam.")]
-        renamed = key_map.SAM2.rename(read_tensors(config.segmenter.weights))
-        reports["model.segmenter.weights"] = load_strict(
-            glus, renamed.tensors, config.segmenter.weights, names, key_map.SAM2.label
+    reports, target = {}, target or Target()
+    if clip := config.clip.weights:
+        reports["model.clip.weights"] = load(
+            glus.clip.vision_model, lambda: Source(clip, dict(read_clip_folder(clip))), target
         )
+    if config.segmenter.weights:
+        reports["model.segmenter.weights"] = load(glus, lambda: _segmenter_source(glus, config), target)
     if config.llm.weights:
-        reports["model.llm.weights"] = load_language(glus, config)
+        reports["model.llm.weights"] = load(glus, lambda: _language_source(glus, config), target)
     elif config.seg_head_init is SegHeadInit.lisa:
         raise ValueError("model.seg_head_init=lisa: set model.llm.weights to the folder of LISA-7B-v1, which holds it")
     return reports
 
 
-def load_language(glus: Glus, config: ModelConfig) -> LoadReport:
-    """Load the LLM, and the projector where the file holds LLaVA's, and the [SEG] head if ``seg_head_init`` says so.
+def _segmenter_source(glus: Glus, config: ModelConfig) -> Source:
+    assert config.segmenter.weights is not None
+    renamed = key_map.SAM2.rename(read_tensors(config.segmenter.weights))
+    names = [name for name in glus.state_dict() if name.startswith("segmenter.sam.")]
+    return Source(config.segmenter.weights, dict(renamed.tensors), names, key_map.SAM2.label)
+
+
+def _language_source(glus: Glus, config: ModelConfig) -> Source:
+    """The LLM, and the projector where the file holds LLaVA's, and the [SEG] head if ``seg_head_init`` says so.
 
     LISA-7B-v1 is such a file: all rows of GLUS's tokens are in it, so none is added; its SAM-1 is left aside.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the tensors are not exactly these.
+        ValueError: it is of another LLM.
     """
-    source = config.llm.weights
-    assert source is not None
+    place = config.llm.weights
+    assert place is not None
     keys = key_map.lisa(config.seg_head_init)
-    check_llm_config(Path(source), config)
-    tensors = read_tensors(source)
-    key_map.check_inv_freq(tensors, config.llm.architecture, source)
+    check_llm_config(Path(place), config)
+    tensors = read_tensors(place)
+    key_map.check_inv_freq(tensors, config.llm.architecture, place)
     renamed = keys.rename(tensors)
     parts = ["language.llama."]
     parts += ["projector."] if any(name.startswith("projector.") for name in renamed.tensors) else []
     parts += ["seg_head."] if config.seg_head_init is SegHeadInit.lisa else []
-    names = [name for name in glus.state_dict() if name.startswith(tuple(parts))]
-    return load_strict(
-        glus, renamed.tensors, source, names, keys.label, renamed.dropped, renamed.unknown, key_map.lisa_hint(renamed)
-    )
+    names = [name for name in loaded_names(glus) if name.startswith(tuple(parts))]
+    hint = key_map.lisa_hint(renamed)
+    source = Source(place, dict(renamed.tensors), names, keys.label, renamed.dropped, renamed.unknown, hint)
+    return under_adapters(glus, source)
 
 
 def mark_trainable(glus: Glus, parts: list[str]) -> None:
@@ -267,7 +402,7 @@ def trainable_names(glus: nn.Module) -> list[str]:
 
 def save_model(
     folder: str | Path,
-    tensors: dict[str, torch.Tensor],
+    tensors: Tensors,
     config: ModelFolderConfig,
     vocabulary: Vocabulary,
     metadata: dict[str, str],
@@ -288,10 +423,7 @@ def save_model(
     """
     with whole_folder(Path(folder)) as temporary:
         write_model_config(temporary, config, vocabulary)
-        if sum(value.nbytes for value in tensors.values()) > shard_bytes:
-            write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
-        else:
-            write_tensors(temporary / COMPLETE_FILE, tensors, metadata)
+        write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
 
 
 def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: Vocabulary) -> None:
@@ -323,23 +455,12 @@ def find_model_folder(path: str | Path) -> Path:
     return max(checkpoints, key=lambda p: int(p.name.removeprefix("step_")))
 
 
-def load_folder(glus: Glus, folder: Path) -> None:
-    """Load a model folder's weights into a model that is built: all tensors of an export, the trained of a checkpoint.
-
-    Raises:
-        ValueError: they are not exactly the model's tensors (export) or its trainable ones (checkpoint).
-    """
-    if is_complete(folder):
-        load_strict(glus, read_tensors(folder), folder)
-    else:
-        load_strict(glus, read_tensors(folder / TRAINED_FILE), folder / TRAINED_FILE, only=trainable_names(glus))
-
-
 def load_model(
     path: str | Path,
     precision: Precision | None = None,
     settings: SettingsConfig | None = None,
     as_trained: bool = False,
+    target: Target | None = None,
 ) -> LoadedModel:
     """Build and strictly load a model folder (or the newest checkpoint of a run), in evaluation mode.
 
@@ -349,12 +470,14 @@ def load_model(
         settings: override the folder's; each that changes something is logged.
         as_trained: whatever ``fuser_gamma`` says, keep the memory encoder's scales as the weights have them; for a
             model that is to be stored or trained on.
+        target: where the weights go; default: the CPU.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: weights or config do not fit.
+        ValueError: weights or config do not fit: they are not exactly the model's tensors (all of an export), or its
+            trainable ones (of a checkpoint).
     """
-    folder = find_model_folder(path)
+    folder, target = find_model_folder(path), target or Target()
     config = load_config(ModelFolderConfig, OmegaConf.load(folder / CONFIG_FILE))  # type: ignore[arg-type]
     config, changes = override_settings(config, settings or SettingsConfig())
     for change in changes:
@@ -363,11 +486,13 @@ def load_model(
         config.model.precision = precision
     config.model.llm.tokenizer = str(folder)
     gamma = FuserGamma.checkpoint if as_trained else config.model.segmenter.fuser_gamma
-    segmenter = replace(config.model.segmenter, fuser_gamma=gamma)
-    glus = build_glus(replace(config.model, segmenter=segmenter), not is_complete(folder))
-    load_folder(glus, folder)
-    if is_complete(folder):  # its weights are loaded only now
-        quantize(glus, config.model.llm.quantization)
-    if gamma is FuserGamma.identity:
-        glus.segmenter.set_fuser_identity()  # again: a complete file brings the trained scales back
-    return LoadedModel(glus.eval(), Vocabulary(folder), config)
+    model = replace(config.model, segmenter=replace(config.model.segmenter, fuser_gamma=gamma))
+    if is_complete(folder):
+        glus = assemble(model, is_clip_empty=True, is_llm_empty=True)
+        target = quantize(glus, model, target)
+        load(glus, lambda: Source(folder, dict(read_tensors(folder))), target)
+    else:
+        glus, file = build_glus(model, target=target), folder / TRAINED_FILE
+        load(glus, lambda: Source(file, dict(read_tensors(file)), trainable_names(glus)), target)
+    complete(glus, model, target)
+    return LoadedModel(glus.eval().to(target.device), Vocabulary(folder), config)

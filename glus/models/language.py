@@ -15,6 +15,7 @@ from glus.models.attention import NAME, PackedRows, attend
 from glus.tokens import IMAGE_ID
 
 if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
     from transformers import LlamaForCausalLM
 
     from glus.models.prefix_cache import Prefix, PrefixCache
@@ -89,6 +90,15 @@ def plain_names(module: nn.Module) -> dict[str, str]:
     """Names of a model's tensors as they were before ``add_lora`` -> as they are; the adapters' own are left out."""
     names = [name for name in module.state_dict() if ".lora_" not in name]
     return {name.replace(".base_layer.", "."): name for name in names}
+
+
+def merged_weight(adapter: LoraLayer, weight: torch.Tensor) -> torch.Tensor:
+    """What a projection's weight becomes when its adapter is merged: ``W + B A alpha / rank``, a new tensor."""
+    (name,) = adapter.active_adapters
+    adapter.lora_A[name].to(weight.dtype)
+    adapter.lora_B[name].to(weight.dtype)
+    delta: torch.Tensor = adapter.get_delta_weight(name)  # type: ignore[attr-defined]  # of every linear one
+    return weight + delta.detach().to(weight)
 
 
 def merge_lora(llama: LlamaForCausalLM) -> None:

@@ -32,6 +32,16 @@ class NewRows(nn.Module):
         self.weight.requires_grad_(False)
         self.new_rows = nn.Parameter(weight.detach()[list(ids)].clone())
 
+    def reset(self) -> None:
+        """Take the new rows from the table, which was loaded."""
+        self.new_rows = nn.Parameter(self.weight.detach()[list(self.ids)].clone(), self.new_rows.requires_grad)
+
+    def with_rows(self, weight: torch.Tensor) -> torch.Tensor:
+        """A copy of the table ``weight`` that has the new rows."""
+        merged = weight.clone()
+        merged[list(self.ids)] = self.new_rows.detach().to(weight)
+        return merged
+
     def merged(self) -> nn.Parameter:
         """The table with the new rows written into it, in place."""
         with torch.no_grad():

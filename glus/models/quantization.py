@@ -29,49 +29,75 @@ def check_quantization(quantization: Quantization, device: torch.device) -> None
         raise ValueError(f"{wanted} needs bitsandbytes, which is not installed: {INSTALL}")
 
 
-def quantize_llama(llama: LlamaForCausalLM, quantization: Quantization, device: torch.device) -> None:
-    """Store the projections of every layer in fewer bits, in place and on ``device``; embeddings, norms, head and
-    adapters stay as they are. To be called after everything is loaded: what was quantised takes no weights any more.
+class Quantizer:
+    """Makes room for quantised projections in a LLaMA without memory, and quantises each weight as it arrives.
+
+    So the LLM is never on the GPU unquantised. Embeddings, norms, head and adapters stay as they are.
 
     Args:
-        llama: with or without LoRA adapters; their base layers are quantised.
+        llama: with or without LoRA adapters, whose base layers are quantised, in the type that they are computed with
+            in. Projections on the meta device wait for their weights, others are quantised at once.
         quantization: ``int8`` (LLM.int8, Dettmers et al. 2022) or ``nf4`` (QLoRA, Dettmers et al. 2023, with double
-            quantisation); computed with in the dtype the weights have now.
+            quantisation).
         device: of the quantised weights.
 
     Raises:
         ValueError: a projection is trained, which integers cannot be.
     """
-    linears = {
-        name: module
-        for name, module in llama.model.layers.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    }
-    trained = [name for name, module in linears.items() if module.weight.requires_grad]
-    if trained:
-        raise ValueError(
-            f"model.llm.quantization={quantization.value}: model.trainable names the part 'llm', whose layers "
-            f"({trained[0]}, ...) would be quantised; train 'lora' instead, or set the quantisation to none"
-        )
-    for name, module in linears.items():
-        parent, _, child = name.rpartition(".")
-        setattr(llama.model.layers.get_submodule(parent), child, _quantized(module, quantization, device))
+
+    def __init__(self, llama: LlamaForCausalLM, quantization: Quantization, device: torch.device):
+        linears = {
+            name: module
+            for name, module in llama.model.layers.named_modules()
+            if isinstance(module, nn.Linear) and ".lora_" not in name
+        }
+        trained = [name for name, module in linears.items() if module.weight.requires_grad]
+        if trained:
+            raise ValueError(
+                f"model.llm.quantization={quantization.value}: model.trainable names the part 'llm', whose layers "
+                f"({trained[0]}, ...) would be quantised; train 'lora' instead, or set the quantisation to none"
+            )
+        self._device = device
+        self._layers: dict[str, Any] = {}
+        for name, linear in linears.items():
+            parent, _, child = name.rpartition(".")
+            layer = _empty_layer(linear, quantization)
+            setattr(llama.model.layers.get_submodule(parent), child, layer)
+            full = f"language.llama.model.layers.{name}.weight"
+            self._layers[full] = layer
+            if not linear.weight.is_meta:
+                layer.weight = self.pack(full, linear.weight.detach())
+
+    def pack(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """A weight as the model stores it: quantised on the device if it is a projection's, else as it is."""
+        layer = self._layers.get(name)
+        if layer is None:
+            return value
+        # From the CPU: there alone an 8-bit weight knows that it is not quantised yet.
+        weight = type(layer.weight)(value.cpu(), **_options(layer))
+        return weight.to(self._device)  # which quantises
 
 
-def _quantized(linear: nn.Linear, quantization: Quantization, device: torch.device) -> nn.Module:
-    """A layer that takes the place of ``linear``."""
+def _empty_layer(linear: nn.Linear, quantization: Quantization) -> nn.Module:
+    """A layer that takes the place of ``linear``, whose weight it waits for."""
     import bitsandbytes as bnb
 
-    has_bias, dtype = linear.bias is not None, linear.weight.dtype
-    sizes = (linear.in_features, linear.out_features, has_bias)
-    weight = linear.weight.detach()
+    sizes = (linear.in_features, linear.out_features, linear.bias is not None)
     layer: Any
     if quantization is Quantization.int8:
         layer = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, device="meta")
-        layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     else:
-        layer = bnb.nn.Linear4bit(*sizes, compute_dtype=dtype, quant_type="nf4", device="meta")
-        layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
-    if has_bias:
+        layer = bnb.nn.Linear4bit(*sizes, compute_dtype=linear.weight.dtype, quant_type="nf4", device="meta")
+    layer.weight = type(layer.weight)(linear.weight.detach(), **_options(layer))
+    if linear.bias is not None:
         layer.bias = linear.bias
-    return layer.to(device)  # which quantises
+    return layer
+
+
+def _options(layer: Any) -> dict[str, Any]:
+    """What a weight of the layer is made with."""
+    import bitsandbytes as bnb
+
+    if isinstance(layer, bnb.nn.Linear8bitLt):
+        return {"requires_grad": False, "has_fp16_weights": False}
+    return {"requires_grad": False, "quant_type": "nf4", "module": layer}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from glus.config import (
     FramesConfig,
-    FuserGamma,
     InferenceConfig,
     ModelConfig,
     ModelFolderConfig,
@@ -19,11 +18,10 @@ from glus.config import (
     SegmenterConfig,
 )
 from glus.models import key_map
-from glus.models.build import LoadedModel, build_glus, load_parts
-from glus.models.glus import Glus
-from glus.models.language import plain_names
+from glus.models.build import LoadedModel, assemble, complete, load_parts, loaded_names, under_adapters
 from glus.models.release_config import check_added_tokens, find_folder, read_clip_config, read_llm_config
-from glus.models.weights import LoadReport, load_strict, read_clip_folder, read_tensors
+from glus.models.weight_files import LazyTensor, Tensors
+from glus.models.weights import LoadReport, Source, Target, load, read_clip_folder, read_tensors
 from glus.tokens import Vocabulary
 
 IOU_HEAD_PREFIX = "iou_head."
@@ -99,17 +97,12 @@ def _read_config(folder: Path, vocabulary: Vocabulary, segmenter: SegmenterConfi
     return config
 
 
-def _restore_identity(glus: Glus, config: ModelConfig) -> None:
-    """What ``build_glus`` did, again: the files brought the trained scales."""
-    if config.segmenter.fuser_gamma is FuserGamma.identity:
-        glus.segmenter.set_fuser_identity()
-
-
 def load_lisa(
     source: str | Path,
     segmenter: SegmenterConfig,
     clip: str | None = None,
     seg_head_init: SegHeadInit = SegHeadInit.random,
+    target: Target | None = None,
 ) -> tuple[LoadedModel, dict[str, LoadReport]]:
     """What GLUS starts to train from: LISA-7B-v1 for the LLM and the projector, SAM2 for the masks.
 
@@ -118,6 +111,7 @@ def load_lisa(
         segmenter: SAM2 and, in ``weights``, its file.
         clip: folder or hub id of the CLIP; default: the ``vision_tower`` of its config.json.
         seg_head_init: whether LISA's [SEG] head is kept; the release starts it at random.
+        target: where the weights go; default: the CPU.
 
     Returns:
         The model in float32, in evaluation mode, and what was loaded for which field of the config.
@@ -131,14 +125,17 @@ def load_lisa(
     config = _read_config(folder, vocabulary, segmenter, clip)
     config.llm.weights = str(folder)
     config.seg_head_init = seg_head_init
-    glus = build_glus(config, load_weights=False)
-    reports = load_parts(glus, config)
-    _restore_identity(glus, config)
+    glus = assemble(config, is_clip_empty=True, is_llm_empty=True)
+    reports = load_parts(glus, config, target)
+    complete(glus, config, target or Target())
     return LoadedModel(glus.eval(), vocabulary, ModelFolderConfig(config)), reports
 
 
 def build_release(
-    checkpoint: ReleaseCheckpoint, frames: FramesConfig | None = None, inference: InferenceConfig | None = None
+    checkpoint: ReleaseCheckpoint,
+    frames: FramesConfig | None = None,
+    inference: InferenceConfig | None = None,
+    target: Target | None = None,
 ) -> tuple[LoadedModel, dict[str, LoadReport]]:
     """The model of a checkpoint, in evaluation mode, with fresh LoRA adapters if its config asks for them.
 
@@ -146,6 +143,7 @@ def build_release(
         checkpoint: what ``read_release`` gave.
         frames: context and query counts, which the checkpoint does not say; default: the published ones.
         inference: likewise.
+        target: where the weights go; default: the CPU.
 
     Returns:
         The model, and what was loaded of "checkpoint" and "CLIP", by the names in their files.
@@ -153,28 +151,27 @@ def build_release(
     Raises:
         ValueError: the tensors are not exactly those of the model; the message lists them by the checkpoint's names.
     """
-    config = checkpoint.config
-    glus = build_glus(config, load_weights=False)
-    actual = plain_names(glus)
-    plain = {name: before for before, name in actual.items()}
-    tensors = {actual.get(name, name): value for name, value in checkpoint.tensors.items()}
-    clip = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_CLIP_PREFIX)}
-    reports = {}
-    reports["checkpoint"] = load_strict(
-        glus,
-        tensors,
+    config, target = checkpoint.config, target or Target()
+    glus = assemble(config, is_clip_empty=True, is_llm_empty=True)
+    tensors, vision = dict[str, Any](), dict[str, Any]()
+    for name, value in checkpoint.tensors.items():
+        (vision if name.startswith(_CLIP_PREFIX) else tensors)[name] = value
+    names = loaded_names(glus)
+    source = Source(
         checkpoint.folder,
-        only=[name for name in actual.values() if not name.startswith(_CLIP_PREFIX)],
-        label=lambda name: key_map.GLUS.label(plain.get(name, name)),
-        dropped=checkpoint.dropped,
-        unknown=checkpoint.unknown,
-        hint=checkpoint.hint,
+        tensors,
+        [name for name in names if not name.startswith(_CLIP_PREFIX)],
+        key_map.GLUS.label,
+        checkpoint.dropped,
+        checkpoint.unknown,
+        checkpoint.hint,
     )
-    names = [name for name in actual.values() if name.startswith(_CLIP_PREFIX)]
-    reports["CLIP"] = load_strict(glus, clip, config.clip.weights or "CLIP", names)
-    _restore_identity(glus, config)
+    reports = {"checkpoint": load(glus, lambda: under_adapters(glus, source), target)}
+    names_of_clip = [name for name in names if name.startswith(_CLIP_PREFIX)]
+    reports["CLIP"] = load(glus, lambda: Source(config.clip.weights or "CLIP", vision, names_of_clip), target)
+    complete(glus, config, target)
     folder_config = ModelFolderConfig(config, frames or FramesConfig(), inference or InferenceConfig())
-    return LoadedModel(glus.eval(), checkpoint.vocabulary, folder_config), reports
+    return LoadedModel(glus.eval().to(target.device), checkpoint.vocabulary, folder_config), reports
 
 
 def load_release(
@@ -188,7 +185,7 @@ def load_release(
     return build_release(read_release(source, segmenter, clip), frames, inference)[0]
 
 
-def to_release(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
+def to_release(tensors: Tensors, config: ModelConfig) -> dict[str, torch.Tensor | LazyTensor]:
     """Our tensors under the names of a merged GLUS checkpoint, which has no CLIP but a copy of ``inv_freq`` a layer.
 
     It has no place for an IoU head either, which masks do not depend on.
@@ -200,7 +197,8 @@ def to_release(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict
     Raises:
         ValueError: a tensor has no place there.
     """
-    release, homeless = {}, []
+    release: dict[str, torch.Tensor | LazyTensor] = {}
+    homeless = []
     for name, value in tensors.items():
         if name.startswith(IOU_HEAD_PREFIX):
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import torch
 
 from glus.atomic import whole_folder
 from glus.config import FuserGamma, ModelConfig
-from glus.models.build import LoadedModel
+from glus.models.build import LoadedModel, merged_tensors
 from glus.models.clip import CLIP_MEAN, CLIP_STD, ClipEncoder
 from glus.models.release import IOU_HEAD_PREFIX, to_release
 from glus.models.release_config import CLIP_FIELDS, LLM_FIELDS
-from glus.models.weight_files import write_pickle, write_shards, write_tensors
+from glus.models.weight_files import LazyTensor, Tensors, write_shards
 from glus.tokens import Vocabulary
 
 CLIP_FOLDER = "clip"
@@ -37,7 +37,7 @@ def save_release(
 
     Args:
         folder: must not exist.
-        model: without LoRA adapters.
+        model: its LoRA adapters and new rows, if any, are merged.
         dtype: of the stored weights; None keeps the model's.
         safetensors: shards are safetensors files, else pickles (``.bin``), as published.
         shard_bytes: size that a shard does not exceed, unless by a single tensor.
@@ -51,8 +51,8 @@ def save_release(
     """
     config = model.config.model
     _check_layout_holds(config)
-    state = {name: value.detach().cpu() for name, value in model.glus.state_dict().items()}
-    state = {name: value.to(dtype or value.dtype).contiguous() for name, value in state.items()}
+    state = {name: LazyTensor.of(value) for name, value in merged_tensors(model).items()}
+    state = {name: value.to(dtype or value.dtype) for name, value in state.items()}
     release = to_release(state, config)
     clip = {name.removeprefix("clip."): value for name, value in state.items() if name.startswith("clip.")}
     with whole_folder(folder) as temporary:
@@ -82,12 +82,9 @@ def _check_layout_holds(config: ModelConfig) -> None:
         )
 
 
-def _write_clip(folder: Path, encoder: ClipEncoder, tensors: Mapping[str, torch.Tensor], safetensors: bool) -> None:
-    """As transformers 4 reads it; ``tensors`` under its names, from ``vision_model.`` on."""
-    if safetensors:
-        write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    else:
-        write_pickle(folder / "pytorch_model.bin", tensors)
+def _write_clip(folder: Path, encoder: ClipEncoder, tensors: Tensors, safetensors: bool) -> None:
+    """As transformers 4 reads it, in one file; ``tensors`` under its names, from ``vision_model.`` on."""
+    write_shards(folder, tensors, "safetensors" if safetensors else "bin", sys.maxsize, {"format": "pt"})
     architecture = {key: getattr(encoder.vision_model.config, key) for key in CLIP_FIELDS}
     _write_json(
         folder / "config.json",
@@ -116,7 +113,7 @@ def _write_clip(folder: Path, encoder: ClipEncoder, tensors: Mapping[str, torch.
 _TOKEN_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "transformers_version": "4.31.0"}
 
 
-def _config_json(model: LoadedModel, release: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _config_json(model: LoadedModel, release: Tensors) -> dict[str, Any]:
     llama, encoder = model.glus.language.llama.config, model.glus.clip
     dtype = release["model.embed_tokens.weight"].dtype
     return {

@@ -13,7 +13,7 @@ from glus.config import FuserGamma, LlmConfig, ModelConfig
 from glus.models import key_map
 from glus.models.build import LoadedModel
 from glus.models.release import build_release, read_release
-from glus.models.weights import LoadReport, load_strict, read_tensors
+from glus.models.weights import LoadReport, Source, Target, load, read_tensors
 from glus.parity.fixture import Fixture
 from glus.parity.report import Report
 
@@ -64,7 +64,8 @@ class Models:
         config.memory.detach = detach
         model, _ = build_release(checkpoint)
         names = [name for name in model.glus.state_dict() if ".lora_" in name]
-        load_strict(model.glus, adapters.tensors, lora, names, key_map.GLUS.label, adapters.dropped, adapters.unknown)
+        source = Source(lora, dict(adapters.tensors), names, key_map.GLUS.label, adapters.dropped, adapters.unknown)
+        load(model.glus, lambda: source, Target())
         model.glus.train()
         silence_dropout(model.glus)
         return model

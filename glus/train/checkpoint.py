@@ -32,7 +32,7 @@ from glus import distributed
 from glus.config import TrainConfig
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
 from glus.models.build import TRAINED_FILE
-from glus.models.weight_files import Float32File
+from glus.models.weight_files import SafetensorsFile
 from glus.structures import ObjectKey
 from glus.train.engine import Engine, OptimizerTensor
 from glus.train.resume import STATE_FILE, list_checkpoints, plain_config, read_state, superfluous
@@ -144,12 +144,12 @@ class Checkpoints:
 
     def _write_tensors(self, path: Path, kind: OptimizerTensor) -> None:
         """Rank 0 writes; reading is collective and goes on to its end even if the disk is full."""
-        file: Float32File | None = None
+        file: SafetensorsFile | None = None
         failures: list[OSError] = []
         for tensor in self._engine.read_tensors(kind):
             if distributed.rank() == 0 and not failures:
                 try:
-                    file = file or Float32File(path, self._engine.shapes())
+                    file = file or SafetensorsFile(path, float32_layout(self._engine.shapes()))
                     file.append(tensor.float().cpu())
                 except OSError as error:
                     failures.append(error)
@@ -197,7 +197,12 @@ class Checkpoints:
             ) from error
 
 
-def _close(file: Float32File | None, failures: list[OSError]) -> None:
+def float32_layout(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Of a file of a checkpoint: shapes with their type."""
+    return {name: (shape, torch.float32) for name, shape in shapes.items()}
+
+
+def _close(file: SafetensorsFile | None, failures: list[OSError]) -> None:
     if failures:
         raise failures[0]
     assert file is not None, "a model without trained parameters"

@@ -11,7 +11,7 @@ import torch
 from glus.config import Precision, Quantization, SettingsConfig
 from glus.models.build import LoadedModel, load_model, save_model
 from glus.models.language import LanguageModel, add_lora, build_llama, merge_lora
-from glus.models.quantization import quantize_llama
+from glus.models.quantization import Quantizer
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.gpu
@@ -43,7 +43,7 @@ def _bytes(language: LanguageModel) -> int:
 def test_states_stay_close_and_adapters_learn(quantization: Quantization) -> None:
     language = _language()
     before, size = _states(language), _bytes(language)
-    quantize_llama(language.llama, quantization, DEVICE)
+    Quantizer(language.llama, quantization, DEVICE)
     after = _states(language)
     assert size / _bytes(language) > FEWER_BYTES[quantization]
     assert torch.nn.functional.cosine_similarity(before, after, dim=-1).min() > 0.9

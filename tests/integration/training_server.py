@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from glus import distributed
 from glus.config import TrainConfig, load_config
 from glus.losses.contrastive import ContrastiveQueue
-from glus.models.weight_files import Float32File
+from glus.models.weight_files import SafetensorsFile
 from glus.structures import GlusOutput
 from glus.train import engine as engine_module
 from glus.train.checkpoint import Checkpoints
@@ -84,7 +84,7 @@ class Fault:
             _after(ContrastiveQueue, "count_terms", lambda count, *_: 0 if self.is_due else count)
             _after(ContrastiveQueue, "candidates", lambda found, *_: [None] * len(found) if self.is_due else found)
         if self.name == "kill_while_saving":
-            _before(Float32File, "append", lambda *_: self.is_due and os.kill(os.getpid(), signal.SIGKILL))
+            _before(SafetensorsFile, "append", lambda *_: self.is_due and os.kill(os.getpid(), signal.SIGKILL))
         if self.name == "disk_full":
             _before(Checkpoints, "save", self._fill_disk)
         if self.name == "clock_skew":

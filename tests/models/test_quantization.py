@@ -11,7 +11,7 @@ import torch
 from glus.config import Quantization, SettingsConfig
 from glus.models.build import LoadedModel, build_glus, load_model, save_model
 from glus.models.language import LanguageModel, build_llama
-from glus.models.quantization import check_quantization, quantize_llama
+from glus.models.quantization import Quantizer, check_quantization
 from tests.conftest import tiny_model_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -47,4 +47,4 @@ def test_trained_layers_are_refused() -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     language = LanguageModel(build_llama(sizes, vocab_size=32))
     with pytest.raises(ValueError, match=r"names the part 'llm', whose layers \(0\.self_attn\.q_proj, ...\)"):
-        quantize_llama(language.llama, Quantization.nf4, CPU)
+        Quantizer(language.llama, Quantization.nf4, CPU)

@@ -11,7 +11,7 @@ import torch
 
 from glus.models.weights import read_tensors
 from tests.models.damage import Damage, check_named
-from tests.released_layout import INDEX, rewrite_weights
+from tests.released_layout import INDEX, read_copies, rewrite_weights
 
 DROPPED = "dropped: 2 rotary frequencies (inv_freq), computed here"
 Condition = Callable[[str, torch.Tensor], bool]
@@ -155,7 +155,7 @@ def twice(folder: Path, rng: random.Random) -> str:
     (folder / INDEX).unlink()
     first, second = sorted(folder.glob("pytorch_model-*.bin"))
     name = rng.choice(sorted(read_tensors(first)))
-    torch.save(read_tensors(second) | {name: torch.zeros(1)}, second)
+    torch.save(read_copies(second) | {name: torch.zeros(1)}, second)
     return f"{second} repeats tensors of another file in {folder}: {name}"
 
 
@@ -194,13 +194,13 @@ def outside_shard(folder: Path, rng: random.Random) -> str:
 
 def code(folder: Path, rng: random.Random) -> str:
     file = any_shard(folder, rng)
-    torch.save(read_tensors(file) | {"run": Path("code in a pickle")}, file)
+    torch.save(read_copies(file) | {"run": Path("code in a pickle")}, file)
     return f"weights {file} do not decode"
 
 
 def clip_tensor(folder: Path, rng: random.Random) -> str:
     file = folder.parent / "clip" / "pytorch_model.bin"
-    tensors = read_tensors(file)
+    tensors = read_copies(file)
     name = rng.choice(sorted(tensors))
     del tensors[name]
     torch.save(tensors, file)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from glus.models.weight_files import write_pickle, write_tensors
-from glus.models.weights import MisfitError, load_strict, read_clip_folder, read_tensors
+from glus.models.weights import MisfitError, Source, Target, load, load_strict, read_clip_folder, read_tensors
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -197,10 +197,9 @@ def test_values_that_are_no_weights_are_refused(value: torch.Tensor, problem: st
 def test_messages_use_the_files_names_and_count_what_was_dropped() -> None:
     module = nn.Linear(3, 2)
     tensors = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
+    source = Source("x.bin", tensors, None, lambda name: f"model.{name}", {"old": 3}, ["z"], "why")
     with pytest.raises(MisfitError) as caught:
-        load_strict(
-            module, tensors, "x.bin", label=lambda name: f"model.{name}", dropped={"old": 3}, unknown=["z"], hint="why"
-        )
+        load(module, lambda: source, Target())
     assert str(caught.value) == (
         "weights of x.bin do not fit: 0 matched, 1 missing, 2 unexpected, 1 wrong shape; dropped: 3 old; "
         "missing: model.bias; unexpected: model.scale, z; wrong shape: model.weight is (3, 2), expected (2, 3) (why)"

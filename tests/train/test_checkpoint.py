@@ -12,20 +12,20 @@ from safetensors.torch import load_file
 
 from glus.config import LlmConfig, ModelConfig, TrainConfig, TrainerConfig
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
-from glus.models.weight_files import Float32File
+from glus.models.weight_files import SafetensorsFile
 from glus.structures import ObjectKey
-from glus.train.checkpoint import RunState
+from glus.train.checkpoint import RunState, float32_layout
 from glus.train.resume import STATE_FILE, find_start, list_checkpoints, plain_config, superfluous
 
 
 def test_a_file_written_tensor_by_tensor_is_safetensors(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3, 2), "scalar": torch.tensor(7.0), "b.c": torch.randn(1, 4, 2)}
-    file = Float32File(tmp_path / "x.safetensors", {name: tuple(value.shape) for name, value in tensors.items()})
+    layout = float32_layout({name: tuple(value.shape) for name, value in tensors.items()})
+    file = SafetensorsFile(tmp_path / "x.safetensors", layout)
     for value in tensors.values():
         file.append(value)
     file.close()
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    assert (tmp_path / "x.safetensors").stat().st_size == Float32File.size(shapes)
+    assert (tmp_path / "x.safetensors").stat().st_size == SafetensorsFile.size(layout)
     found = load_file(tmp_path / "x.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], value) for name, value in tensors.items())
