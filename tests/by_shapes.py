@@ -11,22 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 
-from glus.config import FramesConfig, InferenceConfig, ModelConfig, load_config
+from glus.config import FramesConfig, InferenceConfig
 from glus.data.tokenization import ConversationTokenizer
 from glus.inference import clock
 from glus.inference.predictor import VideoPredictor
-from glus.models.build import build_glus
 from glus.models.glus import Glus
 from glus.train.plan.trace import _Counter, _LikeOnGpu
-from tools.benchmark_inference import BenchmarkVideo, StandInVocabulary
+from tools.benchmark_inference import BenchmarkVideo, StandInVocabulary, random_predictor
 
 META = torch.device("meta")
 GPU_TOKEN_BUDGET = 16384
@@ -92,12 +89,7 @@ def arrays_go_there() -> Iterator[None]:
 
 def full_size_model() -> Glus:
     """``glus_7b`` on the meta device, in evaluation mode."""
-    content = OmegaConf.load(Path(__file__).parents[1] / "configs" / "model" / "glus_7b.yaml")
-    for part in ("clip", "llm", "segmenter"):
-        content[part].weights = None
-    content.llm.tokenizer = ""
-    with META:
-        return build_glus(load_config(ModelConfig, content), load_weights=False).eval()
+    return random_predictor("glus_7b", META).glus
 
 
 def predictor_of(glus: Glus, **settings: Any) -> VideoPredictor:
