@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 
 from glus.config import FramesConfig, InferenceConfig
-from glus.data.tokenization import ConversationTokenizer
 from glus.inference import clock
 from glus.inference.predictor import VideoPredictor
 from glus.models.glus import Glus
 from glus.train.plan.trace import _Counter, _LikeOnGpu
-from tools.benchmark_inference import BenchmarkVideo, StandInVocabulary, random_predictor
+from tools.benchmark_inference import BenchmarkVideo, random_predictor, stand_in_tokenizer
 
 META = torch.device("meta")
 GPU_TOKEN_BUDGET = 16384
@@ -94,9 +93,8 @@ def full_size_model() -> Glus:
 
 def predictor_of(glus: Glus, **settings: Any) -> VideoPredictor:
     """One whose prompts are about as long as LLaMA's; ``settings`` are of ``InferenceConfig``."""
-    tokenizer = ConversationTokenizer(StandInVocabulary(), glus.tokens_per_frame)  # type: ignore[arg-type]
     inference = replace(InferenceConfig(token_budget=GPU_TOKEN_BUDGET), **settings)
-    return VideoPredictor(glus, tokenizer, FramesConfig(), inference)
+    return VideoPredictor(glus, stand_in_tokenizer(glus), FramesConfig(), inference)
 
 
 @dataclass(frozen=True)

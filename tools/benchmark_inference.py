@@ -104,14 +104,23 @@ def model_config(size: str) -> ModelConfig:
     return load_config(ModelConfig, entry.model)
 
 
-def random_predictor(size: str, device: torch.device) -> VideoPredictor:
-    """A model of ``configs/model/<size>.yaml`` with random weights, which uses every state as if it were [SEG]'s."""
+def random_glus(config: ModelConfig, device: torch.device) -> Glus:
+    """A network with random weights, made where they are to be."""
     torch.manual_seed(0)
     with device:
-        glus = build_glus(model_config(size), load_weights=False).to(device)
+        return build_glus(config, load_weights=False).to(device)
+
+
+def stand_in_tokenizer(glus: Glus) -> ConversationTokenizer:
+    """One that gives a model prompts as long as LLaMA's."""
     vocabulary: Any = StandInVocabulary()
-    tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)
-    return VideoPredictor(glus.eval(), tokenizer, FramesConfig(), InferenceConfig(force_seg=True))
+    return ConversationTokenizer(vocabulary, glus.tokens_per_frame)
+
+
+def random_predictor(size: str, device: torch.device) -> VideoPredictor:
+    """A model of ``configs/model/<size>.yaml`` with random weights, which uses every state as if it were [SEG]'s."""
+    glus = random_glus(model_config(size), device).eval()
+    return VideoPredictor(glus, stand_in_tokenizer(glus), FramesConfig(), InferenceConfig(force_seg=True))
 
 
 @torch.inference_mode()
