@@ -31,7 +31,7 @@ FORBIDDEN_NAMES = {"utils", "util", "misc", "helper", "helpers", "common"}
 MAX_FUNCTION_LINES = 60
 
 GLUS_FILES = sorted((ROOT / "glus").rglob("*.py"))
-FILES = [*GLUS_FILES, *sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "tools").glob("*.py"))]
+FILES = [*GLUS_FILES, *sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -38,6 +38,17 @@ def test_every_procedure_reports_its_measurements(report: dict) -> None:
     assert report["samples_per_second_ratio"] == plain / report["procedures"]["ours"]["seconds"]
 
 
+def test_utilisation_counts_nothing_twice(tmp_path: Path, report: dict) -> None:
+    """And is left out where every procedure that was asked for recomputes."""
+    ours, recomputing = (report["procedures"][name] for name in ("ours", "ours, checkpointing"))
+    assert recomputing["flops"] > ours["flops"]
+    assert recomputing["mfu"] * recomputing["seconds"] == pytest.approx(ours["mfu"] * ours["seconds"])
+    main(["--videos", "1", "--steps", "1", "--procedures", "ours, checkpointing", "--json", str(tmp_path / "o.json")])
+    alone = json.loads((tmp_path / "o.json").read_text())
+    assert list(alone["procedures"]) == ["ours, checkpointing"]
+    assert "mfu" not in alone["procedures"]["ours, checkpointing"]
+
+
 @pytest.mark.slow
 def test_compiled_layers_are_measured_beside_the_others(tmp_path: Path) -> None:
     main(["--videos", "1", "--steps", "1", "--compile", "--json", str(tmp_path / "out.json")])
@@ -51,6 +62,9 @@ def test_procedures_with_other_losses_are_an_error() -> None:
     with pytest.raises(ValueError, match="loss 'seg' of 'ours'"):
         check_losses(results, torch.float32)
     check_losses(results, torch.bfloat16)
+    results["ours"]["losses"]["seg"] = float("nan")
+    with pytest.raises(ValueError, match="loss 'seg' of 'ours' is nan"):
+        check_losses(results, torch.bfloat16)
 
 
 def test_videos_too_short_to_be_drawn_are_one_clear_message(tmp_path: Path) -> None:

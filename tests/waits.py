@@ -1,4 +1,4 @@
-"""What makes a GPU be waited for, found on a CPU."""
+"""What makes a GPU be waited for, found on a CPU, or with the meta device in the place of the GPU."""
 
 from __future__ import annotations
 
@@ -8,21 +8,51 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WAITS = ("_local_scalar_dense", "item", "is_nonzero", "lift_fresh", "nonzero", "masked_select", "_unique2")
-"""Operations that wait for a GPU: reading a number (the second and third are called so under inference_mode), a tensor
-made of Python numbers (a list as an index is one), sizes that depend on values."""
+WAITS = (
+    *("_local_scalar_dense", "item", "is_nonzero", "equal"),  # a number is read
+    "lift_fresh",  # a tensor is made of Python numbers, as a list that is used as an index is
+    *("nonzero", "argwhere", "masked_select", "bincount", "_unique2", "unique_dim", "unique_consecutive"),
+    "masked_scatter_backward",  # a masked_select inside
+)
+"""Operations that wait for a GPU: they read a number (``item`` and ``is_nonzero`` are called so under inference_mode),
+or the size of their result depends on values."""
+INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
+COPIES = ("_to_copy", "copy_")
 
 
 class Waits(TorchDispatchMode):
-    """Counts operations that would wait, by name; ``index by bool`` is one whose size depends on values."""
+    """Counts operations that would wait, forwards and backwards, by name.
+
+    ``index by bool`` is one whose size depends on values; ``repeat_interleave`` one that is not told its size;
+    ``copy to cpu`` and ``blocking copy from cpu`` are copies between devices. Whether memory is page-locked cannot be
+    seen without a GPU, so every copy that asks not to be waited for passes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         name = str(func).split(".")[1]
-        self.found.update([name] if name in WAITS else [])
-        if name == "index" and any(part is not None and part.dtype is torch.bool for part in args[1]):
-            self.found.update(["index by bool"])
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
+        if name in WAITS:
+            self.found[name] += 1
+        elif name in INDEXING and any(part is not None and part.dtype is torch.bool for part in args[1]):
+            self.found["index by bool"] += 1
+        elif str(func) == "aten.repeat_interleave.Tensor" and kwargs.get("output_size") is None:
+            self.found[name] += 1
+        elif name in COPIES:
+            self.found.update(self._copy(func, args, kwargs, result))
+        return result
+
+    @staticmethod
+    def _copy(func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> list[str]:
+        is_in_place = str(func) == "aten.copy_.default"
+        source, target = args[is_in_place].device.type, result.device.type
+        may_go_on = args[2] if is_in_place and len(args) > 2 else kwargs.get("non_blocking", False)
+        if source == target:
+            return []
+        if target == "cpu":
+            return ["copy to cpu"]
+        return [] if may_go_on else ["blocking copy from cpu"]

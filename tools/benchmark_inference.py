@@ -5,9 +5,10 @@
 
 The plain procedure is that of the released evaluation: one sentence and one frame at a time, all frames of the prompt
 decoded and seen by CLIP again, the whole prompt read again with logits everywhere, one SAM2 encoding per sentence and
-frame. Its cost is the same for every sentence, so it is timed on ``--plain-expressions`` of them and scaled up; its
-masks are compared with ours. Procedures take turns for ``--rounds`` rounds, since a machine is not equally fast all the
-time; a ratio is the median over the rounds. Encodes, tokens, calls and bytes are counted at the modules themselves.
+frame. Its cost is the same for every sentence, so it is timed on ``--plain-expressions`` of them and scaled up (of a
+long video on ``--plain-frames`` alone); its masks are compared with ours. Procedures take turns for ``--rounds``
+rounds, since a machine is not equally fast all the time; a ratio is the median over the rounds. Encodes, tokens, calls
+and bytes are counted at the modules themselves.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +49,7 @@ from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.models.build import build_glus
 from glus.models.glus import Glus, segment_step
 from glus.models.sam2 import upsample_masks
+from glus.structures import FrameResult
 from glus.train.measure import count_operations, forget_peak, matmul_tflops, peak_memory
 
 ROOT = Path(__file__).parents[1]
@@ -94,16 +97,30 @@ class StandInVocabulary:
         return [3 + sum(ord(letter) * 31**place for place, letter in enumerate(piece)) % 31000 for piece in pieces]
 
 
-def random_predictor(size: str, device: torch.device) -> VideoPredictor:
-    """A model of ``configs/model/<size>.yaml`` with random weights, which uses every state as if it were [SEG]'s."""
+def model_config(size: str) -> ModelConfig:
+    """``configs/model/<size>.yaml``, its files looked for in the current folder."""
     entry = OmegaConf.create({"paths": {"weights": "."}, "model": OmegaConf.load(ROOT / f"configs/model/{size}.yaml")})
-    config = load_config(ModelConfig, entry.model)
+    OmegaConf.resolve(entry)
+    return load_config(ModelConfig, entry.model)
+
+
+def random_glus(config: ModelConfig, device: torch.device) -> Glus:
+    """A network with random weights, made where they are to be."""
     torch.manual_seed(0)
     with device:
-        glus = build_glus(config, load_weights=False).to(device)
+        return build_glus(config, load_weights=False).to(device)
+
+
+def stand_in_tokenizer(glus: Glus) -> ConversationTokenizer:
+    """One that gives a model prompts as long as LLaMA's."""
     vocabulary: Any = StandInVocabulary()
-    tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)
-    return VideoPredictor(glus.eval(), tokenizer, FramesConfig(), InferenceConfig(force_seg=True))
+    return ConversationTokenizer(vocabulary, glus.tokens_per_frame)
+
+
+def random_predictor(size: str, device: torch.device) -> VideoPredictor:
+    """A model of ``configs/model/<size>.yaml`` with random weights, which uses every state as if it were [SEG]'s."""
+    glus = random_glus(model_config(size), device).eval()
+    return VideoPredictor(glus, stand_in_tokenizer(glus), FramesConfig(), InferenceConfig(force_seg=True))
 
 
 @torch.inference_mode()
@@ -272,45 +289,49 @@ def build(size: str) -> VideoPredictor:
     return load_predictor(SHIPPED)[0] if size == "tiny" else random_predictor(size, device)
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything that is reported, by name."""
-    predictor = build(arguments.size)
-    video = BenchmarkVideo(arguments.frames, arguments.height, arguments.width)
-    texts = video.texts(arguments.expressions)
-    list(predictor.segment(BenchmarkVideo(3, arguments.height, arguments.width), texts[:1]))  # warm up
+def compare(
+    predictor: VideoPredictor,
+    video: BenchmarkVideo,
+    num_expressions: int,
+    plain_expressions: int,
+    plain_frames: int | None = None,
+    rounds: int = 1,
+) -> dict[str, Any]:
+    """Segment a video by each procedure.
+
+    Args:
+        predictor: ours.
+        video: all of it is segmented.
+        num_expressions: sentences.
+        plain_expressions: of these, how many the plain procedure is timed on.
+        plain_frames: the first frames, on which it is timed; None: all.
+        rounds: each procedure is timed so often.
+
+    Returns:
+        What was measured, by name, without what depends on the device's peak.
+    """
+    texts, plain_frames = video.texts(num_expressions), plain_frames or len(video)
+    few = texts[:plain_expressions]
+    list(predictor.segment(BenchmarkVideo(3, *video.read(0).shape[:2]), texts[:1]))  # warm up
     predictor.seconds.clear()
     forget_peak(predictor.device)
-    clips = with_window(predictor, Window.clips)
-    few = texts[: arguments.plain_expressions]
-    ours, ours_in_clips, plain = in_turns(
-        [
-            lambda: timed(predictor, predictor.segment(video, texts)),
-            lambda: timed(clips, clips.segment(video, texts)),
-            lambda: timed(predictor, (list(segment_plainly(predictor, video, text)) for text in few)),
-        ],
-        arguments.rounds,
-    )
-    stages = {name: seconds / arguments.rounds for name, seconds in predictor.seconds.items()}
+    ours, ours_in_clips, plain = run_procedures(predictor, video, texts, few, plain_frames, rounds)
+    stages = {name: seconds / rounds for name, seconds in predictor.seconds.items()}
     with count_operations() as flops:
         list(predictor.segment(video, texts))
-    peak = arguments.peak_tflops or matmul_tflops(predictor.device, next(predictor.glus.parameters()).dtype)
-    scale = len(texts) / len(few)
-    ours_ETHW = np.stack([result.masks_RHW for result in ours.results], axis=1)
-    pairs = zip(ours_ETHW, plain.results, strict=False)
-    differences = [count_differences(masks, torch.stack([logits for logits, _ in theirs])) for masks, theirs in pairs]
-    measured = {
-        "size": arguments.size,
-        "device": str(predictor.device),
-        "num_frames": arguments.frames,
+    scale = len(video) * len(texts) / (plain_frames * len(few))
+    differences = compare_masks(ours.results[:plain_frames], plain.results)
+    return {
+        "num_frames": len(video),
         "num_expressions": len(texts),
-        "frames_per_second": arguments.frames * len(texts) / ours.median,
-        "plain_frames_per_second": arguments.frames * len(few) / plain.median,
+        "frames_per_second": len(video) * len(texts) / ours.median,
+        "plain_frames_per_second": plain_frames * len(few) / plain.median,
         "frames_per_second_ratio": scale * median_ratio(plain, ours),
         "clips_ratio": median_ratio(ours, ours_in_clips),
         "clip_encodes": ours.counts["CLIP images"],
         "sam2_encodes": ours.counts["SAM2 images"],
         "llm_tokens": ours.counts["LLM tokens"],
-        "llm_tokens_bound": token_bound(predictor, texts, arguments.frames),
+        "llm_tokens_bound": token_bound(predictor, texts, len(video)),
         "pixels_that_differ": sum(differs for differs, _ in differences),
         "pixels_that_differ_far_from_threshold": sum(far for _, far in differences),
         "counts": dict(ours.counts),
@@ -319,12 +340,60 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": {"all": ours.median, **stages},
         "peak_memory_mb": ours.peak_bytes / 2**20,
         "flops": flops.get_total_flops(),
-        "mfu": flops.get_total_flops() / ours.median / peak / 1e12,
     }
+
+
+def run_procedures(
+    predictor: VideoPredictor,
+    video: VideoSource,
+    texts: Sequence[str],
+    few: Sequence[str],
+    plain_frames: int,
+    rounds: int,
+) -> list[Timed]:
+    """Ours, ours with windows of clips, and the plain procedure on ``few`` of the texts, in turns."""
+    clips = with_window(predictor, Window.clips)
+
+    def plainly() -> Iterator[list[tuple[torch.Tensor, bool]]]:
+        return (list(islice(segment_plainly(predictor, video, text), plain_frames)) for text in few)
+
+    return in_turns(
+        [
+            lambda: timed(predictor, predictor.segment(video, texts)),
+            lambda: timed(clips, clips.segment(video, texts)),
+            lambda: timed(predictor, plainly()),
+        ],
+        rounds,
+    )
+
+
+def compare_masks(
+    ours: Sequence[FrameResult], plain: Sequence[Sequence[tuple[torch.Tensor, bool]]]
+) -> list[tuple[int, int]]:
+    """``count_differences`` of each sentence that the plain procedure answered; ``ours`` are its frames alone."""
+    ours_ETHW = np.stack([result.masks_RHW for result in ours], axis=1)
+    pairs = zip(ours_ETHW, plain, strict=False)
+    return [count_differences(masks, torch.stack([logits for logits, _ in theirs])) for masks, theirs in pairs]
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is reported, by name."""
+    predictor = build(arguments.size)
+    video = BenchmarkVideo(arguments.frames, arguments.height, arguments.width)
+    measured = {"size": arguments.size, "device": str(predictor.device)} | compare(
+        predictor,
+        video,
+        arguments.expressions,
+        arguments.plain_expressions,
+        arguments.plain_frames,
+        arguments.rounds,
+    )
+    peak = arguments.peak_tflops or matmul_tflops(predictor.device, next(predictor.glus.parameters()).dtype)
+    measured["mfu"] = measured["flops"] / measured["seconds"]["all"] / peak / 1e12
     if arguments.size == "tiny":
         measured |= {
             "jf_sliding": score_scenes(predictor, arguments.scenes),
-            "jf_clips": score_scenes(clips, arguments.scenes),
+            "jf_clips": score_scenes(with_window(predictor, Window.clips), arguments.scenes),
         }
     if arguments.memory_frames > EARLY_FRAME:
         place = (arguments.size, arguments.memory_frames, arguments.height, arguments.width)
@@ -379,6 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--plain-expressions", type=int, default=2, help="sentences that the plain procedure is timed on"
     )
+    parser.add_argument("--plain-frames", type=int, help="frames that it is timed on; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="each procedure is timed so often, in turns")
     parser.add_argument("--scenes", type=int, default=10, help="generated videos for J&F (size tiny)")
     parser.add_argument(

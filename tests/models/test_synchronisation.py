@@ -10,6 +10,8 @@ from glus.config import ContrastiveConfig, LossConfig
 from glus.losses.build import build_objective
 from glus.models.glus import Glus, IouHead
 from glus.structures import Batch
+from glus.train.plan.trace import _backward
+from tests.by_shapes import MetaGpu
 from tests.waits import Waits
 
 
@@ -25,3 +27,20 @@ def test_forward_losses_and_backward_never_wait(glus: Glus, make_batch: Callable
     assert terms["contrastive"] > 0
     # The tensor made is the drawn negatives, which are copied without waiting.
     assert waits.found == {"lift_fresh": 1}
+
+
+def test_nothing_is_copied_to_another_device_unless_it_travels_beside_the_work(
+    glus: Glus, make_batch: Callable[..., Batch]
+) -> None:
+    """As the meta device sees it, to which constants went in an earlier micro-step, as they would to a GPU."""
+    objective = build_objective(LossConfig(contrastive=ContrastiveConfig(num_negatives=2)), seg_id=3)
+    glus.to("meta").train()
+    rotary = glus.language.llama.model.rotary_emb
+    rotary.inv_freq = rotary.inv_freq.to("meta")  # which the model does for every device but this one
+    batch = make_batch((3, 2)).to("meta")
+    for waits in (Waits(), Waits()):
+        with MetaGpu() as gpu, waits:
+            rng = np.random.default_rng(0)
+            _backward(objective(glus(batch), batch, objective.counts([batch]), rng)["total"])
+    assert not gpu.reads
+    assert not {name for name in waits.found if "copy" in name}

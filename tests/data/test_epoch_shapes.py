@@ -1,0 +1,63 @@
+"""The sizes that the LLM meets in an epoch are few: kernels that are planned per size are planned rarely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glus.data.collate import collate
+from glus.data.prompts import draw_turns
+from glus.data.tokenization import ConversationTokenizer
+from glus.structures import Batch, TrainSample
+from tools.benchmark_inference import StandInVocabulary
+
+NUM_BATCHES, NUM_CONTEXT, NUM_QUERY, SENTENCES, FULL_SIZE_TOKENS = 300, 4, 4, 3, 64
+MULTIPLE = 64
+
+
+def _sentence(rng: np.random.Generator) -> str:
+    """3 to 16 words, 7 in the middle, of 2 to 9 letters: about as those of MeViS."""
+    count = int(np.clip(rng.normal(7, 3), 3, 16))
+    return " ".join("".join(rng.choice(list("abcdefghij"), rng.integers(2, 10))) for _ in range(count))
+
+
+def _sample(tokenizer: ConversationTokenizer, rng: np.random.Generator) -> TrainSample:
+    pixels = np.zeros((NUM_QUERY, 1, 1, 3), np.uint8)
+    conversations = [
+        tokenizer.train(draw_turns(_sentence(rng), NUM_QUERY, rng), NUM_CONTEXT, "") for _ in range(SENTENCES)
+    ]
+    masks = [np.zeros((NUM_QUERY, 1, 1), np.uint8)] * SENTENCES
+    return TrainSample(pixels, pixels, pixels, conversations, masks, [[]] * SENTENCES, [""] * SENTENCES)
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Batch]:
+    """Micro-batches of two videos, tokens as at full size."""
+    vocabulary: Any = StandInVocabulary()
+    tokenizer, rng = ConversationTokenizer(vocabulary, FULL_SIZE_TOKENS), np.random.default_rng(0)
+
+    def drawn() -> Iterator[Batch]:
+        for _ in range(NUM_BATCHES):
+            yield collate([_sample(tokenizer, rng) for _ in range(2)], vocabulary.pad_id)
+
+    return list(drawn())
+
+
+def test_few_lengths_occur(batches: list[Batch]) -> None:
+    lengths = [batch.input_ids.shape[1] for batch in batches]
+    assert len({batch.segments.ne(-1).sum(1).max().item() for batch in batches}) > 100, "the sentences are too alike"
+    assert len(set(lengths)) <= 16, f"{len(set(lengths))} lengths in {NUM_BATCHES} micro-batches"
+
+
+def test_lengths_are_multiples_that_kernels_like(batches: list[Batch]) -> None:
+    assert {batch.input_ids.shape[1] % MULTIPLE for batch in batches} == {0}
+
+
+def test_padding_is_short(batches: list[Batch]) -> None:
+    """Up to the next multiple, for the longest row of each batch."""
+    for batch in batches:
+        longest = int(batch.segments.ne(-1).sum(1).max())
+        assert batch.input_ids.shape[1] - longest < MULTIPLE

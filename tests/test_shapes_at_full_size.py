@@ -1,0 +1,74 @@
+"""The full size by shapes: kernels that CUDA can start, and memory of prediction that a GPU of 24 GiB has."""
+
+from __future__ import annotations
+
+import pytest
+
+from glus.losses.objective import GlusObjective
+from glus.models.glus import Glus
+from glus.train.plan.trace import _backward, example_batch
+from tests.by_shapes import META, Memory, MetaGpu, full_size_model, per_sentence, predict, predictor_of
+from tests.train.test_plan import full_size
+
+GIB, MIB = 2**30, 2**20
+WEIGHTS_GIB = 13.6
+"""Of ``glus_7b`` in bfloat16."""
+CONTEXT_GIB = 1.0
+"""Of CUDA and cuBLAS in a process that predicts; assumed."""
+
+
+@pytest.fixture(scope="module")
+def glus() -> Glus:
+    return full_size_model()
+
+
+def too_large(gpu: MetaGpu) -> list[object]:
+    """Calls of attention that end in "invalid configuration argument"."""
+    assert gpu.attention, "attention was not called, or not as a GPU is asked for it"
+    return [call for call in gpu.attention if not call.fits_a_grid]
+
+
+@pytest.mark.parametrize("chunk_frames", [16, 64, 128])
+def test_attention_of_prediction_fits_a_grid(glus: Glus, chunk_frames: int) -> None:
+    predictor = predictor_of(glus, force_seg=True, chunk_frames=chunk_frames)
+    assert too_large(predict(predictor, 2, chunk_frames, stop_after=2).gpu) == []
+
+
+@pytest.mark.parametrize("num_videos", [2, 16])
+def test_attention_of_training_fits_a_grid(glus: Glus, num_videos: int) -> None:
+    """Also where a micro-batch has 64 query frames."""
+    config = full_size("data.expressions_per_video=1")
+    batch = example_batch(config, glus.tokens_per_frame, glus.clip.image_size, num_videos).to("meta")
+    objective = GlusObjective({"seg": 1, "bce": 2, "dice": 0.5}, seg_id=0)
+    glus.train()
+    with MetaGpu() as gpu, META:
+        _backward(objective(glus(batch), batch, objective.counts([batch]), rng=None)["total"])  # type: ignore[arg-type]
+    glus.zero_grad()
+    assert too_large(gpu) == []
+
+
+@pytest.fixture(scope="module")
+def memories(glus: Glus) -> dict[int, Memory]:
+    """Number of sentences -> memory of a chunk of 720p frames that fills all seven memories."""
+    predictor = predictor_of(glus, force_seg=True, memory_stride=1)
+    return {count: predict(predictor, count, 16) for count in (4, 60)}
+
+
+def test_a_sentence_holds_little_between_two_frames(memories: dict[int, Memory]) -> None:
+    """Memories of 64 x 64 cells x 64 channels in bfloat16 are 0.5 MiB each; a mask of 720p is 0.9 MiB."""
+    held = {count: memory.held for count, memory in memories.items()}
+    assert per_sentence(held) < 10 * MIB
+
+
+def test_reading_prompts_needs_no_keys_and_values_of_prompts(memories: dict[int, Memory]) -> None:
+    """Those of the shared beginning are 0.8 GiB; the token budget bounds the rest, however many the sentences are."""
+    assert memories[60].peaks["llm"] < 4 * GIB
+
+
+def test_sixty_sentences_fit_a_gpu_of_24_gib(memories: dict[int, Memory]) -> None:
+    assert memories[60].peak < (0.94 * 24 - WEIGHTS_GIB - CONTEXT_GIB) * GIB
+
+
+def test_a_chunk_is_read_back_once(memories: dict[int, Memory]) -> None:
+    """Whatever the number of sentences; masks travel behind their successors."""
+    assert {count: memory.gpu.reads["cpu"] for count, memory in memories.items()} == {4: 1, 60: 1}

@@ -1,0 +1,203 @@
+"""Qualify a machine: everything that GLUS needs of it, checked and measured by one command, on one page.
+
+    python tools/qualify.py                                   # into outputs/qualify; 10 minutes on a GPU, 2 on a CPU
+    python tools/qualify.py --only training prediction
+
+Writes ``qualify.md`` (for people) and ``qualify.json`` (the same and more, as data). Each stage runs in a process of
+its own and leaves ``<stage>.json`` and ``<stage>.log``; what is done is not done again by the same command, so that it
+can be interrupted. Nothing is downloaded: the full size has random weights. Exit status 1 unless every stage passes or
+is absent, for want of a GPU, a library or room on the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TITLES = {
+    "environment": "Environment",
+    "gpu_tests": "Tests on the GPU",
+    "full_size": "Full size",
+    "loading": "Loading",
+    "training": "Training",
+    "prediction": "Prediction",
+    "masks": "Masks in bfloat16",
+    "synchronisation": "Waiting for the GPU",
+    "quantisation": "LLM in 4 bits",
+}
+"""Of the stages of ``qualification``, in their order."""
+WEIGHTS_FOLDER = "random_weights"
+"""What the stages pass on; deleted when all are done."""
+TIME_LIMIT = 600.0
+"""Seconds that a stage may take."""
+Record = dict[str, Any]
+Start = Callable[[str, Path], int]
+"""Runs a stage, which is to write its JSON file below the folder; gives the exit status of its process."""
+
+
+def start_stage(name: str, folder: Path) -> int:
+    """Run a stage in a process of its own, its output in ``<folder>/<name>.log``."""
+    paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-m", "tools.qualification", name, str(folder.absolute())]
+    with (folder / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            return process.wait(TIME_LIMIT)
+        except subprocess.TimeoutExpired:
+            log.write(f"\nstopped after {TIME_LIMIT:.0f} s\n")
+            return -signal.SIGKILL
+        finally:
+            process.kill()
+            process.wait()
+
+
+def read_record(folder: Path, name: str) -> Record | None:
+    """What a stage wrote; None if it did not."""
+    file = folder / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def run_stages(names: Sequence[str], folder: Path, start: Start) -> Iterator[Record]:
+    """The record of each stage, from an earlier run of the command on this machine if that finished it.
+
+    The environment is always looked at again: it says which machine this is.
+    """
+    machine = None
+    for number, name in enumerate(names, start=1):
+        title = f"[{number}/{len(names)}] {TITLES[name]}"
+        record = None if name == "environment" else read_record(folder, name)
+        if record is None or identity(record) != machine or record["verdict"] not in ("PASS", "FAIL"):
+            say(f"{title} ...")
+            record = run_stage(name, folder, start)
+        machine = machine or identity(record)
+        say(f"{title}: {record['verdict']} ({record['seconds']:.0f} s) {explain(record)}")
+        yield record
+
+
+def identity(record: Record) -> tuple[str | None, str | None]:
+    """What has to be the same for a record to stand: the machine and its torch."""
+    return record.get("machine"), record.get("torch")
+
+
+def run_stage(name: str, folder: Path, start: Start) -> Record:
+    """Start a stage; where it fails, the record tells how its log ends."""
+    file = folder / f"{name}.json"
+    file.unlink(missing_ok=True)
+    before = time.perf_counter()
+    status = start(name, folder)
+    record = read_record(folder, name)
+    if status == 0 and record is not None:
+        return record
+    error = describe_failure(status, folder / f"{name}.log")
+    return {"stage": name, "verdict": "ERROR", "reason": error, "seconds": time.perf_counter() - before}
+
+
+def describe_failure(status: int, log: Path) -> str:
+    """The last line of a log, or the signal that ended the process."""
+    if status >= 0 or status == -signal.SIGKILL:
+        lines = [line for line in log.read_text().splitlines() if line.strip()] if log.is_file() else []
+        return lines[-1].strip() if lines else f"exit status {status}"
+    name = signal.Signals(-status).name
+    hint = "; ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 may help" if name == "SIGILL" else ""
+    return f"ended by {name}{hint}"
+
+
+def explain(record: Record) -> str:
+    """Why a stage has its verdict, on one line."""
+    goals = [
+        goal["name"] + (": no" if goal["found"] == "no" else "")
+        if goal["expected"] == "yes"
+        else f"{goal['name']} {goal['found']} ({goal['expected']})"
+        for goal in record.get("goals", ())
+    ]
+    return record.get("reason") or "; ".join(goals)
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_page(records: Sequence[Record]) -> str:
+    """The page, in Markdown."""
+    lines = ["# Qualification of a machine", "", verdict_line(records), ""]
+    lines += write_table(
+        ("stage", "verdict", "what was found (and what is expected)", "seconds"),
+        [(TITLES[r["stage"]], f"**{r['verdict']}**", explain(r), f"{r['seconds']:.0f}") for r in records],
+    )
+    for record in records:
+        for table in record.get("tables", ()):
+            lines += ["", f"## {table['title']}", "", *write_table(table["columns"], table["rows"])]
+    return "\n".join(lines) + "\n"
+
+
+def verdict_line(records: Sequence[Record]) -> str:
+    """All of it in a sentence."""
+    machine = next((f"{r['machine']}, torch {r['torch']}" for r in records if "machine" in r), "unknown machine")
+    bad = [TITLES[record["stage"]] for record in records if record["verdict"] in ("FAIL", "ERROR")]
+    absent = [TITLES[record["stage"]] for record in records if record["verdict"] == "absent"]
+    left = [title for name, title in TITLES.items() if name not in {record["stage"] for record in records}]
+    parts = [f"{machine}: " + (f"do not rely on it yet ({', '.join(bad)})" if bad else "what was tried is as expected")]
+    parts += [f"not measured here: {', '.join(absent + left)}"] * bool(absent + left)
+    return "; ".join(parts) + "."
+
+
+def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (columns, *rows)]
+    head, *body = [f"| {' | '.join(row)} |" for row in cells]
+    return [head, "|" + " --- |" * len(columns), *body]
+
+
+def qualify(names: Sequence[str], folder: Path, start: Start) -> int:
+    """Run the stages and write the page, also where it was interrupted.
+
+    Returns:
+        Exit status.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records: list[Record] = []
+    try:
+        for record in run_stages(names, folder, start):
+            records.append(record)
+            write_results(records, folder)
+    except KeyboardInterrupt:
+        say(f"interrupted: what is finished lies in {folder}; the same command goes on")
+        return 130
+    shutil.rmtree(folder / WEIGHTS_FOLDER, ignore_errors=True)
+    say(verdict_line(records))
+    say(f"{folder / 'qualify.md'}")
+    return int(any(record["verdict"] in ("FAIL", "ERROR") for record in records))
+
+
+def write_results(records: Sequence[Record], folder: Path) -> None:
+    """Both files, each whole."""
+    from glus.atomic import write_text
+
+    write_text(folder / "qualify.md", write_page(records))
+    write_text(folder / "qualify.json", json.dumps(list(records), indent=2) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("outputs/qualify"), help="(default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=TITLES, metavar="STAGE", help=", ".join(TITLES))
+    options = parser.parse_args(arguments)
+    wanted = {"environment", *(options.only or TITLES)}
+    sys.exit(qualify([name for name in TITLES if name in wanted], options.output, start_stage))
+
+
+if __name__ == "__main__":
+    main()
