@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from glus.data.collate import collate
 from glus.data.prompts import draw_turns
@@ -46,18 +47,30 @@ def batches() -> list[Batch]:
     return list(drawn())
 
 
+def _longest(batch: Batch) -> int:
+    """Tokens of the longest row, without padding."""
+    rows = batch.conversation_tokens.unique() // batch.input_ids.shape[1]
+    return int(rows.bincount().max())
+
+
 def test_few_lengths_occur(batches: list[Batch]) -> None:
-    lengths = [batch.input_ids.shape[1] for batch in batches]
-    assert len({batch.segments.ne(-1).sum(1).max().item() for batch in batches}) > 100, "the sentences are too alike"
-    assert len(set(lengths)) <= 16, f"{len(set(lengths))} lengths in {NUM_BATCHES} micro-batches"
+    assert len({_longest(batch) for batch in batches}) > 100, "the sentences are too alike"
+    rows, attended = ({batch.input_ids.shape[1] for batch in batches}, {_attention(batch) for batch in batches})
+    assert len(rows) <= 16, f"{len(rows)} lengths of rows in {NUM_BATCHES} micro-batches"
+    assert len(attended) <= 16, f"{len(attended)} shapes of attention in {NUM_BATCHES} micro-batches"
+
+
+def _attention(batch: Batch) -> torch.Size:
+    """Conversations and their length, as attention takes them."""
+    return batch.conversation_tokens.shape
 
 
 def test_lengths_are_multiples_that_kernels_like(batches: list[Batch]) -> None:
     assert {batch.input_ids.shape[1] % MULTIPLE for batch in batches} == {0}
+    assert {_attention(batch)[1] % MULTIPLE for batch in batches} == {0}
 
 
 def test_padding_is_short(batches: list[Batch]) -> None:
     """Up to the next multiple, for the longest row of each batch."""
     for batch in batches:
-        longest = int(batch.segments.ne(-1).sum(1).max())
-        assert batch.input_ids.shape[1] - longest < MULTIPLE
+        assert batch.input_ids.shape[1] - _longest(batch) < MULTIPLE
