@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from glus.losses.objective import GlusObjective
-from glus.models.glus import Glus
-from glus.train.plan.trace import _backward, example_batch
+from glus.models.glus import Glus, segment_step
+from glus.models.memory import MemoryBank
+from glus.models.sam2 import upsample_masks
+from glus.train.plan.trace import _backward, _Counter, example_batch
 from tests.by_shapes import META, Memory, MetaGpu, full_size_model, per_sentence, predict, predictor_of
 from tests.train.test_plan import full_size
 
@@ -58,6 +61,25 @@ def test_a_sentence_holds_little_between_two_frames(memories: dict[int, Memory])
     """Memories of 64 x 64 cells x 64 channels in bfloat16 are 0.5 MiB each; a mask of 720p is 0.9 MiB."""
     held = {count: memory.held for count, memory in memories.items()}
     assert per_sentence(held) < 10 * MIB
+
+
+@pytest.mark.parametrize("num_memories", [1, 7])
+def test_the_estimate_of_a_sentence_in_sam2_holds(glus: Glus, num_memories: int) -> None:
+    """``step_bytes``, from which follows how many sentences SAM2 takes together, is no less than they take."""
+    rows, segmenter = 8, glus.eval().segmenter
+    bank, memory = MemoryBank(7, 1), torch.zeros(rows, 64, 64, 64, dtype=torch.bfloat16, device=META)
+    for step in range(num_memories):
+        bank.store(dict.fromkeys(range(rows), step), memory)
+    with torch.inference_mode(), MetaGpu(), META:
+        frame = segmenter.encode_frames(torch.zeros(1, 3, 1024, 1024))
+        counter = _Counter(META)
+        counter.ignore([*glus.parameters(), *glus.buffers()])
+        with counter:
+            prompts = torch.zeros(rows, 256, dtype=torch.bfloat16)
+            decoded = segment_step(segmenter, bank, dict.fromkeys(range(rows), num_memories), frame, prompts)
+            upsample_masks(decoded.logits_Nmm, (720, 1280))
+    estimate = rows * segmenter.step_bytes(num_memories, (720, 1280))
+    assert 0.7 * estimate < counter.peak <= estimate
 
 
 def test_reading_prompts_needs_no_keys_and_values_of_prompts(memories: dict[int, Memory]) -> None:

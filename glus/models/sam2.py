@@ -326,8 +326,8 @@ class Sam2Segmenter(nn.Module):
     def step_bytes(self, num_memories: int, size: tuple[int, int]) -> int:
         """Bytes that one row takes, at most, while a frame is conditioned, decoded and memorised, without gradients.
 
-        Counted are a layer of memory attention (memories and positions; keys, values and their rotation, which is in
-        float32), the decoder's and the masks' maps.
+        Counted are, whichever is more, a layer of memory attention (memories and positions; keys, values and their
+        rotation, which is in float32) or the decoder's and memory encoder's maps, and the masks at the frame's size.
 
         Args:
             num_memories: that the row reads.
@@ -337,7 +337,8 @@ class Sam2Segmenter(nn.Module):
         memory_width = self.sam.mem_dim
         cells = (self.image_size // BACKBONE_STRIDE) ** 2
         attention = num_memories * cells * (3 * memory_width * each + width * (4 * each + 8))
-        return attention + 24 * cells * width * each + 12 * self.image_size**2 + 5 * size[0] * size[1]
+        maps = 16 * cells * width * each + 12 * self.image_size**2
+        return max(attention + 8 * cells * width * each, maps) + 5 * size[0] * size[1]
 
     def dense_position(self) -> torch.Tensor:
         """(1, C, h, w): random-frequency encoding of the feature grid, in the dtype of its Gaussian matrix.
