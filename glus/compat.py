@@ -65,7 +65,7 @@ def check_compiler(device: torch.device) -> None:
     except RuntimeError as error:  # of torch.compile: whatever went wrong is the cause that it names
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ValueError(
-            f"trainer.compile=true: torch.compile does not work here ({reason}): install a C++ compiler "
+            f"trainer.compile: torch.compile does not work here ({reason}): install a C++ compiler "
             "(apt install g++; the variable CXX names another one), or set trainer.compile=false"
         ) from error
 

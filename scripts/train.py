@@ -10,6 +10,7 @@ checkpoints, and the same command with the same run folder goes on where it was 
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from glus.log import MetricsLog, setup_logging, write_run_folder
 from glus.losses.build import build_objective
 from glus.models.build import build_glus, write_model_config
 from glus.models.features import feature_keys
+from glus.models.glus import Glus
 from glus.models.weights import Target
 from glus.tokens import Vocabulary
 from glus.train.checkpoint import Checkpoints, RunState
@@ -37,6 +39,8 @@ from glus.train.engine import Engine, init_distributed, leave_process_group
 from glus.train.guards import EXIT_PREEMPTED
 from glus.train.resume import find_start
 from glus.train.trainer import Trainer, accumulation_steps, micro_batches
+
+log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> int:
@@ -66,8 +70,7 @@ def build_and_fit(config: TrainConfig) -> bool:
     glus = build_glus(config.model, target=Target(distributed.device()))
     if trainer.gradient_checkpointing:
         glus.language.checkpoint_gradients()
-    if trainer.compile:
-        glus.language.compile_layers()
+    compile_layers(glus, config)
     tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)
     keys = feature_keys(glus, config.model, config.data.feature_cache.used_parts())
     mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, trainer.seed, keys)
@@ -99,6 +102,21 @@ def build_and_fit(config: TrainConfig) -> bool:
         checkpoints=checkpoints,
         evaluate=validation,
     ).fit()
+
+
+def compile_layers(glus: Glus, config: TrainConfig) -> None:
+    """As ``trainer.compile`` says.
+
+    Raises:
+        ValueError: it says true, and no code can be made here.
+    """
+    if config.is_compiled(distributed.device().type == "cuda"):
+        try:
+            glus.language.compile_layers()
+        except ValueError as error:
+            if config.trainer.compile:
+                raise
+            log.warning("trained without compiled layers, in more time. %s", error)
 
 
 ConfigStore.instance().store("schema", TrainConfig)

@@ -110,11 +110,12 @@ class TrainerConfig:
     2 or 3). ``parameters``: the weights too, fetched layer by layer (stage 3 only)."""
     gradient_checkpointing: bool = True
     """Recompute the LLM's layers in the backward pass instead of keeping their activations."""
-    compile: bool = False
+    compile: bool | None = None
     """Run the LLM's layers as ``torch.compile`` makes them: the same losses and gradients but for rounding, other draws
-    of dropout. Needs a C++ compiler and, at the beginning, half a minute to two. Measured with the small model on one
-    CPU core that others used too: 0 to 10 % more samples a second, with and without gradient checkpointing
-    (tools/benchmark_training.py --compile). Not measured on a GPU."""
+    of dropout. Null: on a GPU, where a third of a step is element-wise work that it fuses (an estimate), if there is a
+    compiler, ZeRO stage 3 and quantisation are off; not on a CPU, where the small model gave 0 to 10 % more samples a
+    second on a core that others used too (tools/benchmark_training.py --compile), and code takes half a minute to two
+    to make. ``true`` needs a C++ compiler."""
     seed: int = 0
     """Decides initial weights and every drawn sample."""
     log_every: int = 10
@@ -199,16 +200,22 @@ class TrainConfig:
             "0 or 2 where valid is set (set valid=null, and evaluate checkpoints with scripts/predict.py)",
             self.trainer.zero_stage,
         )
-        # Stage 3 gathers parameters in hooks, and quantised layers have kernels of their own: neither was tried.
-        is_plain = self.trainer.zero_stage < 3 and self.model.llm.quantization is Quantization.none
-        expected = "false where trainer.zero_stage is 3 or model.llm.quantization is not none"
-        require(is_plain or not self.trainer.compile, "trainer.compile", expected, self.trainer.compile)
+        expected = "false or null where trainer.zero_stage is 3 or model.llm.quantization is not none"
+        require(self._can_compile() or not self.trainer.compile, "trainer.compile", expected, self.trainer.compile)
         is_trained = self.loss.weights.get("iou", 0) > 0
         expected = f"{str(is_trained).lower()} where loss.weights.iou is {'above' if is_trained else 'not above'} 0"
         require(self.model.iou_head == is_trained, "model.iou_head", expected, self.model.iou_head)
         self._check_feature_cache()
         best = self.trainer.keep_best
         require(best is None or self.valid is not None, "trainer.keep_best", "null where valid is not set", best)
+
+    def is_compiled(self, on_gpu: bool) -> bool:
+        """Whether ``trainer.compile`` asks for it on such a device."""
+        return on_gpu and self._can_compile() if self.trainer.compile is None else self.trainer.compile
+
+    def _can_compile(self) -> bool:
+        """Stage 3 gathers parameters in hooks, and quantised layers have kernels of their own: neither was tried."""
+        return self.trainer.zero_stage < 3 and self.model.llm.quantization is Quantization.none
 
     def _check_feature_cache(self) -> None:
         """What is cached must not change in training."""

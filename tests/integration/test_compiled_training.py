@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors import safe_open
 
-from glus.config import TrainConfig
+from glus import distributed
+from glus.config import Quantization, TrainConfig
 from glus.train.guards import EXIT_PREEMPTED
 from tests.integration.conftest import read_metrics
+from tests.programs import load_script
 
 
 @pytest.fixture
@@ -57,3 +61,51 @@ def test_an_interrupted_compiled_run_goes_on_bit_for_bit(run_training: Callable,
     assert run_training(parts, "SIGTERM", step=2, processes=2).codes == [EXIT_PREEMPTED] * 2
     assert run_training(parts, processes=2).is_ok
     assert curve(parts) == curve(whole)
+
+
+@pytest.mark.parametrize(
+    ("setting", "on_gpu", "zero_stage", "quantization", "expected"),
+    [
+        (None, True, 2, Quantization.none, True),
+        (None, True, 0, Quantization.none, True),
+        (None, True, 3, Quantization.none, False),
+        (None, True, 2, Quantization.nf4, False),
+        (None, False, 2, Quantization.none, False),
+        (True, False, 2, Quantization.none, True),
+        (False, True, 2, Quantization.none, False),
+    ],
+)
+def test_left_open_it_is_on_where_a_gpu_can_have_it(
+    tiny_train_config: Callable[..., TrainConfig],
+    setting: bool | None,
+    on_gpu: bool,
+    zero_stage: int,
+    quantization: Quantization,
+    expected: bool,
+) -> None:
+    config = tiny_train_config()
+    config.trainer.compile, config.trainer.zero_stage, config.model.llm.quantization = setting, zero_stage, quantization
+    assert config.is_compiled(on_gpu) is expected
+
+
+@pytest.mark.parametrize("setting", [None, True])
+def test_without_a_compiler_only_who_asks_for_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tiny_train_config: Callable[..., TrainConfig],
+    setting: bool | None,
+) -> None:
+    def fail() -> None:
+        raise ValueError("trainer.compile: no compiler")
+
+    monkeypatch.setattr(distributed, "device", lambda: torch.device("cuda", 0))
+    config = tiny_train_config()
+    config.trainer.compile = setting
+    glus = SimpleNamespace(language=SimpleNamespace(compile_layers=fail))
+    compile_layers = load_script("train").compile_layers
+    if setting:
+        with pytest.raises(ValueError, match="no compiler"):
+            compile_layers(glus, config)
+    else:
+        compile_layers(glus, config)
+        assert "without compiled layers, in more time. trainer.compile: no compiler" in caplog.text

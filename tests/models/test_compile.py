@@ -53,5 +53,5 @@ def test_gradients_are_those_of_layers_that_are_not_compiled(
 def test_without_a_compiler_the_setting_is_named() -> None:
     torch._dynamo.reset()
     nowhere = {"cpp.cxx": (None, "/nowhere/g++"), "force_disable_caches": True}
-    with torch._inductor.config.patch(nowhere), pytest.raises(ValueError, match=r"compile=true: .*/nowhere/g"):
+    with torch._inductor.config.patch(nowhere), pytest.raises(ValueError, match=r"trainer.compile: .*/nowhere/g"):
         compat.check_compiler(torch.device("cpu"))

@@ -18,8 +18,10 @@ from glus.data.packing import LENGTH_MULTIPLE, unpack_conversations
 from glus.losses.objective import GlusObjective
 from glus.models.build import build_glus
 from glus.tokens import Vocabulary
+from glus.train.engine import _deepspeed_config
+from glus.train.optim import BUCKET_NUMBERS
 from glus.train.plan.advise import Option, apply, micro_batches, options, recommend
-from glus.train.plan.memory import GIB, count_parameters, host_lines, measure_sizes, memory_lines, total_bytes
+from glus.train.plan.memory import GIB, Sizes, count_parameters, host_lines, measure_sizes, memory_lines, total_bytes
 from glus.train.plan.trace import Trace, count_costs, example_batch, trace_micro_batch
 from tests.conftest import tiny_model_config
 
@@ -116,6 +118,29 @@ def test_stages_share_what_they_share(tiny: TrainConfig, traces: dict[bool, Trac
     assert _lines(tiny, traces, zero_stage=2, offload=Offload.optimizer)["optimizer"] == 0
     more = _lines(tiny, traces, micro_batch_size=4)["activations: LLM"]
     assert more == 2 * _lines(tiny, traces, micro_batch_size=2)["activations: LLM"]
+
+
+@pytest.mark.parametrize("offload", Offload)
+def test_stage_3_begins_with_the_whole_model_on_each_gpu(
+    tiny: TrainConfig, traces: dict[bool, Trace], offload: Offload
+) -> None:
+    config = copy.deepcopy(tiny)
+    config.trainer.zero_stage, config.trainer.offload = 3, offload
+    sizes = Sizes(total=7 * 10**9, trained=3 * 10**8, projections=6 * 10**9)
+    lines = memory_lines(config, sizes, HardwareConfig(num_gpus=64), traces[False])
+    assert total_bytes(lines) == pytest.approx(4 * sizes.total + 1.5 * GIB)
+    small = memory_lines(config, Sizes(10**6, 10**6, 0), HardwareConfig(num_gpus=64), traces[False])
+    assert {line.what: line.bytes for line in small}["more at the start"] == 0
+
+
+def test_gradients_are_summed_through_the_buffer_that_deepspeed_is_given(
+    tiny: TrainConfig, traces: dict[bool, Trace]
+) -> None:
+    """The whole embedding table of LLaMA fits, but not all that is trained."""
+    assert _lines(tiny, traces, zero_stage=2)["communication"] == 4 * BUCKET_NUMBERS
+    assert 32004 * 4096 < BUCKET_NUMBERS < 292_614_725
+    config = _deepspeed_config(tiny.trainer, 1, torch.float32, 1.0)
+    assert config["zero_optimization"]["reduce_bucket_size"] == BUCKET_NUMBERS
 
 
 def test_offloading_moves_to_the_machine(tiny: TrainConfig) -> None:

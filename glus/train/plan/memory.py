@@ -110,7 +110,16 @@ def memory_lines(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig, tr
     lines.append(Line("CUDA, cuBLAS, NCCL", CONTEXT_BYTES, "assumed 1.5 GiB"))
     lost = FRAGMENTATION * total_bytes(lines)
     lines.append(Line("fragmentation", lost, f"assumed {FRAGMENTATION:.0%} of the above"))
+    if config.trainer.zero_stage == 3:
+        lines.append(_more_at_the_start(config, sizes, total_bytes(lines)))
     return lines
+
+
+def _more_at_the_start(config: TrainConfig, sizes: Sizes, running: float) -> Line:
+    """DeepSpeed cuts a model that is built whole only after it has moved it to the GPU, offloaded or not."""
+    start = _numbers(config) * sizes.total + CONTEXT_BYTES
+    formula = f"stage 3 begins with all weights on each GPU: {start / GIB:.1f} GiB, less the above"
+    return Line("more at the start", max(0.0, start - running), formula)
 
 
 def total_bytes(lines: Iterable[Line]) -> float:
