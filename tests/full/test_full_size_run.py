@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from glus.models.weights import read_tensors
-from tests.full.stage import GB, Stage, table, watch
+from tests.watched import GB, Stage, table, watch
 
 MEMORY_BYTES, DISK_BYTES = 22 * 2**30, 60 * GB
 """A machine of "24 GB", and what lies on the disk at once."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glus.config import DatasetConfig, PredictConfig, PredictionForm, ShowConfig
+from glus.config import DatasetConfig, Precision, PredictConfig, PredictionForm, SettingsConfig, ShowConfig
 from glus.data.index import read_expressions
 from glus.data.rle import decode_rle
 from glus.evaluation.report import write_report
@@ -230,6 +230,23 @@ def test_segment_video(frames: Path, model_folder: Path, tmp_path: Path):
     )
     main([*map(str, movie)])
     assert sorted(path.name for path in (tmp_path / "of_movie/x").glob("*.png")) == [f"0000{i}.png" for i in range(3)]
+
+
+@pytest.mark.parametrize("precision", [None, *Precision])
+def test_segment_video_computes_in_the_precision_that_is_asked_for(
+    precision: Precision | None, monkeypatch: pytest.MonkeyPatch
+):
+    script, asked = load_script("segment_video"), []
+
+    def stop(*_: object, settings: SettingsConfig, **__: object) -> None:
+        asked.append(settings.precision)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(script, "segment", stop)
+    option = ["--precision", precision.value] if precision else []
+    with pytest.raises(SystemExit, match="far enough"):
+        script.main(["--video", "v", "--text", "x", "--weights", "w", "--output", "o", *option])
+    assert asked == [precision]
 
 
 def test_segment_video_says_what_is_wrong(frames: Path, model_folder: Path, tmp_path: Path):

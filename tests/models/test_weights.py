@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from glus.models.weight_files import write_pickle, write_tensors
+from glus.models.weight_files import LazyTensor, write_pickle, write_shards, write_tensors
 from glus.models.weights import MisfitError, Source, Target, load, load_strict, read_clip_folder, read_tensors
 
 
@@ -148,6 +149,60 @@ def test_tensors_that_do_not_fit_on_the_disk_leave_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_tensors_that_are_made_when_they_are_written_give_the_same_files(tmp_path: Path, ending: str) -> None:
+    """Of several types, also parts of others; several shards; nothing else is left."""
+    whole = torch.randn(40, 6)
+    tensors = {"part": whole[3:9], "double": torch.randn(5).double(), "half": torch.randn(9, 2).half()}
+    tensors |= {"empty": torch.zeros(0, 3), "number": torch.tensor(2.5), "flags": torch.tensor([True, False])}
+    lazy = {name: LazyTensor.of(value.clone()).map(torch.clone) for name, value in tensors.items()}
+    for folder, content in (("there", tensors), ("made", lazy)):
+        (tmp_path / folder).mkdir()
+        write_shards(tmp_path / folder, content, ending, 150, {"source": "here"})
+    for name, value in tensors.items():
+        assert torch.equal(read_tensors(tmp_path / "made")[name], value), name
+    files = {file.name: file.read_bytes() for file in (tmp_path / "there").iterdir()}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "made").iterdir()} == files
+    assert sum(len(content) for content in files.values()) < 10_000
+    assert len([name for name in files if name.endswith(ending)]) == 2
+
+
+def test_one_lazy_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    alive, most = 0, 0
+
+    def forget() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def make() -> torch.Tensor:
+        nonlocal alive, most
+        value = torch.zeros(1000)
+        alive, most = alive + 1, max(most, alive + 1)
+        weakref.finalize(value.untyped_storage(), forget)
+        return value
+
+    lazy = {name: LazyTensor(torch.Size([1000]), torch.float32, make).to(torch.float16) for name in "abcd"}
+    write_shards(tmp_path, lazy, "safetensors", 10**9, {})
+    write_shards(tmp_path, lazy, "bin", 10**9, {})
+    assert (most, alive) == (1, 0)
+
+
+def test_a_pickle_of_before_torch_1_6_is_read(tmp_path: Path) -> None:
+    """It is no archive and cannot be mapped."""
+    torch.save({"a": torch.ones(3)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    tensors = read_tensors(tmp_path / "old.bin")
+    module = nn.Linear(3, 1, bias=False, device="meta")
+    load(module, lambda: Source("old.bin", {"weight": tensors["a"][None]}), Target())
+    (tmp_path / "old.bin").write_bytes(b"")
+    assert torch.equal(module.weight, torch.ones(1, 3))
+
+
+def test_values_that_the_modules_type_cannot_hold_are_refused() -> None:
+    module = nn.Linear(2, 1, bias=False).half()
+    with pytest.raises(MisfitError, match="weight holds 1 values that are NaN or infinite"):
+        load_strict(module, {"weight": torch.tensor([[1.0, 1e6]])}, "x")
 
 
 CLIP = {"embeddings.class_embedding": torch.zeros(2), "encoder.layers.0.mlp.fc1.weight": torch.ones(2, 2)}

@@ -16,7 +16,7 @@ from glus.config import DataConfig, HardwareConfig, Offload, Precision, TrainCon
 from glus.config.training import TrainerConfig
 from glus.data.packing import LENGTH_MULTIPLE, unpack_conversations
 from glus.losses.objective import GlusObjective
-from glus.models.build import build_glus
+from glus.models.build import assemble, build_glus
 from glus.tokens import Vocabulary
 from glus.train.engine import _deepspeed_config
 from glus.train.optim import BUCKET_NUMBERS
@@ -151,6 +151,20 @@ def test_offloading_moves_to_the_machine(tiny: TrainConfig) -> None:
     host = {line.what: line.bytes for line in host_lines(config, sizes, HardwareConfig(num_nodes=2, num_gpus=4))}
     assert host["offloaded optimizer"] == 16 * sizes.trained / 2
     assert host["offloaded weights"] == 4 * sizes.total / 2
+
+
+def test_a_node_holds_no_copy_of_weights_that_are_loaded(tiny: TrainConfig) -> None:
+    """Each of its processes draws what is small; the tiny model, which names no files, is drawn whole."""
+    with torch.device("meta"):
+        glus = build_glus(tiny.model, load_weights=False)
+    sizes, hardware, loaded = measure_sizes(glus), HardwareConfig(num_nodes=2, num_gpus=8), copy.deepcopy(tiny)
+    loaded.model.weights = "a folder"
+    small = [p.numel() for n, p in assemble(tiny.model, True, True).named_parameters() if not p.is_meta]
+    assert sizes.small == sum(small) < 0.9 * sizes.total
+    for config, drawn in ((tiny, sizes.total), (loaded, sizes.small)):
+        host = {line.what: line.bytes for line in host_lines(config, sizes, hardware)}
+        assert host["drawn at random"] == 4 * drawn * 4
+    assert host["processes"] == 4 * 3 * GIB
 
 
 def test_advice_prefers_what_changes_least(tiny: TrainConfig, traces: dict[bool, Trace]) -> None:

@@ -23,6 +23,8 @@ LIVE_NUMBERS = 10**9
 """DeepSpeed's stage3_max_live_parameters: weights that stage 3 keeps gathered at most."""
 CONTEXT_BYTES = 1.5 * GIB
 """Assumed: CUDA context, cuBLAS and NCCL workspaces of a process."""
+PROCESS_BYTES = 3 * GIB
+"""Assumed: Python, torch, CUDA's context and page-locked buffers in the machine's memory."""
 FRAGMENTATION = 0.05
 """Assumed share of memory lost between allocations."""
 
@@ -57,6 +59,8 @@ class Sizes:
     trained: int
     projections: int
     """Weights that quantisation applies to: the LLM's, frozen."""
+    small: int
+    """Weights that are drawn at random in float32 before any are loaded: all but those of LLM and CLIP."""
 
 
 def count_parameters(glus: Glus) -> list[PartSize]:
@@ -79,11 +83,16 @@ def measure_sizes(glus: Glus) -> Sizes:
         total=sum(p.numel() for p in parameters.values()),
         trained=sum(p.numel() for p in parameters.values() if p.requires_grad),
         projections=sum(p.numel() for p in projections),
+        small=sum(p.numel() for name, p in parameters.items() if not _is_born_empty(name)),
     )
 
 
 def _is_quantisable(name: str) -> bool:
     return name.startswith("language.llama.model.layers.") and ".lora_" not in name
+
+
+def _is_born_empty(name: str) -> bool:
+    return name.startswith(("clip.", "language.llama.")) and ".lora_" not in name and not name.endswith(".new_rows")
 
 
 def memory_lines(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig, trace: Trace) -> list[Line]:
@@ -176,9 +185,17 @@ def _buffers(config: TrainConfig, sizes: Sizes) -> Line:
 
 
 def host_lines(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig) -> list[Line]:
-    """Memory of one node that training fills: offloaded parts, and each process's copy of the weights at the start."""
-    processes = hardware.num_gpus // hardware.num_nodes
-    lines = [Line("loading", 4.0 * sizes.total * processes, f"4 B x {sizes.total:,} x {processes} processes, passing")]
+    """Memory of one node that training fills: its processes, what they draw at random, and offloaded parts.
+
+    Weights are mapped from their files by one process and go to the GPUs tensor by tensor: the system's cache of files
+    holds them if there is room, and is not counted.
+    """
+    model, processes = config.model, hardware.num_gpus // hardware.num_nodes
+    drawn = sizes.small if model.weights or (model.llm.weights and model.clip.weights) else sizes.total
+    lines = [
+        Line("processes", PROCESS_BYTES * processes, f"assumed {PROCESS_BYTES / GIB:g} GiB x {processes}"),
+        Line("drawn at random", 4.0 * drawn * processes, f"4 B x {drawn:,} x {processes} processes, passing"),
+    ]
     if config.trainer.offload is not Offload.none:
         shares = hardware.num_nodes
         formula = f"16 B (gradients, master, two moments) x {sizes.trained:,} / {shares} nodes"
