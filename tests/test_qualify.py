@@ -106,13 +106,14 @@ def test_training_measures_procedures_and_a_step(tmp_path: Path, monkeypatch: py
 def test_the_plan_is_that_of_the_optimizer_in_use(random_sizes: Sizes, has_engine: bool) -> None:
     from glus.config import TrainConfig, TrainerConfig
     from glus.models.build import build_glus
+    from glus.train.plan.memory import BUCKET_NUMBERS
     from glus.train.plan.trace import trace_micro_batch
 
     config = TrainConfig(model=benchmark_inference.model_config(""), trainer=TrainerConfig(steps=1), output_dir="")
     parameters = list(build_glus(config.model).parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     beside = training.planned_bytes(config, has_engine) - 4 * sum(parameter.numel() for parameter in parameters)
-    expected = 4 * 4 * trained + 4 * 5e8 if has_engine else 4 * 3 * trained
+    expected = 4 * 4 * trained + 4 * BUCKET_NUMBERS if has_engine else 4 * 3 * trained
     activations = 2 * trace_micro_batch(config, 1, config.trainer.gradient_checkpointing).peak
     assert beside == pytest.approx(expected + activations, rel=0.01)
 
