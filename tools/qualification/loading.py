@@ -119,7 +119,7 @@ def compare_answers(masks: np.ndarray, scores: np.ndarray, file: Path) -> list[G
     """Whether ``answers`` are those that ``full_size`` wrote."""
     before = np.load(file)
     pixels = float((masks != np.unpackbits(before["masks"], count=masks.size).reshape(masks.shape)).mean())
-    score = float((np.abs(scores - before["scores"]) / np.maximum(scores, before["scores"])).max())
+    score = float((np.abs(scores - before["scores"]) / np.maximum(np.maximum(scores, before["scores"]), 1e-30)).max())
     found = {"pixels that changed": pixels, "largest change of a score": score}
     return [
         Goal(name, f"{share:.2%}", f"<= {MOST_CHANGED:.1%}", share <= MOST_CHANGED) for name, share in found.items()
