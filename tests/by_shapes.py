@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from glus.config import FramesConfig, InferenceConfig
 from glus.inference import clock
 from glus.inference.predictor import VideoPredictor
+from glus.models.build import build_glus
 from glus.models.glus import Glus
 from glus.train.plan.trace import _Counter, _LikeOnGpu
-from tools.benchmark_inference import BenchmarkVideo, random_predictor, stand_in_tokenizer
+from tools.benchmark_inference import BenchmarkVideo, model_config, stand_in_tokenizer
 
 META = torch.device("meta")
 GPU_TOKEN_BUDGET = 16384
@@ -88,7 +89,8 @@ def arrays_go_there() -> Iterator[None]:
 
 def full_size_model() -> Glus:
     """``glus_7b`` on the meta device, in evaluation mode."""
-    return random_predictor("glus_7b", META).glus
+    with META:
+        return build_glus(model_config("glus_7b"), load_weights=False).eval()
 
 
 def predictor_of(glus: Glus, **settings: Any) -> VideoPredictor:

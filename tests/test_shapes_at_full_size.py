@@ -31,17 +31,16 @@ def too_large(gpu: MetaGpu) -> list[object]:
     return [call for call in gpu.attention if not call.fits_a_grid]
 
 
-@pytest.mark.parametrize("chunk_frames", [16, 64, 128])
-def test_attention_of_prediction_fits_a_grid(glus: Glus, chunk_frames: int) -> None:
-    predictor = predictor_of(glus, force_seg=True, chunk_frames=chunk_frames)
-    assert too_large(predict(predictor, 2, chunk_frames, stop_after=2).gpu) == []
+def test_attention_of_prediction_fits_a_grid(glus: Glus) -> None:
+    """Also where a chunk has 128 frames: Hiera attends in 1,024 windows of each."""
+    predictor = predictor_of(glus, force_seg=True, chunk_frames=128)
+    assert too_large(predict(predictor, 2, 128, stop_after=2).gpu) == []
 
 
-@pytest.mark.parametrize("num_videos", [2, 16])
-def test_attention_of_training_fits_a_grid(glus: Glus, num_videos: int) -> None:
+def test_attention_of_training_fits_a_grid(glus: Glus) -> None:
     """Also where a micro-batch has 64 query frames."""
     config = full_size("data.expressions_per_video=1")
-    batch = example_batch(config, glus.tokens_per_frame, glus.clip.image_size, num_videos).to("meta")
+    batch = example_batch(config, glus.tokens_per_frame, glus.clip.image_size, num_videos=16).to("meta")
     objective = GlusObjective({"seg": 1, "bce": 2, "dice": 0.5}, seg_id=0)
     glus.train()
     with MetaGpu() as gpu, META:
@@ -52,15 +51,14 @@ def test_attention_of_training_fits_a_grid(glus: Glus, num_videos: int) -> None:
 
 @pytest.fixture(scope="module")
 def memories(glus: Glus) -> dict[int, Memory]:
-    """Number of sentences -> memory of a chunk of 720p frames that fills all seven memories."""
-    predictor = predictor_of(glus, force_seg=True, memory_stride=1)
-    return {count: predict(predictor, count, 16) for count in (4, 60)}
+    """Number of sentences -> memory of 720p frames that fill all seven memories, on a GPU of 24 GiB."""
+    predictor = predictor_of(glus, force_seg=True, memory_stride=1, memory_gb=(24 - WEIGHTS_GIB) / 4)
+    return {count: predict(predictor, count, 9) for count in (4, 60)}
 
 
-def test_a_sentence_holds_little_between_two_frames(memories: dict[int, Memory]) -> None:
-    """Memories of 64 x 64 cells x 64 channels in bfloat16 are 0.5 MiB each; a mask of 720p is 0.9 MiB."""
-    held = {count: memory.held for count, memory in memories.items()}
-    assert per_sentence(held) < 10 * MIB
+def test_a_sentence_holds_its_memories_and_little_else(memories: dict[int, Memory]) -> None:
+    """Memories of 64 x 64 cells x 64 channels in bfloat16 are 0.5 MiB each, 3.5 MiB all seven."""
+    assert 3.5 * MIB < per_sentence({count: memory.held for count, memory in memories.items()}) < 6 * MIB
 
 
 @pytest.mark.parametrize("num_memories", [1, 7])
@@ -82,13 +80,18 @@ def test_the_estimate_of_a_sentence_in_sam2_holds(glus: Glus, num_memories: int)
     assert 0.7 * estimate < counter.peak <= estimate
 
 
-def test_reading_prompts_needs_no_keys_and_values_of_prompts(memories: dict[int, Memory]) -> None:
-    """Those of the shared beginning are 0.8 GiB; the token budget bounds the rest, however many the sentences are."""
-    assert memories[60].peaks["llm"] < 4 * GIB
+def test_reading_prompts_does_not_grow_with_their_number(memories: dict[int, Memory]) -> None:
+    """The token budget bounds it: keys and values of the shared beginning alone are kept."""
+    assert memories[60].peaks["llm"] < 2.5 * GIB
 
 
 def test_sixty_sentences_fit_a_gpu_of_24_gib(memories: dict[int, Memory]) -> None:
-    assert memories[60].peak < (0.94 * 24 - WEIGHTS_GIB - CONTEXT_GIB) * GIB
+    """With half of what the weights leave to spare."""
+    assert memories[60].peak < (0.94 * 24 - WEIGHTS_GIB - CONTEXT_GIB) / 2 * GIB
+
+
+def test_many_sentences_fit_a_grid_too(memories: dict[int, Memory]) -> None:
+    assert too_large(memories[60].gpu) == []
 
 
 def test_a_chunk_is_read_back_once(memories: dict[int, Memory]) -> None:

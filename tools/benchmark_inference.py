@@ -46,7 +46,7 @@ from glus.data.transforms import clip_crop
 from glus.evaluation.metrics import boundary_accuracy, region_similarity
 from glus.inference.passes import Pass
 from glus.inference.predictor import VideoPredictor, load_predictor
-from glus.models.build import build_glus
+from glus.models.build import build_random
 from glus.models.glus import Glus, segment_step
 from glus.models.sam2 import upsample_masks
 from glus.structures import FrameResult
@@ -104,13 +104,6 @@ def model_config(size: str) -> ModelConfig:
     return load_config(ModelConfig, entry.model)
 
 
-def random_glus(config: ModelConfig, device: torch.device) -> Glus:
-    """A network with random weights, made where they are to be."""
-    torch.manual_seed(0)
-    with device:
-        return build_glus(config, load_weights=False).to(device)
-
-
 def stand_in_tokenizer(glus: Glus) -> ConversationTokenizer:
     """One that gives a model prompts as long as LLaMA's."""
     vocabulary: Any = StandInVocabulary()
@@ -119,7 +112,8 @@ def stand_in_tokenizer(glus: Glus) -> ConversationTokenizer:
 
 def random_predictor(size: str, device: torch.device) -> VideoPredictor:
     """A model of ``configs/model/<size>.yaml`` with random weights, which uses every state as if it were [SEG]'s."""
-    glus = random_glus(model_config(size), device).eval()
+    torch.manual_seed(0)
+    glus = build_random(model_config(size), device).eval()
     return VideoPredictor(glus, stand_in_tokenizer(glus), FramesConfig(), InferenceConfig(force_seg=True))
 
 

@@ -39,7 +39,7 @@ from glus.data.shapes import Scene, generate_scene
 from glus.data.tokenization import ConversationTokenizer, train_vocabulary
 from glus.data.transforms import clip_crop
 from glus.losses.objective import GlusObjective
-from glus.models.build import build_glus
+from glus.models.build import build_random
 from glus.models.glus import Glus
 from glus.structures import GlusOutput, ObjectKey, TrainSample
 from glus.tokens import Vocabulary
@@ -237,8 +237,7 @@ def build_model(name: str, tokenizer: Path, device: torch.device) -> Glus:
         content[part].weights = None
     content.llm.tokenizer = str(tokenizer)
     content.llm.lora_dropout = 0.0
-    with torch.device(device):
-        glus = build_glus(load_config(ModelConfig, content), load_weights=False).to(device).train()
+    glus = build_random(load_config(ModelConfig, content), device).train()
     for module in glus.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -80,6 +80,8 @@ _SPLITS = (("embeddings_new_rows", "embeddings", split_embeddings), ("lm_head_ne
 """Part of some rows, part of the whole table, and what sets the rows apart."""
 
 PROJECTOR_STD = 0.01
+RANDOM_STD = 0.02
+"""LLaMA's own, of weights that are to be measured with."""
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
@@ -129,6 +131,26 @@ def build_glus(config: ModelConfig, load_weights: bool = True, target: Target | 
         for tensor in random:  # those that are random still, though each rank drew them with the same seed
             distributed.broadcast(tensor)
     return glus.to(target.device)
+
+
+def build_random(config: ModelConfig, device: torch.device) -> Glus:
+    """The network with random weights, to measure it with; CLIP and LLM are drawn where they are to be and in their own
+    precision, so that the device needs room for the network alone.
+
+    Args:
+        config: sizes, trainable parts; the files that it names are not read.
+        device: of the network.
+    """
+    glus = assemble(config, is_clip_empty=True, is_llm_empty=True)
+    for module in glus.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_meta:
+                value = torch.empty_like(parameter, device=device)
+                is_norm = parameter.dim() == 1 and name in ("weight", "bias")
+                nn.init.constant_(value, name == "weight") if is_norm else nn.init.normal_(value, std=RANDOM_STD)
+                setattr(module, name, nn.Parameter(value, parameter.requires_grad))
+    complete(glus, config, Target(device))
+    return glus.to(device)
 
 
 def assemble(config: ModelConfig, is_clip_empty: bool = False, is_llm_empty: bool = False) -> Glus:

@@ -22,6 +22,7 @@ from glus.models.build import (
     TRAINED_FILE,
     LoadedModel,
     build_glus,
+    build_random,
     find_model_folder,
     load_model,
     mark_trainable,
@@ -30,6 +31,7 @@ from glus.models.build import (
 )
 from glus.models.glus import Glus
 from glus.structures import Batch
+from glus.train.plan.trace import _Counter
 from tests.models.conftest import save_trained
 
 BatchMaker = Callable[..., Batch]
@@ -55,6 +57,22 @@ def test_every_parameter_belongs_to_a_part_and_parts_do_not_overlap(glus: Glus) 
             assert not found[part] & found[other], (part, other)
     for part in inside_llm - {"llm"}:
         assert found[part] < found["llm"]
+
+
+def test_random_weights_take_no_more_room_than_the_network(tiny_model: LoadedModel) -> None:
+    """Of its own precision; and they are weights: finite, none all zero but LoRA's second factor and biases."""
+    config = replace(tiny_model.config.model, precision=Precision.bf16)
+    config.llm = replace(config.llm, vocab_size=32004)  # so that the LLM is most of it
+    counter = _Counter(torch.device("cpu"))
+    with counter:
+        glus = build_random(config, torch.device("cpu"))
+    tensors = {**dict(glus.named_parameters()), **dict(glus.named_buffers())}
+    assert counter.peak < 1.25 * sum(tensor.nbytes for tensor in tensors.values())
+    assert {parameter.dtype for parameter in glus.parameters()} == {torch.bfloat16}
+    assert trainable_names(glus) == trainable_names(tiny_model.glus)
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    drawn = {name: p for name, p in glus.language.named_parameters() if "lora_" not in name and "norm" not in name}
+    assert all(0.015 < parameter.float().std() < 0.025 for parameter in drawn.values())
 
 
 @pytest.mark.parametrize("parts", [["seg_head"], ["lora", "projector"], BUILT_PARTS, []])

@@ -25,7 +25,7 @@ ANSWERS_FILE = "answers.npz"
 MOST_DEVICE_LOAD, MOST_HOST_LOAD = 1.15, 4 * GIB
 """Peaks of a GPU's process while it loads: times the weights, and bytes of the host."""
 MOST_CHANGED = 1e-3
-"""Share of the pixels that other kernels may decide otherwise."""
+"""Share of the pixels, and of a score, that other kernels may change."""
 
 
 def full_size(sizes: Sizes, folder: Path) -> Outcome:
@@ -97,9 +97,7 @@ def loading(sizes: Sizes, folder: Path) -> Outcome:
         seconds = time.perf_counter() - started
     num_bytes = sum(parameter.nbytes for parameter in predictor.glus.parameters())
     peak = peak_memory(device)
-    masks, _ = answers(predictor, sizes)
-    before = np.unpackbits(np.load(folder / ANSWERS_FILE)["masks"], count=masks.size).reshape(masks.shape)
-    changed = float((masks != before).mean())
+    goals = compare_answers(*answers(predictor, sizes), folder / ANSWERS_FILE)
     values = {
         "seconds": f"{seconds:.1f}",
         "GB/s": f"{num_bytes / seconds / 1e9:.2f}",
@@ -107,7 +105,6 @@ def loading(sizes: Sizes, folder: Path) -> Outcome:
         "peak, GPU" if device.type == "cuda" else "peak, resident": f"{peak / GIB:.2f} GiB",
         "peak, host, without mapped files": f"{host[0] / GIB:.2f} GiB",
     }
-    goals = [Goal("pixels that changed", f"{changed:.2%}", f"<= {MOST_CHANGED:.1%}", changed <= MOST_CHANGED)]
     if device.type == "cuda" and sizes.model != "tiny":
         share = peak / num_bytes
         goals.append(
@@ -116,6 +113,17 @@ def loading(sizes: Sizes, folder: Path) -> Outcome:
         most = MOST_HOST_LOAD
         goals.append(Goal("host's peak", f"{host[0] / GIB:.1f} GiB", f"<= {most / GIB:.0f} GiB", host[0] <= most))
     return Outcome(goals, [key_table("Loading", values)], values)
+
+
+def compare_answers(masks: np.ndarray, scores: np.ndarray, file: Path) -> list[Goal]:
+    """Whether ``answers`` are those that ``full_size`` wrote."""
+    before = np.load(file)
+    pixels = float((masks != np.unpackbits(before["masks"], count=masks.size).reshape(masks.shape)).mean())
+    score = float((np.abs(scores - before["scores"]) / np.maximum(np.maximum(scores, before["scores"]), 1e-30)).max())
+    found = {"pixels that changed": pixels, "largest change of a score": score}
+    return [
+        Goal(name, f"{share:.2%}", f"<= {MOST_CHANGED:.1%}", share <= MOST_CHANGED) for name, share in found.items()
+    ]
 
 
 def load_written(sizes: Sizes, folder: Path, settings: SettingsConfig | None = None) -> VideoPredictor:

@@ -81,6 +81,7 @@ def measure_step(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """Two optimizer steps on a batch as ``plan`` assumes it: with DeepSpeed, or without if it is not installed."""
     from glus.config import ModelConfig, TrainConfig, TrainerConfig
     from glus.losses.objective import GlusObjective
+    from glus.models.build import build_random
     from glus.train.plan.trace import example_batch
     from tools import benchmark_inference
 
@@ -92,7 +93,7 @@ def measure_step(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     )  # fmt: skip
     config = TrainConfig(model=model, trainer=trainer, output_dir="")
     forget_peak(device)
-    glus = benchmark_inference.random_glus(model, device).train()
+    glus = build_random(model, device).train()
     if is_checkpointing:
         glus.language.checkpoint_gradients()
     batch = example_batch(config, glus.tokens_per_frame, glus.clip.image_size, sizes.videos).to(device)
