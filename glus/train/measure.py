@@ -55,8 +55,16 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def count_operations() -> FlopCounterMode:
-    """A context in which torch counts operations. Causal attention counts half of the square, since its kernels leave
-    out what is hidden; on a CPU attention is counted too, which torch leaves out."""
+    """A context in which torch counts operations, those of attention as ``attention_counts`` does."""
+    return FlopCounterMode(display=False, custom_mapping=attention_counts())
+
+
+def attention_counts() -> dict[Any, Callable[..., int]]:
+    """Kernel of attention, forwards or backwards -> what counts its operations, given its arguments, tensors as shapes.
+
+    Causal attention counts half of the square, since kernels leave out what is hidden. The CPU's kernel, which torch
+    does not count, is among them.
+    """
     kernels = [
         getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention{ending}")
         for name, ending in product(("flash", "efficient"), ("", "_backward"))
@@ -64,11 +72,10 @@ def count_operations() -> FlopCounterMode:
     kernels += [
         getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{end}") for end in ("", "_backward")
     ]
-    return FlopCounterMode(display=False, custom_mapping={kernel: _attention_count(kernel) for kernel in kernels})
+    return {kernel: _attention_count(kernel) for kernel in kernels}
 
 
 def _attention_count(kernel: Any) -> Callable[..., int]:
-    """Counts the operations of a call, given its arguments, tensors as shapes."""
     names = [argument.name for argument in kernel.default._schema.arguments]
     count, number = (sdpa_flop_count, 3) if names[0] == "query" else (sdpa_backward_flop_count, 4)
     causal = names.index("is_causal")

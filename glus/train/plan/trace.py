@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from glus.config import TrainConfig
 from glus.data.collate import collate
@@ -28,6 +28,7 @@ from glus.models.build import build_glus
 from glus.models.glus import Glus
 from glus.structures import Batch, Conversation, TrainSample
 from glus.tokens import IMAGE_ID
+from glus.train.measure import attention_counts
 
 PARTS = ("CLIP", "LLM", "SAM2 image encoder", "SAM2 memory and decoder")
 REST = "losses and the rest"
@@ -119,14 +120,16 @@ class _Counter(TorchDispatchMode):
         self.bytes: Counter[str] = Counter()
         self.flops: Counter[str] = Counter()
         self.peak = 0
+        attention = {kernel: shape_wrapper(count) for kernel, count in attention_counts().items()}
+        self._counts: dict[Any, Callable[..., int]] = {**flop_registry, **attention}
         self._device = device
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func._overloadpacket in flop_registry:
-            self.flops[self.part] += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
+        if func._overloadpacket in self._counts:
+            self.flops[self.part] += self._counts[func._overloadpacket](*args, **kwargs, out_val=result)
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and tensor.device == self._device:
                 self._watch(tensor.untyped_storage())
