@@ -187,7 +187,8 @@ class Engine:
         hundred that are below lies far from the largest numbers of float32 and bfloat16.
         """
         norms = [norm for norms in self._gradient_norms for _, norm in norms]
-        num_broken = (~torch.stack(norms).isfinite()).sum() if norms else torch.zeros((), device=self.device)
+        values = torch.stack(norms) if norms else torch.zeros(0, device=self.device)
+        num_broken = (~values.isfinite()).sum()
         dist.all_reduce(num_broken)
         return bool(num_broken)
 
