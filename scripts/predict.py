@@ -25,10 +25,9 @@ from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import by_video, read_expressions
 from glus.inference.job import check_problems, process_videos
 from glus.inference.keyframes import read_key_frames
-from glus.inference.predictor import VideoPredictor
+from glus.inference.predictor import VideoPredictor, check_folder_size
 from glus.inference.progress import JobProgress
 from glus.inference.record import Summary
-from glus.inference.size import check_folder_size
 from glus.inference.split import load_for_split
 from glus.inference.writer import PredictionWriter
 from glus.log import run_info, setup_logging

@@ -23,9 +23,8 @@ from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.index import by_video, read_expressions
 from glus.inference.frame_scores import FrameScores, KeyFrames
 from glus.inference.job import check_problems, process_videos
-from glus.inference.predictor import VideoPredictor
+from glus.inference.predictor import VideoPredictor, check_folder_size
 from glus.inference.progress import JobProgress
-from glus.inference.size import check_folder_size
 from glus.inference.split import load_for_split
 from glus.log import run_info, setup_logging
 from glus.structures import Video

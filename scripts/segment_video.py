@@ -36,6 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="to compute with (default: the model's; on a CPU fp32, which needs 4 bytes a parameter)",
     )
     parser.add_argument("--memory-stride", type=int, help="distance of strided memories (default: the model's)")
+    parser.add_argument("--allow-cpu", action="store_true", help="run a model of the full size though there is no GPU")
     parser.add_argument("--fps", type=float, help="of overlay.mp4 (default: the video's average; 24 for a folder)")
     return parser.parse_args(arguments)
 
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         frames_per_second=arguments.fps,
         overwrite=arguments.overwrite,
         show_progress=True,
+        allow_cpu=arguments.allow_cpu,
     )
     for sentence in summarize(segmentation):
         print(

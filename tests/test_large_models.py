@@ -17,7 +17,10 @@ from glus.config import (
     TrainConfig,
     to_yaml,
 )
+from glus.inference import predictor
+from glus.inference.segmentation import segment
 from glus.models.build import COMPLETE_FILE, CONFIG_FILE
+from tests.inference.asking import ArrayVideo
 from tests.programs import load_script
 
 LARGE = ModelConfig(llm=LlmConfig(vocab_size=32004, tokenizer="nowhere"))
@@ -48,6 +51,21 @@ def test_a_large_model_predicts_on_a_cpu_only_if_told_to(
     config.allow_cpu = True
     with pytest.raises(RuntimeError, match="on its way"):
         run(config)
+
+
+def test_a_large_model_segments_a_video_on_a_cpu_only_if_told_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def load_model(*_: object) -> None:
+        raise RuntimeError("on its way")
+
+    (tmp_path / COMPLETE_FILE).touch()
+    (tmp_path / CONFIG_FILE).write_text(to_yaml(ModelFolderConfig(LARGE)))
+    monkeypatch.setattr(predictor, "load_model", load_model)
+    with pytest.raises(ValueError, match=r"no usable GPU, and an LLM of 6\.7 billion parameters .* --allow-cpu"):
+        segment(ArrayVideo(3), ["the red circle"], tmp_path)
+    with pytest.raises(RuntimeError, match="on its way"):
+        segment(ArrayVideo(3), ["the red circle"], tmp_path, allow_cpu=True)
 
 
 def test_a_large_model_trains_on_a_cpu_only_if_told_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,35 +9,65 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from glus import compat, distributed
-from glus.config import FramesConfig, InferenceConfig, Precision, QuerySampling, SettingsConfig, Window
+from glus.config import (
+    FramesConfig,
+    InferenceConfig,
+    ModelFolderConfig,
+    Precision,
+    QuerySampling,
+    SettingsConfig,
+    Window,
+    load_config,
+)
 from glus.data.frames import VideoSource
 from glus.data.sampling import context_indices_eval
 from glus.data.tokenization import ConversationTokenizer
 from glus.inference.passes import Pass
 from glus.inference.stream import FrameStream
 from glus.inference.video_run import Emits, VideoRun, schedule
-from glus.models.build import LoadedModel, load_model
+from glus.models.build import CONFIG_FILE, LoadedModel, find_model_folder, load_model
 from glus.models.glus import Glus
 from glus.structures import FrameResult
 
 
-def load_predictor(weights: str | Path, settings: SettingsConfig | None = None) -> tuple[VideoPredictor, LoadedModel]:
+def check_folder_size(weights: str | Path, allow_cpu: bool) -> None:
+    """``distributed.check_size`` of a model folder, before minutes of reading other things.
+
+    Args:
+        weights: see ``models.build.find_model_folder``.
+        allow_cpu: a large one may be run on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: no GPU is usable, or the folder's config does not fit.
+    """
+    folder = find_model_folder(weights)
+    config = load_config(ModelFolderConfig, OmegaConf.load(folder / CONFIG_FILE))  # type: ignore[arg-type]
+    distributed.check_size(config.model.llm.num_parameters, allow_cpu)
+
+
+def load_predictor(
+    weights: str | Path, settings: SettingsConfig | None = None, allow_cpu: bool = False
+) -> tuple[VideoPredictor, LoadedModel]:
     """A trained model, ready to segment: on this process's GPU, or on the CPU, there in float32 if not told otherwise.
 
     Args:
         weights: model folder or run, see ``models.build.load_model``.
         settings: override the model folder's, which is announced in the log.
+        allow_cpu: see ``check_folder_size``.
 
     Returns:
         The predictor, and the model with the settings that are in force.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: weights, config or settings do not fit.
+        ValueError: weights, config or settings do not fit, or a large model would run on a CPU.
     """
-    device, settings = distributed.device(), settings or SettingsConfig()
+    device, settings = distributed.use_device(), settings or SettingsConfig()
+    check_folder_size(weights, allow_cpu)
     is_default = settings.precision is None and device.type == "cpu"
     if device.type == "cpu":
         compat.keep_freed_memory()

@@ -83,6 +83,7 @@ def segment(
     frames_per_second: float | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
+    allow_cpu: bool = False,
 ) -> Segmentation:
     """Segment what sentences describe in a video.
 
@@ -98,6 +99,7 @@ def segment(
         frames_per_second: of the overlay; None: the video file's average, or 24.
         overwrite: replace the result of an earlier call in ``output``.
         show_progress: a bar on the terminal.
+        allow_cpu: a model of the full size may run on a CPU, where it takes minutes a frame.
 
     Raises:
         FileNotFoundError: no video or no weights.
@@ -111,12 +113,12 @@ def segment(
     if settings is not None and isinstance(weights, VideoPredictor):
         raise ValueError("settings would not be used: the predictor has its own; give them to load_predictor")
     if output is None:
-        return _predict(video, texts, weights, settings, show_progress)[1]
+        return _predict(video, texts, weights, settings, show_progress, allow_cpu)[1]
     palette(len(texts))  # too many sentences are better refused now than after the last frame
     output = Path(output).absolute()
     _check_output(output, overwrite)
     with whole_folder(output, replace=overwrite) as folder:
-        source, segmentation = _predict(video, texts, weights, settings, show_progress)
+        source, segmentation = _predict(video, texts, weights, settings, show_progress, allow_cpu)
         _write_masks(folder, segmentation)
         rate = frames_per_second or (source.frames_per_second if isinstance(source, FileVideo) else FRAMES_PER_SECOND)
         write_movie(folder / MOVIE_FILE, _pictures(source, segmentation), rate)
@@ -183,9 +185,10 @@ def _predict(
     weights: str | Path | VideoPredictor,
     settings: SettingsConfig | None,
     show_progress: bool,
+    allow_cpu: bool,
 ) -> tuple[VideoSource, Segmentation]:
     source = open_video(video) if isinstance(video, str | Path) else video
-    predictor = weights if isinstance(weights, VideoPredictor) else load_predictor(weights, settings)[0]
+    predictor = weights if isinstance(weights, VideoPredictor) else load_predictor(weights, settings, allow_cpu)[0]
     check_lengths(predictor, ((f"sentence {number}", text) for number, text in enumerate(texts, start=1)))
     results: Iterable[FrameResult] = predictor.segment(source, texts)
     if show_progress:

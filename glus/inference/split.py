@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from glus import distributed
 from glus.config import PredictConfig, ScoreFramesConfig
 from glus.inference.identity import Identity, prediction_identity
 from glus.inference.predictor import VideoPredictor, load_predictor
@@ -26,8 +25,7 @@ def load_for_split(
         FileNotFoundError: a file of the model is missing.
         ValueError: weights, config or settings do not fit, or a sentence is too long.
     """
-    distributed.use_device()
-    predictor, model = load_predictor(config.weights, config.inference)
+    predictor, model = load_predictor(config.weights, config.inference, config.allow_cpu)
     check_lengths(predictor, ((expression.name, expression.text) for expression in expressions))
     return predictor, prediction_identity(
         config.dataset, expressions, model.vocabulary.folder, model.config, key_frames
