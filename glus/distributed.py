@@ -78,7 +78,7 @@ def check_size(num_parameters: int, allow_cpu: bool) -> None:
         raise ValueError(
             f"no usable GPU, and an LLM of {num_parameters / 1e9:.1f} billion parameters is not started on the CPU by "
             "accident: python tools/doctor.py says what is wrong with the GPU and what to do; allow_cpu=true "
-            "(segment_video.py: --allow-cpu) starts it on the CPU all the same (minutes for a training step or a short video)"
+            "(segment_video.py: --allow-cpu) starts it on the CPU all the same (minutes for a step or a short video)"
         )
 
 
