@@ -131,7 +131,10 @@ def on_main(function: Callable[[], Result]) -> Result:
 
 
 def broadcast(tensor: torch.Tensor) -> None:
-    """Fill a contiguous tensor of any type with rank 0's values, on every rank; without a group nothing happens."""
+    """Fill a contiguous tensor of any type with rank 0's values, on every rank; without a group nothing happens.
+
+    Returns when it has happened: ranks that ran ahead would begin to wait, and to time out, for many at once.
+    """
     if not _in_group() or dist.get_world_size() == 1:
         return
     values = tensor.detach().flatten().view(torch.uint8)  # not every backend knows every type
@@ -139,6 +142,8 @@ def broadcast(tensor: torch.Tensor) -> None:
     dist.broadcast(sent, 0)
     if sent is not values:
         values.copy_(sent)
+    if sent.is_cuda:
+        torch.cuda.synchronize(sent.device)
 
 
 def barrier() -> None:

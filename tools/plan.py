@@ -30,6 +30,7 @@ from glus.train.plan.memory import (
     host_lines,
     measure_sizes,
     memory_lines,
+    prediction_bytes,
     total_bytes,
 )
 from glus.train.plan.trace import Trace, trace_micro_batch
@@ -106,6 +107,11 @@ def plan(config: TrainConfig, console: Console) -> None:
     show_memory(console, title, lines, hardware.gpu_memory_gb)
     show_memory(console, "memory of a node", host_lines(config, sizes, hardware), hardware.node_memory_gb)
     show_operations(console, config, hardware, trace)
+    gpu, host = prediction_bytes(config, sizes)
+    console.print(
+        f"Prediction takes {gpu / GIB:.1f} GiB of its GPU for the weights, and {host / GIB:.1f} GiB of the machine's "
+        "memory for each process."
+    )
     room = USABLE * hardware.gpu_memory_gb * GIB
     verdict = "fit" if total_bytes(lines) <= room else "do NOT fit"
     console.print(f"These settings {verdict} into {hardware.gpu_memory_gb:g} GiB ({USABLE:.0%} of it is counted on).")

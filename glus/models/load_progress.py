@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from glus import distributed
+
 GB = 10**9
 QUIET_BYTES = GB
 """Less is read in silence."""
@@ -16,7 +18,7 @@ SECONDS = {True: 0.5, False: 10.0}
 
 
 class LoadProgress:
-    """How much of some weights is read: in place on a terminal, otherwise a line every ten seconds.
+    """How much of some weights rank 0 has read: in place on a terminal, otherwise a line every ten seconds.
 
     Args:
         source: where they come from.
@@ -44,7 +46,11 @@ class LoadProgress:
         """One more tensor is read."""
         self._tensors, self._bytes = self._tensors + 1, self._bytes + num_bytes
         is_last, now = self._tensors == self._num_tensors, self._clock()
-        if self._num_bytes < QUIET_BYTES or not (is_last or now - self._shown >= SECONDS[self._is_terminal]):
+        if (
+            distributed.rank()
+            or self._num_bytes < QUIET_BYTES
+            or not (is_last or now - self._shown >= SECONDS[self._is_terminal])
+        ):
             return
         self._shown = now
         text = (

@@ -326,16 +326,14 @@ def _receive(
     """
     values: dict[str, torch.Tensor] = {}
     problems: dict[str, str] = {}
-    progress = None
-    if source is not None:
-        num_bytes = sum(LazyTensor.of(tensor).nbytes for tensor in source.tensors.values())
-        progress = LoadProgress(source.place, len(names), num_bytes)
+    num_bytes = sum(LazyTensor.of(tensor).nbytes for tensor in source.tensors.values()) if source is not None else 0
+    progress = LoadProgress(source.place if source is not None else "", len(names), num_bytes)
     for name in names:
         read = LazyTensor.of(source.tensors.pop(name)) if source is not None else None
         value = _settle(own[name], read, name in trained, target)
         if not target.stays_on_disk:
             distributed.broadcast(value)
-        if read is not None and progress is not None:
+        if read is not None:
             progress.advance(read.nbytes)
             problem = _value_problem(value)
             problems |= {name: problem} if problem else {}

@@ -42,6 +42,7 @@ def peak(way: str, config: Path, folder: Path, output: Path) -> int:
     return stage.peak_bytes
 
 
+@pytest.mark.slow
 def test_only_what_is_computed_with_takes_memory(wide: tuple[Path, Path, int], tmp_path: Path) -> None:
     place, folder, llm = wide
     base = peak("nothing", place / "small.yaml", folder, tmp_path / "none")

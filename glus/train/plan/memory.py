@@ -184,6 +184,11 @@ def _buffers(config: TrainConfig, sizes: Sizes) -> Line:
     return Line("communication", each * BUCKET_NUMBERS, f"{each} B x {BUCKET_NUMBERS:,}, DeepSpeed's bucket")
 
 
+def prediction_bytes(config: TrainConfig, sizes: Sizes) -> tuple[float, float]:
+    """Weights of a process that predicts on its GPU, unquantised, and what it needs of the machine's memory."""
+    return _numbers(config) * sizes.total, PROCESS_BYTES + 4.0 * sizes.small
+
+
 def host_lines(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig) -> list[Line]:
     """Memory of one node that training fills: its processes, what they draw at random, and offloaded parts.
 
