@@ -198,7 +198,7 @@ def test_peaks_of_cards(card: str, expected: float | None) -> None:
 
 @pytest.mark.parametrize(
     ("gib", "model", "videos", "first"),
-    [(16, "tiny", 2, "ours"), (24, "glus_7b", 1, "ours, checkpointing"), (80, "glus_7b", 2, "ours")],
+    [(16, "tiny", 1, "ours"), (24, "glus_7b", 1, "ours, checkpointing"), (80, "glus_7b", 2, "ours")],
 )
 def test_sizes_follow_the_card(gib: int, model: str, videos: int, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(total_memory=gib * outcome.GIB)
@@ -229,6 +229,7 @@ class Machine:
         goal = {"name": "MFU", "found": "44 %", "expected": ">= 45 %", "is_met": verdict == "PASS"}
         table = {"title": f"Table of {stage}", "columns": ["a", "b"], "rows": [["x|y", "2"]]}
         record = {"stage": stage, "verdict": verdict, "machine": self.name, "torch": "2", "seconds": 1.0}
+        record["sizes"] = {"model": "glus_7b"}
         record |= {"goals": [goal], "tables": [table]} if verdict != "absent" else {"reason": "no GPU"}
         (folder / f"{stage}.json").write_text(json.dumps(record))
         return 0
@@ -242,6 +243,7 @@ def test_a_machine_that_passes(tmp_path: Path) -> None:
     assert qualify.qualify(ALL, tmp_path, Machine(gpu_tests="absent")) == 0
     page = (tmp_path / "qualify.md").read_text()
     assert "GPU, torch 2: what was tried is as expected; not measured here: Tests on the GPU." in page
+    assert "with the full size, random weights." in page
     assert "| Training | **PASS** | MFU 44 % (>= 45 %) | 1 |" in page
     assert "## Table of training\n\n| a | b |\n| --- | --- |\n| x\\|y | 2 |" in page
     assert [record["stage"] for record in json.loads((tmp_path / "qualify.json").read_text())] == ALL

@@ -131,7 +131,7 @@ def say(text: str) -> None:
 
 def write_page(records: Sequence[Record]) -> str:
     """The page, in Markdown."""
-    lines = ["# Qualification of a machine", "", verdict_line(records), ""]
+    lines = ["# Qualification of a machine", "", verdict_line(records), "", made_line(records), ""]
     lines += write_table(
         ("stage", "verdict", "what was found (and what is expected)", "seconds"),
         [(TITLES[r["stage"]], f"**{r['verdict']}**", explain(r), f"{r['seconds']:.0f}") for r in records],
@@ -140,6 +140,22 @@ def write_page(records: Sequence[Record]) -> str:
         for table in record.get("tables", ()):
             lines += ["", f"## {table['title']}", "", *write_table(table["columns"], table["rows"])]
     return "\n".join(lines) + "\n"
+
+
+def made_line(records: Sequence[Record]) -> str:
+    """When, of which code, at which size, and how to read it."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    except FileNotFoundError:
+        commit = "unknown (git is not installed)"
+    models = {record["sizes"]["model"] for record in records if "sizes" in record}
+    size = "the full size, random weights" if "glus_7b" in models else "the small model alone; no time is judged"
+    return (
+        f"Made on {time.strftime('%Y-%m-%d')} by `tools/qualify.py`, commit {commit}, with {size}. FAIL: measured, and "
+        "not as expected. ERROR: the stage broke; its log is beside this page. absent: something is not here, nothing "
+        "is wrong."
+    )
 
 
 def verdict_line(records: Sequence[Record]) -> str:

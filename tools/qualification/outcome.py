@@ -53,7 +53,7 @@ class Sizes:
     model: str = "tiny"
     """Of ``benchmark_inference``: ``tiny`` is the shipped model, ``glus_7b`` has random weights."""
     training_model: str = "glus_tiny"
-    videos: int = 2
+    videos: int = 1
     """Of a training micro-batch."""
     procedures: tuple[str, ...] = ("ours", "ours, checkpointing", "plain")
     """Of ``benchmark_training``."""
@@ -65,7 +65,7 @@ class Sizes:
     frame_size: tuple[int, int] = (128, 128)
     plain_frames: int = 4
     """Frames that the plain procedure is timed on, for one sentence."""
-    mask_videos: int = 2
+    mask_videos: int = 1
     """Generated videos on which bfloat16 is compared with float32."""
 
 
