@@ -77,7 +77,7 @@ def prepare_and_predict(folder: Path, stages: list[Stage]) -> None:
     assert "dropped: rotary frequencies (inv_freq), computed here      32" in stages[-1].output
     write_video(folder / "video")
     sentences = ("--text", "the red circle", "--text", "the square that moves left")
-    options = ("--weights", "ours", "--output", "masks", "--precision", "bf16", "--force-seg")
+    options = ("--weights", "ours", "--output", "masks", "--precision", "bf16", "--force-seg", "--allow-cpu")
     run("predict", PREDICT, "scripts/segment_video.py", "--video", "video", *sentences, *options)
     assert "of 14.6 GB" in stages[-1].output
     assert len(list((folder / "masks").glob("*/*.png"))) == 2 * 8
@@ -92,7 +92,7 @@ def train_and_resume(folder: Path, stages: list[Stage]) -> None:
     )
     stages[-1].check()
     arguments = (
-        *("experiment=glus_s", "data=own", f"paths.data={folder}/data", f"output_dir={folder}/run"),
+        *("experiment=glus_s", "allow_cpu=true", "data=own", f"paths.data={folder}/data", f"output_dir={folder}/run"),
         *("model.weights=ours", "model.llm.tokenizer=ours", f"model.trainable={NEW_ROWS}"),
         *(
             f"trainer.steps={STEPS}",
