@@ -35,7 +35,7 @@ TINY = {
 """Program -> what makes its command small."""
 COMPOSED = ("glus_s", "glus_a", "mevis_valid_u", "mevis_valid")
 """Commands that name these need data nobody can download here: their configuration is composed, nothing is run."""
-RUN_ELSEWHERE = ("tools/check_parity.py",)
+RUN_ELSEWHERE = ("tools/check_parity.py", "tools/qualify.py")
 """Minutes long: tests/parity runs the command itself."""
 
 
