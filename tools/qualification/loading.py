@@ -137,14 +137,16 @@ def load_written(sizes: Sizes, folder: Path, settings: SettingsConfig | None = N
     Raises:
         Absent: the disk had no room for it.
     """
+    from glus.config import SettingsConfig
     from glus.inference.predictor import VideoPredictor, load_predictor
-    from tools.benchmark_inference import SHIPPED, stand_in_tokenizer
+    from tools.benchmark_inference import SHIPPED, model_config, stand_in_tokenizer
 
     if sizes.model == "tiny":
         return load_predictor(SHIPPED, settings)[0]
     if not (folder / WEIGHTS_FOLDER).is_dir():
         raise Absent("no room on the disk for the full size's weights")
-    loaded = load_predictor(folder / WEIGHTS_FOLDER, settings)[0]
+    as_made = SettingsConfig(precision=model_config(sizes.model).precision)  # on a CPU too
+    loaded = load_predictor(folder / WEIGHTS_FOLDER, settings or as_made)[0]
     return VideoPredictor(loaded.glus, stand_in_tokenizer(loaded.glus), loaded.frames, loaded.inference)
 
 
