@@ -22,7 +22,7 @@ from glus.inference import clock
 from glus.inference.predictor import VideoPredictor
 from glus.models.build import build_glus
 from glus.models.glus import Glus
-from glus.train.plan.trace import _Counter, _LikeOnGpu
+from glus.train.plan.trace import CostCounter, LikeOnGpu
 from tools.benchmark_inference import BenchmarkVideo, model_config, stand_in_tokenizer
 
 META = torch.device("meta")
@@ -51,7 +51,7 @@ class Attention:
 
 
 @dataclass
-class MetaGpu(_LikeOnGpu):
+class MetaGpu(LikeOnGpu):
     """While it lasts, the meta device behaves like a GPU.
 
     What is read back from it is full of ones: yes, where it is an answer.
@@ -132,7 +132,7 @@ def predict(
         stop_after: frames after which nobody asks for more; None: the whole video.
     """
     video = BenchmarkVideo(num_frames, *size)
-    counter = _Counter(META)
+    counter = CostCounter(META)
     counter.ignore([*predictor.glus.parameters(), *predictor.glus.buffers()])
     peaks: Counter[str] = Counter()
     held = 0
@@ -148,7 +148,7 @@ def predict(
 
 
 @contextmanager
-def _peaks_of_stages(counter: _Counter, peaks: Counter[str]) -> Iterator[None]:
+def _peaks_of_stages(counter: CostCounter, peaks: Counter[str]) -> Iterator[None]:
     """Add the peak of each stage that a ``StageClock`` times to ``peaks``."""
 
     @contextmanager

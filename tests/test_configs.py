@@ -144,6 +144,7 @@ def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
         window=Window.clips,
         chunk_frames=4,
         token_budget=1024,
+        memory_gb=0.5,
         num_context=8,
         num_query=2,
         query_sampling=QuerySampling.uniform,
@@ -162,6 +163,7 @@ def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
     assert config.frames.query_sampling is QuerySampling.uniform
     assert config.inference.window is Window.clips
     assert (config.inference.chunk_frames, config.inference.token_budget) == (4, 1024)
+    assert config.inference.memory_gb == 0.5
     assert (config.inference.memory_stride, config.inference.force_seg) == (1, True)
     assert not config.inference.trailing_space
     assert (config.model.memory.num_frames, config.model.memory.enabled) == (5, False)

@@ -9,7 +9,7 @@ from glus.losses.objective import GlusObjective
 from glus.models.glus import Glus, segment_step
 from glus.models.memory import MemoryBank
 from glus.models.sam2 import upsample_masks
-from glus.train.plan.trace import _backward, _Counter, example_batch
+from glus.train.plan.trace import CostCounter, example_batch, run_backward
 from tests.by_shapes import META, Memory, MetaGpu, full_size_model, per_sentence, predict, predictor_of
 from tests.train.test_plan import full_size
 
@@ -44,7 +44,7 @@ def test_attention_of_training_fits_a_grid(glus: Glus) -> None:
     objective = GlusObjective({"seg": 1, "bce": 2, "dice": 0.5}, seg_id=0)
     glus.train()
     with MetaGpu() as gpu, META:
-        _backward(objective(glus(batch), batch, objective.counts([batch]), rng=None)["total"])  # type: ignore[arg-type]
+        run_backward(objective(glus(batch), batch, objective.counts([batch]), rng=None)["total"])  # type: ignore[arg-type]
     glus.zero_grad()
     assert too_large(gpu) == []
 
@@ -70,7 +70,7 @@ def test_the_estimate_of_a_sentence_in_sam2_holds(glus: Glus, num_memories: int)
         bank.store(dict.fromkeys(range(rows), step), memory)
     with torch.inference_mode(), MetaGpu(), META:
         frame = segmenter.encode_frames(torch.zeros(1, 3, 1024, 1024))
-        counter = _Counter(META)
+        counter = CostCounter(META)
         counter.ignore([*glus.parameters(), *glus.buffers()])
         with counter:
             prompts = torch.zeros(rows, 256, dtype=torch.bfloat16)

@@ -8,7 +8,7 @@ import torch
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """The array there; to a GPU through page-locked memory, from which it is copied while other work goes on."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))  # copies where it must
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 

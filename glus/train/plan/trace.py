@@ -78,7 +78,7 @@ def _conversation(num_context: int, num_query: int, tokens_per_frame: int, word:
     return Conversation(input_ids, len(input_ids) - 2 - len(turn) * np.arange(num_query)[::-1])
 
 
-class _LikeOnGpu(TorchFunctionMode):
+class LikeOnGpu(TorchFunctionMode):
     """What the meta device would do otherwise than a GPU: attention that writes no matrix of scores, and conditions
     on values, which are answered as for a batch with padding."""
 
@@ -107,7 +107,7 @@ def _flash_attention(
     return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
 
 
-class _Counter(TorchDispatchMode):
+class CostCounter(TorchDispatchMode):
     """Bytes of the tensors alive, and operations, by the part that is at work.
 
     Parts are told apart by few hooks, not by ``torch.utils.module_tracker``, whose hooks keep recomputed activations
@@ -176,7 +176,7 @@ def trace_micro_batch(config: TrainConfig, num_videos: int, checkpointing: bool)
         glus.language.checkpoint_gradients()
     weights = {name: weight for name, weight in config.loss.weights.items() if name in TERMS}
     batch = example_batch(config, glus.tokens_per_frame, glus.clip.image_size, num_videos)
-    with _LikeOnGpu(), torch.device("meta"):
+    with LikeOnGpu(), torch.device("meta"):
         return count_costs(glus, GlusObjective(weights, seg_id=0), batch.to("meta"))
 
 
@@ -186,7 +186,7 @@ def count_costs(glus: Glus, objective: GlusObjective, batch: Batch) -> Trace:
     Gradients of parameters are dropped as soon as they are made, as ZeRO does. In the backward pass, what comes before
     the gradient of the [SEG] embeddings is the decoder's, and what follows is the LLM's.
     """
-    counter = _Counter(batch.input_ids.device)
+    counter = CostCounter(batch.input_ids.device)
     counter.ignore([*glus.parameters(), *glus.buffers()])
     hooks = [
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
@@ -212,16 +212,16 @@ def count_costs(glus: Glus, objective: GlusObjective, batch: Batch) -> Trace:
         kept = {part: float(counter.bytes[part]) for part in (*PARTS, REST)}
         output.seg_embeds_NQC.register_hook(counter.switch("LLM"))
         counter.part = PARTS[3]
-        _backward(losses["total"])
+        run_backward(losses["total"])
     for hook in hooks:
         hook.remove()
     flops = {part: float(counter.flops[part]) for part in (*PARTS, REST)}
     return Trace(flops, kept, float(counter.peak), batch.input_ids.numel())
 
 
-def _backward(loss: torch.Tensor) -> None:
+def run_backward(loss: torch.Tensor) -> None:
     """As ``loss.backward()``, which however suspends function modes, so that recomputed layers would escape
-    ``_LikeOnGpu``."""
+    ``LikeOnGpu``."""
     engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
     engine.run_backward(
         (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
