@@ -30,6 +30,7 @@ from glus.inference.stream import FrameStream
 from glus.inference.video_run import Emits, VideoRun, schedule
 from glus.models.build import CONFIG_FILE, LoadedModel, find_model_folder, load_model
 from glus.models.glus import Glus
+from glus.models.weights import Target
 from glus.structures import FrameResult
 
 
@@ -71,9 +72,9 @@ def load_predictor(
     is_default = settings.precision is None and device.type == "cpu"
     if device.type == "cpu":
         compat.keep_freed_memory()
-    model = load_model(weights, Precision.fp32 if is_default else None, settings)
+    model = load_model(weights, Precision.fp32 if is_default else None, settings, target=Target(device))
     tokenizer = ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
-    return VideoPredictor(model.glus.to(device), tokenizer, model.config.frames, model.config.inference), model
+    return VideoPredictor(model.glus, tokenizer, model.config.frames, model.config.inference), model
 
 
 class VideoPredictor:
