@@ -51,10 +51,7 @@ def train(config: TrainConfig) -> int:
     """
     distributed.check_size(config.model.llm.num_parameters, config.allow_cpu)
     init_distributed(config.trainer.hang_timeout_minutes)
-    try:
-        return 0 if build_and_fit(config) else EXIT_PREEMPTED
-    finally:
-        leave_process_group()
+    return 0 if build_and_fit(config) else EXIT_PREEMPTED
 
 
 def build_and_fit(config: TrainConfig) -> bool:
@@ -135,4 +132,7 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     # The deepspeed launcher adds this flag, which Hydra does not know; the number is in LOCAL_RANK as well.
     sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
-    main()
+    try:
+        main()
+    finally:  # not after each run of a sweep: DeepSpeed's own groups last as long as the process
+        leave_process_group()

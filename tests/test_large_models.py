@@ -56,7 +56,7 @@ def test_a_large_model_predicts_on_a_cpu_only_if_told_to(
 def test_a_large_model_segments_a_video_on_a_cpu_only_if_told_to(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def load_model(*_: object) -> None:
+    def load_model(*_: object, **__: object) -> None:
         raise RuntimeError("on its way")
 
     (tmp_path / COMPLETE_FILE).touch()
@@ -71,7 +71,6 @@ def test_a_large_model_segments_a_video_on_a_cpu_only_if_told_to(
 def test_a_large_model_trains_on_a_cpu_only_if_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     train = load_script("train")
     monkeypatch.setattr(train, "init_distributed", lambda minutes: None)
-    monkeypatch.setattr(train, "leave_process_group", lambda: None)
     monkeypatch.setattr(train, "build_and_fit", lambda config: True)
     config = TrainConfig(model=LARGE, output_dir="nowhere")
     with pytest.raises(ValueError, match=r"no usable GPU, and an LLM of 6\.7 billion parameters .* allow_cpu=true"):

@@ -36,7 +36,7 @@ TINY = {
 COMPOSED = ("glus_s", "glus_a", "mevis_valid_u", "mevis_valid")
 """Commands that name these need data nobody can download here: their configuration is composed, nothing is run."""
 RUN_ELSEWHERE = ("tools/check_parity.py", "tools/qualify.py")
-"""Minutes long: tests/parity runs the command itself."""
+"""Minutes long: tests/parity and tests/test_qualify.py run what the commands run."""
 
 
 def commands() -> list[str]:

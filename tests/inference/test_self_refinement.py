@@ -82,6 +82,8 @@ def test_frames_are_scored_and_predictions_start_from_the_best(
     if has_head:
         model.glus.iou_head = IouHead(model.glus.language.width, model.glus.segmenter.width)
     monkeypatch.setattr("glus.inference.split.load_predictor", lambda *_: (predictor, model))
+    score = predictor.score_frames  # later frames shall be better, whatever a random model makes of them
+    monkeypatch.setattr(predictor, "score_frames", lambda *a: (s := score(*a)) * np.linspace(0.1, 1, s.shape[1]))
     expressions = read_expressions(dataset)
     num_frames = sum(len(video[0].frames) for video in by_video(expressions))
 
@@ -99,7 +101,8 @@ def test_frames_are_scored_and_predictions_start_from_the_best(
     assert chosen.at_first == list(key_frames.values()).count(0) < len(expressions)
 
     settings = PredictionConfig(key_frames=str(chosen.file))
-    config = PredictConfig(dataset=dataset, weights="", output_dir=str(tmp_path / "masks"), inference=settings)
+    masks = str(tmp_path / "masks")
+    config = PredictConfig(dataset=dataset, weights=str(model_folder), output_dir=masks, inference=settings)
     with counted(model.glus) as counts:
         load_script("predict").predict(config)
     assert counts["CLIP images"] == num_frames

@@ -149,6 +149,8 @@ def run_rank(request: dict[str, Any], rank: int, port: int) -> None:
     except BaseException:
         traceback.print_exc()
         code = 1
+    finally:
+        train.leave_process_group()
     print(f"process group: {'joined' if dist.is_initialized() else 'left'}")
     sys.stdout.flush()
     sys.stderr.flush()
