@@ -58,16 +58,47 @@ def attend(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if packed is not None:
         query, key, value = (_gathered(heads, packed.conversation_tokens) for heads in (query, key, value))
-    is_causal, length, num_seen = attention_mask is None, query.shape[2], key.shape[2]
-    if is_causal and num_seen > length:  # square causal attention is what all kernels know: queries that nobody reads
-        query = F.pad(query, (0, 0, num_seen - length, 0))
-    attended = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
-    )[:, :, -length:].transpose(1, 2)
+    if attention_mask is None and query.shape[2] < key.shape[2]:
+        continued = causal_by_mask if query.device.type == "cpu" else causal_by_padding
+        attended = continued(query, key, value, dropout, scaling)
+    else:
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            dropout_p=dropout,
+            is_causal=attention_mask is None,
+            scale=scaling,
+        )
+    attended = attended.transpose(1, 2)
     if packed is not None:
         places = packed.token_places
         attended = attended.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
     return attended, None
+
+
+def causal_by_padding(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """Attend from the last of the keys' tokens: square causal attention with queries before them that nobody reads.
+
+    It is what every GPU has a fast kernel for (flash), which a mask would rule out.
+    """
+    length, num_seen = query.shape[2], key.shape[2]
+    padded = F.pad(query, (0, 0, num_seen - length, 0))
+    attended = F.scaled_dot_product_attention(padded, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
+    return attended[:, :, -length:]
+
+
+def causal_by_mask(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """The same by a mask, one for all sequences: on a CPU a quarter faster (all of the small model's LLM)."""
+    length, num_seen = query.shape[2], key.shape[2]
+    hidden = torch.ones(length, num_seen, dtype=torch.bool, device=query.device).triu(num_seen - length + 1)
+    mask = torch.zeros(length, num_seen, dtype=query.dtype, device=query.device).masked_fill_(hidden, -torch.inf)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
 
 
 def _gathered(heads_BhLd: torch.Tensor, tokens_NL: torch.Tensor) -> torch.Tensor:
