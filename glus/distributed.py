@@ -114,18 +114,18 @@ def on_main(function: Callable[[], Result]) -> Result:
     """The result of ``function``, which rank 0 alone calls, on every rank; a process without a group calls it itself.
 
     Raises:
-        ValueError, OSError: what ``function`` raised, on every rank, so that none waits for the others in vain.
+        Exception: what ``function`` raised, on every rank, so that none waits for the others in vain.
     """
-    outcome: Result | ValueError | OSError | None = None
+    outcome: Result | Exception | None = None
     if not _in_group():
         return function()
     if rank() == 0:
         try:
             outcome = function()
-        except (ValueError, OSError) as error:
+        except Exception as error:  # of whatever kind: it is raised again, by all
             outcome = error
     outcome = gather(outcome)[0]
-    if isinstance(outcome, ValueError | OSError):
+    if isinstance(outcome, Exception):
         raise outcome
     return outcome  # type: ignore[return-value]  # rank 0 called the function
 
@@ -137,6 +137,7 @@ def broadcast(tensor: torch.Tensor) -> None:
     """
     if not _in_group() or dist.get_world_size() == 1:
         return
+    assert tensor.is_contiguous()  # or the flattened values would be a copy
     values = tensor.detach().flatten().view(torch.uint8)  # not every backend knows every type
     sent = values.to(device())  # NCCL knows GPUs only
     dist.broadcast(sent, 0)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,6 +208,33 @@ def test_sizes_follow_the_card(gib: int, model: str, videos: int, first: str, mo
     assert (sizes.model, sizes.videos, sizes.procedures[0]) == (model, videos, first)
 
 
+def test_a_library_that_is_missing_leaves_a_stage_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(name: str) -> Callable[..., None]:
+        def stage(*_: object) -> None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return stage
+
+    monkeypatch.setitem(STAGES, "masks", without("hydra.core"))
+    record = run_stage("masks", tmp_path, Sizes())
+    assert (record["verdict"], record["reason"]) == ("absent", "hydra.core is not installed")
+    monkeypatch.setitem(STAGES, "masks", without("glus.models.gone"))
+    with pytest.raises(ModuleNotFoundError):
+        run_stage("masks", tmp_path, Sizes())
+
+
+def test_only_cudas_own_warnings_are_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def set_mode(mode: str) -> None:
+        if mode == "warn":
+            warnings.warn("Synchronization debug mode is a prototype feature and does not yet detect all synchronizing "
+                          "operations", stacklevel=1)  # fmt: skip
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with machine.count_waits() as found:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    assert list(found.values()) == [1]
+
+
 # The command
 
 Behaviour = Callable[[str], str]
@@ -216,7 +244,7 @@ class Machine:
     """Stands in for the processes of stages: writes what ``verdicts`` says, and remembers what was started."""
 
     def __init__(self, **verdicts: str):
-        self.name, self.verdicts, self.started = "GPU", verdicts, []
+        self.name, self.code, self.verdicts, self.started = "GPU", "first", verdicts, []
 
     def __call__(self, stage: str, folder: Path) -> int:
         self.started.append(stage)
@@ -229,7 +257,7 @@ class Machine:
         goal = {"name": "MFU", "found": "44 %", "expected": ">= 45 %", "is_met": verdict == "PASS"}
         table = {"title": f"Table of {stage}", "columns": ["a", "b"], "rows": [["x|y", "2"]]}
         record = {"stage": stage, "verdict": verdict, "machine": self.name, "torch": "2", "seconds": 1.0}
-        record["sizes"] = {"model": "glus_7b"}
+        record |= {"sizes": {"model": "glus_7b"}, "code": self.code}
         record |= {"goals": [goal], "tables": [table]} if verdict != "absent" else {"reason": "no GPU"}
         (folder / f"{stage}.json").write_text(json.dumps(record))
         return 0
@@ -248,6 +276,16 @@ def test_a_machine_that_passes(tmp_path: Path) -> None:
     assert "## Table of training\n\n| a | b |\n| --- | --- |\n| x\\|y | 2 |" in page
     assert [record["stage"] for record in json.loads((tmp_path / "qualify.json").read_text())] == ALL
     assert not (tmp_path / qualify.WEIGHTS_FOLDER).exists()
+
+
+def test_what_other_code_measured_is_measured_again(tmp_path: Path) -> None:
+    qualify.qualify(ALL, tmp_path, Machine())
+    same, other = Machine(), Machine()
+    qualify.qualify(ALL, tmp_path, same)
+    assert same.started == ["environment"]
+    other.code = "mended"
+    qualify.qualify(ALL, tmp_path, other)
+    assert other.started == ALL
 
 
 def test_a_stage_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:

@@ -306,7 +306,9 @@ def compare(
     """
     texts, plain_frames = video.texts(num_expressions), plain_frames or len(video)
     few = texts[:plain_expressions]
-    list(predictor.segment(BenchmarkVideo(3, *video.read(0).shape[:2]), texts[:1]))  # warm up
+    first = BenchmarkVideo(3, *video.read(0).shape[:2])
+    list(predictor.segment(first, texts[:1]))  # warm up, both procedures
+    next(segment_plainly(predictor, first, texts[0]))
     predictor.seconds.clear()
     forget_peak(predictor.device)
     ours, ours_in_clips, plain = run_procedures(predictor, video, texts, few, plain_frames, rounds)

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,17 @@ def start_stage(name: str, folder: Path) -> int:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-m", "tools.qualification", name, str(folder.absolute())]
     with (folder / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             return process.wait(TIME_LIMIT)
         except subprocess.TimeoutExpired:
             log.write(f"\nstopped after {TIME_LIMIT:.0f} s\n")
             return -signal.SIGKILL
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):  # what it started must not hold the GPU either
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
@@ -85,9 +89,9 @@ def run_stages(names: Sequence[str], folder: Path, start: Start) -> Iterator[Rec
         yield record
 
 
-def identity(record: Record) -> tuple[str | None, str | None]:
-    """What has to be the same for a record to stand: the machine and its torch."""
-    return record.get("machine"), record.get("torch")
+def identity(record: Record) -> tuple[object, ...]:
+    """What has to be the same for a record to stand: the machine, its libraries, the code and its sizes."""
+    return tuple(record.get(key) for key in ("machine", "torch", "transformers", "code", "sizes"))
 
 
 def run_stage(name: str, folder: Path, start: Start) -> Record:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Emits = Callable[[int, int], bool]
 """Whether a pass gives the result of a row (first argument) in a frame (second)."""
 GPU_MEMORY_SHARE = 0.25
-"""Of the memory that the weights leave, for sentences that are segmented together; the LLM's batches take another part,
+"""Of a GPU's memory that nothing holds, for sentences that are segmented together; the LLM's batches take another part,
 features and memories the rest."""
 CPU_MEMORY_BYTES = 2**30
 
@@ -285,8 +285,8 @@ def memory_budget(memory_gb: float | None, device: torch.device) -> int:
         return int(memory_gb * 2**30)
     if device.type != "cuda":
         return CPU_MEMORY_BYTES
-    free = torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device)
-    return int(GPU_MEMORY_SHARE * free)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(GPU_MEMORY_SHARE * (torch.cuda.mem_get_info(device)[0] + cached))
 
 
 def schedule(context: Sequence[int], passes: Sequence[Pass]) -> Iterator[tuple[int, bool]]:

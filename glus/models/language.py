@@ -134,6 +134,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.llama = llama
         self.width: int = llama.config.hidden_size
+        self._is_compiled = False
 
     def states(self, input_ids_NL: torch.Tensor, placeholders_M: torch.Tensor, visual_MD: torch.Tensor) -> torch.Tensor:
         """Final states (after the last RMSNorm) of whole conversations: (N, L, D).
@@ -194,7 +195,8 @@ class LanguageModel(nn.Module):
     ) -> torch.Tensor:
         self._move_rotary(embeds.device)
         # Compiled layers are for training: a cache of prefixes would have to be compiled for each of its shapes.
-        with torch.compiler.set_stance("force_eager") if "past_key_values" in options else nullcontext():
+        is_eager = self._is_compiled and "past_key_values" in options
+        with torch.compiler.set_stance("force_eager") if is_eager else nullcontext():
             hidden = self.llama.model(
                 inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **options
             )
@@ -226,6 +228,7 @@ class LanguageModel(nn.Module):
             ValueError: no code can be made here.
         """
         compat.check_compiler(distributed.device())  # where training moves the model before it runs
+        self._is_compiled = True
         for layer in self.llama.model.layers:
             layer.compile(dynamic=True)
 

@@ -44,12 +44,15 @@ def init_distributed(timeout_minutes: float) -> None:
 
 
 def leave_process_group(patience_seconds: float = 30.0) -> None:
-    """Leave the group that ``init_distributed`` joined; NCCL warns of leaks where a program ends without.
+    """Leave the group that ``init_distributed`` joined, if it did; NCCL warns of leaks where a program ends without.
 
     Args:
         patience_seconds: what the other ranks have to do the same, of which NCCL may wait for one that never comes: it
             failed, or this rank did. Then the program just ends.
     """
+
+    if not dist.is_initialized():
+        return
 
     def leave() -> None:
         distributed.use_device()  # a thread begins with GPU 0

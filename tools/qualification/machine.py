@@ -165,6 +165,10 @@ def synchronisation(sizes: Sizes, folder: Path) -> Outcome:
     return Outcome(goals, [Table("Where it waits", ("in", "at", "times"), rows)] if rows else [], values)
 
 
+WAIT_WARNING = "called a synchronizing"
+"""Of CUDA's warning about a wait; torch's notice that the mode is a prototype speaks of synchronizing too."""
+
+
 @contextmanager
 def count_waits() -> Iterator[Counter[str]]:
     """Count the operations that CUDA itself calls synchronising, by the line of Python that they come from."""
@@ -176,7 +180,7 @@ def count_waits() -> Iterator[Counter[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found.update(f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
+    found.update(f"{Path(w.filename).name}:{w.lineno}" for w in caught if WAIT_WARNING in str(w.message))
 
 
 def count_training_waits(device: torch.device) -> Counter[str]:

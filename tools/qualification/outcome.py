@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 GIB = 2**30
+
+
+def code_digest() -> str:
+    """SHA-256 of the sources and settings that decide what is measured."""
+    root = Path(__file__).resolve().parents[2]
+    files = sorted(
+        path
+        for folder, ending in (("glus", "py"), ("tools", "py"), ("configs", "yaml"))
+        for path in (root / folder).rglob(f"*.{ending}")
+    )
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
 class Absent(Exception):

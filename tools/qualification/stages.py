@@ -21,7 +21,7 @@ from glus import distributed
 from glus.atomic import write_text
 from tools.qualification.loading import full_size, loading
 from tools.qualification.machine import environment, gpu_tests, synchronisation
-from tools.qualification.outcome import Absent, Outcome, Sizes, describe
+from tools.qualification.outcome import Absent, Outcome, Sizes, code_digest, describe, installed_version
 from tools.qualification.prediction import masks, prediction, quantisation
 from tools.qualification.training import training
 
@@ -47,12 +47,16 @@ def run_stage(name: str, folder: Path, sizes: Sizes) -> dict[str, Any]:
     """
     device = distributed.device()
     record: dict[str, Any] = {"stage": name, "machine": describe(device), "sizes": asdict(sizes)}
-    record["torch"] = torch.__version__
+    record |= {"torch": torch.__version__, "transformers": installed_version("transformers"), "code": code_digest()}
     started = time.perf_counter()
     try:
         outcome = STAGES[name](sizes, folder)
     except Absent as reason:
         record |= {"verdict": "absent", "reason": str(reason)}
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("glus", "tools", "tests"):
+            raise
+        record |= {"verdict": "absent", "reason": f"{error.name} is not installed"}
     else:
         is_met = all(goal.is_met for goal in outcome.goals)
         record |= {"verdict": "PASS" if is_met else "FAIL", **asdict(outcome)}

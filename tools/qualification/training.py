@@ -35,6 +35,10 @@ def training(sizes: Sizes, folder: Path) -> Outcome:
     procedures = report["procedures"]
     losses = [loss for result in procedures.values() for loss in result["losses"].values()] + step["losses"]
     goals = [yes_or_no("losses are finite", bool(np.isfinite(losses).all()))]
+    try:
+        benchmark_training.check_losses(procedures, getattr(torch, report["dtype"]))
+    except ValueError as error:
+        goals.append(Goal("losses of the plain procedure", str(error), "equal but for rounding", False))
     if device.type == "cuda":
         goals += judge_training(report, step, nominal_tflops(torch.cuda.get_device_name(device)))
     return Outcome(goals, training_tables(report, step), report | {"step": step})
@@ -74,7 +78,7 @@ def training_tables(report: dict[str, Any], step: dict[str, Any]) -> list[Table]
         "planned": f"{planned / GIB:.2f} GiB" if planned else "not compared without a GPU",
     }
     title = f"Training, {report['settings']['videos']} videos, {report['peak_tflops']:.4g} TFLOP/s measured"
-    return [Table(title, ("", *procedures), rows), key_table("A step of the plan's sizes", one)]
+    return [Table(title, ("", *procedures), rows), key_table("A step of the plan's sizes, not compiled", one)]
 
 
 def measure_step(sizes: Sizes, device: torch.device) -> dict[str, Any]:
