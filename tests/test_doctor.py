@@ -141,6 +141,13 @@ def test_a_gpu_is_named_and_must_know_bfloat16_and_nccl(monkeypatch: pytest.Monk
     assert usable or "model.precision=fp32" in bfloat16.advice
 
 
+@pytest.mark.parametrize(
+    ("total_gib", "num_gpus", "verdict"), [(23.4, 0, "ok"), (15.6, 0, "note"), (256, 8, "ok"), (24, 8, "note")]
+)
+def test_little_memory_is_noted(total_gib: float, num_gpus: int, verdict: str) -> None:
+    assert doctor.check_memory(total_gib, num_gpus).verdict == verdict
+
+
 def test_little_space_fails(tmp_path: Path) -> None:
     assert doctor.check_space("disk", tmp_path / "not" / "yet", 1e6, "free some").advice == "free some"
     assert not doctor.check_space("disk", tmp_path, 0.0, "").is_failure

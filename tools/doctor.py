@@ -14,6 +14,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import math
+import os
 import platform
 import re
 import shutil
@@ -39,6 +40,9 @@ DISK_GIB = 20.0
 """A few checkpoints of the full size (3.6 GB each) and predictions."""
 FRAME_PIXELS = 1080 * 1920
 """Of the largest frames of the benchmarks."""
+PROCESS_GIB, CPU_GIB = 4.0, 22.0
+"""Memory for the full size: of each process that has a GPU, its weights' share being mapped from their files; or of a
+process without one (machines that are sold as of 24 GB; scripts/test.sh --full measures it)."""
 PREFETCHED = 2
 """Micro-batches that a loader process keeps ready: torch's default."""
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
@@ -196,6 +200,14 @@ def check_space(name: str, folder: Path, least_gib: float, advice: str, is_neede
     return judge(name, free >= least_gib, f"{free:.1f} GiB free", f"{least_gib:.3g} GiB", advice, is_needed)
 
 
+def check_memory(total_gib: float, num_gpus: int) -> Check:
+    """The machine's memory, which the full size alone needs."""
+    least = num_gpus * PROCESS_GIB or CPU_GIB
+    advice = "fewer processes, or a smaller model" if num_gpus else "the full size does not run here"
+    found = f"{total_gib:.0f} GiB"
+    return judge("memory", total_gib >= least, found, f"{least:g} GiB for the full size", advice, is_needed=False)
+
+
 def shared_memory_gib(mixture: str, num_processes: int) -> float:
     """What loader processes of the full size pass micro-batches through, if all that they keep ready is large.
 
@@ -284,6 +296,8 @@ def examine(options: argparse.Namespace) -> Iterator[Check]:
     yield from check_gpu(read_driver(), torch_requirement)
     if options.quantization:
         yield check_quantization()
+    total_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    yield check_memory(total_gib, torch.cuda.device_count() if torch.cuda.is_available() else 0)
     yield from check_room(options.outputs, options.mixture)
     if options.weights:
         yield from check_weights(options.weights)
