@@ -116,18 +116,20 @@ def on_main(function: Callable[[], Result]) -> Result:
     Raises:
         Exception: what ``function`` raised, on every rank, so that none waits for the others in vain.
     """
-    outcome: Result | Exception | None = None
     if not _in_group():
         return function()
-    if rank() == 0:
-        try:
-            outcome = function()
-        except Exception as error:  # of whatever kind: it is raised again, by all
-            outcome = error
-    outcome = gather(outcome)[0]
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome  # type: ignore[return-value]  # rank 0 called the function
+    if rank() != 0:
+        outcome: Result | Exception = gather(None)[0]  # type: ignore[assignment]  # rank 0's
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+    try:
+        result = function()
+    except Exception as error:  # of whatever kind: the others wait for it
+        gather(error)
+        raise
+    gather(result)
+    return result
 
 
 def broadcast(tensor: torch.Tensor) -> None:

@@ -31,7 +31,7 @@ from glus.models.build import (
 )
 from glus.models.glus import Glus
 from glus.structures import Batch
-from glus.train.plan.trace import _Counter
+from glus.train.plan.trace import CostCounter
 from tests.models.conftest import save_trained
 
 BatchMaker = Callable[..., Batch]
@@ -63,7 +63,7 @@ def test_random_weights_take_no_more_room_than_the_network(tiny_model: LoadedMod
     """Of its own precision; and they are weights: finite, none all zero but LoRA's second factor and biases."""
     config = replace(tiny_model.config.model, precision=Precision.bf16)
     config.llm = replace(config.llm, vocab_size=32004)  # so that the LLM is most of it
-    counter = _Counter(torch.device("cpu"))
+    counter = CostCounter(torch.device("cpu"))
     with counter:
         glus = build_random(config, torch.device("cpu"))
     tensors = {**dict(glus.named_parameters()), **dict(glus.named_buffers())}

@@ -10,7 +10,7 @@ from glus.config import ContrastiveConfig, LossConfig
 from glus.losses.build import build_objective
 from glus.models.glus import Glus, IouHead
 from glus.structures import Batch
-from glus.train.plan.trace import _backward
+from glus.train.plan.trace import run_backward
 from tests.by_shapes import MetaGpu
 from tests.waits import Waits
 
@@ -41,6 +41,6 @@ def test_nothing_is_copied_to_another_device_unless_it_travels_beside_the_work(
     for waits in (Waits(), Waits()):
         with MetaGpu() as gpu, waits:
             rng = np.random.default_rng(0)
-            _backward(objective(glus(batch), batch, objective.counts([batch]), rng)["total"])
+            run_backward(objective(glus(batch), batch, objective.counts([batch]), rng)["total"])
     assert not gpu.reads
     assert not {name for name in waits.found if "copy" in name}
