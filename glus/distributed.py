@@ -125,7 +125,7 @@ def on_main(function: Callable[[], Result]) -> Result:
         return outcome
     try:
         result = function()
-    except Exception as error:  # of whatever kind: the others wait for it
+    except Exception as error:  # swallows nothing: the others, who would wait in vain, get it too, and it goes on
         gather(error)
         raise
     gather(result)
@@ -147,12 +147,6 @@ def broadcast(tensor: torch.Tensor) -> None:
         values.copy_(sent)
     if sent.is_cuda:
         torch.cuda.synchronize(sent.device)
-
-
-def barrier() -> None:
-    """Wait for all ranks; nothing to wait for outside a process group."""
-    if _in_group():
-        dist.barrier()
 
 
 def _in_group() -> bool:

@@ -234,7 +234,9 @@ def _wrong_mask(opened: zipfile.ZipFile, name: str, size: Size) -> str | None:
         return "is encrypted; servers read no passwords"
     try:
         data = opened.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:  # the last: unknown compression
+    # What zipfile raises of an entry: wrong header or checksum, damaged data, cut short, a method of compression
+    # that it does not know. None is lost: each becomes this entry's problem, which the check reports and fails with.
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         return f"does not unpack: {error}"
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:

@@ -122,7 +122,7 @@ class Trainer:
                     values["seconds"] = (time.monotonic() - started) / (self.state.step - first)
                     progress.update(task, advance=1, loss=values.get("total", nan), pace=values["seconds"])
                     self._after(values)
-        except Exception:  # of whatever kind: it goes on to the caller once the log says where it happened
+        except Exception:  # swallows nothing: it is raised again once the log names rank, step and samples
             where = f"rank {distributed.rank()} failed in step {self.state.step + 1}, {self._watch.doing}"
             log.error("%s. The same command goes on from the newest checkpoint", where)
             raise
