@@ -27,8 +27,8 @@ from glus.config import (
 from glus.data.tokenization import train_vocabulary
 from glus.models.build import LoadedModel, build_glus
 from glus.models.glus import Glus
-from glus.models.language import merge_lora
 from glus.tokens import Vocabulary
+from tests.merging import merge_lora
 from tests.released_layout import glus_tensors, write_checkpoint
 
 SENTENCES = ["the red circle", "the circle moving left", "the blue square that turns", "all shapes"]

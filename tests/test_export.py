@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from glus.models.build import LoadedModel, load_model, save_model, trainable_names
-from glus.models.language import merge_lora
+from tests.merging import merge_lora
 from tools.export import export
 
 

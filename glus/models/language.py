@@ -101,28 +101,6 @@ def merged_weight(adapter: LoraLayer, weight: torch.Tensor) -> torch.Tensor:
     return weight + delta.detach().to(weight)
 
 
-def merge_lora(llama: LlamaForCausalLM) -> None:
-    """Add every adapter to the projection it adapts (``W += B A alpha / rank``) and take the adapters out, in place.
-
-    Raises:
-        ValueError: a projection is quantised; its steps are coarser than what adapters learn.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    adapters = [(name, module) for name, module in llama.named_modules() if isinstance(module, LoraLayer)]
-    for name, adapter in adapters:
-        dtype = adapter.get_base_layer().weight.dtype
-        if not dtype.is_floating_point:
-            raise ValueError(
-                f"{name} is stored as {str(dtype).removeprefix('torch.')}: merging would round the adapter away; "
-                "load the base model unquantised, then merge"
-            )
-    for name, adapter in adapters:
-        adapter.merge()
-        parent, _, child = name.rpartition(".")
-        setattr(llama.get_submodule(parent), child, adapter.get_base_layer())
-
-
 class LanguageModel(nn.Module):
     """Verbs over a LLaMA: states of spliced conversations, logits where they are wanted.
 

@@ -42,12 +42,6 @@ class NewRows(nn.Module):
         merged[list(self.ids)] = self.new_rows.detach().to(weight)
         return merged
 
-    def merged(self) -> nn.Parameter:
-        """The table with the new rows written into it, in place."""
-        with torch.no_grad():
-            self.weight[list(self.ids)] = self.new_rows
-        return self.weight
-
 
 class NewRowsEmbedding(NewRows):
     """Takes the place of an ``nn.Embedding``."""
@@ -80,17 +74,3 @@ def split_embeddings(llama: LlamaForCausalLM, ids: Sequence[int]) -> None:
 def split_head(llama: LlamaForCausalLM, ids: Sequence[int]) -> None:
     """Make the rows ``ids`` of the head parameters of their own, in place."""
     llama.lm_head = NewRowsHead(llama.lm_head.weight, ids)  # type: ignore[assignment]
-
-
-def merge_new_rows(llama: LlamaForCausalLM) -> None:
-    """Write the new rows into their tables, which become plain again, in place; without new rows nothing happens."""
-    if isinstance(llama.model.embed_tokens, NewRows):
-        weight = llama.model.embed_tokens.merged()
-        rows, width = weight.shape
-        llama.model.embed_tokens = nn.Embedding(rows, width, llama.config.pad_token_id, device="meta")
-        llama.model.embed_tokens.weight = weight
-    if isinstance(llama.lm_head, NewRows):
-        weight = llama.lm_head.merged()
-        rows, width = weight.shape
-        llama.lm_head = nn.Linear(width, rows, bias=False, device="meta")
-        llama.lm_head.weight = weight

@@ -14,11 +14,11 @@ import torch
 from glus.config import FuserGamma, ModelConfig, SegHeadInit
 from glus.models.build import LoadedModel, build_glus, load_parts, trainable_names
 from glus.models.glus import Glus
-from glus.models.language import merge_lora
 from glus.models.release import load_lisa, load_release
 from glus.models.weights import MisfitError
 from tests.conftest import tiny_segmenter
 from tests.edits import edit_json
+from tests.merging import merge_lora
 from tests.released_layout import SAM1_NAMES, lisa_tensors, write_checkpoint, write_weights
 
 

@@ -15,12 +15,11 @@ import torch
 from glus.config import ModelConfig, Precision, SegHeadInit
 from glus.models.build import LoadedModel, build_glus, load_model, merged_tensors, save_model, trainable_names
 from glus.models.glus import Glus
-from glus.models.language import merge_lora
 from glus.models.load_progress import GB, LoadProgress
-from glus.models.new_rows import merge_new_rows
 from glus.models.release import build_release, load_lisa, read_release
 from glus.models.weights import LoadReport, MisfitError, Target
 from tests.conftest import tiny_segmenter
+from tests.merging import merge_lora, merge_new_rows
 from tests.models.conftest import save_trained
 from tests.released_layout import lisa_tensors, write_checkpoint
 

@@ -21,8 +21,8 @@ from glus.models.build import (
     trainable_names,
 )
 from glus.models.glus import Glus
-from glus.models.new_rows import merge_new_rows
 from glus.structures import Batch
+from tests.merging import merge_new_rows
 from tests.models.conftest import save_trained
 from tools.export import export
 
