@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from glus.config import ModelConfig, load_config
 from glus.models import build, weights
-from glus.train.engine import init_distributed
+from glus.train.engine import init_distributed, leave_process_group
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -46,4 +46,7 @@ def main(config_file: str, weights_folder: str, output: str, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], rank=int(sys.argv[4]))
+    try:
+        main(*sys.argv[1:4], rank=int(sys.argv[4]))
+    finally:  # torch may abort a process that ends within its group
+        leave_process_group()

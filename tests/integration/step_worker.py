@@ -18,7 +18,7 @@ from glus.losses.build import build_objective
 from glus.models.build import build_glus
 from glus.tokens import Vocabulary
 from glus.train.checkpoint import Checkpoints, RunState
-from glus.train.engine import Engine, init_distributed
+from glus.train.engine import Engine, init_distributed, leave_process_group
 from glus.train.trainer import Trainer, accumulation_steps, micro_batches
 
 
@@ -68,4 +68,7 @@ def main(config_file: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    finally:  # torch may abort a process that ends within its group
+        leave_process_group()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from glus import distributed
 from glus.config.hardware import nominal_tflops
@@ -114,6 +115,8 @@ def measure_step(sizes: Sizes, device: torch.device) -> dict[str, Any]:
         synchronize(device)
         seconds = time.perf_counter() - before
         losses.append(float(total.detach()))
+    if dist.is_initialized():
+        dist.destroy_process_group()  # torch may abort a process that ends within its group
     return {
         "optimizer": "DeepSpeed, ZeRO-2" if has_engine else "AdamW of torch (DeepSpeed is not installed)",
         "losses": losses,
