@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from glus import distributed
-from glus.atomic import write_text
 from glus.config import WandbConfig, to_yaml
+from glus.files import write_text
 
 if TYPE_CHECKING:
     import wandb

@@ -16,9 +16,9 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from glus.atomic import write_text
 from glus.config import CompareConfig, load_config
 from glus.evaluation.baselines import compare_predictions, print_comparison, rows_as_csv, summary
+from glus.files import write_text
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="compare")

@@ -21,17 +21,17 @@ from omegaconf import DictConfig
 
 from glus import distributed
 from glus.config import PredictConfig, load_config
+from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.index import by_video, read_expressions
 from glus.inference.job import check_problems, process_videos
-from glus.inference.keyframes import read_key_frames
+from glus.inference.key_frames import read_key_frames
 from glus.inference.predictor import VideoPredictor, check_folder_size
 from glus.inference.progress import JobProgress
 from glus.inference.record import Summary
 from glus.inference.split import load_for_split
 from glus.inference.writer import PredictionWriter
 from glus.log import run_info, setup_logging
-from glus.structures import Video
+from glus.types import Video
 
 
 def predict(config: PredictConfig) -> Summary:

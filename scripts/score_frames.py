@@ -19,15 +19,15 @@ from omegaconf import DictConfig
 
 from glus import distributed
 from glus.config import ScoreFramesConfig, load_config
+from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.index import by_video, read_expressions
 from glus.inference.frame_scores import FrameScores, KeyFrames
 from glus.inference.job import check_problems, process_videos
 from glus.inference.predictor import VideoPredictor, check_folder_size
 from glus.inference.progress import JobProgress
 from glus.inference.split import load_for_split
 from glus.log import run_info, setup_logging
-from glus.structures import Video
+from glus.types import Video
 
 
 def score_frames(config: ScoreFramesConfig) -> KeyFrames:

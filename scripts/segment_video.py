@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glus.config import Precision, SettingsConfig
-from glus.inference.segmentation import MOVIE_FILE, SUMMARY_FILE, segment, summarize
+from glus.inference.segment import MOVIE_FILE, SUMMARY_FILE, segment, summarize
 from glus.log import setup_logging
 
 

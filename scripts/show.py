@@ -17,13 +17,13 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from glus.config import ShowConfig, load_config
+from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.index import by_video, read_expressions
 from glus.data.masks import MaskStore, open_masks
 from glus.data.sampling import context_indices_eval
 from glus.evaluation.predictions import open_predictions, read_complete
-from glus.inference.overlay import fit, legend, overlay, palette, side_by_side, strip, titled, write_movie
-from glus.structures import Expression
+from glus.pictures import fit, legend, overlay, palette, side_by_side, strip, titled, write_movie
+from glus.types import Expression
 
 MOVIE_SIDE = 384
 """Longer side of a frame in a movie, in pixels."""

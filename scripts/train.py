@@ -22,22 +22,21 @@ from omegaconf import DictConfig
 
 from glus import distributed
 from glus.config import ModelFolderConfig, TrainConfig, load_config
-from glus.data.build import build_loader, build_mixture
-from glus.data.tokenization import ConversationTokenizer
-from glus.evaluation.metrics import boundary_accuracy, region_similarity
+from glus.data.chat.llava import ConversationTokenizer
+from glus.data.loader import build_loader, build_mixture
+from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
 from glus.inference.validation import Validation
 from glus.log import MetricsLog, setup_logging, write_run_folder
-from glus.losses.build import build_objective
+from glus.losses.objective import build_objective
 from glus.models.build import build_glus, write_model_config
 from glus.models.features import feature_keys
 from glus.models.glus import Glus
 from glus.models.weights import Target
 from glus.tokens import Vocabulary
-from glus.train.checkpoint import Checkpoints, RunState
+from glus.train.checkpoint import Checkpoints, RunState, find_start
 from glus.train.engine import Engine, init_distributed, leave_process_group
 from glus.train.guards import EXIT_PREEMPTED
-from glus.train.resume import find_start
 from glus.train.trainer import Trainer, accumulation_steps, micro_batches
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from glus.config import FramesConfig, InferenceConfig
-from glus.inference import clock
+from glus.inference import stream as clock
 from glus.inference.predictor import VideoPredictor
 from glus.models.build import build_glus
 from glus.models.glus import Glus

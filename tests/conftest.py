@@ -24,7 +24,7 @@ from glus.config import (
     ModelFolderConfig,
     SegmenterConfig,
 )
-from glus.data.tokenization import train_vocabulary
+from glus.data.chat.llava import train_vocabulary
 from glus.models.build import LoadedModel, build_glus
 from glus.models.glus import Glus
 from glus.tokens import Vocabulary

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from glus.models.new_rows import NewRows
+from glus.models.mllm.adapters import NewRows
 
 
 def merge_lora(llama: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glus.atomic import hidden_sibling, whole_file, whole_folder, write_text
+from glus.files import hidden_sibling, whole_file, whole_folder, write_text
 
 
 def below(folder: Path) -> list[str]:

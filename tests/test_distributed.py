@@ -10,7 +10,7 @@ import torch
 
 from glus import distributed
 from glus.config import LlmConfig
-from glus.models.language import build_llama
+from glus.models.mllm.llava import build_llama
 
 
 def allocator() -> dict[str, str]:

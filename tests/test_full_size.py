@@ -14,7 +14,7 @@ from glus.config import ContrastiveConfig, ModelConfig, Precision, SegHeadInit, 
 from glus.models.build import PARTS, build_glus, trainable_names
 from glus.models.glus import Glus
 from glus.models.key_map import GLUS, lisa
-from glus.models.language import plain_names
+from glus.models.mllm.llava import plain_names
 from glus.models.release import to_release
 from glus.models.weight_files import SafetensorsFile
 from glus.train.checkpoint import float32_layout

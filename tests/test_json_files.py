@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from glus.json_files import read_json, read_object
+from glus.files import read_json, read_object
 
 
 def test_encodings_are_tried_in_turn(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from glus.config import (
     to_yaml,
 )
 from glus.inference import predictor
-from glus.inference.segmentation import segment
+from glus.inference.segment import segment
 from glus.models.build import COMPLETE_FILE, CONFIG_FILE
 from tests.inference.asking import ArrayVideo
 from tests.programs import load_script

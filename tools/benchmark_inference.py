@@ -35,22 +35,22 @@ from rich.console import Console
 from rich.table import Table
 
 from glus import distributed
-from glus.atomic import write_text
 from glus.config import FramesConfig, InferenceConfig, ModelConfig, Window, load_config
-from glus.data.collate import pad_conversations
+from glus.data.chat.llava import ConversationTokenizer
 from glus.data.frames import VideoSource
+from glus.data.loader import pad_conversations
 from glus.data.sampling import context_indices_eval
-from glus.data.shapes import generate_scene
-from glus.data.tokenization import ConversationTokenizer
 from glus.data.transforms import clip_crop
-from glus.evaluation.metrics import boundary_accuracy, region_similarity
-from glus.inference.passes import Pass
+from glus.evaluation.packed import boundary_accuracy, region_similarity
+from glus.files import write_text
+from glus.inference.asking import Pass
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.models.build import build_random
 from glus.models.glus import Glus, segment_step
-from glus.models.sam2 import upsample_masks
-from glus.structures import FrameResult
+from glus.models.segmenter.sam2 import upsample_masks
+from glus.shapes.scene import generate_scene
 from glus.train.measure import count_operations, forget_peak, matmul_tflops, peak_memory
+from glus.types import FrameResult
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "assets" / "glus_shapes"

@@ -36,14 +36,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from glus.atomic import write_text
 from glus.config import DatasetConfig, Layout
-from glus.data.mask_cache import MaskCache
+from glus.data.mask_pack import MaskCache
 from glus.data.rle import Size
-from glus.evaluation.bits import BitMasks, FrameScores, score_frames
+from glus.evaluation.packed import BitMasks, FrameScores, score_frames
 from glus.evaluation.png import read_png
 from glus.evaluation.reference import plain_boundary_accuracy, plain_region_similarity
 from glus.evaluation.score import score_predictions
+from glus.files import write_text
 
 SHARES = (0.005, 0.2)
 """Smallest and largest share of the frame that an object covers."""
@@ -54,7 +54,7 @@ OPENINGS = 5
 OPEN_CACHE = """
 import json, sys, time
 from pathlib import Path
-from glus.data.mask_cache import MaskCache
+from glus.data.mask_pack import MaskCache
 
 def resident_mb():
     import resource

@@ -31,21 +31,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from glus.atomic import write_text
+from glus.batch import GlusOutput, TrainSample
 from glus.config import ModelConfig, load_config
-from glus.data import prompts
-from glus.data.collate import collate
-from glus.data.shapes import Scene, generate_scene
-from glus.data.tokenization import ConversationTokenizer, train_vocabulary
+from glus.data.chat import wording as prompts
+from glus.data.chat.llava import ConversationTokenizer, train_vocabulary
+from glus.data.loader import collate
 from glus.data.transforms import clip_crop
+from glus.files import write_text
 from glus.losses.objective import GlusObjective
 from glus.models.build import build_random
 from glus.models.glus import Glus
-from glus.structures import GlusOutput, ObjectKey, TrainSample
+from glus.shapes.scene import Scene, generate_scene
 from glus.tokens import Vocabulary
 from glus.train.measure import count_operations, forget_peak, matmul_tflops, peak_memory, synchronize
 from glus.train.optim import build_adamw
 from glus.train.plain import Forward, Inputs, count_tokens, make_inputs, plain_forward, released_forward, shared_forward
+from glus.types import ObjectKey
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "model"
 FRAME_SIZES = {"glus_tiny": 128, "glus_7b": 480}

@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.table import Table
 
 from glus import distributed
-from glus.atomic import naming_write_errors
 from glus.config import ModelConfig, Quantization, SegHeadInit, TrainConfig, load_config
-from glus.data.build import training_expressions
 from glus.data.features import FeatureStore, feature_store
 from glus.data.frames import FrameStore
+from glus.data.loader import training_expressions
 from glus.data.transforms import clip_crop
+from glus.files import naming_write_errors
 from glus.inference.claims import Claims
 from glus.log import setup_logging
 from glus.models.build import build_glus

@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
-from glus.atomic import write_text
 from glus.config import CheckConfig, DatasetConfig, load_config
 from glus.data.check.findings import Report
 from glus.data.check.report import print_report
 from glus.data.check.split import check_dataset
+from glus.files import write_text
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="check_data")

@@ -3,7 +3,7 @@
     python tools/check_parity.py tests/parity/recorded --json parity.json
 
 Sizes, counts and cases are read from the folder; what runs is what trains and predicts. Exit status 0: everything the
-folder holds was compared and is within its gate (``glus/parity/gates.py``); what it does not hold is listed as absent.
+folder holds was compared and is within its gate (``tools/parity/gates.py``); what it does not hold is listed as absent.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from glus.log import setup_logging
-from glus.parity.replay import replay
-from glus.parity.report import print_table, write_json
+from tools.parity.replay import replay
+from tools.parity.report import print_table, write_json
 
 WIDTH = 200
 """Columns of the table where the output is no terminal."""

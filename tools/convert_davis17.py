@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glus.atomic import whole_folder, write_text
+from glus.files import whole_folder, write_text
 
 ANNOTATORS = (
     ("Davis17_annot1.txt", "utf-8"),

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from glus.atomic import whole_folder
 from glus.config import to_yaml
+from glus.files import whole_folder
 from glus.log import run_info
 from glus.models.build import UNQUANTIZED, LoadedModel, find_model_folder, load_model, merged_tensors, save_model
 from glus.models.weight_files import LazyTensor

@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from glus.data.shapes import KINDS
-from glus.data.shapes_sheet import write_contact_sheet
-from glus.data.shapes_writer import SINGLE_OBJECT_KINDS, Progress, count_kinds, write_shapes, write_shapes_youtube
+from glus.shapes.scene import KINDS
+from glus.shapes.sheet import write_contact_sheet
+from glus.shapes.write import SINGLE_OBJECT_KINDS, Progress, count_kinds, write_shapes, write_shapes_youtube
 
 LAYOUTS = {"mevis": (write_shapes, KINDS), "ref_youtube_vos": (write_shapes_youtube, SINGLE_OBJECT_KINDS)}
 

@@ -23,21 +23,21 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from glus.atomic import write_text
 from glus.config import PretrainConfig, load_config
-from glus.data.shapes import Scene
-from glus.data.tokenization import ConversationTokenizer, train_vocabulary
+from glus.data.chat.llava import ConversationTokenizer, train_vocabulary
+from glus.files import write_text
 from glus.log import run_info, setup_logging
 from glus.models.build import build_glus, build_segmenter
-from glus.models.clip import ClipEncoder, build_vision_tower
 from glus.models.key_map import PROJECTOR_PREFIX
+from glus.models.mllm.llava import ClipEncoder, build_vision_tower
 from glus.models.weight_files import write_pickle, write_tensors
+from glus.shapes.pretrain_clip import pretrain_clip
+from glus.shapes.pretrain_labels import draw_scenes
+from glus.shapes.pretrain_llm import pretrain_llm
+from glus.shapes.pretrain_optimize import Report
+from glus.shapes.pretrain_sam2 import pretrain_sam2
+from glus.shapes.scene import Scene
 from glus.tokens import Vocabulary
-from glus.train.towers.clip import pretrain_clip
-from glus.train.towers.labels import draw_scenes
-from glus.train.towers.llm import pretrain_llm
-from glus.train.towers.optimize import Report
-from glus.train.towers.sam2 import pretrain_sam2
 
 log = logging.getLogger(__name__)
 

@@ -203,7 +203,7 @@ def qualify(names: Sequence[str], folder: Path, start: Start) -> int:
 
 def write_results(records: Sequence[Record], folder: Path) -> None:
     """Both files, each whole."""
-    from glus.atomic import write_text
+    from glus.files import write_text
 
     write_text(folder / "qualify.md", write_page(records))
     write_text(folder / "qualify.json", json.dumps(list(records), indent=2) + "\n")

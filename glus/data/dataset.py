@@ -10,14 +10,16 @@ import torch
 from torch.utils.data import Dataset
 
 from glus import distributed
+from glus.batch import TrainSample
 from glus.config import FramesConfig
-from glus.data import prompts, sampling
+from glus.data import sampling
+from glus.data.chat import wording as prompts
+from glus.data.chat.llava import ConversationTokenizer
 from glus.data.features import FeatureStore
 from glus.data.frames import FrameStore
 from glus.data.masks import MaskStore
-from glus.data.tokenization import ConversationTokenizer
 from glus.data.transforms import clip_crop
-from glus.structures import Expression, ObjectKey, TrainSample
+from glus.types import Expression, ObjectKey
 
 
 @dataclass(frozen=True)

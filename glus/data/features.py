@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from glus.atomic import whole_file
 from glus.config import FeatureCacheConfig
 from glus.data.frames import FrameStore
+from glus.files import whole_file
 
 COMMAND = "python tools/cache_features.py, with the overrides of this training,"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}

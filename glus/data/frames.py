@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from glus.config import DatasetConfig, Layout
+from glus.data.benchmarks.places import image_folder
 from glus.data.display_matrix import flipped_axis
-from glus.data.places import image_folder
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 KEPT_BYTES = 64 * 2**20

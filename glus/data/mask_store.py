@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from glus.data.rle import Size
-from glus.structures import Expression
+from glus.types import Expression
 
 
 class MaskStore(Protocol):

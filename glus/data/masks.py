@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from glus.config import DatasetConfig, Layout
-from glus.data.mask_cache import Code, MaskCache
-from glus.data.mask_file import MaskFile
+from glus.data.benchmarks.places import mask_path
+from glus.data.mask_pack import Code, MaskCache, MaskFile
 from glus.data.mask_store import MaskStore, by, place
 from glus.data.outline_masks import PolygonMasks, ShapeMasks
-from glus.data.places import mask_path
 from glus.data.png_masks import FolderMasks, PaletteMasks
 from glus.data.rle import Size, encode_rle
-from glus.structures import Expression
+from glus.types import Expression
 
 
 def open_masks(dataset: DatasetConfig) -> MaskStore:

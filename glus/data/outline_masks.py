@@ -10,14 +10,12 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from glus.data.json_stream import iterate_members
-from glus.data.mask_cache import Code
-from glus.data.mask_file import MaskFile
+from glus.data.benchmarks.json_access import field
+from glus.data.benchmarks.reason_seg import Shape, read_reason_seg_file
+from glus.data.mask_pack import Code, MaskFile, iterate_members
 from glus.data.mask_store import by, no_masks, place
-from glus.data.readers.json_access import field
-from glus.data.readers.reason_seg import Shape, read_reason_seg_file
 from glus.data.rle import Size
-from glus.structures import Expression
+from glus.types import Expression
 
 TARGET, IGNORED = 1, 255
 """Values of pixels when the shapes of ReasonSeg are drawn over each other."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from glus.data.mask_store import by, no_masks, place
 from glus.data.rle import Size
-from glus.structures import Expression
+from glus.types import Expression
 
 VOID = 255
 """Palette index of pixels that belong to no object for sure (DAVIS)."""

@@ -31,7 +31,7 @@ from glus.data.frames import FrameStore
 from glus.data.masks import open_masks
 from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
-from glus.evaluation.bits import BitMasks, score_frames
+from glus.evaluation.packed import BitMasks, TargetReader, score_frames
 from glus.evaluation.predictions import (
     VideoPredictions,
     check_predictions_dir,
@@ -40,8 +40,7 @@ from glus.evaluation.predictions import (
 )
 from glus.evaluation.report import csv_text
 from glus.evaluation.score import CHUNK_FRAMES, read_scored_videos
-from glus.evaluation.targets import TargetReader
-from glus.structures import Expression, Video
+from glus.types import Expression, Video
 
 ROWS = ("model", "all_objects", "random_object", "other_sentence", "empty")
 """The answers that are compared; ``model`` comes first."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from glus.data.mask_store import MaskStore
 from glus.data.rle import Size
-from glus.evaluation.bits import BitMasks, FrameScores
-from glus.structures import Expression
+from glus.evaluation.packed import BitMasks, FrameScores
+from glus.types import Expression
 
 Observed = dict[str, np.ndarray]
 """What a benchmark measures besides, by name; the first axis of each array is frames."""

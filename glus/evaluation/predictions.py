@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from glus.data.rle import Size, decode_rle
-from glus.evaluation.bits import BitMasks
+from glus.evaluation.packed import BitMasks
 from glus.evaluation.png import UnusablePrediction, read_png, wrong_size
-from glus.json_files import distinct_keys
-from glus.structures import Expression, Video
+from glus.files import distinct_keys
+from glus.types import Expression, Video
 
 
 class VideoPredictions(Protocol):

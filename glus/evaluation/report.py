@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glus.atomic import write_text
+from glus.files import write_text
 
 MAX_LISTED = 20
 """Problems and warnings printed at most; the files hold all of them."""

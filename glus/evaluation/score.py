@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from glus.config import DatasetConfig, Missing
+from glus.data.benchmarks.index import by_video, read_expressions, require_annotations
 from glus.data.frames import FrameStore
-from glus.data.index import by_video, read_expressions, require_annotations
 from glus.data.masks import open_masks
 from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
-from glus.evaluation.bits import FrameScores, score_frames
 from glus.evaluation.measured import Chunk, Measured, Observed
+from glus.evaluation.packed import FrameScores, TargetReader, score_frames
 from glus.evaluation.predictions import (
     VideoPredictions,
     check_predictions_dir,
@@ -29,8 +29,7 @@ from glus.evaluation.predictions import (
 )
 from glus.evaluation.protocols import RULES
 from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, Report, group_scores, summarize
-from glus.evaluation.targets import TargetReader
-from glus.structures import Expression, Video
+from glus.types import Expression, Video
 
 CHUNK_FRAMES = 32
 """Frames in memory at a time, so that memory does not grow with the video."""

@@ -22,15 +22,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from glus.atomic import whole_file
 from glus.config import DatasetConfig, Layout
+from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import FrameStore
-from glus.data.index import by_video, read_expressions
 from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
 from glus.evaluation.predictions import check_predictions_dir, open_predictions
 from glus.evaluation.score import CHUNK_FRAMES
-from glus.structures import Expression, Video
+from glus.files import whole_file
+from glus.types import Expression, Video
 
 TOP_FOLDERS = {
     Layout.mevis: "",

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from glus.atomic import write_text
+from glus.files import write_text
 from glus.inference.identity import Identity
 from glus.inference.job import open_job
-from glus.inference.keyframes import write_key_frames
-from glus.structures import Video
+from glus.inference.key_frames import write_key_frames
+from glus.types import Video
 
 IDENTITY_FILE = "score_frames.json"
 """In a folder of scores: what made them. Its bytes are also what processes lock to share the videos."""

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from glus.config import DatasetConfig, ModelFolderConfig
-from glus.structures import Expression
+from glus.types import Expression
 
 Identity = dict[str, Any]
 """Nested JSON values; two equal identities give equal predictions."""

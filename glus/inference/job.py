@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from glus.atomic import naming_write_errors
+from glus.files import naming_write_errors
 from glus.inference.claims import Claims
 from glus.inference.identity import Identity, differences
-from glus.structures import Video
+from glus.types import Video
 
 log = logging.getLogger(__name__)
 

@@ -22,16 +22,16 @@ from glus.config import (
     Window,
     load_config,
 )
+from glus.data.chat.llava import ConversationTokenizer
 from glus.data.frames import VideoSource
 from glus.data.sampling import context_indices_eval
-from glus.data.tokenization import ConversationTokenizer
-from glus.inference.passes import Pass
+from glus.inference.asking import Pass
 from glus.inference.stream import FrameStream
 from glus.inference.video_run import Emits, VideoRun, schedule
 from glus.models.build import CONFIG_FILE, LoadedModel, find_model_folder, load_model
 from glus.models.glus import Glus
 from glus.models.weights import Target
-from glus.structures import FrameResult
+from glus.types import FrameResult
 
 
 def check_folder_size(weights: str | Path, allow_cpu: bool) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from glus.structures import Video
+from glus.types import Video
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from glus.inference import clock
-from glus.structures import FrameResult
+from glus.inference import stream as clock
+from glus.types import FrameResult
 
 STAGES = (*clock.STAGES, "write")
 """In the order of the work."""

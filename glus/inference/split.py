@@ -8,7 +8,7 @@ from glus.config import PredictConfig, ScoreFramesConfig
 from glus.inference.identity import Identity, prediction_identity
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.texts import check_lengths
-from glus.structures import Expression
+from glus.types import Expression
 
 
 def load_for_split(

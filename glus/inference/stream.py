@@ -1,17 +1,79 @@
-"""Frames read by threads ahead of the model, in the order in which it wants them."""
+"""Frames read by threads ahead of the model, their way to its device and back, and the time of each stage."""
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterable
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from glus.data.frames import VideoSource
 from glus.data.transforms import clip_crop
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array there; to a GPU through page-locked memory, from which it is copied while other work goes on."""
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))  # copies where it must
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def to_host(flags: torch.Tensor) -> torch.Tensor:
+    """A bool tensor that will be complete on the CPU once the device has done what it was given to do until now."""
+    if flags.device.type != "cuda":
+        return flags
+    return torch.empty(flags.shape, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
+
+
+STAGES = ("decode", "clip", "llm", "sam2", "resize")
+"""Waiting for frames; visual tokens; prompts; features, masks and memory; masks at the frames' size."""
+
+
+class StageClock:
+    """Adds up the time of stages: of the host on a CPU, of the device's own queue on a GPU.
+
+    On a GPU a stage's work is marked by events in the queue, which are read at the end, so measuring costs no
+    synchronisation; waiting for frames is measured on the host.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """The time until the block is left counts as ``name``, one of ``STAGES``."""
+        if self._device.type == "cuda" and name != "decode":
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record(torch.cuda.current_stream(self._device))
+            yield
+            end.record(torch.cuda.current_stream(self._device))
+            self._events.append((name, begin, end))
+        else:
+            started = time.perf_counter()
+            yield
+            self._seconds[name] += time.perf_counter() - started
+
+    def add_to(self, totals: dict[str, float]) -> None:
+        """Add the seconds of each stage to ``totals``; on a GPU this waits for it."""
+        if self._events:
+            torch.cuda.synchronize(self._device)
+        for name, begin, end in self._events:
+            self._seconds[name] += begin.elapsed_time(end) / 1000
+        self._events.clear()
+        for name, seconds in self._seconds.items():
+            totals[name] += seconds
+        self._seconds.clear()
+
 
 MAX_THREADS = 4
 MAX_AHEAD_BYTES = 256 * 2**20

@@ -8,11 +8,11 @@ import numpy as np
 
 from glus import distributed
 from glus.config import DatasetConfig
+from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.index import by_video, read_expressions
 from glus.data.masks import open_masks
 from glus.inference.predictor import VideoPredictor
-from glus.structures import Video
+from glus.types import Video
 
 Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

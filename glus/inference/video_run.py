@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from glus.inference.clock import StageClock
-from glus.inference.passes import Pass, together
-from glus.inference.prompting import Answers, Prompter, not_finite
-from glus.inference.stream import Frame, FrameStream
-from glus.inference.transfer import to_device, to_host
+from glus.inference.asking import Answers, Pass, Prompter, not_finite, together
+from glus.inference.stream import Frame, FrameStream, StageClock, to_device, to_host
 from glus.models.glus import segment_step
-from glus.models.memory import MemoryBank, row_index
-from glus.models.sam2 import FrameFeatures, upsample_masks
-from glus.structures import FrameResult
+from glus.models.segmenter.memory import MemoryBank, row_index
+from glus.models.segmenter.sam2 import FrameFeatures, upsample_masks
+from glus.types import FrameResult
 
 if TYPE_CHECKING:
     from glus.inference.predictor import VideoPredictor

@@ -20,13 +20,13 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from glus.atomic import hidden_sibling, naming_write_errors, write_text
 from glus.config import PredictionForm
 from glus.data.rle import encode_rle
+from glus.files import hidden_sibling, naming_write_errors, write_text
 from glus.inference.identity import Identity
 from glus.inference.job import open_job
 from glus.inference.record import Summary, VideoRecord
-from glus.structures import FrameResult, Video
+from glus.types import FrameResult, Video
 
 IDENTITY_FILE = "predict.json"
 """In a folder of predictions: what made them. Its bytes are also what processes lock to share the videos."""

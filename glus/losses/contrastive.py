@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from glus.structures import ObjectKey
+from glus.types import ObjectKey
 
 
 def object_contrastive_loss(

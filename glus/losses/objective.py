@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from glus.batch import Batch, GlusOutput
+from glus.config import LossConfig
 from glus.losses.contrastive import ContrastiveQueue
-from glus.losses.iou import iou_cross_entropy, mask_iou
-from glus.losses.language import seg_cross_entropy
-from glus.losses.mask import binary_cross_entropy, dice_loss
-from glus.structures import Batch, GlusOutput, ObjectKey
+from glus.losses.terms import binary_cross_entropy, dice_loss, iou_cross_entropy, mask_iou, seg_cross_entropy
+from glus.types import ObjectKey
 
 
 @dataclass(frozen=True)
@@ -156,3 +156,18 @@ def _resized_masks(output: GlusOutput, batch: Batch, rows: list[int]) -> tuple[t
 def _of_rows(values: torch.Tensor, rows: list[int]) -> torch.Tensor:
     """``values[rows]``, but a list of indices would be copied to the GPU, which waits for all it has to do."""
     return torch.stack([values[row] for row in rows])
+
+
+def build_objective(config: LossConfig, seg_id: int) -> GlusObjective:
+    """The objective of ``config``; the contrastive queue exists only if that loss has a weight.
+
+    Raises:
+        ValueError: a weight names no term.
+    """
+    contrastive = config.contrastive
+    queue = None
+    if config.weights.get("contrastive", 0) > 0:
+        queue = ContrastiveQueue(
+            contrastive.queue_size, contrastive.num_negatives, contrastive.datasets, contrastive.exclude_same_objects
+        )
+    return GlusObjective(config.weights, seg_id, queue, contrastive.temperature, contrastive.min_terms)

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from glus import distributed
-from glus.atomic import whole_folder
 from glus.config import (
     FuserGamma,
     ModelConfig,
@@ -29,14 +28,21 @@ from glus.config import (
     override_settings,
     to_yaml,
 )
+from glus.files import whole_folder
 from glus.models import key_map
-from glus.models.clip import ClipEncoder, build_vision_tower
 from glus.models.glus import Glus, IouHead, SegHead
-from glus.models.language import LanguageModel, add_lora, build_llama, merged_weight, plain_names
-from glus.models.new_rows import NewRows, split_embeddings, split_head
-from glus.models.quantization import Quantizer, check_quantization
+from glus.models.mllm.adapters import NewRows, Quantizer, check_quantization, split_embeddings, split_head
+from glus.models.mllm.llava import (
+    ClipEncoder,
+    LanguageModel,
+    add_lora,
+    build_llama,
+    build_vision_tower,
+    merged_weight,
+    plain_names,
+)
 from glus.models.release_config import check_llm_config
-from glus.models.sam2 import Sam2Segmenter, build_sam2
+from glus.models.segmenter.sam2 import Sam2Segmenter, build_sam2
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
 from glus.models.weights import LoadReport, Source, Target, load, read_clip_folder, read_tensors
 from glus.tokens import Vocabulary

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from glus.models.attention import PackedRows
-from glus.models.clip import ClipEncoder
-from glus.models.language import LanguageModel
-from glus.models.memory import MemoryBank
-from glus.models.sam2 import DecodedMasks, FrameFeatures, Sam2Segmenter, is_trained
-from glus.structures import Batch, GlusOutput
+from glus.batch import Batch, GlusOutput
+from glus.models.mllm.attention import PackedRows
+from glus.models.mllm.llava import ClipEncoder, LanguageModel
+from glus.models.segmenter.memory import MemoryBank
+from glus.models.segmenter.sam2 import DecodedMasks, FrameFeatures, Sam2Segmenter, is_trained
 
 
 class SegHead(nn.Module):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from glus.config import SegHeadInit
-from glus.models.language import rotary_frequencies
+from glus.models.mllm.llava import rotary_frequencies
 
 _BFLOAT16_ROUNDING = 2.0**-8
 """Relative; published files are rounded to bfloat16."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glus.config import ClipConfig, LlmConfig, ModelConfig
-from glus.json_files import read_object
+from glus.files import read_object
 
 Value = TypeVar("Value", int, float, str)
 

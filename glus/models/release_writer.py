@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from glus.atomic import whole_folder
 from glus.config import FuserGamma, ModelConfig
+from glus.files import whole_folder
 from glus.models.build import LoadedModel, merged_tensors
-from glus.models.clip import CLIP_MEAN, CLIP_STD, ClipEncoder
+from glus.models.mllm.llava import CLIP_MEAN, CLIP_STD, ClipEncoder
 from glus.models.release import IOU_HEAD_PREFIX, to_release
 from glus.models.release_config import CLIP_FIELDS, LLM_FIELDS
 from glus.models.weight_files import LazyTensor, Tensors, write_shards

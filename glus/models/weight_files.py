@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from glus.atomic import hidden_sibling, naming_write_errors, whole_file
+from glus.files import hidden_sibling, naming_write_errors, whole_file
 
 _SAFETENSORS_TYPES = {
     torch.float64: "F64",

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from glus import distributed
+from glus.batch import Batch, GlusOutput
 from glus.config import Offload, TrainerConfig
-from glus.structures import Batch, GlusOutput
 from glus.train.optim import BUCKET_NUMBERS, build_adamw, warmup_decay
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 
-from glus.structures import Batch
+from glus.batch import Batch
 
 log = logging.getLogger(__name__)
 

@@ -27,19 +27,6 @@ def warmup_decay(warmup_steps: int, total_steps: int) -> Callable[[int], float]:
     return factor
 
 
-def warmup_hold_decay(warmup_steps: int, total_steps: int, decay_share: float = 0.3) -> Callable[[int], float]:
-    """Factor of the peak: linear from 0, then 1, then linear to 0 over the last ``decay_share`` of the steps.
-
-    What happens before the decay does not depend on how long the run will be.
-    """
-    decay_steps = max(1, round(decay_share * total_steps))
-
-    def factor(step: int) -> float:
-        return min(1.0, (step + 1) / warmup_steps, (total_steps - step) / decay_steps)
-
-    return factor
-
-
 def build_adamw(
     parameters: Iterable[nn.Parameter],
     learning_rate: float,

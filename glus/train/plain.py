@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from glus.data.collate import collate, pad_conversations
-from glus.data.packing import unpack_conversations
+from glus.batch import Batch, GlusOutput, TrainSample
+from glus.data.chat.tree import unpack_conversations
+from glus.data.loader import collate, pad_conversations
 from glus.models.glus import Glus, segment_step
-from glus.structures import Batch, GlusOutput, TrainSample
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from glus import distributed
+from glus.batch import Batch
 from glus.config import OnNonfinite, TrainerConfig
 from glus.log import MetricsLog
 from glus.losses.objective import GlusObjective
-from glus.structures import Batch
 from glus.train.checkpoint import Checkpoints, RunState
 from glus.train.engine import Engine
 from glus.train.guards import SPIKE_WINDOW, HangWatch, Preemption, drawn_samples, shares, spike

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from glus.config import DataConfig, DatasetConfig, FramesConfig, MixtureItem, QuerySampling, TrainConfig, load_config
-from glus.data.build import build_loader, build_mixture
-from glus.data.tokenization import ConversationTokenizer
+from glus.data.chat.llava import ConversationTokenizer
+from glus.data.loader import build_loader, build_mixture
 from glus.tokens import Vocabulary
 from tests.data.test_readers import check_reading
 from tests.layouts import SIZE, WRITERS, Written

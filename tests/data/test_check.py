@@ -21,7 +21,7 @@ from glus.config import DatasetConfig, ExpectedCounts, Layout
 from glus.data.check.findings import Check, Report
 from glus.data.check.split import check_dataset
 from glus.data.rle import encode_rle
-from glus.data.shapes_writer import write_shapes
+from glus.shapes.write import write_shapes
 from tests.edits import edit_json
 from tests.layouts import SIZE, WRITERS
 from tests.programs import run_program

@@ -1,9 +1,10 @@
 import numpy as np
 import torch
 
-from glus.data.collate import collate, pad_conversations
-from glus.structures import Conversation, ObjectKey, TrainSample
+from glus.batch import Conversation, TrainSample
+from glus.data.loader import collate, pad_conversations
 from glus.tokens import IMAGE_ID
+from glus.types import ObjectKey
 
 PAD = 9
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from glus.config import DatasetConfig, Layout
-from glus.data.index import read_expressions
+from glus.data.benchmarks.index import read_expressions
 from glus.data.masks import open_masks
 from tests.layouts import SIZE, make_video
 from tests.layouts.davis17 import davis_ids, davis_sentence, write_davis_download

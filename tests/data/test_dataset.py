@@ -10,8 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from glus.config import DataConfig, DatasetConfig, FramesConfig, Layout, MixtureItem, QuerySampling
-from glus.data.build import build_loader, build_mixture
-from glus.data.tokenization import ConversationTokenizer, train_vocabulary
+from glus.data.chat.llava import ConversationTokenizer, train_vocabulary
+from glus.data.loader import build_loader, build_mixture
 from glus.tokens import Vocabulary
 from tests.edits import edit_json
 

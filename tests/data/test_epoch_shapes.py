@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glus.data.collate import collate
-from glus.data.packing import unpack_conversations
-from glus.data.prompts import draw_turns
-from glus.data.tokenization import ConversationTokenizer
-from glus.structures import Batch, TrainSample
+from glus.batch import Batch, TrainSample
+from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.tree import unpack_conversations
+from glus.data.chat.wording import draw_turns
+from glus.data.loader import collate
 from tools.benchmark_inference import StandInVocabulary
 
 NUM_BATCHES, NUM_CONTEXT, NUM_QUERY, SENTENCES, FULL_SIZE_TOKENS = 300, 4, 4, 3, 64

@@ -4,8 +4,8 @@ import logging
 import pytest
 
 from glus.config import DatasetConfig, Layout
-from glus.data.index import by_video, read_expressions, require_annotations, trainable
-from glus.structures import Expression
+from glus.data.benchmarks.index import by_video, read_expressions, require_annotations, trainable
+from glus.types import Expression
 
 
 def write(path, content):

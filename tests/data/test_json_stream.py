@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from glus.data.json_stream import iterate_members
+from glus.data.mask_pack import iterate_members
 
 OBJECT = {"a": [1, {"b": None}, 'x\\"ü'], "": {}, "n": -12.5e3, "t": True, "long": "y" * 100}
 

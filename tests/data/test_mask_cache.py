@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glus.data.mask_cache import Code, MaskCache, cache_paths
+from glus.data.mask_pack import Code, MaskCache, cache_paths
 from glus.data.rle import encode_rle
 
 MASKS = {
@@ -177,7 +177,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(source):
 def open_and_count(path, gate, results):
     logging.basicConfig(level=logging.INFO)
     built = []
-    logging.getLogger("glus.data.mask_cache").addFilter(lambda record: built.append("packed" in record.msg) or True)
+    logging.getLogger("glus.data.mask_pack").addFilter(lambda record: built.append("packed" in record.msg) or True)
     gate.wait()
     cache = MaskCache(Path(path))
     results.put((len(cache.ids), sum(cache.length(name) for name in cache.ids), sum(built)))

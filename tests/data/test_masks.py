@@ -8,7 +8,7 @@ from PIL import Image
 from glus.config import DatasetConfig, Layout
 from glus.data.masks import open_masks
 from glus.data.rle import encode_rle, unpack_runs
-from glus.structures import Expression
+from glus.types import Expression
 
 SIZE = (6, 9)
 

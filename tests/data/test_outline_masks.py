@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from glus.data.index import read_expressions
+from glus.data.benchmarks.index import read_expressions
+from glus.data.benchmarks.reason_seg import Shape
 from glus.data.mask_store import MaskStore
 from glus.data.masks import open_masks
 from glus.data.outline_masks import draw_shapes
-from glus.data.readers.reason_seg import Shape
-from glus.structures import Expression
+from glus.types import Expression
 from tests.edits import edit_json
 from tests.layouts import SIZE
 from tests.layouts.pictures import write_reason_seg, write_refcoco

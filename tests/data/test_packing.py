@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from glus.data.packing import LENGTH_MULTIPLE, PackedConversations, pack_conversations, unpack_conversations
-from glus.structures import Batch, Conversation
+from glus.batch import Batch, Conversation
+from glus.data.chat.tree import LENGTH_MULTIPLE, PackedConversations, pack_conversations, unpack_conversations
 from glus.tokens import IMAGE_ID
 
 PAD, SEG, IMG = 9, 7, IMAGE_ID

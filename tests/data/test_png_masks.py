@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glus.data.index import read_expressions
+from glus.data.benchmarks.index import read_expressions
 from glus.data.mask_store import MaskStore
 from glus.data.masks import open_masks
-from glus.structures import Expression
+from glus.types import Expression
 from tests.layouts import SIZE
 from tests.layouts.object_folders import write_long_rvos, write_reason_vos
 

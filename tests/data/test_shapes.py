@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from glus.data.shapes import COLOURS, DIRECTIONS, KINDS, SHAPES, STRUCTURES, Scene, Sentence, generate_scene
-from glus.data.shapes_sheet import ROWS, draw_contact_sheet
-from glus.data.shapes_writer import count_kinds, scene_of, write_shapes, write_shapes_youtube
+from glus.shapes.scene import COLOURS, DIRECTIONS, KINDS, SHAPES, STRUCTURES, Scene, Sentence, generate_scene
+from glus.shapes.sheet import ROWS, draw_contact_sheet
+from glus.shapes.write import count_kinds, scene_of, write_shapes, write_shapes_youtube
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import make_shapes

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from glus.data.prompts import ANSWERS, CONTEXT, QUESTIONS, SYSTEM, Turn
-from glus.data.tokenization import ConversationTokenizer, common_prefix, train_vocabulary
+from glus.data.chat.llava import ConversationTokenizer, common_prefix, train_vocabulary
+from glus.data.chat.wording import ANSWERS, CONTEXT, QUESTIONS, SYSTEM, Turn
 from glus.tokens import IMAGE_ID, Vocabulary
 
 SENTENCES = ["the red circle", "The blue square moving left.", "both green triangles", "the 12 largest ones"] * 5

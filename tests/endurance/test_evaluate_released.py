@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from glus.data.shapes_writer import write_shapes
+from glus.shapes.write import write_shapes
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_released.sh"
 

@@ -10,8 +10,8 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from glus.data.shapes import Scene
-from glus.train.towers.labels import draw_scenes
+from glus.shapes.pretrain_labels import draw_scenes
+from glus.shapes.scene import Scene
 from tests.programs import ROOT, run_program
 from tools.benchmark_inference import EARLY_FRAME, peaks
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from glus.data.shapes_writer import write_shapes
+from glus.shapes.write import write_shapes
 from glus.tokens import Vocabulary
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from glus.config import DatasetConfig, Layout
-from glus.data.index import read_expressions
+from glus.data.benchmarks.index import read_expressions
 from glus.data.masks import open_masks
 from glus.data.rle import encode_rle
 

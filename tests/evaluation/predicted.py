@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from glus.config import DatasetConfig
-from glus.data.index import read_expressions
+from glus.data.benchmarks.index import read_expressions
 from glus.data.rle import encode_rle
-from glus.structures import Expression
+from glus.types import Expression
 from tests.layouts import Written
 
 Masks = dict[tuple[str, str], np.ndarray]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from glus.evaluation.bits import BitMasks, FrameScores, score_frames
+from glus.evaluation.packed import BitMasks, FrameScores, score_frames
 from glus.evaluation.reference import plain_boundary_accuracy, plain_region_similarity
 
 CASES_PER_SIZE = 240

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from glus.evaluation.bits import boundary_radius
-from glus.evaluation.metrics import boundary_accuracy, region_similarity
+from glus.evaluation.packed import boundary_accuracy, boundary_radius, region_similarity
 from glus.evaluation.reference import plain_boundary_accuracy, plain_region_similarity
 
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from glus.config import Layout, Missing, Protocol
-from glus.evaluation.metrics import boundary_accuracy, region_similarity
+from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.evaluation.report import Report, print_report
 from glus.evaluation.score import score_predictions
 from tests.edits import edit_json

@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from glus.config import Layout, Missing, Protocol
-from glus.data.index import read_expressions
-from glus.evaluation.metrics import boundary_accuracy, region_similarity
+from glus.data.benchmarks.index import read_expressions
+from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.evaluation.protocols.ref_davis17 import ANNOTATORS, annotator
 from glus.evaluation.report import Report
 from glus.evaluation.score import score_predictions

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from glus.config import DatasetConfig, Missing
-from glus.data.index import read_expressions
+from glus.data.benchmarks.index import read_expressions
 from glus.data.parallel import map_in_processes
 from glus.evaluation.report import Answer, Report, print_report, write_report
 from glus.evaluation.score import score_predictions

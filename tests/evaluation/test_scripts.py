@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from glus.config import DatasetConfig
-from glus.data.mask_cache import cache_paths
+from glus.data.mask_pack import cache_paths
 from glus.evaluation.submission import check_zip
 from tests.programs import run_program
 

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from glus.config import ModelConfig, load_config
-from glus.data.tokenization import train_vocabulary
+from glus.data.chat.llava import train_vocabulary
 from glus.models.build import assemble
 from glus.models.key_map import GLUS, inv_freq_tensors
 from glus.models.weight_files import LazyTensor, write_shards

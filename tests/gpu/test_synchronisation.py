@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from glus.config import ContrastiveConfig, LossConfig
-from glus.losses.build import build_objective
+from glus.losses.objective import build_objective
 from glus.models.build import LoadedModel
 from tests.models.conftest import BatchMaker
 from tests.models.conftest import make_batch as make_batch  # the fixture

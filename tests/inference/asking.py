@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from glus.config import FramesConfig, InferenceConfig
-from glus.data.tokenization import ConversationTokenizer
+from glus.data.chat.llava import ConversationTokenizer
 from glus.inference.predictor import VideoPredictor
 from glus.models.build import LoadedModel
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from glus.config import DatasetConfig, InferenceConfig, Layout, ModelFolderConfig
-from glus.data.shapes_writer import write_shapes
 from glus.models.build import LoadedModel, save_model
+from glus.shapes.write import write_shapes
 from tests.inference.asking import answering
 
 

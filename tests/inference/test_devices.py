@@ -11,8 +11,8 @@ import torch
 
 from glus import distributed
 from glus.config import PredictConfig
-from glus.inference.clock import StageClock
 from glus.inference.split import load_for_split
+from glus.inference.stream import StageClock
 from glus.inference.video_run import _Arriving
 
 GPU = torch.device("cuda", 3)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from glus.inference.keyframes import read_key_frames, write_key_frames
-from glus.structures import Expression
+from glus.inference.key_frames import read_key_frames, write_key_frames
+from glus.types import Expression
 
 NAMES = ("00000", "00005", "00010")
 

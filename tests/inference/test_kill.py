@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from glus.config import DatasetConfig, Layout, PredictConfig, PredictionConfig, PredictionForm
-from glus.data.shapes_writer import write_shapes
+from glus.shapes.write import write_shapes
 from tests.inference import kill_worker
 from tests.inference.conftest import contents
 

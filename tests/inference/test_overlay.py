@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glus.inference.overlay import OKABE_ITO, PAPER, fit, legend, overlay, palette, strip, write_movie
+from glus.pictures import OKABE_ITO, PAPER, fit, legend, overlay, palette, strip, write_movie
 
 GREY = np.full((40, 60, 3), 100, np.uint8)
 

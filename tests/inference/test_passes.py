@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glus.config import FramesConfig, Window
-from glus.inference.passes import Asking, Pass, together
+from glus.inference.asking import Asking, Pass, together
 
 FRAMES = FramesConfig(num_context=2, num_query=3)
 

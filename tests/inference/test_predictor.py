@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from glus.config import FramesConfig, Precision, QuerySampling, SettingsConfig, Window
-from glus.inference.clock import STAGES
+from glus.inference.asking import Prompter
 from glus.inference.predictor import load_predictor
-from glus.inference.prompting import Prompter
-from glus.inference.stream import FrameStream
+from glus.inference.stream import STAGES, FrameStream
 from glus.inference.video_run import VideoRun
 from glus.models.build import LoadedModel
-from glus.models.memory import MemoryBank
-from glus.structures import FrameResult
+from glus.models.segmenter.memory import MemoryBank
+from glus.types import FrameResult
 from tests.inference.asking import SIZE, TEXTS, ArrayVideo, answering, answering_sometimes, predictor
 from tools.benchmark_inference import counted, segment_plainly, token_bound
 

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from glus.config import DatasetConfig, Precision, PredictConfig, PredictionForm, SettingsConfig, ShowConfig
-from glus.data.index import read_expressions
+from glus.data.benchmarks.index import read_expressions
 from glus.data.rle import decode_rle
 from glus.evaluation.report import write_report
 from glus.evaluation.score import score_predictions
 from glus.inference.record import STAGES
-from glus.structures import Expression
+from glus.types import Expression
 from tests.inference.conftest import contents
 from tests.programs import ROOT, environment, load_script, run_program
 

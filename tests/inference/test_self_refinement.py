@@ -20,10 +20,10 @@ from glus.config import (
     ScoreFramesConfig,
     SettingsConfig,
 )
+from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.index import by_video, read_expressions
 from glus.evaluation.score import score_predictions
-from glus.inference.keyframes import read_key_frames, write_key_frames
+from glus.inference.key_frames import read_key_frames, write_key_frames
 from glus.inference.predictor import load_predictor
 from glus.models.glus import IouHead
 from tests.programs import load_script

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from glus.config import DatasetConfig
+from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore, VideoSource
-from glus.data.index import by_video, read_expressions
 from glus.data.masks import open_masks
-from glus.evaluation.metrics import boundary_accuracy, region_similarity
+from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.validation import Validation
-from glus.structures import Expression, FrameResult
+from glus.types import Expression, FrameResult
 
 METRICS = {"J": region_similarity, "F": boundary_accuracy}
 

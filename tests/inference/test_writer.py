@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 
 from glus.config import DatasetConfig, InferenceConfig, ModelFolderConfig, PredictionForm
-from glus.data.index import read_expressions
+from glus.data.benchmarks.index import read_expressions
 from glus.data.rle import decode_rle
 from glus.inference.claims import Claims
 from glus.inference.identity import prediction_identity
 from glus.inference.writer import IDENTITY_FILE, PredictionWriter, VideoWriter
 from glus.models.build import LoadedModel
-from glus.structures import Expression, FrameResult
+from glus.types import Expression, FrameResult
 
 IDENTITY = {"dataset": {"name": "d"}, "inference": {"memory_stride": 3}}
 VIDEO = [Expression("d", "deep/er/video", exp_id, "the cat", ("f 1", "2"), (), ()) for exp_id in ("10", "a")]

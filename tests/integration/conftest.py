@@ -23,7 +23,7 @@ from glus.config import (
     TrainerConfig,
     to_yaml,
 )
-from glus.data.shapes_writer import write_shapes
+from glus.shapes.write import write_shapes
 from glus.tokens import Vocabulary
 from tests.conftest import tiny_model_config
 

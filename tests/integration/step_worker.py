@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 
 from glus import distributed
 from glus.config import TrainConfig, WandbConfig, load_config
-from glus.data.build import build_loader, build_mixture
-from glus.data.tokenization import ConversationTokenizer
+from glus.data.chat.llava import ConversationTokenizer
+from glus.data.loader import build_loader, build_mixture
 from glus.log import MetricsLog
-from glus.losses.build import build_objective
+from glus.losses.objective import build_objective
 from glus.models.build import build_glus
 from glus.tokens import Vocabulary
 from glus.train.checkpoint import Checkpoints, RunState

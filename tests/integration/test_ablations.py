@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glus.config import QuerySampling, TrainConfig, to_yaml
-from glus.data.tokenization import train_vocabulary
+from glus.data.chat.llava import train_vocabulary
 from glus.tokens import Vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 import train
 from glus.config import SettingsConfig, TrainConfig, load_config
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.index import read_expressions
+from glus.data.benchmarks.index import read_expressions
 from glus.inference.predictor import load_predictor
 
 for file in sys.argv[2:]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from glus.config import OnNonfinite, Precision, TrainConfig
+from glus.train.checkpoint import list_checkpoints, read_state
 from glus.train.guards import EXIT_HUNG, SPIKE_MIN_STEPS
-from glus.train.resume import list_checkpoints, read_state
 from tests.integration.conftest import read_metrics
 
 

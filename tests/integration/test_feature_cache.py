@@ -17,17 +17,17 @@ import pytest
 import torch
 from rich.console import Console
 
+from glus.batch import Batch
 from glus.config import FeatureCacheConfig, LossConfig, ModelConfig, TrainConfig
-from glus.data.build import build_loader, build_mixture
+from glus.data.chat.llava import ConversationTokenizer
 from glus.data.dataset import Mixture
 from glus.data.features import FeatureStore
 from glus.data.frames import FrameStore
-from glus.data.tokenization import ConversationTokenizer
-from glus.losses.build import build_objective
+from glus.data.loader import build_loader, build_mixture
+from glus.losses.objective import build_objective
 from glus.models.build import build_glus
 from glus.models.features import feature_keys
 from glus.models.glus import Glus
-from glus.structures import Batch
 from glus.tokens import Vocabulary
 from tests.integration.conftest import read_metrics
 from tools.cache_features import cache_features, towers_only

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from glus.config import DataConfig, FramesConfig, InferenceConfig, LossConfig, MixtureItem
-from glus.data.build import build_loader, build_mixture
+from glus.data.benchmarks.index import read_expressions
+from glus.data.chat.llava import ConversationTokenizer
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.index import read_expressions
-from glus.data.tokenization import ConversationTokenizer
+from glus.data.loader import build_loader, build_mixture
 from glus.inference.predictor import VideoPredictor
-from glus.losses.build import build_objective
+from glus.losses.objective import build_objective
 from glus.models.build import LoadedModel
 from tests.layouts import SIZE
 from tests.layouts.pictures import write_reason_seg, write_refcoco

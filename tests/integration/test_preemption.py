@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from glus.tokens import Vocabulary
+from glus.train.checkpoint import list_checkpoints
 from glus.train.guards import EXIT_PREEMPTED
-from glus.train.resume import list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 300

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from glus.config import MixtureItem, ModelFolderConfig, Precision, TrainConfig, load_config
-from glus.data.build import build_mixture
-from glus.data.tokenization import ConversationTokenizer
+from glus.data.chat.llava import ConversationTokenizer
+from glus.data.loader import build_mixture
 from glus.models.build import build_glus, load_model
 from glus.tokens import Vocabulary
 from glus.train.guards import EXIT_PREEMPTED

@@ -12,7 +12,7 @@ import torch
 
 from glus.config import Offload
 from glus.models.build import NEVER_UPDATED, build_glus, load_model, trainable_names
-from glus.train.resume import list_checkpoints, read_state
+from glus.train.checkpoint import list_checkpoints, read_state
 from tests.integration.conftest import read_metrics
 
 

@@ -27,10 +27,10 @@ from deepspeed.accelerator import get_accelerator  # noqa: TID251  # which the p
 from omegaconf import OmegaConf
 
 from glus import distributed
+from glus.batch import GlusOutput
 from glus.config import TrainConfig, load_config
 from glus.losses.contrastive import ContrastiveQueue
 from glus.models.weight_files import SafetensorsFile
-from glus.structures import GlusOutput
 from glus.train import engine as engine_module
 from glus.train.checkpoint import Checkpoints
 from glus.train.engine import Engine

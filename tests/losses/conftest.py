@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from glus.structures import Batch, GlusOutput, ObjectKey
+from glus.batch import Batch, GlusOutput
+from glus.types import ObjectKey
 
 CaseMaker = Callable[..., tuple[Batch, GlusOutput]]
 

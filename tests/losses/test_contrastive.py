@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from glus.losses.contrastive import ContrastiveQueue, object_contrastive_loss
-from glus.structures import ObjectKey
+from glus.types import ObjectKey
 
 
 def _key(

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from glus.batch import Batch, GlusOutput
 from glus.config import ContrastiveConfig, LossConfig
-from glus.losses.build import build_objective
 from glus.losses.contrastive import ContrastiveQueue
-from glus.losses.language import seg_cross_entropy
-from glus.losses.mask import binary_cross_entropy, dice_loss
-from glus.losses.objective import TERMS, GlusObjective
-from glus.structures import Batch, GlusOutput
+from glus.losses.objective import TERMS, GlusObjective, build_objective
+from glus.losses.terms import binary_cross_entropy, dice_loss, seg_cross_entropy
 
 CaseMaker = Callable[..., tuple[Batch, GlusOutput]]
 WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5}

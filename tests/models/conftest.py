@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glus.data.collate import collate
-from glus.data.prompts import draw_turns
-from glus.data.tokenization import ConversationTokenizer
+from glus.batch import Batch, TrainSample
+from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.wording import draw_turns
+from glus.data.loader import collate
 from glus.models.build import TRAINED_FILE, LoadedModel, write_model_config
 from glus.models.glus import Glus
 from glus.models.weight_files import write_tensors
-from glus.structures import Batch, ObjectKey, TrainSample
+from glus.types import ObjectKey
 
 TEXTS = ("the red circle", "the circle moving left", "all shapes")
 BatchMaker = Callable[..., Batch]

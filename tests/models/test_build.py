@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glus.atomic import hidden_sibling
+from glus.batch import Batch
 from glus.config import FuserGamma, LossConfig, ModelFolderConfig, Precision
-from glus.losses.build import build_objective
+from glus.files import hidden_sibling
+from glus.losses.objective import build_objective
 from glus.models.build import (
     COMPLETE_FILE,
     NEVER_UPDATED,
@@ -30,7 +31,6 @@ from glus.models.build import (
     trainable_names,
 )
 from glus.models.glus import Glus
-from glus.structures import Batch
 from glus.train.plan.trace import CostCounter
 from tests.models.conftest import save_trained
 

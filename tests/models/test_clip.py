@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from glus.models.clip import CLIP_MEAN, CLIP_STD, ClipEncoder, build_vision_tower
+from glus.models.mllm.llava import CLIP_MEAN, CLIP_STD, ClipEncoder, build_vision_tower
 
 
 class _Layer(nn.Module):

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from glus.data.collate import pad_conversations
-from glus.data.packing import pack_conversations, unpack_conversations
-from glus.models.attention import PackedRows
+from glus.batch import Batch, GlusOutput
+from glus.data.chat.tree import pack_conversations, unpack_conversations
+from glus.data.loader import pad_conversations
 from glus.models.glus import Glus, SegHead, segment_step
-from glus.models.memory import MemoryBank
-from glus.models.sam2 import FrameFeatures
-from glus.structures import Batch, GlusOutput
+from glus.models.mllm.attention import PackedRows
+from glus.models.segmenter.memory import MemoryBank
+from glus.models.segmenter.sam2 import FrameFeatures
 
 BatchMaker = Callable[..., Batch]
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from glus.batch import Batch
 from glus.config import LossConfig, ModelFolderConfig
-from glus.losses.build import build_objective
+from glus.losses.objective import build_objective
 from glus.models.build import LoadedModel, build_glus, load_model, save_model, trainable_names
 from glus.models.glus import Glus
 from glus.models.weights import read_tensors
-from glus.structures import Batch
 from tools.convert_weights import to_release
 from tools.export import export
 

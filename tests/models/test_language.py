@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from glus.models.glus import Glus
-from glus.models.language import LanguageModel, add_lora, build_llama
-from glus.models.prefix_cache import PrefixCache
+from glus.models.mllm.cache import PrefixCache
+from glus.models.mllm.llava import LanguageModel, add_lora, build_llama
 from glus.tokens import IMAGE_ID, placeholders
 
 NOWHERE = torch.zeros(0, dtype=torch.int64)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from glus.batch import Batch
 from glus.models.build import (
     TRAINED_FILE,
     LoadedModel,
@@ -21,7 +22,6 @@ from glus.models.build import (
     trainable_names,
 )
 from glus.models.glus import Glus
-from glus.structures import Batch
 from tests.merging import merge_new_rows
 from tests.models.conftest import save_trained
 from tools.export import export

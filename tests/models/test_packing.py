@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from glus.batch import Batch, GlusOutput
 from glus.config import LossConfig
-from glus.data.collate import pad_conversations
-from glus.data.packing import unpack_conversations
-from glus.losses.build import build_objective
+from glus.data.chat.tree import unpack_conversations
+from glus.data.loader import pad_conversations
+from glus.losses.objective import build_objective
 from glus.models.glus import Glus
-from glus.structures import Batch, GlusOutput
 
 BatchMaker = Callable[..., Batch]
 

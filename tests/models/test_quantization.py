@@ -17,8 +17,8 @@ from torch import nn
 from glus.config import Quantization, SettingsConfig
 from glus.models import build
 from glus.models.build import LoadedModel, build_glus, load_model, merged_tensors, save_model
-from glus.models.language import LanguageModel, build_llama
-from glus.models.quantization import Quantizer, check_quantization
+from glus.models.mllm.adapters import Quantizer, check_quantization
+from glus.models.mllm.llava import LanguageModel, build_llama
 from tests.conftest import tiny_model_config
 
 

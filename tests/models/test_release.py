@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from glus.batch import Batch
 from glus.config import FuserGamma, Precision, SegmenterConfig
 from glus.models.build import LoadedModel, trainable_names
 from glus.models.glus import Glus
 from glus.models.release import build_release, load_release, read_release, to_release
 from glus.models.weights import MisfitError, read_tensors
-from glus.structures import Batch
 from tests.conftest import SAM2_OVERRIDES, tiny_segmenter
 from tests.edits import edit_json
 from tests.released_layout import glus_tensors, rewrite_weights, write_checkpoint

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from glus.models import sam2
 from glus.models.build import LoadedModel
 from glus.models.glus import Glus
-from glus.models.sam2 import (
+from glus.models.segmenter import sam2
+from glus.models.segmenter.sam2 import (
     SAM2_MEAN,
     SAM2_STD,
     EncodedMemory,
@@ -96,7 +96,7 @@ def test_rotary_encodings_fit_the_image_size_from_the_start(overrides: dict[str,
 HYDRA_SCRIPT = """
 import sys
 from hydra.core.global_hydra import GlobalHydra
-from glus.models.sam2 import build_sam2
+from glus.models.segmenter.sam2 import build_sam2
 
 overrides = {overrides!r}
 

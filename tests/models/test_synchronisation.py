@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from glus.batch import Batch
 from glus.config import ContrastiveConfig, LossConfig
-from glus.losses.build import build_objective
+from glus.losses.objective import build_objective
 from glus.models.glus import Glus, IouHead
-from glus.structures import Batch
 from glus.train.plan.trace import run_backward
 from tests.by_shapes import MetaGpu
 from tests.waits import Waits

@@ -11,11 +11,11 @@ import pytest
 
 from glus.models.build import LoadedModel
 from glus.models.glus import Glus
-from glus.parity.fixture import read_fixture
-from glus.parity.models import Models
-from glus.parity.report import Row, Status
 from tests.conftest import SAM2_OVERRIDES
 from tests.parity.recorder import record
+from tools.parity.fixture import read_fixture
+from tools.parity.models import Models
+from tools.parity.report import Row, Status
 
 
 def not_passed(rows: dict[str, Row]) -> dict[str, Status]:

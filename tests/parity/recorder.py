@@ -17,30 +17,30 @@ import numpy as np
 import torch
 from PIL import Image
 
+from glus.batch import Batch
 from glus.config import FramesConfig, FuserGamma, InferenceConfig, LossConfig
-from glus.data import prompts
-from glus.data.collate import pad_conversations
+from glus.data.chat import wording as prompts
+from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.tree import unpack_conversations
 from glus.data.frames import FolderVideo
-from glus.data.packing import unpack_conversations
+from glus.data.loader import pad_conversations
 from glus.data.sampling import context_indices_eval
-from glus.data.tokenization import ConversationTokenizer
-from glus.evaluation.metrics import boundary_accuracy, region_similarity
+from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
-from glus.losses.build import build_objective
 from glus.losses.contrastive import ContrastiveQueue, object_contrastive_loss
+from glus.losses.objective import build_objective
 from glus.models.build import LoadedModel
 from glus.models.glus import Glus
 from glus.models.release_writer import save_release
-from glus.models.sam2 import upsample_masks
-from glus.parity.batch import make_batch, read_videos
-from glus.parity.contrastive import contrastive_config, fill_queue, key_name
-from glus.parity.fixture import Record, read_fixture
-from glus.parity.gradients import collect_gradients
-from glus.parity.models import Models
-from glus.parity.preprocess import clip_input
-from glus.parity.watch import Step, watch
-from glus.structures import Batch
+from glus.models.segmenter.sam2 import upsample_masks
 from glus.tokens import IMAGE_ID
+from tools.parity.batch import make_batch, read_videos
+from tools.parity.contrastive import contrastive_config, fill_queue, key_name
+from tools.parity.fixture import Record, read_fixture
+from tools.parity.gradients import collect_gradients
+from tools.parity.models import Models
+from tools.parity.preprocess import clip_input
+from tools.parity.watch import Step, watch
 
 CONTEXT, QUERY = 2, 3
 HEIGHT, WIDTH, FRAMES = 37, 50, 6

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glus.parity.fixture import read_fixture, unpack
-from glus.parity.inference import TOGETHER, replay_inference
-from glus.parity.metrics import replay_metrics
-from glus.parity.models import Models
-from glus.parity.preprocess import replay_preprocess
-from glus.parity.replay import PARTS
-from glus.parity.report import Report, Status
 from tests.edits import edit_arrays, edit_json
 from tests.parity.recorder import HEIGHT, WIDTH, cases
 from tools.check_parity import main
+from tools.parity.fixture import read_fixture, unpack
+from tools.parity.inference import TOGETHER, replay_inference
+from tools.parity.metrics import replay_metrics
+from tools.parity.models import Models
+from tools.parity.preprocess import replay_preprocess
+from tools.parity.replay import PARTS
+from tools.parity.report import Report, Status
 
 Row = dict[str, Any]
 

@@ -11,13 +11,13 @@ import pytest
 
 from glus.config import FuserGamma
 from glus.models.build import LoadedModel
-from glus.parity.fixture import Arrays, Fixture, Record, read_fixture, read_records, unpack
-from glus.parity.inference import CASES_FILE, EXACT, FLOATS, compare_case, open_frames, run_case
-from glus.parity.models import Models
-from glus.parity.probes import replay_probes
-from glus.parity.report import Report, Row, Status
-from glus.parity.watch import Step
 from tests.parity.conftest import not_passed
+from tools.parity.fixture import Arrays, Fixture, Record, read_fixture, read_records, unpack
+from tools.parity.inference import CASES_FILE, EXACT, FLOATS, compare_case, open_frames, run_case
+from tools.parity.models import Models
+from tools.parity.probes import replay_probes
+from tools.parity.report import Report, Row, Status
+from tools.parity.watch import Step
 
 Change = Callable[[dict[str, np.ndarray]], object]
 PLAIN, FAILING = "bank_stride2_exp0", "some_fail_exp0"

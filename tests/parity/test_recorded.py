@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from glus.config import FuserGamma
-from glus.parity.batch import compare_batch, make_batch, read_videos
-from glus.parity.fixture import Arrays, Fixture, read_fixture, read_records
-from glus.parity.inference import CASES_FILE, compare_case, open_frames, run_case
-from glus.parity.metrics import replay_metrics
-from glus.parity.models import Models, replay_checkpoint
-from glus.parity.preprocess import replay_preprocess
-from glus.parity.report import Report, Status
 from tools.check_parity import main
+from tools.parity.batch import compare_batch, make_batch, read_videos
+from tools.parity.fixture import Arrays, Fixture, read_fixture, read_records
+from tools.parity.inference import CASES_FILE, compare_case, open_frames, run_case
+from tools.parity.metrics import replay_metrics
+from tools.parity.models import Models, replay_checkpoint
+from tools.parity.preprocess import replay_preprocess
+from tools.parity.report import Report, Status
 
 FOLDER = Path(__file__).parent / "recorded"
 MAX_BYTES = 12_000_000

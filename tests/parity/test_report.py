@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from glus.parity import gates
-from glus.parity.gates import Gate, Measure
-from glus.parity.report import Report, Row, Status, print_table, write_json
+from tools.parity import gates
+from tools.parity.gates import Gate, Measure
+from tools.parity.report import Report, Row, Status, print_table, write_json
 
 ABSOLUTE, RELATIVE = Gate(0.1, Measure.absolute), Gate(0.1, Measure.relative)
 README = Path(__file__).parent / "recorded" / "README.md"

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from glus.models.build import LoadedModel
-from glus.parity.batch import compare_batch, make_batch, read_videos
-from glus.parity.contrastive import key_name, parse_key
-from glus.parity.detach import replay_detach
-from glus.parity.fixture import Arrays, read_fixture
-from glus.parity.models import Models, silence_dropout
-from glus.parity.report import Report, Row, Status
-from glus.parity.training import Setup, make_objective, replay_step, replay_training
 from tests.edits import edit_arrays, edit_json
 from tests.parity.conftest import not_passed
+from tools.parity.batch import compare_batch, make_batch, read_videos
+from tools.parity.contrastive import key_name, parse_key
+from tools.parity.detach import replay_detach
+from tools.parity.fixture import Arrays, read_fixture
+from tools.parity.models import Models, silence_dropout
+from tools.parity.report import Report, Row, Status
+from tools.parity.training import Setup, make_objective, replay_step, replay_training
 
 Content = dict[str, Any]
 PLAIN, CONTRASTIVE = "step", "step_contrastive"

@@ -13,9 +13,16 @@ from safetensors.torch import load_file
 from glus.config import LlmConfig, ModelConfig, TrainConfig, TrainerConfig
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
 from glus.models.weight_files import SafetensorsFile
-from glus.structures import ObjectKey
-from glus.train.checkpoint import RunState, float32_layout
-from glus.train.resume import STATE_FILE, find_start, list_checkpoints, plain_config, superfluous
+from glus.train.checkpoint import (
+    STATE_FILE,
+    RunState,
+    find_start,
+    float32_layout,
+    list_checkpoints,
+    plain_config,
+    superfluous,
+)
+from glus.types import ObjectKey
 
 
 def test_a_file_written_tensor_by_tensor_is_safetensors(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import signal
 import pytest
 import torch
 
-from glus.structures import Batch, ObjectKey
+from glus.batch import Batch
 from glus.train.guards import SPIKE_MIN_STEPS, Preemption, drawn_samples, shares, spike
+from glus.types import ObjectKey
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])

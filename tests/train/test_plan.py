@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 
 from glus.config import DataConfig, HardwareConfig, Offload, Precision, TrainConfig, load_config
 from glus.config.training import TrainerConfig
-from glus.data.packing import LENGTH_MULTIPLE, unpack_conversations
+from glus.data.chat.tree import LENGTH_MULTIPLE, unpack_conversations
 from glus.losses.objective import GlusObjective
 from glus.models.build import assemble, build_glus
 from glus.tokens import Vocabulary

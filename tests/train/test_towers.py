@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from glus.config import FramesConfig
-from glus.data.shapes import Scene
-from glus.data.shapes_render import COLOURS, SHAPES
-from glus.data.tokenization import ConversationTokenizer
+from glus.data.chat.llava import ConversationTokenizer
 from glus.models.build import LoadedModel
-from glus.train.towers.clip import pretrain_clip
-from glus.train.towers.labels import draw_scenes, patch_labels
-from glus.train.towers.llm import PLACE_CELLS, SentenceLabels, encode_scene, pretrain_llm
-from glus.train.towers.optimize import Report
-from glus.train.towers.sam2 import pretrain_sam2
+from glus.shapes.pretrain_clip import pretrain_clip
+from glus.shapes.pretrain_labels import draw_scenes, patch_labels
+from glus.shapes.pretrain_llm import PLACE_CELLS, SentenceLabels, encode_scene, pretrain_llm
+from glus.shapes.pretrain_optimize import Report
+from glus.shapes.pretrain_sam2 import pretrain_sam2
+from glus.shapes.render import COLOURS, SHAPES
+from glus.shapes.scene import Scene
 
 GRID = 8
 

@@ -186,9 +186,9 @@ def count_waits() -> Iterator[Counter[str]]:
 def count_training_waits(device: torch.device) -> Counter[str]:
     """Of a micro-step of the small model in bfloat16, with the contrastive loss; the first one moves constants."""
     from glus.config import ContrastiveConfig, LossConfig
-    from glus.data.collate import collate
-    from glus.data.tokenization import ConversationTokenizer
-    from glus.losses.build import build_objective
+    from glus.data.chat.llava import ConversationTokenizer
+    from glus.data.loader import collate
+    from glus.losses.objective import build_objective
     from glus.models.build import load_model
     from tools import benchmark_training
     from tools.benchmark_inference import SHIPPED

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from glus import distributed
-from glus.atomic import write_text
+from glus.files import write_text
 from tools.qualification.loading import full_size, loading
 from tools.qualification.machine import environment, gpu_tests, synchronisation
 from tools.qualification.outcome import Absent, Outcome, Sizes, code_digest, describe, installed_version

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from glus.config import DatasetConfig
+from glus.data.benchmarks.index import by_video, read_expressions
+from glus.data.benchmarks.places import expression_path, image_folder, mask_path
 from glus.data.check.findings import Check, Report, Row
 from glus.data.check.video import VideoChecker, VideoFindings
-from glus.data.index import by_video, read_expressions
 from glus.data.masks import RleMasks, open_masks
 from glus.data.outline_masks import PolygonMasks
 from glus.data.parallel import map_in_processes
-from glus.data.places import expression_path, image_folder, mask_path
-from glus.structures import Expression
+from glus.types import Expression
 
 Progress = Callable[[int, int], None]
 """Called with the number of videos checked so far, and of all."""

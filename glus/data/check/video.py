@@ -16,7 +16,7 @@ from glus.data.mask_store import by
 from glus.data.masks import open_masks
 from glus.data.png_masks import PaletteMasks
 from glus.data.rle import Size
-from glus.structures import Expression
+from glus.types import Expression
 
 
 @dataclass

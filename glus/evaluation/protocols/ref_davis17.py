@@ -24,11 +24,11 @@ from scipy.optimize import linear_sum_assignment
 
 from glus.config import DatasetConfig
 from glus.data.png_masks import PaletteMasks
-from glus.evaluation.bits import BitMasks, score_frames
 from glus.evaluation.measured import Chunk, Measured, Observed
+from glus.evaluation.packed import BitMasks, score_frames
 from glus.evaluation.protocols.rules import Observe, Rules
 from glus.evaluation.report import ExpressionScore, ObjectScore, ScoreTable, mean_of
-from glus.structures import Expression
+from glus.types import Expression
 
 ANNOTATORS = (
     "annotator 1, first frame",

@@ -22,11 +22,11 @@ import numpy as np
 
 from glus.config import DatasetConfig
 from glus.data.rle import Size, unpack_runs
-from glus.evaluation.bits import region_counts
 from glus.evaluation.measured import Chunk, Measured, Observed
+from glus.evaluation.packed import region_counts
 from glus.evaluation.protocols.rules import Rules
 from glus.evaluation.report import ExpressionScore, ObjectScore, ScoreTable, mean_of
-from glus.json_files import read_object
+from glus.files import read_object
 
 FOREGROUND_FILE = "mask_dict_foreground.json"
 GROUPS = ("referring", "reasoning")

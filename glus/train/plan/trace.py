@@ -21,12 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
+from glus.batch import Batch, Conversation, TrainSample
 from glus.config import TrainConfig
-from glus.data.collate import collate
+from glus.data.loader import collate
 from glus.losses.objective import TERMS, GlusObjective
 from glus.models.build import build_glus
 from glus.models.glus import Glus
-from glus.structures import Batch, Conversation, TrainSample
 from glus.tokens import IMAGE_ID
 from glus.train.measure import attention_counts
 

@@ -1,0 +1,1 @@
+"""The benchmarks: their files, their expressions, their masks."""

@@ -1,0 +1,1 @@
+"""Conversations: wording, tokens, and the tree of tokens that prompts share."""

@@ -1,0 +1,258 @@
+"""Conversations as token ids, and the vocabulary of small models.
+
+The ids are those that the released GLUS saw in training: its tokenizer cuts the text at added tokens, strips white
+space next to "[SEG]", "<im_start>" and "<im_end>" (not next to "</s>"), and gives each piece to SentencePiece by
+itself, so that each piece starts with SentencePiece's dummy prefix "▁". Written out, with sp for SentencePiece and
+IMAGE for <im_start>, P placeholders, <im_end>::
+
+    opening    <s> sp("{system} USER:") (IMAGE x K  sp("{context sentence}")  if K > 0)
+    turn       IMAGE sp("{question} ASSISTANT: {answer left of [SEG]}") [SEG] sp(".") </s>
+    training   opening  turn  (sp("USER:") turn) x (Q - 1)
+    inference  opening  (turn sp("USER:")) x (n - 1)  IMAGE sp("{question} ASSISTANT: Sure, ... result is ")
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from glus.batch import Conversation
+from glus.data.chat import wording as prompts
+from glus.tokens import IMAGE_ID, Vocabulary, write_added_tokens
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """One conversation after its opening, asked at several of its turns in a single pass.
+
+    A prompt at inference may end in a token that the conversation itself does not have at this place (the lone "▁").
+    Such endings are branches: they stand behind the trunk, are seen by nothing but themselves, and see the trunk up
+    to the place where they belong. So every answer is read off exactly the tokens of its own prompt.
+    """
+
+    input_ids: np.ndarray
+    """(L,) int64: trunk, then branches."""
+    positions: np.ndarray
+    """(L,) int64, counted from the first token after the opening."""
+    limits: np.ndarray
+    """(L,) int64: the last trunk token that each token sees."""
+    branches: np.ndarray
+    """(L,) int64: 0 for the trunk, n for the n-th branch. A token also sees those of its own branch before it."""
+    reads: np.ndarray
+    """(turns asked,) int64: where each answer is read."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether every token sees exactly those before it, as where only the last turn is asked."""
+        return len(self.reads) == 1
+
+    def after(self, count: int) -> Trunk:
+        """Without the first ``count`` trunk tokens, which are read before; every token sees them."""
+        return Trunk(
+            self.input_ids[count:],
+            self.positions[count:],
+            self.limits[count:] - count,
+            self.branches[count:],
+            self.reads - count,
+        )
+
+
+class ConversationTokenizer:
+    """Turns of a conversation -> token ids in which every image is ``tokens_per_frame`` placeholders.
+
+    Args:
+        vocabulary: the model's own.
+        tokens_per_frame: P, the visual tokens of a frame (``model.tokens_per_frame``).
+    """
+
+    def __init__(self, vocabulary: Vocabulary, tokens_per_frame: int):
+        if tokens_per_frame < 1:
+            raise ValueError(f"tokens_per_frame={tokens_per_frame}: expected at least 1")
+        self.vocabulary = vocabulary
+        self.tokens_per_frame = tokens_per_frame
+
+    def train(self, turns: Sequence[prompts.Turn], num_context: int, name: str) -> Conversation:
+        """A whole conversation, one turn per query frame.
+
+        Args:
+            turns: Q questions and answers.
+            num_context: K.
+            name: the sample, for messages.
+
+        Raises:
+            ValueError: the conversation does not hold exactly one [SEG] per turn.
+        """
+        ids = self._opening(num_context)
+        for number, turn in enumerate(turns):
+            if number > 0:
+                ids += self.vocabulary.encode(prompts.USER)
+            ids += self._turn(turn)
+        return self._conversation(ids, len(turns), name)
+
+    def window(self, text: str, num_context: int, num_query: int, trailing_space: bool = True) -> Conversation:
+        """The prompt of one step at inference; the next token the model predicts is to be [SEG].
+
+        No prompt depends on what the model answered before, so all prompts of a video are known in advance.
+
+        Args:
+            text: the expression as written; it is cleaned as the released GLUS does at inference.
+            num_context: K.
+            num_query: frames of the window, 1..Q; the last one is segmented.
+            trailing_space: end in the lone "▁" that the released prompt ends in. It never stands there in training.
+
+        Returns:
+            Ids whose last position is the only ``seg_positions``.
+        """
+        turn = prompts.inference_turn(text)
+        ids = self._opening(num_context)
+        for _ in range(num_query - 1):
+            ids += self._turn(turn) + self.vocabulary.encode(prompts.USER)
+        ids += self._question(turn, " " if trailing_space else "")
+        return Conversation(np.array(ids, np.int64), np.array([len(ids) - 1], np.int64))
+
+    def opening(self, num_context: int) -> np.ndarray:
+        """(L,) int64: what every prompt of a video begins with, whatever its sentence and query frames."""
+        return np.array(self._opening(num_context), np.int64)
+
+    def trunk(self, text: str, num_query: int, asked: Sequence[int], trailing_space: bool = True) -> Trunk:
+        """The windows of the turns ``asked`` (numbers from 0), which all begin at the same query frame, in one.
+
+        ``opening`` followed by the trunk up to a read, without the other branches, is ``window`` of that turn.
+
+        Args:
+            text: the expression as written.
+            num_query: turns; the last one must be asked.
+            asked: ascending.
+            trailing_space: see ``window``.
+        """
+        turn = prompts.inference_turn(text)
+        question, prompt = self._question(turn), self._question(turn, " " if trailing_space else "")
+        shared = common_prefix([question, prompt])
+        whole_turn = [*self._turn(turn), *self.vocabulary.encode(prompts.USER)]
+        ends = [number * len(whole_turn) + shared for number in asked]
+        trunk = [*whole_turn * (num_query - 1), *question[:shared]]
+        ids, positions, limits, branches = (
+            list(trunk),
+            list(range(len(trunk))),
+            list(range(len(trunk))),
+            [0] * len(trunk),
+        )
+        reads = []
+        for number, end in enumerate(ends, start=1):
+            ending = prompt[shared:]
+            reads.append(len(ids) + len(ending) - 1 if ending else end - 1)
+            ids += ending
+            positions += range(end, end + len(ending))
+            limits += [end - 1] * len(ending)
+            branches += [number] * len(ending)
+        return Trunk(*(np.array(values, np.int64) for values in (ids, positions, limits, branches, reads)))
+
+    def _image(self) -> list[int]:
+        return [self.vocabulary.image_start_id, *[IMAGE_ID] * self.tokens_per_frame, self.vocabulary.image_end_id]
+
+    def _opening(self, num_context: int) -> list[int]:
+        """What stands before the first query frame; equal for all expressions and steps of a video."""
+        ids = [self.vocabulary.bos_id, *self.vocabulary.encode(f"{prompts.SYSTEM} {prompts.USER}")]
+        if num_context > 0:
+            ids += self._image() * num_context + self.vocabulary.encode(prompts.CONTEXT)
+        return ids
+
+    def _question(self, turn: prompts.Turn, ending: str = "") -> list[int]:
+        """A query frame, its question, and the answer up to [SEG]."""
+        lead = f" {turn.lead}" if turn.lead else ""
+        return self._image() + self.vocabulary.encode(f"{turn.question} {prompts.ASSISTANT}{lead}{ending}")
+
+    def _turn(self, turn: prompts.Turn) -> list[int]:
+        ids = [*self._question(turn), self.vocabulary.seg_id]
+        return [*ids, *self.vocabulary.encode(turn.tail), self.vocabulary.eos_id]
+
+    def _conversation(self, ids: list[int], num_query: int, name: str) -> Conversation:
+        array = np.array(ids, np.int64)
+        positions = np.flatnonzero(array == self.vocabulary.seg_id)
+        if len(positions) != num_query:
+            raise ValueError(f"conversation of {name} holds {len(positions)} [SEG] for {num_query} query frames")
+        return Conversation(array, positions - 1)
+
+
+def common_prefix(sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
+    """Length of the longest beginning that all sequences share."""
+    length = min(len(sequence) for sequence in sequences)
+    heads = np.array([sequence[:length] for sequence in sequences])
+    differs = (heads != heads[0]).any(axis=0)
+    return int(differs.argmax()) if differs.any() else length
+
+
+def train_vocabulary(folder: str | Path, sentences: Iterable[str], size: int, whole_templates: bool = True) -> None:
+    """Write the vocabulary of a small model to ``folder``: ``tokenizer.model`` and ``added_tokens.json``.
+
+    Settings are LLaMA's (byte-pair encoding with byte fallback, dummy prefix, no normalisation, digits apart), but
+    each fixed part of the templates is one piece, so that a small language model spends its tokens on frames and
+    expressions. The same sentences give the same file, byte for byte.
+
+    Args:
+        folder: created if need be.
+        sentences: expressions, cleaned as in training; their frequent words become whole pieces.
+        size: SentencePiece ids at most; fewer where the sentences give no more.
+        whole_templates: False: the templates are cut into words and punctuation marks, nearly as LLaMA's vocabulary
+            cuts them, for conversations as long as those of a full-size model.
+
+    Raises:
+        ValueError: no sentence, or ``size`` is too small for bytes, letters and template parts.
+    """
+    sentences = sorted(prompts.clean_expression(sentence, strip=True) for sentence in sentences)
+    if not sentences:
+        raise ValueError(f"no sentence to train the vocabulary in {folder} on")
+    if not whole_templates:
+        sentences = sentences + [piece.replace("▁", " ").strip() for piece in template_pieces()] * len(sentences)
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=written,
+            model_type="bpe",
+            vocab_size=size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            byte_fallback=True,
+            split_digits=True,
+            add_dummy_prefix=True,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            user_defined_symbols=template_pieces() if whole_templates else [],
+            num_threads=1,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"cannot train a vocabulary of {size} pieces in {folder}: {error}") from error
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(written.getvalue())
+    write_added_tokens(folder)
+
+
+def template_pieces() -> list[str]:
+    """The fixed parts of all conversations as SentencePiece spells them ("▁" for a space), without repetition.
+
+    Each starts with the space before it and ends with a word, so an expression's words keep their own leading space
+    and are cut into pieces in the same way whatever stands around them.
+    """
+    parts = [f"{prompts.SYSTEM} {prompts.USER}", prompts.CONTEXT, prompts.USER]
+    for question in prompts.QUESTIONS:
+        before, _, after = question.partition("{expression}")
+        parts += [before.rstrip(), f"{after.lstrip()} {prompts.ASSISTANT}"]
+    for answer in prompts.ANSWERS:
+        turn = prompts.Turn("", answer)
+        parts += [turn.lead, turn.tail]
+    return list(dict.fromkeys("▁" + part.replace(" ", "▁") for part in parts if part))

@@ -1,1 +1,0 @@
-"""One reader per family of expression files; ``glus.data.index`` has the table of which layout is whose."""

@@ -1,0 +1,1 @@
+"""Multimodal LLMs, one file per family."""

@@ -1,0 +1,107 @@
+"""How the LLM attends: transformers' models call ``attend`` through their ``AttentionInterface``.
+
+Three patterns, each by the fastest kernel that knows it. None needs a matrix of scores except the last:
+
+- tokens that follow each other and all of a prefix: causal;
+- packed conversations (``Batch``): each is gathered from its row, prefix included, and attends causally;
+- several questions about one trunk: a mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+NAME = "glus"
+"""Of the attention function, for transformers' ``attn_implementation``."""
+
+
+class PackedRows(NamedTuple):
+    """Where each conversation's tokens are among those of packed rows; the fields are those of ``Batch``."""
+
+    conversation_tokens: torch.Tensor
+    """(N, Lc) int64: token (row times L, plus column) of each token of each conversation."""
+    token_places: torch.Tensor
+    """(B, L) int64: a place (conversation times Lc, plus column) of each token of each row."""
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed: PackedRows | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attend, as an attention function of transformers.
+
+    Args:
+        module: the attention layer.
+        query: (B, heads, L, d), rotary positions applied.
+        key: (B, key heads, A, d); the last L of the A tokens are those of ``query``.
+        value: likewise.
+        attention_mask: (B, 1, L, A), added to the scores; None: causal.
+        dropout: of the attention weights.
+        scaling: of the scores; None: 1 / sqrt(d).
+        packed: the rows hold these conversations; then A = L, and there is no mask.
+
+    Returns:
+        (B, L, heads, d), and no weights.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if packed is not None:
+        query, key, value = (_gathered(heads, packed.conversation_tokens) for heads in (query, key, value))
+    if attention_mask is None and query.shape[2] < key.shape[2]:
+        continued = causal_by_mask if query.device.type == "cpu" else causal_by_padding
+        attended = continued(query, key, value, dropout, scaling)
+    else:
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            dropout_p=dropout,
+            is_causal=attention_mask is None,
+            scale=scaling,
+        )
+    attended = attended.transpose(1, 2)
+    if packed is not None:
+        places = packed.token_places
+        attended = attended.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
+    return attended, None
+
+
+def causal_by_padding(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """Attend from the last of the keys' tokens: square causal attention with queries before them that nobody reads.
+
+    It is what every GPU has a fast kernel for (flash), which a mask would rule out.
+    """
+    length, num_seen = query.shape[2], key.shape[2]
+    padded = F.pad(query, (0, 0, num_seen - length, 0))
+    attended = F.scaled_dot_product_attention(padded, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
+    return attended[:, :, -length:]
+
+
+def causal_by_mask(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """The same by a mask, one for all sequences: on a CPU a quarter faster (all of the small model's LLM)."""
+    length, num_seen = query.shape[2], key.shape[2]
+    hidden = torch.ones(length, num_seen, dtype=torch.bool, device=query.device).triu(num_seen - length + 1)
+    mask = torch.zeros(length, num_seen, dtype=query.dtype, device=query.device).masked_fill_(hidden, -torch.inf)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+
+
+def _gathered(heads_BhLd: torch.Tensor, tokens_NL: torch.Tensor) -> torch.Tensor:
+    """(N, heads, Lc, d): the tokens of each conversation."""
+    tokens = heads_BhLd.transpose(1, 2).flatten(0, 1)  # no copy: so they lie in memory
+    return tokens.index_select(0, tokens_NL.flatten()).unflatten(0, tokens_NL.shape).transpose(1, 2)

@@ -1,0 +1,1 @@
+"""Segmenters, one file per family, and their memory."""
