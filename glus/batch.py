@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -43,16 +43,47 @@ class Conversation:
     """(Q,) int64: the position *before* each [SEG], whose state predicts it and is its embedding."""
 
 
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of tokens for the LLM, each a tree: what several conversations or prompts begin with stands there once.
+
+    A conversation is a *path* through its row, along which attention is causal. Of ``paths_NC`` and ``sees_BLL``, two
+    forms of the same knowledge, at most one is given; without either every row is one path.
+    """
+
+    input_ids_BL: torch.Tensor
+    """int64, ``tokens.IMAGE_ID`` where a visual token goes; right-padded."""
+    position_ids_BL: torch.Tensor
+    """int64: position of each token in its own conversation; 0 on padding."""
+    placeholders_M: torch.Tensor
+    """int64: where visual tokens go, counted through the rows. Given, not looked for: a number of tokens that depends
+    on values would be waited for on a GPU."""
+    visual_index_M: torch.Tensor
+    """int64: which visual token stands at each placeholder."""
+    reads_R: torch.Tensor
+    """int64: tokens whose states are wanted, counted through the rows."""
+    paths_NC: torch.Tensor | None = None
+    """int64: the tokens of each path, counted through the rows; the last one again on padding."""
+    slots_BL: torch.Tensor | None = None
+    """int64, with ``paths_NC``: a slot of each token there, counted through; any slot on padding."""
+    sees_BLL: torch.Tensor | None = None
+    """bool: which tokens of its row each token attends to; at least one."""
+
+    def to(self, device: torch.device | str) -> TokenRows:
+        """The same rows on ``device``."""
+        return _each(self, lambda tensor: _moved(tensor, device))
+
+
 @dataclass
 class TrainSample:
     """One video with its drawn frames and sentences, before collation (CPU)."""
 
-    context_clip: np.ndarray | torch.Tensor
-    """(K, s, s, 3) uint8: CLIP crops of the context frames; or (K, P, width): their cached features."""
-    query_clip: np.ndarray | torch.Tensor
-    """(Q, s, s, 3) uint8: CLIP crops of the query frames; or (Q, P, width): their cached features."""
-    query_frames: np.ndarray | torch.Tensor
-    """(Q, H, W, 3) uint8 RGB; or (Q, R): cached features of SAM2, see ``FrameFeatures.flat``."""
+    context_pixels: np.ndarray
+    """(K, s, s, 3) uint8: the context frames as ``Mllm.prepare`` gives them."""
+    query_pixels: np.ndarray
+    """(Q, s, s, 3) uint8: the query frames, likewise."""
+    query_frames: np.ndarray
+    """(Q, H, W, 3) uint8 RGB: the query frames whole, for the segmenter."""
     conversations: list[Conversation]
     """One per expression."""
     target_masks: list[np.ndarray]
@@ -68,26 +99,15 @@ class Batch:
     """Rows of expressions pointing at rows of videos; each frame of a video, and what its conversations begin with,
     is held once."""
 
-    context_clip: torch.Tensor
-    """(B, K, 3, s, s) uint8, or (B, K, P, width) cached features."""
-    query_clip: torch.Tensor
-    """(B, Q, 3, s, s) uint8, or (B, Q, P, width) cached features."""
+    context_pixels: torch.Tensor
+    """(B, K, 3, s, s) uint8: what the MLLM sees."""
+    query_pixels: torch.Tensor
+    """(B, Q, 3, s, s) uint8."""
     query_frames: list[torch.Tensor]
-    """B tensors (Q, H, W, 3) uint8, SAM2's resize happens on the device; or (Q, R) cached features."""
-    input_ids: torch.Tensor
-    """(B, L) int64: what all conversations of the video begin with, then the rest of each; right-padded."""
-    position_ids: torch.Tensor
-    """(B, L) int64: position of each token in its own conversation; 0 on padding."""
-    placeholders: torch.Tensor
-    """(M,) int64: where visual tokens go, counted through the rows."""
-    visual_index: torch.Tensor
-    """(M,) int64: which of the videos' B * F * P visual tokens stands at each image placeholder, row by row."""
-    conversation_tokens: torch.Tensor
-    """(N, Lc) int64: the tokens of each conversation, counted through the rows; the last one again on padding."""
-    token_places: torch.Tensor
-    """(B, L) int64: a place of each token among ``conversation_tokens``, counted through; any place on padding."""
-    seg_positions: torch.Tensor
-    """(N, Q) int64: the position before each [SEG] in the row of the expression's video."""
+    """B tensors (Q, H, W, 3) uint8; the segmenter's resize happens on the device."""
+    rows: TokenRows
+    """One row per video: what all its conversations begin with, then the rest of each. Its visual tokens are the
+    videos' B * F * P; read are the positions before each [SEG], N * Q."""
     video_index: torch.Tensor
     """(N,) int64, the row of the video each expression belongs to."""
     target_masks: list[torch.Tensor]
@@ -100,25 +120,40 @@ class Batch:
     @property
     def num_masks(self) -> int:
         """Number of (expression, query frame) pairs, which is also the number of [SEG]."""
-        return self.seg_positions.numel()
+        return len(self.rows.reads_R)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return _each(self, lambda tensor: _moved(tensor, device))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which ``to`` copies while the GPU works; a DataLoader calls it."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        return _each(self, lambda tensor: tensor.pin_memory())
 
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        def changed(value: object) -> object:
-            if isinstance(value, torch.Tensor):
-                return change(value)
-            if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-                return [change(tensor) for tensor in value]
-            return value
 
-        return Batch(**{name: changed(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
+Rows = TypeVar("Rows", TokenRows, Batch)
+
+
+def _each(holder: Rows, change: Callable[[torch.Tensor], torch.Tensor]) -> Rows:
+    """The same with every tensor changed."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return change(value)
+        if isinstance(value, TokenRows):
+            return _each(value, change)
+        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+            return [change(tensor) for tensor in value]
+        return value
+
+    return type(holder)(**{name: changed(value) for name, value in vars(holder).items()})
+
+
+def _moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """On the device; to a GPU through page-locked memory, from which it is copied while other work goes on."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class GlusOutput(NamedTuple):

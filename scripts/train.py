@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from glus import distributed
 from glus.config import ModelFolderConfig, TrainConfig, load_config
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.loader import build_loader, build_mixture
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
@@ -65,11 +65,11 @@ def build_and_fit(config: TrainConfig) -> bool:
     vocabulary = Vocabulary(config.model.llm.tokenizer)
     glus = build_glus(config.model, target=Target(distributed.device()))
     if trainer.gradient_checkpointing:
-        glus.language.checkpoint_gradients()
+        glus.mllm.checkpoint_gradients()
     compile_layers(glus, config)
-    tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)
+    tokenizer = LlavaChat(vocabulary, glus.mllm.tokens_per_frame)
     keys = feature_keys(glus, config.model, config.data.feature_cache.used_parts())
-    mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, trainer.seed, keys)
+    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.clip.image_size, trainer.seed, keys)
     objective = build_objective(config.loss, vocabulary.seg_id)
     engine = Engine(glus.train(), trainer, accumulation)
     folder_config = ModelFolderConfig(config.model, config.frames, config.inference)
@@ -108,7 +108,7 @@ def compile_layers(glus: Glus, config: TrainConfig) -> None:
     """
     if config.is_compiled(distributed.device().type == "cuda"):
         try:
-            glus.language.compile_layers()
+            glus.mllm.compile_layers()
         except ValueError as error:
             if config.trainer.compile:
                 raise

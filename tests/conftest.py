@@ -115,7 +115,7 @@ def tiny_model(tiny_vocabulary: Vocabulary) -> LoadedModel:
 def merged_glus(tiny_model: LoadedModel) -> Glus:
     """The tiny model, LoRA merged, every tensor moved from its initial value so that each one matters."""
     glus = copy.deepcopy(tiny_model.glus)
-    merge_lora(glus.language.llama)
+    merge_lora(glus.mllm.llama)
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in glus.parameters():

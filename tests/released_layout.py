@@ -43,14 +43,14 @@ SAM1_NAMES = (
 
 def language_tensors(glus: Glus) -> dict[str, torch.Tensor]:
     """LLM, its 4.31 copies of the rotary frequencies, projector and [SEG] head under the release's names."""
-    raw = {name.removeprefix("language.llama."): value for name, value in _part(glus, "language.llama.").items()}
-    config = glus.language.llama.config
+    raw = {name.removeprefix("mllm.llama."): value for name, value in _part(glus, "mllm.llama.").items()}
+    config = glus.mllm.llama.config
     width = config.hidden_size // config.num_attention_heads
     frequencies = 1.0 / 10000 ** (torch.arange(0, width, 2).float() / width)
     for layer in range(config.num_hidden_layers):
         raw[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = frequencies.clone()
     for kind in ("weight", "bias"):
-        raw[f"model.mm_projector.{kind}"] = getattr(glus.projector, kind).detach().clone()
+        raw[f"model.mm_projector.{kind}"] = getattr(glus.mllm.projector, kind).detach().clone()
         raw[f"model.text_hidden_fcs.0.0.{kind}"] = getattr(glus.seg_head.fc1, kind).detach().clone()
         raw[f"model.text_hidden_fcs.0.2.{kind}"] = getattr(glus.seg_head.fc2, kind).detach().clone()
     return raw
@@ -84,7 +84,7 @@ def write_checkpoint(
 def write_settings(folder: Path, glus: Glus, vocabulary: Vocabulary) -> None:
     """All of a checkpoint's folder but its weights: config.json, tokenizer."""
     folder.mkdir(parents=True)
-    llama, encoder = glus.language.llama.config, glus.clip
+    llama, encoder = glus.mllm.llama.config, glus.mllm.clip
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     config = {key: getattr(llama, key) for key in (*fields, "max_position_embeddings", "hidden_act", "rms_norm_eps")}
     config |= {"vocab_size": llama.vocab_size, "vision_tower": "clip", "mm_vision_select_layer": encoder.select_layer}
@@ -113,7 +113,7 @@ def write_weights(folder: Path, raw: dict[str, torch.Tensor], form: str) -> None
 def write_clip(folder: Path, glus: Glus) -> None:
     """The vision tower as transformers 4 saves it."""
     folder.mkdir(exist_ok=True)
-    tower = glus.clip.vision_model
+    tower = glus.mllm.clip.vision_model
     fields = (
         "hidden_size",
         "intermediate_size",

@@ -29,7 +29,7 @@ def test_a_published_glus_becomes_a_model_folder(
     main(["--weights", str(released_copy), "--segmenter", str(segmenter_file), "--output", str(output)])
     lines = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines()]
     printed = [(line[0], int(line[1])) for line in lines if len(line) == 2]
-    of_clip = len(merged_glus.clip.state_dict())
+    of_clip = len(merged_glus.mllm.clip.state_dict())
     others = len(merged_glus.state_dict()) - of_clip
     nothing = [("missing", 0), ("unexpected", 0), ("wrong shape", 0)]
     dropped = ("dropped: rotary frequencies (inv_freq), computed here", 2)
@@ -106,7 +106,7 @@ def test_a_folder_in_the_released_layout_is_complete(merged_glus: Glus, released
 def test_adapters_are_merged_on_the_way_back(tiny_model: LoadedModel, tmp_path: Path) -> None:
     torch.manual_seed(1)
     tensors = {name: value.clone() for name, value in tiny_model.glus.state_dict().items()}
-    name = "language.llama.model.layers.0.self_attn.q_proj"
+    name = "mllm.llama.model.layers.0.self_attn.q_proj"
     tensors[f"{name}.lora_B.default.weight"].normal_()
     save_model(tmp_path / "run", tensors, tiny_model.config, tiny_model.vocabulary, metadata={})
     main(["--to-release", "--weights", str(tmp_path / "run"), "--output", str(tmp_path / "back"), "--dtype", "fp32"])

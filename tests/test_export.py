@@ -31,9 +31,9 @@ def _masks(model: LoadedModel) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 60, (2, 12), generator=generator)
     frames = torch.randint(0, 256, (2, 48, 56, 3), generator=generator, dtype=torch.uint8)
-    nowhere, visual = torch.zeros(0, dtype=torch.int64), torch.zeros(0, model.glus.language.width)
+    nowhere, visual = torch.zeros(0, dtype=torch.int64), torch.zeros(0, model.glus.mllm.width)
     with torch.no_grad():
-        embeds, _ = model.glus.answer(model.glus.language.states(ids, nowhere, visual)[:, 10:])
+        embeds, _ = model.glus.answer(model.glus.mllm.states(ids, nowhere, visual)[:, 10:])
         return model.glus.segment_clip([frames], torch.tensor([0, 0]), embeds)
 
 
@@ -66,7 +66,7 @@ def test_a_card_that_cannot_be_written_leaves_no_folder(checkpoint: Path, tmp_pa
 
 def test_a_quantised_base_is_not_merged_into(tiny_model: LoadedModel) -> None:
     glus = copy.deepcopy(tiny_model.glus)
-    base = glus.language.llama.get_submodule("model.layers.0.self_attn.q_proj.base_layer")
+    base = glus.mllm.llama.get_submodule("model.layers.0.self_attn.q_proj.base_layer")
     base.weight = nn.Parameter(torch.zeros(base.weight.shape, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match=r"q_proj.*int8.*merging would round"):
-        merge_lora(glus.language.llama)
+        merge_lora(glus.mllm.llama)

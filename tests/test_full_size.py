@@ -100,8 +100,8 @@ def test_a_checkpoint_holds_at_most_3_6_gb(glus: Glus) -> None:
 
 
 def test_a_frame_is_64_tokens_and_sam2_sees_1024_pixels(glus: Glus) -> None:
-    assert glus.tokens_per_frame == 64
-    assert (glus.clip.image_size, glus.clip.select_layer) == (224, -2)
+    assert glus.mllm.tokens_per_frame == 64
+    assert (glus.mllm.clip.image_size, glus.mllm.clip.select_layer) == (224, -2)
     assert (glus.segmenter.image_size, glus.segmenter.width) == (1024, 256)
     assert (glus.memory_frames, glus.memory_stride, glus.segmenter.memory_gradient) == (7, 1, False)
 
@@ -169,9 +169,9 @@ def test_a_published_glus_maps_one_to_one(glus: Glus, glus_7b: dict[str, torch.T
     assert list(renamed.dropped.values()) == [32]
     assert renamed.unknown == ()
     assert len(renamed.tensors) == 1197
-    ours = _plain_shapes(glus, "language.", "projector.", "seg_head.", "segmenter.")
+    ours = _plain_shapes(glus, "language.", "mllm.projector.", "seg_head.", "segmenter.")
     assert {name: value.shape for name, value in renamed.tensors.items()} == ours
-    assert len(plain_names(glus)) == 1197 + len(glus.clip.state_dict())
+    assert len(plain_names(glus)) == 1197 + len(glus.mllm.clip.state_dict())
     for name in glus_7b:
         if not name.endswith("inv_freq"):
             assert [GLUS.in_file(ours) for ours in GLUS.rename({name: glus_7b[name]}).tensors] == [name]
@@ -180,7 +180,7 @@ def test_a_published_glus_maps_one_to_one(glus: Glus, glus_7b: dict[str, torch.T
 def test_the_way_back_writes_every_key_of_a_published_glus(
     config: ModelConfig, glus_7b: dict[str, torch.Tensor]
 ) -> None:
-    ours = GLUS.rename(glus_7b).tensors | {"clip.vision_model.x": torch.empty(1)}
+    ours = GLUS.rename(glus_7b).tensors | {"mllm.clip.vision_model.x": torch.empty(1)}
     back = to_release(ours, config)
     assert len(back) == 1229
     assert {name: (value.shape, value.dtype) for name, value in back.items()} == {
@@ -225,6 +225,6 @@ def test_lisa_7b_gives_llm_and_projector(glus: Glus, config: ModelConfig, init: 
     renamed = lisa(init).rename(language | sam1)
     assert renamed.unknown == ()
     assert sorted(renamed.dropped.values()) == sorted([32, 594] + [4] * (init is SegHeadInit.random))
-    parts = ("language.", "projector.") + (("seg_head.",) if init is SegHeadInit.lisa else ())
+    parts = ("language.", "mllm.projector.") + (("seg_head.",) if init is SegHeadInit.lisa else ())
     assert {name: value.shape for name, value in renamed.tensors.items()} == _plain_shapes(glus, *parts)
     assert len(renamed.tensors) == taken

@@ -64,7 +64,7 @@ def test_full_size_is_written_and_loaded_with_the_same_answers(tmp_path: Path, r
     assert [goal["found"] for goal in record["goals"]] == ["0.00%", "0.00%"]
     file = tmp_path / qualify.WEIGHTS_FOLDER / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}  # not to write what is mapped
-    tensors["language.llama.lm_head.weight"] *= -1
+    tensors["mllm.llama.lm_head.weight"] *= -1
     file.unlink()
     save_file(tensors, file)
     assert run_stage("loading", tmp_path, random_sizes)["verdict"] == "FAIL"
@@ -76,7 +76,7 @@ def test_weights_that_are_not_finite_fail(tmp_path: Path, random_sizes: Sizes, m
     def damaged(size: str) -> object:
         predictor = build(size)
         with torch.no_grad():
-            predictor.glus.language.llama.lm_head.weight[31000, 0] = math.inf
+            predictor.glus.mllm.llama.lm_head.weight[31000, 0] = math.inf
         return predictor
 
     monkeypatch.setattr(benchmark_inference, "build", damaged)

@@ -36,11 +36,11 @@ from rich.table import Table
 
 from glus import distributed
 from glus.config import FramesConfig, InferenceConfig, ModelConfig, Window, load_config
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.frames import VideoSource
 from glus.data.loader import pad_conversations
 from glus.data.sampling import context_indices_eval
-from glus.data.transforms import clip_crop
+from glus.models.mllm.llava import clip_crop
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.files import write_text
 from glus.inference.asking import Pass
@@ -104,10 +104,10 @@ def model_config(size: str) -> ModelConfig:
     return load_config(ModelConfig, entry.model)
 
 
-def stand_in_tokenizer(glus: Glus) -> ConversationTokenizer:
+def stand_in_tokenizer(glus: Glus) -> LlavaChat:
     """One that gives a model prompts as long as LLaMA's."""
     vocabulary: Any = StandInVocabulary()
-    return ConversationTokenizer(vocabulary, glus.tokens_per_frame)
+    return LlavaChat(vocabulary, glus.mllm.tokens_per_frame)
 
 
 def random_predictor(size: str, device: torch.device) -> VideoPredictor:
@@ -133,12 +133,12 @@ def segment_plainly(
     for step, frame in enumerate(one.order):
         window = one.window(0, step, predictor.frames, settings.window)
         pixels = [video.read(index) for index in (*context_indices_eval(len(video), num_context), *window)]
-        crops = torch.from_numpy(np.stack([clip_crop(shown, glus.clip.image_size) for shown in pixels])).to(device)
+        crops = torch.from_numpy(np.stack([clip_crop(shown, glus.mllm.clip.image_size) for shown in pixels])).to(device)
         tokens_MD = glus.vision_tokens(crops.permute(0, 3, 1, 2)[None]).flatten(0, 2)
         prompt = predictor.tokenizer.window(text, num_context, len(window), settings.trailing_space)
         ids, placeholders, _ = (part.to(device) for part in pad_conversations([prompt], vocabulary.pad_id))
-        states_1LD = glus.language.states(ids, placeholders, tokens_MD)
-        has_seg = int(glus.language.logits(states_1LD)[0, -1].argmax()) == vocabulary.seg_id
+        states_1LD = glus.mllm.states(ids, placeholders, tokens_MD)
+        has_seg = int(glus.mllm.logits(states_1LD)[0, -1].argmax()) == vocabulary.seg_id
         image = glus.segmenter.prepare_frames(torch.from_numpy(video.read(frame)).to(device)[None])
         features = glus.segmenter.encode_frames(image)
         size = pixels[-1].shape[:2]
@@ -165,9 +165,9 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
 
         return module.register_forward_pre_hook(count)
 
-    llama, sam = glus.language.llama, glus.segmenter.sam
+    llama, sam = glus.mllm.llama, glus.segmenter.sam
     hooks = [
-        on(glus.clip, "CLIP images"),
+        on(glus.mllm.clip, "CLIP images"),
         on(sam.image_encoder, "SAM2 images"),
         on(llama.model.layers[0].mlp.gate_proj, "LLM tokens", "LLM calls"),
         on(llama.lm_head, "LLM head tokens"),

@@ -34,9 +34,9 @@ from torch import nn
 from glus.batch import GlusOutput, TrainSample
 from glus.config import ModelConfig, load_config
 from glus.data.chat import wording as prompts
-from glus.data.chat.llava import ConversationTokenizer, train_vocabulary
+from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.data.loader import collate
-from glus.data.transforms import clip_crop
+from glus.models.mllm.llava import clip_crop
 from glus.files import write_text
 from glus.losses.objective import GlusObjective
 from glus.models.build import build_random
@@ -119,7 +119,7 @@ class Steps:
         """One step; ``clock`` gets the seconds of its parts."""
         before = time.perf_counter()
         if self.checkpointing:
-            self.glus.language.checkpoint_gradients()
+            self.glus.mllm.checkpoint_gradients()
         output = self._forward()
         before = self._tick(clock, "forward", before)
         total = self._loss(output)["total"]
@@ -131,7 +131,7 @@ class Steps:
         self.optimizer.zero_grad()
         self._tick(clock, "optimizer", before)
         if self.checkpointing:
-            self.glus.language.checkpoint_gradients(False)
+            self.glus.mllm.checkpoint_gradients(False)
 
     def _forward(self) -> GlusOutput:
         with self._stance():
@@ -156,7 +156,7 @@ class Steps:
 @contextmanager
 def timed_verbs(glus: Glus, device: torch.device, clock: Counter[str]) -> Iterator[None]:
     """Add the seconds that the model's verbs take in the forward pass to ``clock``."""
-    segmenter, language = glus.segmenter, glus.language
+    segmenter, language = glus.segmenter, glus.mllm
     verbs: list[tuple[str, Any, str]] = [
         ("CLIP", glus, "vision_tokens"),
         *(("LLM", language, name) for name in ("states", "packed_states", "logits")),
@@ -192,7 +192,7 @@ def count_encodes(steps: Steps) -> tuple[int, int]:
         return lambda module, inputs: seen.update({name: len(inputs[0])})
 
     handles = [
-        glus.clip.register_forward_pre_hook(hook("clip")),
+        glus.mllm.clip.register_forward_pre_hook(hook("clip")),
         glus.segmenter.sam.image_encoder.register_forward_pre_hook(hook("sam2")),
     ]
     steps.losses()
@@ -266,14 +266,14 @@ def make_vocabulary(folder: Path, scenes: Sequence[Scene], whole_templates: bool
 
 
 def make_samples(
-    scenes: Sequence[Scene], tokenizer: ConversationTokenizer, side: int, options: argparse.Namespace
+    scenes: Sequence[Scene], tokenizer: LlavaChat, side: int, options: argparse.Namespace
 ) -> list[TrainSample]:
     """One per scene, the same whenever it is called."""
     return [make_sample(scene, number, tokenizer, side, options) for number, scene in enumerate(scenes)]
 
 
 def make_sample(
-    scene: Scene, number: int, tokenizer: ConversationTokenizer, side: int, options: argparse.Namespace
+    scene: Scene, number: int, tokenizer: LlavaChat, side: int, options: argparse.Namespace
 ) -> TrainSample:
     """The first frames are context."""
     rng, query = np.random.default_rng(number), slice(options.context, None)
@@ -281,8 +281,8 @@ def make_sample(
     names = [f"shapes/{number}/{row}" for row in range(len(sentences))]
     crops = np.stack([clip_crop(frame, side) for frame in scene.frames_THW3])
     return TrainSample(
-        context_clip=crops[: options.context],
-        query_clip=crops[query],
+        context_pixels=crops[: options.context],
+        query_pixels=crops[query],
         query_frames=scene.frames_THW3[query],
         conversations=[
             tokenizer.train(prompts.draw_turns(sentence.text, options.query, rng), options.context, name)
@@ -320,7 +320,7 @@ def build_procedures(glus: Glus, inputs: Inputs, seg_id: int, options: argparse.
     shared = GlusObjective(WEIGHTS, seg_id), build_adamw(trained, 0.0, (0.9, 0.95), 0.0)
     names = [*options.procedures, *(["ours, compiled"] if options.compile else [])]
     if "ours, compiled" in names:
-        glus.language.compile_layers()
+        glus.mllm.compile_layers()
     ways = {name: PROCEDURES[name] for name in names}
     return {
         name: Steps(glus, inputs, way.forward, *shared, way.checkpointing, way.compiled) for name, way in ways.items()
@@ -351,10 +351,10 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         small, full = (make_vocabulary(Path(folder), scenes, whole) for whole in (True, False))
         own = Vocabulary(options.tokenizer) if options.tokenizer else small if options.model == "glus_tiny" else full
         glus = build_model(options.model, own.folder, device)
-    samples = make_samples(scenes, ConversationTokenizer(own, glus.tokens_per_frame), glus.clip.image_size, options)
+    samples = make_samples(scenes, LlavaChat(own, glus.mllm.tokens_per_frame), glus.mllm.clip.image_size, options)
     inputs = make_inputs(samples, [scene.frames_THW3 for scene in scenes], own.pad_id, options.device)
     tokens = count_tokens(inputs.batch)
-    full_samples = make_samples(scenes, ConversationTokenizer(full, FULL_SIZE_TOKENS), 32, options)
+    full_samples = make_samples(scenes, LlavaChat(full, FULL_SIZE_TOKENS), 32, options)
     full_tokens = count_tokens(collate(full_samples, full.pad_id))
     dtype = glus.segmenter.dtype
     results = measure(build_procedures(glus, inputs, own.seg_id, options), options.steps, device)

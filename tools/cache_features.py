@@ -32,7 +32,7 @@ from glus.config import ModelConfig, Quantization, SegHeadInit, TrainConfig, loa
 from glus.data.features import FeatureStore, feature_store
 from glus.data.frames import FrameStore
 from glus.data.loader import training_expressions
-from glus.data.transforms import clip_crop
+from glus.models.mllm.llava import clip_crop
 from glus.files import naming_write_errors
 from glus.inference.claims import Claims
 from glus.log import setup_logging
@@ -83,11 +83,11 @@ def towers_only(model: ModelConfig) -> ModelConfig:
 
 def encode(glus: Glus, part: str, frames_FHW3: np.ndarray) -> torch.Tensor:
     """Features (F, ...) of frames, on the CPU."""
-    device = glus.projector.weight.device
+    device = glus.mllm.projector.weight.device
     with torch.no_grad():
         if part == "clip":
-            crops = np.stack([clip_crop(frame, glus.clip.image_size) for frame in frames_FHW3])
-            return glus.clip(torch.from_numpy(crops).permute(0, 3, 1, 2).to(device)).cpu()
+            crops = np.stack([clip_crop(frame, glus.mllm.clip.image_size) for frame in frames_FHW3])
+            return glus.mllm.clip(torch.from_numpy(crops).permute(0, 3, 1, 2).to(device)).cpu()
         images = glus.segmenter.prepare_frames(torch.from_numpy(frames_FHW3).to(device))
         return glus.segmenter.encode_frames(images).flat().cpu()
 

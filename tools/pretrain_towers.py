@@ -24,7 +24,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus.config import PretrainConfig, load_config
-from glus.data.chat.llava import ConversationTokenizer, train_vocabulary
+from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.files import write_text
 from glus.log import run_info, setup_logging
 from glus.models.build import build_glus, build_segmenter
@@ -77,13 +77,13 @@ def make_llm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     model.segmenter.weights = model.llm.weights = None
     model.llm.lora_rank, model.trainable = 0, ["projector", "llm"]  # LoRA comes on top of what is made here
     glus = build_glus(model)
-    tokenizer = ConversationTokenizer(Vocabulary(model.llm.tokenizer), glus.tokens_per_frame)
+    tokenizer = LlavaChat(Vocabulary(model.llm.tokenizer), glus.mllm.tokens_per_frame)
     with _reporter("llm", steps, folder) as report:
         pretrain_llm(
             glus, tokenizer, config.frames, scenes, steps, batch_size, config.learning_rate, config.seed, report
         )
-    projector = {f"{PROJECTOR_PREFIX}{name}": tensor for name, tensor in glus.projector.state_dict().items()}
-    tensors = {**glus.language.llama.state_dict(), **projector}
+    projector = {f"{PROJECTOR_PREFIX}{name}": tensor for name, tensor in glus.mllm.projector.state_dict().items()}
+    tensors = {**glus.mllm.llama.state_dict(), **projector}
     (folder / "llm").mkdir(exist_ok=True)
     write_tensors(folder / "llm" / "model.safetensors", tensors, {})
 

@@ -100,7 +100,7 @@ class TrainerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     weight_decay: float = 0.0
     """AdamW's, of all that is declared trainable (release: 0), also where no gradient arrives: embeddings of tokens
-    that never occur, and the mask decoder's ``models.build.NEVER_UPDATED``."""
+    that never occur, and the mask decoder's ``Sam2Segmenter.NEVER_UPDATED``."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm."""
     zero_stage: int = 2

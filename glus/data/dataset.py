@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from glus import distributed
@@ -14,11 +13,9 @@ from glus.batch import TrainSample
 from glus.config import FramesConfig
 from glus.data import sampling
 from glus.data.chat import wording as prompts
-from glus.data.chat.llava import ConversationTokenizer
-from glus.data.features import FeatureStore
+from glus.data.chat.llava import LlavaChat
 from glus.data.frames import FrameStore
 from glus.data.masks import MaskStore
-from glus.data.transforms import clip_crop
 from glus.types import Expression, ObjectKey
 
 
@@ -30,9 +27,9 @@ class SampleSettings:
     """Numbers of context and query frames, and where query frames come from."""
     expressions_per_video: int
     """Sentences per sample at most."""
-    clip_size: int
-    """Side of CLIP's input in pixels."""
-    tokenizer: ConversationTokenizer
+    prepare: Callable[[np.ndarray], np.ndarray]
+    """Makes of a frame what the MLLM sees: ``Mllm.prepare``."""
+    tokenizer: LlavaChat
 
 
 class RefVOSDataset:
@@ -42,7 +39,6 @@ class RefVOSDataset:
         expressions: those that may be trained on; all of one split.
         frames: the split's frames.
         masks: the split's masks.
-        features: by part (``clip``, ``sam2``), the cached features that samples hold in place of pixels.
 
     Raises:
         ValueError: no expression, or two expressions of a video list different frames.
@@ -53,12 +49,11 @@ class RefVOSDataset:
         expressions: Sequence[Expression],
         frames: FrameStore,
         masks: MaskStore,
-        features: Mapping[str, FeatureStore] | None = None,
     ):
         if not expressions:
             raise ValueError(f"dataset {frames.name!r} has no expression to train on")
         self.name = frames.name
-        self._frames, self._masks, self._features = frames, masks, dict(features or {})
+        self._frames, self._masks = frames, masks
         by_video: dict[str, list[Expression]] = {}
         for expression in expressions:
             known = by_video.setdefault(expression.video, [])
@@ -92,43 +87,16 @@ class RefVOSDataset:
             settings.tokenizer.train(prompts.draw_turns(e.text, want.num_query, rng), want.num_context, e.name)
             for e in chosen
         ]
-        pixels = self._read_frames(video[0], self._not_cached(context, query))
-        size = next(iter(pixels.values())).shape[:2] if pixels else self._size(video[0], query[0])
+        pixels = self._read_frames(video[0], sorted({*context, *query}))
         return TrainSample(
-            context_clip=self._clip_input(video[0], pixels, context, settings.clip_size),
-            query_clip=self._clip_input(video[0], pixels, query, settings.clip_size),
-            query_frames=self._sam2_input(video[0], pixels, query),
+            context_pixels=_prepared(pixels, context, settings.prepare),
+            query_pixels=_prepared(pixels, query, settings.prepare),
+            query_frames=np.stack([pixels[i] for i in query]),
             conversations=conversations,
-            target_masks=[self._read_masks(e, query, size) for e in chosen],
+            target_masks=[self._read_masks(e, query, pixels[query[0]].shape[:2]) for e in chosen],
             object_keys=[[_key(e, i) for i in query] for e in chosen],
             names=[e.name for e in chosen],
         )
-
-    def _not_cached(self, context: Sequence[int], query: Sequence[int]) -> list[int]:
-        """The frames whose pixels are needed."""
-        for_clip = [] if "clip" in self._features else [*context, *query]
-        return sorted({*for_clip, *([] if "sam2" in self._features else query)})
-
-    def _clip_input(
-        self, expression: Expression, pixels: dict[int, np.ndarray], indices: Sequence[int], size: int
-    ) -> np.ndarray | torch.Tensor:
-        """(F, size, size, 3) uint8 crops, or (F, P, width) cached features."""
-        cached = self._features.get("clip")
-        return self._cached(cached, expression, indices) if cached else _clip_crops(pixels, indices, size)
-
-    def _sam2_input(
-        self, expression: Expression, pixels: dict[int, np.ndarray], indices: Sequence[int]
-    ) -> np.ndarray | torch.Tensor:
-        """(F, H, W, 3) uint8 frames, or (F, R) cached features."""
-        cached = self._features.get("sam2")
-        return self._cached(cached, expression, indices) if cached else np.stack([pixels[i] for i in indices])
-
-    @staticmethod
-    def _cached(store: FeatureStore, expression: Expression, indices: Sequence[int]) -> torch.Tensor:
-        return store.read(expression.video, [expression.frames[i] for i in indices])
-
-    def _size(self, expression: Expression, index: int) -> tuple[int, int]:
-        return self._frames.size(expression.video, expression.frames[index])
 
     def _read_masks(self, expression: Expression, query: Sequence[int], size: tuple[int, int]) -> np.ndarray:
         """(Q, H, W) uint8, each frame's read once though a picture is every query frame."""
@@ -195,11 +163,12 @@ class Mixture(Dataset[TrainSample]):
         return dataset.draw(self.settings, rng)
 
 
-def _clip_crops(pixels: dict[int, np.ndarray], indices: Sequence[int], size: int) -> np.ndarray:
-    """(F, size, size, 3) uint8, also for no frame."""
-    return (
-        np.stack([clip_crop(pixels[i], size) for i in indices]) if indices else np.zeros((0, size, size, 3), np.uint8)
-    )
+def _prepared(
+    pixels: dict[int, np.ndarray], indices: Sequence[int], prepare: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """(F, s, s, 3) uint8, also for no frame."""
+    frames = [prepare(pixels[i]) for i in indices]
+    return np.stack(frames) if frames else np.zeros((0, *prepare(next(iter(pixels.values()))).shape), np.uint8)
 
 
 def _key(expression: Expression, frame: int) -> ObjectKey:

@@ -8,23 +8,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from glus.batch import Batch, Conversation, TrainSample
-from glus.config import DataConfig, DatasetConfig, FeatureCacheConfig, FramesConfig
+from glus.batch import Batch, TrainSample
+from glus.config import DataConfig, DatasetConfig, FramesConfig
 from glus.data.benchmarks.index import read_expressions, require_annotations, trainable
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import pack_conversations
 from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings
-from glus.data.features import open_features
 from glus.data.frames import FrameStore
 from glus.data.masks import open_masks
-from glus.tokens import placeholders
 from glus.types import Expression
 
 
@@ -37,10 +35,10 @@ def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
     """
     rows = [row for row, sample in enumerate(samples) for _ in sample.conversations]
     return Batch(
-        context_clip=_channels_first([sample.context_clip for sample in samples]),
-        query_clip=_channels_first([sample.query_clip for sample in samples]),
-        query_frames=[torch.as_tensor(sample.query_frames) for sample in samples],
-        **vars(pack_conversations([sample.conversations for sample in samples], pad_id)),
+        context_pixels=_channels_first([sample.context_pixels for sample in samples]),
+        query_pixels=_channels_first([sample.query_pixels for sample in samples]),
+        query_frames=[torch.from_numpy(sample.query_frames) for sample in samples],
+        rows=pack_conversations([sample.conversations for sample in samples], pad_id),
         video_index=torch.tensor(rows, dtype=torch.int64),
         target_masks=[torch.from_numpy(mask) for sample in samples for mask in sample.target_masks],
         object_keys=[keys for sample in samples for keys in sample.object_keys],
@@ -48,32 +46,9 @@ def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
     )
 
 
-def pad_conversations(
-    conversations: Sequence[Conversation], pad_id: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Conversations as rows of equal length, padded on the right.
-
-    Args:
-        conversations: N of them, each with equally many [SEG].
-        pad_id: token on padding; attention never reaches it.
-
-    Returns:
-        (N, L) int64 ids, (M,) int64 placeholders counted through the rows, and (N, Q) int64 positions before each
-        [SEG].
-    """
-    longest = max(len(conversation.input_ids) for conversation in conversations)
-    input_ids = np.full((len(conversations), longest), pad_id, np.int64)
-    for row, conversation in zip(input_ids, conversations, strict=True):
-        row[: len(conversation.input_ids)] = conversation.input_ids
-    seg_positions = np.stack([conversation.seg_positions for conversation in conversations])
-    ids, where, positions = (torch.from_numpy(part) for part in (input_ids, placeholders(input_ids), seg_positions))
-    return ids, where, positions
-
-
-def _channels_first(crops: Sequence[np.ndarray | torch.Tensor]) -> torch.Tensor:
-    """B arrays (F, s, s, 3) -> (B, F, 3, s, s); cached features (F, P, width) -> (B, F, P, width)."""
-    frames = torch.stack([torch.as_tensor(crop) for crop in crops])
-    return frames if frames.is_floating_point() else frames.permute(0, 1, 4, 2, 3).contiguous()
+def _channels_first(frames: Sequence[np.ndarray]) -> torch.Tensor:
+    """B arrays (F, s, s, 3) -> (B, F, 3, s, s)."""
+    return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).contiguous()
 
 
 def training_expressions(dataset: DatasetConfig, num_query: int) -> list[Expression]:
@@ -87,27 +62,22 @@ def training_expressions(dataset: DatasetConfig, num_query: int) -> list[Express
     return trainable(expressions, num_query)
 
 
-def build_dataset(
-    dataset: DatasetConfig, num_query: int, cache: FeatureCacheConfig, feature_keys: Mapping[str, str]
-) -> RefVOSDataset:
+def build_dataset(dataset: DatasetConfig, num_query: int) -> RefVOSDataset:
     """One split to train on.
 
     Raises:
-        FileNotFoundError, ValueError: files missing or malformed, no public masks, only videos shorter than
-            ``num_query`` frames, or cached features are missing or of another model.
+        FileNotFoundError, ValueError: files missing or malformed, no public masks, or only videos shorter than
+            ``num_query`` frames.
     """
-    expressions, frames = training_expressions(dataset, num_query), FrameStore(dataset)
-    videos = list(dict.fromkeys(expression.video for expression in expressions))
-    return RefVOSDataset(expressions, frames, open_masks(dataset), open_features(cache, feature_keys, frames, videos))
+    return RefVOSDataset(training_expressions(dataset, num_query), FrameStore(dataset), open_masks(dataset))
 
 
 def build_mixture(
     data: DataConfig,
     frames: FramesConfig,
-    tokenizer: ConversationTokenizer,
-    clip_size: int,
+    tokenizer: LlavaChat,
+    prepare: Callable[[np.ndarray], np.ndarray],
     seed: int,
-    feature_keys: Mapping[str, str] | None = None,
 ) -> Mixture:
     """The stream of training samples that ``data.mixture`` describes.
 
@@ -115,16 +85,14 @@ def build_mixture(
         data: datasets and weights.
         frames: which frames a conversation sees.
         tokenizer: the model's.
-        clip_size: side of CLIP's input in pixels.
+        prepare: ``Mllm.prepare``.
         seed: decides every sample.
-        feature_keys: of the model, for each part that ``data.feature_cache`` has.
     """
     if not data.mixture:
         raise ValueError("data.mixture is empty: name at least one dataset to train on, e.g. data=shapes")
-    settings = SampleSettings(frames, data.expressions_per_video, clip_size, tokenizer)
+    settings = SampleSettings(frames, data.expressions_per_video, prepare, tokenizer)
     items = list(data.mixture.values())
-    cache, keys = data.feature_cache, feature_keys or {}
-    datasets = [build_dataset(item.dataset, frames.num_query, cache, keys) for item in items]
+    datasets = [build_dataset(item.dataset, frames.num_query) for item in items]
     return Mixture(datasets, [item.weight for item in items], settings, seed)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from glus.config import FramesConfig, InferenceConfig, Window
-from glus.data.chat.llava import ConversationTokenizer, Trunk, common_prefix
+from glus.data.chat.llava import LlavaChat, Trunk, common_prefix
 from glus.data.sampling import clip_window, query_window
 from glus.inference.stream import to_device
 from glus.models.glus import Glus
@@ -127,7 +127,7 @@ class Prompter:
     def __init__(
         self,
         glus: Glus,
-        tokenizer: ConversationTokenizer,
+        tokenizer: LlavaChat,
         texts: Sequence[str],
         context_KPD: torch.Tensor,
         inference: InferenceConfig,
@@ -147,7 +147,7 @@ class Prompter:
         opening = tokenizer.opening(len(context_KPD))[None]
         self._start = opening.shape[1]
         embeds = self._spliced(opening, [context_KPD.flatten(0, 1)])
-        self._opening = glus.language.prefill(embeds, torch.arange(self._start, device=self._device)[None])
+        self._opening = glus.mllm.prefill(embeds, torch.arange(self._start, device=self._device)[None])
 
     def ask(self, askings: Sequence[Asking], tokens: Mapping[int, torch.Tensor]) -> Answers:
         """Read prompts.
@@ -201,7 +201,7 @@ class Prompter:
         ids = np.broadcast_to(self._shared_ids, (len(starts), len(self._shared_ids)))
         embeds = self._spliced(ids, [tokens[frame] for frame in starts])
         positions = torch.arange(self._start, self._start + ids.shape[1], device=self._device).expand(len(starts), -1)
-        return self._glus.language.prefill(embeds, positions, [self._opening])
+        return self._glus.mllm.prefill(embeds, positions, [self._opening])
 
     def _batches(self, askings: Sequence[Asking]) -> Iterator[list[Asking]]:
         """Prompts of similar length together, padding included at most ``token_budget`` tokens at a time."""
@@ -226,7 +226,7 @@ class Prompter:
         embeds = self._spliced(ids, [tokens[frame] for frame in seen])
         positions = self._tensor(_padded([trunk.positions for trunk in trunks], 0) + self._start)
         sees = None if all(trunk.is_causal for trunk in trunks) else self._sees(trunks)
-        states_NLD = self._glus.language.continued_states(embeds, positions, prefixes, sees)
+        states_NLD = self._glus.mllm.continued_states(embeds, positions, prefixes, sees)
         reads = [n * ids.shape[1] + read for n, trunk in enumerate(trunks) for read in trunk.reads.tolist()]
         return states_NLD.flatten(0, 1)[row_index(reads, self._device)]
 
@@ -241,8 +241,10 @@ class Prompter:
 
     def _spliced(self, ids_NL: np.ndarray, visual: list[torch.Tensor]) -> torch.Tensor:
         """(N, L, D): embeddings with visual tokens at their placeholders, which stand in the order of ``visual``."""
-        visual_MD = torch.cat(visual) if visual else self._glus.projector.weight.new_empty(0, self._glus.language.width)
-        return self._glus.language.splice(self._tensor(ids_NL), self._tensor(placeholders(ids_NL)), visual_MD)
+        visual_MD = (
+            torch.cat(visual) if visual else self._glus.mllm.projector.weight.new_empty(0, self._glus.mllm.width)
+        )
+        return self._glus.mllm.splice(self._tensor(ids_NL), self._tensor(placeholders(ids_NL)), visual_MD)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return to_device(array, self._device)

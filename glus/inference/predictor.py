@@ -22,7 +22,7 @@ from glus.config import (
     Window,
     load_config,
 )
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.frames import VideoSource
 from glus.data.sampling import context_indices_eval
 from glus.inference.asking import Pass
@@ -73,7 +73,7 @@ def load_predictor(
     if device.type == "cpu":
         compat.keep_freed_memory()
     model = load_model(weights, Precision.fp32 if is_default else None, settings, target=Target(device))
-    tokenizer = ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
+    tokenizer = LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
     return VideoPredictor(model.glus, tokenizer, model.config.frames, model.config.inference), model
 
 
@@ -95,7 +95,7 @@ class VideoPredictor:
         ValueError: the settings contradict each other.
     """
 
-    def __init__(self, glus: Glus, tokenizer: ConversationTokenizer, frames: FramesConfig, inference: InferenceConfig):
+    def __init__(self, glus: Glus, tokenizer: LlavaChat, frames: FramesConfig, inference: InferenceConfig):
         if inference.window is Window.clips and frames.query_sampling is not QuerySampling.consecutive:
             raise ValueError("inference.window=clips needs frames.query_sampling=consecutive: a clip is of neighbours")
         self.glus = glus
@@ -192,7 +192,7 @@ class VideoPredictor:
         try:
             context = context_indices_eval(len(video), self.frames.num_context)
             ahead = 2 * self.inference.chunk_frames
-            stream = FrameStream(video, schedule(context, passes), self.glus.clip.image_size, ahead)
+            stream = FrameStream(video, schedule(context, passes), self.glus.mllm.clip.image_size, ahead)
             with closing(stream), closing(VideoRun(self, stream, context, texts, passes)) as run:
                 yield run
         finally:

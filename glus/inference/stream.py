@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from glus.data.frames import VideoSource
-from glus.data.transforms import clip_crop
+from glus.models.mllm.llava import clip_crop
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

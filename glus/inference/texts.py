@@ -17,7 +17,7 @@ def check_lengths(predictor: VideoPredictor, texts: Iterable[tuple[str, str]]) -
     Raises:
         ValueError: a prompt is too long; the message gives its length and the limit in tokens.
     """
-    limit = predictor.glus.language.llama.config.max_position_embeddings
+    limit = predictor.glus.mllm.llama.config.max_position_embeddings
     num_context, num_query = predictor.frames.num_context, predictor.frames.num_query
 
     def length(text: str) -> int:

@@ -205,8 +205,8 @@ class VideoRun:
     def _context_tokens(self, context: Sequence[int]) -> torch.Tensor:
         """(K, P, D), also for no context frame."""
         if not context:
-            like = self._glus.projector.weight
-            return like.new_empty((0, self._glus.tokens_per_frame, self._glus.language.width))
+            like = self._glus.mllm.projector.weight
+            return like.new_empty((0, self._glus.mllm.tokens_per_frame, self._glus.mllm.width))
         return torch.stack([self._tokens[frame] for frame in context])
 
     def _when_last_shown(self, passes: Sequence[Pass]) -> dict[int, int]:

@@ -31,16 +31,17 @@ from glus.config import (
 from glus.files import whole_folder
 from glus.models import key_map
 from glus.models.glus import Glus, IouHead, SegHead
-from glus.models.mllm.adapters import NewRows, Quantizer, check_quantization, split_embeddings, split_head
-from glus.models.mllm.llava import (
-    ClipEncoder,
-    LanguageModel,
+from glus.models.mllm.adapters import (
+    NewRows,
+    Quantizer,
     add_lora,
-    build_llama,
-    build_vision_tower,
+    check_quantization,
     merged_weight,
     plain_names,
+    split_embeddings,
+    split_head,
 )
+from glus.models.mllm.llava import ClipEncoder, Llava, build_llama, build_projector, build_vision_tower
 from glus.models.release_config import check_llm_config
 from glus.models.segmenter.sam2 import Sam2Segmenter, build_sam2
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
@@ -53,39 +54,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "clip": ("clip.",),
-    "projector": ("projector.",),
-    "lora": (".lora_A.", ".lora_B."),
-    "embeddings": ("language.llama.model.embed_tokens.",),
-    "lm_head": ("language.llama.lm_head.",),
-    "embeddings_new_rows": ("language.llama.model.embed_tokens.new_rows",),
-    "lm_head_new_rows": ("language.llama.lm_head.new_rows",),
-    "llm": ("language.llama.",),
+    **Llava.PARTS,
     "seg_head": ("seg_head.",),
     "iou_head": ("iou_head.",),
-    "mask_decoder": ("segmenter.sam.sam_mask_decoder.",),
-    "image_encoder": ("segmenter.sam.image_encoder.",),
-    "memory": ("segmenter.sam.memory_attention.", "segmenter.sam.memory_encoder.", "segmenter.sam.no_mem_embed"),
-    "prompt_encoder": ("segmenter.sam.sam_prompt_encoder.",),
+    **Sam2Segmenter.PARTS,
 }
 """What ``model.trainable`` may name: part -> substrings of the parameter names it stands for."""
-
-_DECODER = "segmenter.sam.sam_mask_decoder."
-NEVER_UPDATED = (
-    f"{_DECODER}conv_s0.",
-    f"{_DECODER}conv_s1.",
-    f"{_DECODER}iou_prediction_head.",
-    f"{_DECODER}pred_obj_score_head.",
-    *(f"{_DECODER}output_hypernetworks_mlps.{i}." for i in (1, 2, 3)),
-)
-"""Parameters of the mask decoder that are declared trainable, as released, yet never learn: the convolutions run with
-the image encoder, under no_grad while that is frozen, and the other heads' outputs reach no loss. Without
-``trainer.weight_decay`` (0, as released) they keep their values; with it they shrink, as what learns does."""
 
 _SPLITS = (("embeddings_new_rows", "embeddings", split_embeddings), ("lm_head_new_rows", "lm_head", split_head))
 """Part of some rows, part of the whole table, and what sets the rows apart."""
 
-PROJECTOR_STD = 0.01
 RANDOM_STD = 0.02
 """LLaMA's own, of weights that are to be measured with."""
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
@@ -173,20 +151,14 @@ def assemble(config: ModelConfig, is_clip_empty: bool = False, is_llm_empty: boo
     clip, llm = config.clip, config.llm
     # What is small and drawn at random comes first: so it is the same whether the large parts are drawn or loaded.
     segmenter = build_segmenter(config.segmenter, memory_gradient=not config.memory.detach)
-    projector = nn.Linear(clip.architecture["hidden_size"], llm.architecture["hidden_size"])
-    # CLIP features are tens of times longer than word embeddings; a projector that starts small keeps visual tokens
-    # from drowning what the layers of an LLM that starts from nothing add to them. Loading replaces it.
-    nn.init.normal_(projector.weight, std=PROJECTOR_STD)
-    nn.init.zeros_(projector.bias)
+    projector = build_projector(clip.architecture["hidden_size"], llm.architecture["hidden_size"])
     seg_head = SegHead(llm.architecture["hidden_size"], segmenter.width, config.seg_head_gain)
     with torch.device("meta") if is_clip_empty else nullcontext():
         tower = build_vision_tower(clip.architecture)
     with torch.device("meta") if is_llm_empty else nullcontext():
         llama = build_llama(llm.architecture, llm.vocab_size)
     glus = Glus(
-        clip=ClipEncoder(tower, clip.select_layer, clip.pool),
-        projector=projector,
-        language=LanguageModel(llama),
+        mllm=Llava(ClipEncoder(tower, clip.select_layer, clip.pool), projector, llama),
         seg_head=seg_head,
         segmenter=segmenter,
         memory_frames=config.memory.num_frames,
@@ -195,7 +167,7 @@ def assemble(config: ModelConfig, is_clip_empty: bool = False, is_llm_empty: boo
     )
     if config.iou_head:
         with torch.random.fork_rng(devices=[]):  # so that all else starts as it would without
-            glus.iou_head = IouHead(glus.language.width, glus.segmenter.width)
+            glus.iou_head = IouHead(glus.mllm.width, glus.segmenter.width)
     if llm.lora_rank:
         add_lora(llama, llm.lora_rank, llm.lora_alpha, llm.lora_dropout, llm.lora_targets)
         if is_llm_empty:
@@ -227,11 +199,11 @@ def _tensors_with_values(glus: Glus) -> dict[str, torch.Tensor]:
 
 def complete(glus: Glus, config: ModelConfig, target: Target) -> None:
     """Give the last tensors their values, which come from no file but follow from what was loaded."""
-    embeddings = glus.clip.vision_model.embeddings
+    embeddings = glus.mllm.clip.vision_model.embeddings
     if embeddings.position_ids.is_meta:
         positions = torch.arange(embeddings.num_positions, device=target.device)
         embeddings.register_buffer("position_ids", positions.expand_as(embeddings.position_ids), persistent=False)
-    for module in glus.language.llama.modules():
+    for module in glus.mllm.llama.modules():
         if isinstance(module, NewRows) and module.new_rows.is_meta:
             module.reset()
     if config.segmenter.fuser_gamma is FuserGamma.identity:
@@ -253,7 +225,7 @@ def quantize(glus: Glus, config: ModelConfig, target: Target) -> Target:
     if quantization is Quantization.none:
         return target
     check_quantization(quantization, distributed.device())
-    return replace(target, pack=Quantizer(glus.language.llama, quantization, distributed.device()).pack)
+    return replace(target, pack=Quantizer(glus.mllm.llama, quantization, distributed.device()).pack)
 
 
 def split_new_rows(glus: Glus, config: ModelConfig) -> None:
@@ -267,7 +239,7 @@ def split_new_rows(glus: Glus, config: ModelConfig) -> None:
             both = [name for name in (whole, "llm") if name in config.trainable]
             if both:
                 raise ValueError(f"model.trainable names {both[0]!r} and {part!r}, which is a part of it: drop one")
-            split(glus.language.llama, sorted(Vocabulary(config.llm.tokenizer).added_tokens.values()))
+            split(glus.mllm.llama, sorted(Vocabulary(config.llm.tokenizer).added_tokens.values()))
 
 
 def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> Sam2Segmenter:
@@ -361,7 +333,7 @@ def load_parts(glus: Glus, config: ModelConfig, target: Target | None = None) ->
     reports, target = {}, target or Target()
     if clip := config.clip.weights:
         reports["model.clip.weights"] = load(
-            glus.clip.vision_model, lambda: Source(clip, dict(read_clip_folder(clip))), target
+            glus.mllm.clip.vision_model, lambda: Source(clip, dict(read_clip_folder(clip))), target
         )
     if config.segmenter.weights:
         reports["model.segmenter.weights"] = load(glus, lambda: _segmenter_source(glus, config), target)
@@ -395,8 +367,8 @@ def _language_source(glus: Glus, config: ModelConfig) -> Source:
     tensors = read_tensors(place)
     key_map.check_inv_freq(tensors, config.llm.architecture, place)
     renamed = keys.rename(tensors)
-    parts = ["language.llama."]
-    parts += ["projector."] if any(name.startswith("projector.") for name in renamed.tensors) else []
+    parts = ["mllm.llama."]
+    parts += ["mllm.projector."] if any(name.startswith("mllm.projector.") for name in renamed.tensors) else []
     parts += ["seg_head."] if config.seg_head_init is SegHeadInit.lisa else []
     names = [name for name in loaded_names(glus) if name.startswith(tuple(parts))]
     hint = key_map.lisa_hint(renamed)
@@ -518,9 +490,9 @@ def load_model(
     if is_complete(folder):
         glus = assemble(model, is_clip_empty=True, is_llm_empty=True)
         target = quantize(glus, model, target)
-        load(glus, lambda: Source(folder, dict(read_tensors(folder))), target)
+        load(glus, lambda: Source(folder, key_map.current_names(read_tensors(folder))), target)
     else:
         glus, file = build_glus(model, target=target), folder / TRAINED_FILE
-        load(glus, lambda: Source(file, dict(read_tensors(file)), trainable_names(glus)), target)
+        load(glus, lambda: Source(file, key_map.current_names(read_tensors(file)), trainable_names(glus)), target)
     complete(glus, model, target)
     return LoadedModel(glus.eval().to(target.device), Vocabulary(folder), config)

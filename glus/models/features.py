@@ -15,7 +15,7 @@ VERSION = 1
 """Raised when frames are prepared or encoded in another way."""
 KEY_DIGITS = 16
 _PREFIXES = {
-    "clip": ("clip.",),
+    "clip": ("mllm.clip.",),
     "sam2": tuple(
         f"segmenter.sam.{part}." for part in ("image_encoder", "sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1")
     ),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from glus.batch import Batch, GlusOutput
-from glus.models.mllm.attention import PackedRows
-from glus.models.mllm.llava import ClipEncoder, LanguageModel
+from glus.models.mllm import Mllm
+from glus.models.segmenter import Segmenter
 from glus.models.segmenter.memory import MemoryBank
-from glus.models.segmenter.sam2 import DecodedMasks, FrameFeatures, Sam2Segmenter, is_trained
 
 
 class SegHead(nn.Module):
@@ -57,51 +57,43 @@ class IouHead(nn.Module):
 
 
 def segment_step(
-    segmenter: Sam2Segmenter,
+    segmenter: Segmenter,
     bank: MemoryBank,
     steps: Mapping[int, int],
-    frame: FrameFeatures,
+    frame: Any,
     prompt_RC: torch.Tensor,
     memorize: bool = True,
-) -> DecodedMasks:
-    """Segment one frame for some rows: recall, condition, decode, memorize.
+    fallback: bool = False,
+) -> torch.Tensor:
+    """Segment one frame for some rows (expressions): recall, condition, decode, memorize.
 
     Args:
-        segmenter: SAM2.
+        segmenter: conditions, decodes and memorizes.
         bank: memories of this pass; it is written.
-        steps: rows of the bank (expressions) to segment -> the number of this frame in the pass of each; the others
-            get a gap.
+        steps: rows to segment, which have equally many memories -> the number of this frame in the pass of each; the
+            other rows get a gap.
         frame: features, one row per entry of ``steps``, or 1 row that stands for all.
-        prompt_RC: prompts, likewise.
+        prompt_RC: of each row.
         memorize: write this frame's memory; not worth it where no later frame follows.
+        fallback: see ``Segmenter.decode``.
 
     Returns:
-        Masks in the order of ``steps``.
+        Mask logits (R, m, m).
     """
-    slots = {row: slot for slot, row in enumerate(steps)}
-    images: dict[int, torch.Tensor] = {}
-    groups = bank.recall(steps)
-    is_for_all = len(frame.image_NChw) == 1 or len(groups) == 1
-    for rows, memories in groups:
-        own = frame if is_for_all else frame.rows([slots[row] for row in rows])
-        image_RChw = segmenter.condition(own, memories).image_NChw
-        images |= zip(rows, image_RChw.expand(len(rows), -1, -1, -1), strict=True)
-    conditioned = frame.with_image(torch.stack([images[row] for row in steps]))
-    decoded = segmenter.decode(conditioned, prompt_RC)
+    conditioned = segmenter.condition(frame, bank.recall(steps))
+    logits_Rmm: torch.Tensor = segmenter.decode(conditioned, prompt_RC, fallback).logits_Nmm
     if memorize and bank.enabled:
-        bank.store(steps, segmenter.memorize(conditioned, decoded.logits_Nmm).features_NChw)
-    return decoded
+        bank.store(steps, segmenter.memorize(conditioned, logits_Rmm))
+    return logits_Rmm
 
 
 class Glus(nn.Module):
     """Context and query frames and a sentence in; one mask per query frame out.
 
     Args:
-        clip: what the LLM sees through.
-        projector: CLIP width -> LLM width.
-        language: the LLM.
+        mllm: sees frames, reads conversations.
         seg_head: [SEG] state -> mask decoder prompt.
-        segmenter: SAM2.
+        segmenter: prompts and frames -> masks.
         memory_frames: memories read at most in training.
         memory_stride: distance of strided memories in training.
         memory_enabled: off, each frame is segmented by itself.
@@ -110,20 +102,16 @@ class Glus(nn.Module):
 
     def __init__(
         self,
-        clip: ClipEncoder,
-        projector: nn.Linear,
-        language: LanguageModel,
+        mllm: Mllm,
         seg_head: SegHead,
-        segmenter: Sam2Segmenter,
+        segmenter: Segmenter,
         memory_frames: int = 7,
         memory_stride: int = 1,
         memory_enabled: bool = True,
         iou_head: IouHead | None = None,
     ):
         super().__init__()
-        self.clip = clip
-        self.projector = projector
-        self.language = language
+        self.mllm = mllm
         self.seg_head = seg_head
         self.segmenter = segmenter
         self.memory_frames = memory_frames
@@ -134,30 +122,16 @@ class Glus(nn.Module):
 
     def note_trained(self) -> None:
         """To be called when ``requires_grad`` of parameters has changed: what is frozen runs under no_grad."""
-        self._clip_is_trained = is_trained(self.clip)
+        self.mllm.note_trained()
         self.segmenter.note_trained()
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """P, which the tokenizer needs to expand each image."""
-        return self.clip.tokens_per_frame
 
     def memory_bank(self, stride: int | None = None) -> MemoryBank:
         """An empty bank for one pass; ``stride`` defaults to training's."""
-        stride = stride or self.memory_stride
-        return MemoryBank(self.memory_frames, stride, self.memory_enabled)
-
-    def vision_tokens(self, crops_BFCss: torch.Tensor) -> torch.Tensor:
-        """Visual tokens of frames: (B, F, 3, s, s) uint8, or (B, F, P, width) CLIP features -> (B, F, P, D)."""
-        if crops_BFCss.is_floating_point():
-            return self.projector(crops_BFCss)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._clip_is_trained):
-            features = self.clip(crops_BFCss.flatten(0, 1))
-        return self.projector(features).unflatten(0, crops_BFCss.shape[:2])
+        return MemoryBank(self.memory_frames, stride or self.memory_stride, self.memory_enabled)
 
     def answer(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompt embeddings (..., C) and vocabulary logits (..., V) of states (..., D) that are to predict [SEG]."""
-        return self.seg_head(states), self.language.logits(states)
+        return self.seg_head(states), self.mllm.logits(states)
 
     def segment_clip(
         self, query_frames: list[torch.Tensor], video_index: torch.Tensor, embeds_NQC: torch.Tensor
@@ -165,35 +139,27 @@ class Glus(nn.Module):
         """Mask logits (N, Q, m, m) of the query frames, in order, each reading the memories of those before it.
 
         Args:
-            query_frames: B tensors (Q, H, W, 3) uint8, each frame is encoded once for all its expressions; or (Q, R)
-                features, flat.
+            query_frames: B tensors (Q, H, W, 3) uint8; each frame is encoded once for all its expressions.
             video_index: (N,) row of the video of each expression.
             embeds_NQC: prompts.
         """
         num_rows, num_query = embeds_NQC.shape[:2]
-        features = self._segmenter_features(query_frames)
+        images = torch.cat([self.segmenter.prepare_frames(video) for video in query_frames])
+        features = self.segmenter.encode_frames(images)
         bank = self.memory_bank()
         masks = []
         for q in range(num_query):
-            frame = features.rows(video_index * num_query + q)
-            steps = dict.fromkeys(range(num_rows), q)
-            decoded = segment_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=q + 1 < num_query)
-            masks.append(decoded.logits_Nmm)
+            frame, steps = features.rows(video_index * num_query + q), dict.fromkeys(range(num_rows), q)
+            is_last = q + 1 == num_query
+            masks.append(segment_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=not is_last))
         return torch.stack(masks, dim=1)
-
-    def _segmenter_features(self, frames: list[torch.Tensor]) -> FrameFeatures:
-        if frames[0].is_floating_point():
-            return self.segmenter.unflatten(torch.cat(frames))
-        return self.segmenter.encode_frames(torch.cat([self.segmenter.prepare_frames(video) for video in frames]))
 
     def forward(self, batch: Batch) -> GlusOutput:
         """The training forward pass; sampling, text and losses live elsewhere."""
-        tokens_BFPD = self.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], dim=1))
-        visual_MD = tokens_BFPD.flatten(0, 2)[batch.visual_index]
-        embeds_BLD = self.language.splice(batch.input_ids, batch.placeholders, visual_MD)
-        packed = PackedRows(batch.conversation_tokens, batch.token_places)
-        states_BLD = self.language.packed_states(embeds_BLD, batch.position_ids, packed)
-        states_NQD = states_BLD[batch.video_index[:, None], batch.seg_positions]
+        pixels_BF3ss = torch.cat([batch.context_pixels, batch.query_pixels], dim=1)
+        visual_TD = self.mllm.see(pixels_BF3ss.flatten(0, 1)).flatten(0, 1)
+        states_RD, _ = self.mllm.states(batch.rows, visual_TD)
+        states_NQD = states_RD.unflatten(0, (len(batch.video_index), -1))
         embeds_NQC, logits_NQV = self.answer(states_NQD)
         masks_NQmm = self.segment_clip(batch.query_frames, batch.video_index, embeds_NQC)
         iou_logits_NQ = None if self.iou_head is None else self.iou_head(states_NQD)

@@ -11,25 +11,26 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from glus.config import SegHeadInit
 from glus.models.mllm.llava import rotary_frequencies
 
+Value = TypeVar("Value")
 _BFLOAT16_ROUNDING = 2.0**-8
 """Relative; published files are rounded to bfloat16."""
 
 _LLM = (
-    ("model.embed_tokens.", "language.llama.model.embed_tokens."),
-    ("model.layers.", "language.llama.model.layers."),
-    ("model.norm.", "language.llama.model.norm."),
-    ("lm_head.", "language.llama.lm_head."),
+    ("model.embed_tokens.", "mllm.llama.model.embed_tokens."),
+    ("model.layers.", "mllm.llama.model.layers."),
+    ("model.norm.", "mllm.llama.model.norm."),
+    ("lm_head.", "mllm.llama.lm_head."),
 )
 PROJECTOR_PREFIX = "model.mm_projector."
 """LLaVA keeps its projector among the LLM's tensors, under this name."""
-_PROJECTOR = ((PROJECTOR_PREFIX, "projector."),)
+_PROJECTOR = ((PROJECTOR_PREFIX, "mllm.projector."),)
 _SEG_HEAD = (
     ("model.text_hidden_fcs.0.0.", "seg_head.fc1."),
     ("model.text_hidden_fcs.0.2.", "seg_head.fc2."),
@@ -41,6 +42,15 @@ _SAM1 = (
     r"(image_encoder\.(pos_embed|(patch_embed\.|blocks\.|neck\.\d).+)|prompt_encoder\..+|mask_decoder\..+)",
 )
 _LISA_HEAD = ("LISA's [SEG] head (model.seg_head_init=random)", r"model\.text_hidden_fcs\.0\.[02]\.(weight|bias)")
+
+
+_FORMER = (("clip.", "mllm.clip."), ("projector.", "mllm.projector."), ("language.llama.", "mllm.llama."))
+"""Names in model folders and checkpoints of before the MLLM was one part of the network, and now."""
+
+
+def current_names(tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """Tensors of a model folder of ours, however old, under today's names."""
+    return {_replace_start(name, _FORMER) or name: value for name, value in tensors.items()}
 
 
 @dataclass(frozen=True)

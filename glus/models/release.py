@@ -25,7 +25,7 @@ from glus.models.weights import LoadReport, Source, Target, load, read_clip_fold
 from glus.tokens import Vocabulary
 
 IOU_HEAD_PREFIX = "iou_head."
-_CLIP_PREFIX = "clip.vision_model."
+_CLIP_PREFIX = "mllm.clip.vision_model."
 
 
 @dataclass
@@ -205,7 +205,7 @@ def to_release(tensors: Tensors, config: ModelConfig) -> dict[str, torch.Tensor 
         new = key_map.GLUS.in_file(name)
         if new is not None and ".lora_" not in name and ".base_layer." not in name:
             release[new] = value
-        elif not name.startswith("clip."):
+        elif not name.startswith("mllm.clip."):
             homeless.append(name)
     if homeless:
         raise ValueError(

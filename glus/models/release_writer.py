@@ -54,7 +54,7 @@ def save_release(
     state = {name: LazyTensor.of(value) for name, value in merged_tensors(model).items()}
     state = {name: value.to(dtype or value.dtype) for name, value in state.items()}
     release = to_release(state, config)
-    clip = {name.removeprefix("clip."): value for name, value in state.items() if name.startswith("clip.")}
+    clip = {name.removeprefix("mllm.clip."): value for name, value in state.items() if name.startswith("mllm.clip.")}
     with whole_folder(folder) as temporary:
         (temporary / CLIP_FOLDER).mkdir()
         write_shards(temporary, release, "safetensors" if safetensors else "bin", shard_bytes, {"format": "pt"})
@@ -62,7 +62,7 @@ def save_release(
         generation = {"_from_model_config": True, "use_cache": False, **_TOKEN_IDS}
         _write_json(temporary / "generation_config.json", generation)
         _write_tokenizer(temporary, model.vocabulary)
-        _write_clip(temporary / CLIP_FOLDER, model.glus.clip, clip, safetensors)
+        _write_clip(temporary / CLIP_FOLDER, model.glus.mllm.clip, clip, safetensors)
     left_out = sum(name.startswith(IOU_HEAD_PREFIX) for name in state)
     notice = {"left out: tensors of the IoU head, for which the layout has no place": left_out} if left_out else {}
     return {"tensors of the checkpoint": len(release), "tensors of its CLIP": len(clip), **notice}
@@ -114,7 +114,7 @@ _TOKEN_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "transfor
 
 
 def _config_json(model: LoadedModel, release: Tensors) -> dict[str, Any]:
-    llama, encoder = model.glus.language.llama.config, model.glus.clip
+    llama, encoder = model.glus.mllm.llama.config, model.glus.mllm.clip
     dtype = release["model.embed_tokens.weight"].dtype
     return {
         "architectures": ["GLUSForCausalLM"],

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from glus.data.transforms import clip_crop
+from glus.models.mllm.llava import clip_crop
 from glus.distributed import generator
 from glus.models.mllm.llava import ClipEncoder
 from glus.shapes.pretrain_labels import SCENE_STREAM, PatchHead, patch_labels

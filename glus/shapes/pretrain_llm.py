@@ -19,10 +19,10 @@ from torch import nn
 from glus.batch import Conversation
 from glus.config import FramesConfig
 from glus.data import sampling
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.chat.wording import draw_turns
 from glus.data.loader import pad_conversations
-from glus.data.transforms import clip_crop
+from glus.models.mllm.llava import clip_crop
 from glus.distributed import generator
 from glus.losses.terms import seg_cross_entropy
 from glus.models.glus import Glus
@@ -112,7 +112,7 @@ def _draw_rows(
     scene: Scene,
     features_TPC: torch.Tensor,
     frames: FramesConfig,
-    tokenizer: ConversationTokenizer,
+    tokenizer: LlavaChat,
 ) -> list[_Row]:
     """Conversations of one scene about the same frames."""
     length = len(scene.frames_THW3)
@@ -130,7 +130,7 @@ def _draw_rows(
 
 def pretrain_llm(
     glus: Glus,
-    tokenizer: ConversationTokenizer,
+    tokenizer: LlavaChat,
     frames: FramesConfig,
     scenes: Sequence[Scene],
     steps: int,
@@ -153,10 +153,10 @@ def pretrain_llm(
         seed: decides frames and sentences.
         report: gets the loss and the accuracies of words, count and place of every step.
     """
-    features = [encode_scene(glus.clip, scene) for scene in scenes]
-    head = SentenceHead(glus.language.width)
+    features = [encode_scene(glus.mllm.clip, scene) for scene in scenes]
+    head = SentenceHead(glus.mllm.width)
     glus.train()
-    trained = [glus.projector, glus.language]
+    trained = [glus.mllm.projector, glus.mllm]
     for module in trained:
         module.requires_grad_(True)
     optimizer = TowerOptimizer([*trained, head], learning_rate, steps)
@@ -173,11 +173,11 @@ def pretrain_llm(
         conversations, visual = [row.conversation for row in rows], [row.features_FPC for row in rows]
         labels = [label for row in rows for label in row.labels]
         ids_NL, placeholders_M, positions_NQ = pad_conversations(conversations, tokenizer.vocabulary.pad_id)
-        visual_MD = glus.projector(torch.stack(visual)).flatten(0, 2)
-        states_NLD = glus.language.states(ids_NL, placeholders_M, visual_MD)
+        visual_MD = glus.mllm.projector(torch.stack(visual)).flatten(0, 2)
+        states_NLD = glus.mllm.states(ids_NL, placeholders_M, visual_MD)
         states_RD = torch.cat([states[positions] for states, positions in zip(states_NLD, positions_NQ, strict=True)])
         loss, values = head(states_RD, labels)
-        answer = seg_cross_entropy(glus.language.logits(states_RD), tokenizer.vocabulary.seg_id).mean()
+        answer = seg_cross_entropy(glus.mllm.logits(states_RD), tokenizer.vocabulary.seg_id).mean()
         optimizer.update(loss + ANSWER_WEIGHT * answer)
         report(step, {"loss": float(loss.detach()), **values})
     glus.eval()

@@ -35,6 +35,7 @@ from glus import distributed
 from glus.config import TrainConfig, load_config
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
 from glus.models.build import TRAINED_FILE
+from glus.models.key_map import current_names
 from glus.models.weight_files import SafetensorsFile
 from glus.train.engine import Engine, OptimizerTensor
 from glus.types import ObjectKey
@@ -185,14 +186,15 @@ class Checkpoints:
         shapes = self._engine.shapes()
         try:
             with safe_open(path, framework="pt") as file:
-                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                stored = current_names({name: name for name in file.keys()})  # noqa: SIM118
+                found = {name: tuple(file.get_slice(own).get_shape()) for name, own in stored.items()}
                 wrong = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name))
                 if wrong:
                     raise ValueError(
                         f"{path} does not fit: {len(wrong)} tensors are missing, unexpected or of another shape, "
                         f"first {wrong[0]}: {found.get(wrong[0])} in the file, the model has {shapes.get(wrong[0])}"
                     )
-                self._engine.write_tensors(kind, file.get_tensor)
+                self._engine.write_tensors(kind, lambda name: file.get_tensor(stored[name]))
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{path} is damaged ({error}): remove {path.parent} to go on from an earlier checkpoint"

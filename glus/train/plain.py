@@ -48,10 +48,10 @@ def plain_forward(glus: Glus, inputs: Inputs) -> GlusOutput:
 def released_forward(glus: Glus, inputs: Inputs) -> GlusOutput:
     """The same result as the released GLUS computes it: SAM2's features of a query frame are shared, no more."""
     batch = inputs.batch
-    crops_BFCss = torch.cat([batch.context_clip, batch.query_clip], dim=1)
+    crops_BFCss = torch.cat([batch.context_pixels, batch.query_pixels], dim=1)
     tokens = [glus.vision_tokens(crops_BFCss[[video]]) for video in batch.video_index.tolist()]
-    states_NLD = glus.language.states(inputs.ids_NL, inputs.placeholders_M, torch.cat(tokens).flatten(0, 2))
-    logits_NLV = glus.language.logits(states_NLD)
+    states_NLD = glus.mllm.states(inputs.ids_NL, inputs.placeholders_M, torch.cat(tokens).flatten(0, 2))
+    logits_NLV = glus.mllm.logits(states_NLD)
     row_N1 = torch.arange(len(states_NLD), device=states_NLD.device)[:, None]
     embeds_NQC = glus.seg_head(states_NLD[row_N1, inputs.positions_NQ])
     masks = [

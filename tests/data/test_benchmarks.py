@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from glus.config import DataConfig, DatasetConfig, FramesConfig, MixtureItem, QuerySampling, TrainConfig, load_config
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.loader import build_loader, build_mixture
 from glus.tokens import Vocabulary
 from tests.data.test_readers import check_reading
@@ -58,15 +58,15 @@ def test_every_training_split_gives_samples(
     dataset, _ = write(valid, tmp_path)
     frames = FramesConfig(num_context=2, num_query=3, query_sampling=query_sampling)
     data = DataConfig({dataset.name: MixtureItem(dataset)})
-    sample = build_mixture(data, frames, ConversationTokenizer(tiny_vocabulary, 4), CLIP, seed=0)[0]
+    sample = build_mixture(data, frames, LlavaChat(tiny_vocabulary, 4), CLIP, seed=0)[0]
     assert all(sentence.startswith(f"{dataset.name}/") for sentence in sample.names)
-    assert sample.context_clip.shape == (2, CLIP, CLIP, 3)
+    assert sample.context_pixels.shape == (2, CLIP, CLIP, 3)
     assert sample.query_frames.shape == (3, *SIZE, 3)
     assert any(masks.any() for masks in sample.target_masks)
     is_still = all(np.array_equal(frame, sample.query_frames[0]) for frame in sample.query_frames)
     assert is_still == (dataset.name in PICTURES)
     if is_still:
-        np.testing.assert_array_equal(sample.context_clip, sample.query_clip[:2])
+        np.testing.assert_array_equal(sample.context_pixels, sample.query_pixels[:2])
         assert all(np.array_equal(masks, masks[[0, 0, 0]]) for masks in sample.target_masks)
 
 
@@ -76,12 +76,12 @@ def test_a_third_of_the_joint_draws_are_pictures_and_share_batches_with_videos(
     data = load_train("data=refvos_plus_image").data
     for item in data.mixture.values():
         item.dataset, _ = write(item.dataset, tmp_path)
-    mixture = build_mixture(data, FramesConfig(2, 3), ConversationTokenizer(tiny_vocabulary, 4), CLIP, seed=0)
+    mixture = build_mixture(data, FramesConfig(2, 3), LlavaChat(tiny_vocabulary, 4), CLIP, seed=0)
     is_picture = np.array([dataset.name in PICTURES for dataset in mixture.datasets])
     assert 0.3 < mixture.shares[is_picture].sum() < 0.37
     kinds = [mixture[number].names[0].split("/")[0] in PICTURES for number in range(20)]
     picture, video = kinds.index(True), kinds.index(False)
     batch = next(build_loader(mixture, [[video, picture]], 0, pad_id=0))
-    assert batch.query_clip.shape[:2] == (2, 3)
+    assert batch.query_pixels.shape[:2] == (2, 3)
     assert set(batch.video_index.tolist()) == {0, 1}
     assert {masks.shape for masks in batch.target_masks} == {(3, *SIZE)}

@@ -13,8 +13,8 @@ def sample(video, lengths, height, num_context=2, num_query=3):
     rng = np.random.default_rng(len(video))
     keys = [ObjectKey("d", video, "0", str(q), frozenset({1})) for q in range(num_query)]
     return TrainSample(
-        context_clip=rng.integers(0, 256, (num_context, 4, 4, 3), dtype=np.uint8),
-        query_clip=rng.integers(0, 256, (num_query, 4, 4, 3), dtype=np.uint8),
+        context_pixels=rng.integers(0, 256, (num_context, 4, 4, 3), dtype=np.uint8),
+        query_pixels=rng.integers(0, 256, (num_query, 4, 4, 3), dtype=np.uint8),
         query_frames=rng.integers(0, 256, (num_query, height, 7, 3), dtype=np.uint8),
         conversations=[Conversation(np.arange(1, n + 1), np.arange(num_query)) for n in lengths],
         target_masks=[np.full((num_query, height, 7), i % 2, np.uint8) for i in range(len(lengths))],
@@ -26,9 +26,9 @@ def sample(video, lengths, height, num_context=2, num_query=3):
 def test_rows_of_expressions_point_at_rows_of_videos():
     first, second = sample("a", [5, 7], height=6), sample("bb", [4], height=8)
     batch = collate([first, second], PAD)
-    assert batch.context_clip.shape == (2, 2, 3, 4, 4)
-    assert batch.query_clip.shape == (2, 3, 3, 4, 4)
-    torch.testing.assert_close(batch.query_clip[1, 2, 0], torch.from_numpy(second.query_clip[2, ..., 0]))
+    assert batch.context_pixels.shape == (2, 2, 3, 4, 4)
+    assert batch.query_pixels.shape == (2, 3, 3, 4, 4)
+    torch.testing.assert_close(batch.query_pixels[1, 2, 0], torch.from_numpy(second.query_pixels[2, ..., 0]))
     assert [tuple(frames.shape) for frames in batch.query_frames] == [(3, 6, 7, 3), (3, 8, 7, 3)]
     assert batch.video_index.tolist() == [0, 0, 1]
     assert batch.names == ["d/a/0", "d/a/1", "d/bb/0"]
@@ -40,7 +40,7 @@ def test_rows_of_expressions_point_at_rows_of_videos():
 
 def test_a_batch_may_have_no_context_frames():
     batch = collate([sample("a", [5], height=6, num_context=0)], PAD)
-    assert batch.context_clip.shape == (1, 0, 3, 4, 4)
+    assert batch.context_pixels.shape == (1, 0, 3, 4, 4)
 
 
 def test_padded_conversations_keep_their_positions():

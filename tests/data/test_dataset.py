@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from glus.config import DataConfig, DatasetConfig, FramesConfig, Layout, MixtureItem, QuerySampling
-from glus.data.chat.llava import ConversationTokenizer, train_vocabulary
+from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.data.loader import build_loader, build_mixture
 from glus.tokens import Vocabulary
 from tests.edits import edit_json
@@ -77,7 +77,7 @@ def write_ref_youtube_vos(root):
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vocabulary")
     train_vocabulary(folder, ["object it"] * 5, 400)
-    return ConversationTokenizer(Vocabulary(folder), 2)
+    return LlavaChat(Vocabulary(folder), 2)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def same(first, second):
         first.names == second.names
         and first.object_keys == second.object_keys
         and np.array_equal(first.query_frames, second.query_frames)
-        and np.array_equal(first.context_clip, second.context_clip)
+        and np.array_equal(first.context_pixels, second.context_pixels)
         and all(
             np.array_equal(a.input_ids, b.input_ids)
             for a, b in zip(first.conversations, second.conversations, strict=True)
@@ -120,13 +120,13 @@ def test_frames_masks_and_keys_of_a_sample_belong_together(tokenizer, configs):
     mixture = mixture_of(tokenizer, configs[0], sentences=4)
     for number in range(10):
         sample = mixture[number]
-        assert sample.context_clip.shape == (2, CLIP, CLIP, 3)
+        assert sample.context_pixels.shape == (2, CLIP, CLIP, 3)
         assert sample.query_frames.shape == (3, H, W, 3)
         assert sorted(name.split("/")[-1] for name in sample.names) == ["0", "1", "2", "3"]
         indices = [int(frame[0, 0, 0]) // 10 for frame in sample.query_frames]
         assert indices == list(range(indices[0], indices[0] + 3))
         assert {int(frame[0, 0, 1]) for frame in sample.query_frames} == {40 * int(sample.names[0].split("/")[1][1])}
-        np.testing.assert_array_equal(sample.query_clip[:, 0, 0], sample.query_frames[:, 0, 0])
+        np.testing.assert_array_equal(sample.query_pixels[:, 0, 0], sample.query_frames[:, 0, 0])
         for name, masks, keys in zip(sample.names, sample.target_masks, sample.object_keys, strict=True):
             objects = {"0": [0], "1": [1], "2": [0, 1], "3": []}[name.split("/")[-1]]
             expected = [sum((object_mask(i, 8 * o) for o in objects), np.zeros((H, W), np.uint8)) for i in indices]
@@ -156,7 +156,7 @@ def test_weights_decide_the_share_of_each_dataset_and_short_videos_are_left_out(
 @pytest.mark.parametrize("query_sampling", list(QuerySampling))
 def test_counts_of_frames_are_free(tokenizer, configs, num_context, query_sampling):
     sample = mixture_of(tokenizer, configs[1], num_context=num_context, num_query=1, query_sampling=query_sampling)[0]
-    assert sample.context_clip.shape == (num_context, CLIP, CLIP, 3)
+    assert sample.context_pixels.shape == (num_context, CLIP, CLIP, 3)
     assert [len(c.seg_positions) for c in sample.conversations] == [1]
 
 
@@ -170,7 +170,7 @@ def test_loader_gives_the_asked_samples_in_order_with_any_number_of_workers(toke
         first, second = next(alone), next(with_workers)
         assert first.names == second.names == expected
         torch.testing.assert_close(first.input_ids, second.input_ids)
-        torch.testing.assert_close(first.query_clip, second.query_clip)
+        torch.testing.assert_close(first.query_pixels, second.query_pixels)
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from glus.batch import Batch, TrainSample
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import unpack_conversations
 from glus.data.chat.wording import draw_turns
 from glus.data.loader import collate
@@ -25,7 +25,7 @@ def _sentence(rng: np.random.Generator) -> str:
     return " ".join("".join(rng.choice(list("abcdefghij"), rng.integers(2, 10))) for _ in range(count))
 
 
-def _sample(tokenizer: ConversationTokenizer, rng: np.random.Generator) -> TrainSample:
+def _sample(tokenizer: LlavaChat, rng: np.random.Generator) -> TrainSample:
     pixels = np.zeros((NUM_QUERY, 1, 1, 3), np.uint8)
     conversations = [
         tokenizer.train(draw_turns(_sentence(rng), NUM_QUERY, rng), NUM_CONTEXT, "") for _ in range(SENTENCES)
@@ -38,7 +38,7 @@ def _sample(tokenizer: ConversationTokenizer, rng: np.random.Generator) -> Train
 def batches() -> list[Batch]:
     """Micro-batches of two videos, tokens as at full size."""
     vocabulary: Any = StandInVocabulary()
-    tokenizer, rng = ConversationTokenizer(vocabulary, FULL_SIZE_TOKENS), np.random.default_rng(0)
+    tokenizer, rng = LlavaChat(vocabulary, FULL_SIZE_TOKENS), np.random.default_rng(0)
 
     def drawn() -> Iterator[Batch]:
         for _ in range(NUM_BATCHES):

@@ -20,8 +20,8 @@ def conversation(*ids: int) -> Conversation:
 def batch_of(packed: PackedConversations, video_index: list[int]) -> Batch:
     """Without pixels."""
     return Batch(
-        context_clip=torch.empty(0),
-        query_clip=torch.empty(0),
+        context_pixels=torch.empty(0),
+        query_pixels=torch.empty(0),
         query_frames=[],
         **vars(packed),
         video_index=torch.tensor(video_index),

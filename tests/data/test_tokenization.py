@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from glus.data.chat.llava import ConversationTokenizer, common_prefix, train_vocabulary
+from glus.data.chat.llava import LlavaChat, common_prefix, train_vocabulary
 from glus.data.chat.wording import ANSWERS, CONTEXT, QUESTIONS, SYSTEM, Turn
 from glus.tokens import IMAGE_ID, Vocabulary
 
@@ -18,7 +18,7 @@ def vocabulary(tmp_path_factory):
 
 @pytest.fixture
 def tokenizer(vocabulary):
-    return ConversationTokenizer(vocabulary, P)
+    return LlavaChat(vocabulary, P)
 
 
 def pieces(vocabulary, ids):

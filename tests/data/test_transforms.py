@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from glus.data.transforms import clip_crop
+from glus.models.mllm.llava import clip_crop
 
 
 @pytest.mark.parametrize("size", [(90, 61), (61, 90), (30, 30), (45, 101), (224, 300), (500, 330)])

@@ -25,7 +25,7 @@ FEWER_BYTES = {Quantization.int8: 1.9, Quantization.nf4: 3.4}
 def _language() -> LanguageModel:
     torch.manual_seed(0)
     language = LanguageModel(build_llama(SIZES, vocab_size=64)).bfloat16()
-    add_lora(language.llama, 4, 8, 0.0, ["q_proj", "v_proj"])
+    add_lora(mllm.llama, 4, 8, 0.0, ["q_proj", "v_proj"])
     for name, parameter in language.named_parameters():
         parameter.requires_grad_(".lora_" in name)
     return language.bfloat16().to(DEVICE)
@@ -37,14 +37,14 @@ def _states(language: LanguageModel) -> torch.Tensor:
 
 
 def _bytes(language: LanguageModel) -> int:
-    return sum(p.nbytes for n, p in language.llama.model.layers.named_parameters() if "_proj" in n and "lora" not in n)
+    return sum(p.nbytes for n, p in mllm.llama.model.layers.named_parameters() if "_proj" in n and "lora" not in n)
 
 
 @pytest.mark.parametrize("quantization", [Quantization.int8, Quantization.nf4])
 def test_states_stay_close_and_adapters_learn(quantization: Quantization) -> None:
     language = _language()
     before, size = _states(language), _bytes(language)
-    Quantizer(language.llama, quantization, DEVICE)
+    Quantizer(mllm.llama, quantization, DEVICE)
     after = _states(language)
     assert size / _bytes(language) > FEWER_BYTES[quantization]
     assert torch.nn.functional.cosine_similarity(before, after, dim=-1).min() > 0.9
@@ -60,7 +60,7 @@ def test_states_stay_close_and_adapters_learn(quantization: Quantization) -> Non
         optimizer.step()
     assert losses[-1] < losses[0]
     with pytest.raises(ValueError, match="merging would round the adapter away"):
-        merge_lora(language.llama)
+        merge_lora(mllm.llama)
 
 
 @pytest.mark.parametrize("quantization", [Quantization.int8, Quantization.nf4])
@@ -70,6 +70,6 @@ def test_a_stored_model_is_loaded_quantised(
     glus = copy.deepcopy(tiny_model.glus)
     save_model(tmp_path / "m", glus.state_dict(), tiny_model.config, tiny_model.vocabulary, metadata={})
     loaded = load_model(tmp_path / "m", Precision.bf16, SettingsConfig(llm_quantization=quantization))
-    weights = {n: p for n, p in loaded.glus.named_parameters() if "_proj" in n and "language.llama.model" in n}
+    weights = {n: p for n, p in loaded.glus.named_parameters() if "_proj" in n and "mllm.llama.model" in n}
     assert {p.dtype for n, p in weights.items() if "lora" not in n} <= {torch.int8, torch.uint8}
-    assert loaded.glus.language.llama.lm_head.weight.dtype is torch.bfloat16
+    assert loaded.glus.mllm.llama.lm_head.weight.dtype is torch.bfloat16

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from glus.config import FramesConfig, InferenceConfig
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.inference.predictor import VideoPredictor
 from glus.models.build import LoadedModel
 
@@ -40,22 +40,22 @@ class ArrayVideo:
 def answering(model: LoadedModel, seg: bool = True) -> LoadedModel:
     """The model, made to always answer with [SEG], or with something else."""
     glus = copy.deepcopy(model.glus)
-    logits = glus.language.logits
+    logits = glus.mllm.logits
     token = model.vocabulary.seg_id if seg else model.vocabulary.eos_id
     bias = torch.nn.functional.one_hot(torch.tensor(token), model.config.model.llm.vocab_size) * 1e4
-    glus.language.logits = lambda states: logits(states) + bias
+    glus.mllm.logits = lambda states: logits(states) + bias
     return replace(model, glus=glus)
 
 
 def answering_sometimes(model: LoadedModel) -> LoadedModel:
     """The model, made to answer some prompts with [SEG] and others not, as their state's first channel has it."""
     sometimes = answering(model)
-    logits, seg_id = sometimes.glus.language.logits, model.vocabulary.seg_id
+    logits, seg_id = sometimes.glus.mllm.logits, model.vocabulary.seg_id
     one_hot = torch.nn.functional.one_hot(torch.tensor(seg_id), model.config.model.llm.vocab_size) * 2e4
-    sometimes.glus.language.logits = lambda states: logits(states) - one_hot * ((states[..., :1] * 50).sin() < 0)
+    sometimes.glus.mllm.logits = lambda states: logits(states) - one_hot * ((states[..., :1] * 50).sin() < 0)
     return sometimes
 
 
 def predictor(model: LoadedModel, frames: FramesConfig, **inference: object) -> VideoPredictor:
-    tokenizer = ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
+    tokenizer = LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
     return VideoPredictor(model.glus, tokenizer, frames, InferenceConfig(**inference))

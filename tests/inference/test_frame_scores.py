@@ -24,7 +24,7 @@ def head_model(tiny_model: LoadedModel) -> LoadedModel:
     """With an IoU head, at random."""
     model = answering(tiny_model)
     torch.manual_seed(0)
-    model.glus.iou_head = IouHead(model.glus.language.width, model.glus.segmenter.width)
+    model.glus.iou_head = IouHead(model.glus.mllm.width, model.glus.segmenter.width)
     return model
 
 

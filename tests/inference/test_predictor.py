@@ -141,7 +141,7 @@ def test_more_is_shared_than_the_prefix(seg_model):
         with counted(seg_model.glus) as counts:
             list(one.segment(ArrayVideo(12), [TEXTS[0]] * count))
         spent[count] = counts["LLM tokens"]
-    assert spent[3] - spent[2] < spent[1] - len(one.tokenizer.opening(3)) - 9 * seg_model.glus.tokens_per_frame
+    assert spent[3] - spent[2] < spent[1] - len(one.tokenizer.opening(3)) - 9 * seg_model.glus.mllm.tokens_per_frame
 
 
 def test_clips_read_far_fewer_tokens(seg_model):
@@ -285,7 +285,7 @@ def damaged(model: LoadedModel, part: str) -> LoadedModel:
 @pytest.mark.parametrize(
     ("part", "what"),
     [
-        ("language.llama.model.norm.weight", "the LLM's answer"),
+        ("mllm.llama.model.norm.weight", "the LLM's answer"),
         ("seg_head.fc2.bias", "the LLM's answer"),
         (MASK_BIAS, "SAM2's mask"),
     ],

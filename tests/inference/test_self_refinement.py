@@ -80,7 +80,7 @@ def test_frames_are_scored_and_predictions_start_from_the_best(
     """At most three passes of SAM2 over a frame (two with a head), two of CLIP, in the two programs together."""
     predictor, model = load_predictor(model_folder)
     if has_head:
-        model.glus.iou_head = IouHead(model.glus.language.width, model.glus.segmenter.width)
+        model.glus.iou_head = IouHead(model.glus.mllm.width, model.glus.segmenter.width)
     monkeypatch.setattr("glus.inference.split.load_predictor", lambda *_: (predictor, model))
     score = predictor.score_frames  # later frames shall be better, whatever a random model makes of them
     monkeypatch.setattr(predictor, "score_frames", lambda *a: (s := score(*a)) * np.linspace(0.1, 1, s.shape[1]))

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from glus import distributed
 from glus.config import TrainConfig, WandbConfig, load_config
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.loader import build_loader, build_mixture
 from glus.log import MetricsLog
 from glus.losses.objective import build_objective
@@ -43,8 +43,8 @@ def main(config_file: str, output: str) -> None:
     torch.manual_seed(trainer.seed)
     vocabulary = Vocabulary(config.model.llm.tokenizer)
     glus = build_glus(config.model)
-    tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)
-    mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, trainer.seed)
+    tokenizer = LlavaChat(vocabulary, glus.mllm.tokens_per_frame)
+    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.clip.image_size, trainer.seed)
     accumulation = accumulation_steps(trainer.global_batch_size, trainer.micro_batch_size, world)
     numbers = micro_batches(0, trainer.steps, trainer.global_batch_size, trainer.micro_batch_size, rank, world)
     engine = RecordingEngine(glus.train(), trainer, accumulation)

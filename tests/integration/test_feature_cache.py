@@ -19,7 +19,7 @@ from rich.console import Console
 
 from glus.batch import Batch
 from glus.config import FeatureCacheConfig, LossConfig, ModelConfig, TrainConfig
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.dataset import Mixture
 from glus.data.features import FeatureStore
 from glus.data.frames import FrameStore
@@ -68,9 +68,9 @@ def build(config: TrainConfig) -> tuple[Glus, Mixture, Vocabulary]:
     """What ``scripts/train.py`` builds."""
     torch.manual_seed(config.trainer.seed)
     vocabulary, glus = Vocabulary(config.model.llm.tokenizer), build_glus(config.model).train()
-    tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)
+    tokenizer = LlavaChat(vocabulary, glus.mllm.tokens_per_frame)
     keys = feature_keys(glus, config.model, config.data.feature_cache.used_parts())
-    mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, config.trainer.seed, keys)
+    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.clip.image_size, config.trainer.seed, keys)
     return glus, mixture, vocabulary
 
 
@@ -79,7 +79,7 @@ def step(config: TrainConfig) -> tuple[dict[str, float], dict[str, torch.Tensor]
     glus, mixture, vocabulary = build(config)
     runs: Counter[str] = Counter()
     for name, tower in {
-        "clip": glus.clip.vision_model.encoder.layers[0],
+        "clip": glus.mllm.clip.vision_model.encoder.layers[0],
         "sam2": glus.segmenter.sam.image_encoder,
     }.items():
         tower.register_forward_pre_hook(lambda module, inputs, name=name: runs.update([name]))
@@ -99,7 +99,7 @@ def test_a_step_is_the_same_without_its_towers(
     assert runs == {"clip": 1, "sam2": 1}
     got, got_gradients, got_runs, batch = step(cached(tiny_train_config(), filled, parts))
     assert got_runs == {name: 1 for name in BOTH if name not in parts}
-    assert (batch.query_clip.dtype is torch.uint8, batch.query_frames[0].dtype is torch.uint8) == (
+    assert (batch.query_pixels.dtype is torch.uint8, batch.query_frames[0].dtype is torch.uint8) == (
         "clip" not in parts,
         "sam2" not in parts,
     )
@@ -130,7 +130,7 @@ def test_without_context_frames_and_with_workers(tiny_train_config: Callable[...
     config = cached(tiny_train_config(), filled)
     config.frames.num_context, config.data.num_workers = 0, 1
     losses, _, runs, batch = step(config)
-    assert batch.context_clip.shape[:2] == (2, 0)
+    assert batch.context_pixels.shape[:2] == (2, 0)
     assert not runs
     assert np.isfinite(losses["total"])
 
@@ -231,7 +231,7 @@ def test_the_tool_needs_no_language_model(tiny_train_config: Callable[..., Train
     model.clip.weights, model.segmenter.weights = str(tmp_path / "clip"), str(tmp_path / "sam2.pt")
     light = towers_only(model)
     built = build_glus(light)
-    assert not list(built.language.llama.model.layers)
+    assert not list(built.mllm.llama.model.layers)
     assert feature_keys(built, light, BOTH) == feature_keys(start, model, BOTH)
 
 

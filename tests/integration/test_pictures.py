@@ -9,7 +9,7 @@ import torch
 
 from glus.config import DataConfig, FramesConfig, InferenceConfig, LossConfig, MixtureItem
 from glus.data.benchmarks.index import read_expressions
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.loader import build_loader, build_mixture
 from glus.inference.predictor import VideoPredictor
@@ -22,15 +22,15 @@ from tests.layouts.youtube_vos import write_ref_youtube_vos
 FRAMES = FramesConfig(num_context=2, num_query=3)
 
 
-def tokenizer_of(model: LoadedModel) -> ConversationTokenizer:
-    return ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
+def tokenizer_of(model: LoadedModel) -> LlavaChat:
+    return LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
 
 
 def test_a_batch_of_pictures_and_videos_has_finite_losses(tiny_model: LoadedModel, tmp_path: Path) -> None:
     writers = (write_ref_youtube_vos, write_refcoco, write_reason_seg)
     datasets = [write(tmp_path / write.__name__, "train").dataset for write in writers]
     data = DataConfig({dataset.name: MixtureItem(dataset) for dataset in datasets}, expressions_per_video=2)
-    mixture = build_mixture(data, FRAMES, tokenizer_of(tiny_model), tiny_model.glus.clip.image_size, seed=0)
+    mixture = build_mixture(data, FRAMES, tokenizer_of(tiny_model), tiny_model.glus.mllm.clip.image_size, seed=0)
     first_of = {mixture[number].names[0].split("/")[0]: number for number in range(20)}
     batch = next(build_loader(mixture, [list(first_of.values())], 0, tiny_model.vocabulary.pad_id))
     assert {name.split("/")[0] for name in batch.names} == {dataset.name for dataset in datasets}

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from glus.config import MixtureItem, ModelFolderConfig, Precision, TrainConfig, load_config
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.loader import build_mixture
 from glus.models.build import build_glus, load_model
 from glus.tokens import Vocabulary
@@ -178,8 +178,8 @@ def test_the_mixture_drawn_is_recorded_beside_the_one_asked_for(
     assert "mixture asked for: often 75.0%, seldom 25.0%" in first.outputs[0]
     assert run_training(config, processes=2).is_ok
     glus = build_glus(config.model)
-    tokenizer = ConversationTokenizer(tiny_vocabulary, glus.tokens_per_frame)
-    mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, config.trainer.seed)
+    tokenizer = LlavaChat(tiny_vocabulary, glus.mllm.tokens_per_frame)
+    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.clip.image_size, config.trainer.seed)
     drawn = [mixture[number].object_keys[0][0].dataset for number in range(6 * config.trainer.global_batch_size)]
     assert 0 < drawn.count("seldom") < drawn.count("often")
     for line in curve(Path(config.output_dir)):

@@ -24,8 +24,8 @@ def make_case() -> CaseMaker:
         n, q = len(sizes), 2
         empty = torch.zeros(0)
         batch = Batch(
-            context_clip=empty,
-            query_clip=empty,
+            context_pixels=empty,
+            query_pixels=empty,
             query_frames=[],
             input_ids=torch.zeros(1, 8, dtype=torch.int64),
             position_ids=torch.arange(8)[None],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from glus.batch import Batch, TrainSample
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.chat.wording import draw_turns
 from glus.data.loader import collate
 from glus.models.build import TRAINED_FILE, LoadedModel, write_model_config
@@ -39,16 +39,16 @@ def glus(tiny_model: LoadedModel) -> Glus:
 @pytest.fixture(scope="session")
 def make_batch(tiny_model: LoadedModel) -> BatchMaker:
     """``make_batch(rows=(2, 1), num_context=2, num_query=2)``: random videos, ``rows`` sentences each."""
-    tokenizer = ConversationTokenizer(tiny_model.vocabulary, tiny_model.glus.tokens_per_frame)
-    side = tiny_model.glus.clip.image_size
+    tokenizer = LlavaChat(tiny_model.vocabulary, tiny_model.glus.mllm.tokens_per_frame)
+    side = tiny_model.glus.mllm.clip.image_size
 
     def sample(rng: np.random.Generator, video: int, rows: int, num_context: int, num_query: int) -> TrainSample:
         height, width = 40 + 8 * video, 56
         frames = rng.integers(0, 256, (num_query, height, width, 3), dtype=np.uint8)
         names = [f"shapes/v{video}/{row}" for row in range(rows)]
         return TrainSample(
-            context_clip=rng.integers(0, 256, (num_context, side, side, 3), dtype=np.uint8),
-            query_clip=rng.integers(0, 256, (num_query, side, side, 3), dtype=np.uint8),
+            context_pixels=rng.integers(0, 256, (num_context, side, side, 3), dtype=np.uint8),
+            query_pixels=rng.integers(0, 256, (num_query, side, side, 3), dtype=np.uint8),
             query_frames=frames,
             conversations=[
                 tokenizer.train(draw_turns(TEXTS[row], num_query, rng), num_context, names[row]) for row in range(rows)

@@ -71,7 +71,7 @@ def test_random_weights_take_no_more_room_than_the_network(tiny_model: LoadedMod
     assert {parameter.dtype for parameter in glus.parameters()} == {torch.bfloat16}
     assert trainable_names(glus) == trainable_names(tiny_model.glus)
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
-    drawn = {name: p for name, p in glus.language.named_parameters() if "lora_" not in name and "norm" not in name}
+    drawn = {name: p for name, p in glus.mllm.named_parameters() if "lora_" not in name and "norm" not in name}
     assert all(0.015 < parameter.float().std() < 0.025 for parameter in drawn.values())
 
 
@@ -119,8 +119,8 @@ def test_two_steps_change_what_is_declared_and_nothing_else(
     glus: Glus, make_batch: BatchMaker, checkpointing: bool
 ) -> None:
     if checkpointing:
-        glus.language.checkpoint_gradients()
-        assert any(getattr(module, "gradient_checkpointing", False) for module in glus.language.modules())
+        glus.mllm.checkpoint_gradients()
+        assert any(getattr(module, "gradient_checkpointing", False) for module in glus.mllm.modules())
     expected = {name for name in trainable_names(glus) if not name.startswith(NEVER_UPDATED)}
     assert len(expected) < len(trainable_names(glus))
     assert _two_steps(glus, make_batch((2, 1))) == expected
@@ -131,7 +131,7 @@ def test_gradient_checkpointing_changes_no_gradient(glus: Glus, make_batch: Batc
     for checkpointing in (False, True):
         model = copy.deepcopy(glus).train()
         if checkpointing:
-            model.language.checkpoint_gradients()
+            model.mllm.checkpoint_gradients()
         model(batch).mask_logits_NQmm.square().mean().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -140,10 +140,10 @@ def test_gradient_checkpointing_changes_no_gradient(glus: Glus, make_batch: Batc
 
 
 def test_gradient_checkpointing_is_switched_on_and_off(glus: Glus) -> None:
-    layers = glus.language.llama.model.layers
-    glus.language.checkpoint_gradients()
+    layers = glus.mllm.llama.model.layers
+    glus.mllm.checkpoint_gradients()
     assert all(layer.gradient_checkpointing for layer in layers)
-    glus.language.checkpoint_gradients(False)
+    glus.mllm.checkpoint_gradients(False)
     assert not any(layer.gradient_checkpointing for layer in layers)
 
 
@@ -157,17 +157,17 @@ def test_gradient_checkpointing_has_another_name_in_older_transformers(glus: Glu
         def gradient_checkpointing_disable(self) -> None:
             self.said += ("disabled",)
 
-    glus.language.llama = Older()
-    glus.language.checkpoint_gradients()
-    glus.language.checkpoint_gradients(False)
-    assert glus.language.llama.said == ({"use_reentrant": False}, "disabled")
+    glus.mllm.llama = Older()
+    glus.mllm.checkpoint_gradients()
+    glus.mllm.checkpoint_gradients(False)
+    assert glus.mllm.llama.said == ({"use_reentrant": False}, "disabled")
 
 
 def test_frozen_language_model_still_passes_gradients_to_the_projector(glus: Glus, make_batch: BatchMaker) -> None:
     """Also with gradient checkpointing, whose inputs then carry the only gradient."""
     mark_trainable(glus, ["projector"])
-    glus.language.checkpoint_gradients()
-    assert _two_steps(glus, make_batch((2, 1))) == {"projector.weight", "projector.bias"}
+    glus.mllm.checkpoint_gradients()
+    assert _two_steps(glus, make_batch((2, 1))) == {"mllm.projector.weight", "mllm.projector.bias"}
 
 
 def _randomised(glus: Glus) -> Glus:
@@ -188,11 +188,11 @@ def _with_towers(model: LoadedModel, glus: Glus, folder: Path) -> LoadedModel:
     """The same model whose config names weights of its frozen parts, as a trained-only checkpoint needs."""
     folder.mkdir()
     config = copy.deepcopy(model.config)
-    save_file(glus.clip.vision_model.state_dict(), folder / "model.safetensors")
+    save_file(glus.mllm.clip.vision_model.state_dict(), folder / "model.safetensors")
     torch.save({"model": glus.segmenter.sam.state_dict()}, folder / "sam2.pt")
     plain = {
         name.replace(".base_layer", ""): value
-        for name, value in glus.language.llama.state_dict().items()
+        for name, value in glus.mllm.llama.state_dict().items()
         if ".lora_" not in name
     }
     save_file(plain, folder / "llm.safetensors")

@@ -36,7 +36,7 @@ def test_gradients_are_those_of_layers_that_are_not_compiled(
     compiled = copy.deepcopy(plain)
     for glus in (plain, compiled):
         if checkpointing:
-            glus.language.checkpoint_gradients()
+            glus.mllm.checkpoint_gradients()
     compiled.language.compile_layers()
     torch._dynamo.utils.counters.clear()  # of the check
     assert compiled.state_dict().keys() == plain.state_dict().keys()

@@ -27,8 +27,8 @@ def _row(batch: Batch, row: int) -> Batch:
     video = int(batch.video_index[row])
     return replace(
         batch,
-        context_clip=batch.context_clip[[video]],
-        query_clip=batch.query_clip[[video]],
+        context_pixels=batch.context_pixels[[video]],
+        query_pixels=batch.query_pixels[[video]],
         query_frames=[batch.query_frames[video]],
         **vars(pack_conversations([[unpack_conversations(batch)[row]]], pad_id=0)),
         video_index=torch.zeros(1, dtype=torch.int64),
@@ -53,7 +53,7 @@ def _calls(module: torch.nn.Module) -> list[int]:
 @pytest.mark.parametrize(("num_context", "num_query"), [(2, 3), (0, 2), (1, 1), (0, 1)])
 def test_output_shapes_follow_the_batch(glus: Glus, make_batch: BatchMaker, num_context: int, num_query: int) -> None:
     output = _forward(glus, make_batch((2, 1), num_context, num_query))
-    vocabulary = glus.language.llama.config.vocab_size
+    vocabulary = glus.mllm.llama.config.vocab_size
     assert output.seg_logits_NQV.shape == (3, num_query, vocabulary)
     assert output.seg_embeds_NQC.shape == (3, num_query, glus.segmenter.width)
     assert output.mask_logits_NQmm.shape == (3, num_query, 16, 16)
@@ -79,7 +79,7 @@ def test_expressions_and_videos_are_told_apart(glus: Glus, make_batch: BatchMake
 def test_a_frame_is_encoded_once_for_all_its_expressions_and_all_frames_together(
     glus: Glus, make_batch: BatchMaker
 ) -> None:
-    clip, image = _calls(glus.clip), _calls(glus.segmenter.sam.image_encoder)
+    clip, image = _calls(glus.mllm.clip), _calls(glus.segmenter.sam.image_encoder)
     _forward(glus, make_batch((3, 2), 2, 3))
     assert clip == [2 * (2 + 3)]
     assert image == [2 * 3]
@@ -87,9 +87,9 @@ def test_a_frame_is_encoded_once_for_all_its_expressions_and_all_frames_together
 
 def test_logits_are_computed_where_seg_is_to_come_and_nowhere_else(glus: Glus, make_batch: BatchMaker) -> None:
     shapes: list[torch.Size] = []
-    glus.language.llama.lm_head.register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape))
+    glus.mllm.llama.lm_head.register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape))
     _forward(glus, make_batch((3, 2), 2, 3))
-    assert shapes == [(5, 3, glus.language.width)]
+    assert shapes == [(5, 3, glus.mllm.width)]
 
 
 def test_attention_is_torchs_fused_one(glus: Glus, make_batch: BatchMaker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,14 +103,14 @@ def test_attention_is_torchs_fused_one(glus: Glus, make_batch: BatchMaker, monke
         return attend(query, *others, **options)
 
     batch = make_batch((3, 2))
-    tokens = glus.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], dim=1)).flatten(0, 2)
+    tokens = glus.vision_tokens(torch.cat([batch.context_pixels, batch.query_pixels], dim=1)).flatten(0, 2)
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
-    glus.language.packed_states(
-        glus.language.splice(batch.input_ids, batch.placeholders, tokens[batch.visual_index]),
+    glus.mllm.packed_states(
+        glus.mllm.splice(batch.input_ids, batch.placeholders, tokens[batch.visual_index]),
         batch.position_ids,
         PackedRows(batch.conversation_tokens, batch.token_places),
     )
-    assert calls == [5] * len(glus.language.llama.model.layers)
+    assert calls == [5] * len(glus.mllm.llama.model.layers)
 
 
 def test_the_last_query_frame_is_not_memorised(glus: Glus, make_batch: BatchMaker) -> None:
@@ -125,12 +125,12 @@ def test_context_frames_come_before_query_frames_and_seg_is_read_one_position_ea
     batch = make_batch((2, 1), 1, 2)
     visual = []
     for video in batch.video_index.tolist():
-        for crops in (batch.context_clip[video], batch.query_clip[video]):
+        for crops in (batch.context_pixels[video], batch.query_pixels[video]):
             visual.append(glus.vision_tokens(crops[None]).flatten(0, 2))
     ids, placeholders, positions = pad_conversations(unpack_conversations(batch), pad_id=0)
     rows = torch.arange(len(ids))[:, None]
     assert len(ids[rows, positions + 1].unique()) == 1  # [SEG] everywhere
-    embeds, logits = glus.answer(glus.language.states(ids, placeholders, torch.cat(visual))[rows, positions])
+    embeds, logits = glus.answer(glus.mllm.states(ids, placeholders, torch.cat(visual))[rows, positions])
     output = _forward(glus, batch)
     torch.testing.assert_close(output.seg_embeds_NQC, embeds, rtol=0, atol=1e-5)
     torch.testing.assert_close(output.seg_logits_NQV, logits, rtol=0, atol=1e-5)

@@ -41,7 +41,7 @@ def test_visual_tokens_take_their_placeholders_row_by_row(language: LanguageMode
     ids = torch.tensor([[1, IMAGE_ID, IMAGE_ID, 5, IMAGE_ID], [IMAGE_ID, 7, 8, 9, 0]])
     visual = torch.arange(4.0)[:, None].expand(4, 32) + 100
     embeds = language.splice(ids, _where(ids), visual)
-    table = language.llama.model.embed_tokens.weight
+    table = mllm.llama.model.embed_tokens.weight
     assert torch.equal(embeds[ids == IMAGE_ID], visual)
     assert torch.equal(embeds[ids != IMAGE_ID], table[ids[ids != IMAGE_ID]])
 
@@ -51,7 +51,7 @@ def test_gradients_reach_visual_tokens_and_only_the_embeddings_in_use(language: 
     ids = torch.tensor([[3, IMAGE_ID, IMAGE_ID]])
     language.splice(ids, _where(ids), visual).sum().backward()
     assert torch.equal(visual.grad, torch.ones(2, 32))
-    rows = language.llama.model.embed_tokens.weight.grad.abs().sum(1).nonzero().flatten()
+    rows = mllm.llama.model.embed_tokens.weight.grad.abs().sum(1).nonzero().flatten()
     assert rows.tolist() == [3]  # not row 0, which stands in for placeholders
 
 
@@ -86,13 +86,13 @@ def test_states_are_normalised_and_give_the_models_own_logits(language: Language
     ids = torch.randint(1, 50, (2, 10), generator=torch.Generator().manual_seed(0))
     states = language.states(ids, NOWHERE, torch.zeros(0, 32))
     torch.testing.assert_close(states.pow(2).mean(-1), torch.ones(2, 10), rtol=1e-2, atol=0)
-    torch.testing.assert_close(language.logits(states), language.llama(input_ids=ids).logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(language.logits(states), mllm.llama(input_ids=ids).logits, rtol=0, atol=1e-6)
 
 
 def test_casting_to_bfloat16_keeps_positions_far_into_a_conversation(language: LanguageModel) -> None:
     """Rounded rotary frequencies are off by a radian at position 700, and the last of many equal tokens drifts."""
     position = torch.arange(0, 2048)[None]
-    cos, sin = language.llama.model.rotary_emb(torch.zeros(1), position)
+    cos, sin = mllm.llama.model.rotary_emb(torch.zeros(1), position)
     frequencies = 1 / 10000 ** (torch.arange(0, 16, 2).double() / 16)
     angles = (position[0, :, None] * frequencies).repeat(1, 2)
     low = copy.deepcopy(language).to(torch.bfloat16)
@@ -104,26 +104,26 @@ def test_casting_to_bfloat16_keeps_positions_far_into_a_conversation(language: L
 def test_rotary_frequencies_survive_the_meta_device(language: LanguageModel) -> None:
     with torch.device("meta"):
         llama = build_llama(ARCHITECTURE, vocab_size=50)
-    llama.to_empty(device="cpu").load_state_dict(language.llama.state_dict())
+    llama.to_empty(device="cpu").load_state_dict(mllm.llama.state_dict())
     ids = torch.arange(1, 30)[None]
-    assert torch.equal(llama(input_ids=ids).logits, language.llama(input_ids=ids).logits)
+    assert torch.equal(llama(input_ids=ids).logits, mllm.llama(input_ids=ids).logits)
 
 
 def test_lora_goes_into_its_targets_and_starts_without_effect(language: LanguageModel) -> None:
     ids = torch.arange(1, 30)[None]
-    before = language.llama(input_ids=ids).logits
-    linear = {name for name, module in language.llama.named_modules() if isinstance(module, torch.nn.Linear)}
-    add_lora(language.llama, rank=2, alpha=4, dropout=0.0, targets=["q_proj", "v_proj"])
-    adapted = {name.partition(".lora_")[0] for name, _ in language.llama.named_parameters() if ".lora_" in name}
+    before = mllm.llama(input_ids=ids).logits
+    linear = {name for name, module in mllm.llama.named_modules() if isinstance(module, torch.nn.Linear)}
+    add_lora(mllm.llama, rank=2, alpha=4, dropout=0.0, targets=["q_proj", "v_proj"])
+    adapted = {name.partition(".lora_")[0] for name, _ in mllm.llama.named_parameters() if ".lora_" in name}
     assert adapted == {name for name in linear if name.endswith(("q_proj", "v_proj"))}
     assert len(adapted) == 4
-    assert torch.equal(language.llama(input_ids=ids).logits, before)
+    assert torch.equal(mllm.llama(input_ids=ids).logits, before)
 
 
 def test_lora_adds_its_scaled_product(language: LanguageModel) -> None:
     torch.manual_seed(1)
-    add_lora(language.llama, rank=2, alpha=6, dropout=0.0, targets=["q_proj"])
-    layer = language.llama.model.layers[0].self_attn.q_proj
+    add_lora(mllm.llama, rank=2, alpha=6, dropout=0.0, targets=["q_proj"])
+    layer = mllm.llama.model.layers[0].self_attn.q_proj
     torch.nn.init.normal_(layer.lora_B["default"].weight)
     x = torch.randn(5, 32)
     product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
@@ -131,7 +131,7 @@ def test_lora_adds_its_scaled_product(language: LanguageModel) -> None:
 
 
 def test_head_and_embeddings_are_not_tied(glus: Glus) -> None:
-    llama = glus.language.llama
+    llama = glus.mllm.llama
     assert llama.lm_head.weight.data_ptr() != llama.model.embed_tokens.weight.data_ptr()
 
 
@@ -155,7 +155,7 @@ def test_reading_on_gives_the_states_of_reading_at_once(
     architecture = {**ARCHITECTURE, "num_key_value_heads": 1} if grouped else ARCHITECTURE
     language = LanguageModel(build_llama(architecture, vocab_size=50)).eval()
     begin, ends = begin_and_ends
-    embed, positions = language.llama.model.embed_tokens, torch.arange(9)
+    embed, positions = mllm.llama.model.embed_tokens, torch.arange(9)
     with torch.inference_mode():
         first = language.prefill(embed(begin[:, :3]), positions[None, :3])
         second = language.prefill(embed(begin[:, 3:]), positions[None, 3:4], [first])
@@ -168,7 +168,7 @@ def test_sequences_continue_the_row_they_are_told(
     language: LanguageModel, begin_and_ends: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     _, ids = begin_and_ends
-    embed = language.llama.model.embed_tokens
+    embed = mllm.llama.model.embed_tokens
     with torch.inference_mode():
         prefix = language.prefill(embed(ids[:, :4]), torch.arange(4).expand(2, -1))
         swapped = prefix.of_rows(torch.tensor([1, 0]))
@@ -183,7 +183,7 @@ def test_tokens_see_what_they_are_told(
     begin, ends = begin_and_ends
     tokens = torch.cat([ends[0], ends[1]])[None]
     sees = torch.block_diag(*[torch.ones(5, 5).tril()] * 2).bool()[None]
-    embed, positions = language.llama.model.embed_tokens, torch.arange(4, 9).repeat(2)[None]
+    embed, positions = mllm.llama.model.embed_tokens, torch.arange(4, 9).repeat(2)[None]
     with torch.inference_mode():
         prefix = language.prefill(embed(begin), torch.arange(4)[None])
         states = language.continued_states(embed(tokens), positions, [prefix], sees)
@@ -205,7 +205,7 @@ def test_only_what_is_continued_is_kept(
         alive.append(weakref.ref(keys))
         return update(cache, keys, *others, **options)
 
-    embed = language.llama.model.embed_tokens
+    embed = mllm.llama.model.embed_tokens
     with torch.inference_mode():
         prefix = language.prefill(embed(begin), torch.arange(4)[None])
         monkeypatch.setattr(PrefixCache, "update", watched)

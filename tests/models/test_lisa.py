@@ -50,7 +50,7 @@ def test_training_starts_from_lisa_and_sam2(start: ModelConfig, merged_glus: Glu
     torch.manual_seed(11)
     glus = build_glus(start)
     assert any(".lora_" in name for name in trainable_names(glus))
-    merge_lora(glus.language.llama)
+    merge_lora(glus.mllm.llama)
     expected = merged_glus.state_dict()
     for name, value in glus.state_dict().items():
         if name.startswith("seg_head.") and init is SegHeadInit.random:
@@ -69,10 +69,10 @@ def test_what_is_not_taken_of_lisa_is_counted(start: ModelConfig, merged_glus: G
     head = {"LISA's [SEG] head (model.seg_head_init=random)": 4} if init is SegHeadInit.random else {}
     frequencies = {"rotary frequencies (inv_freq), computed here": 2}
     assert report.dropped == frequencies | {"LISA's SAM-1": len(SAM1_NAMES)} | head
-    language = len(merged_glus.language.llama.state_dict()) + 2  # and the projector
+    language = len(merged_glus.mllm.llama.state_dict()) + 2  # and the projector
     assert report.matched == language + (4 if init is SegHeadInit.lisa else 0)
     assert reports["model.segmenter.weights"].matched == len(merged_glus.segmenter.sam.state_dict())
-    assert reports["model.clip.weights"].matched == len(merged_glus.clip.vision_model.state_dict())
+    assert reports["model.clip.weights"].matched == len(merged_glus.mllm.clip.vision_model.state_dict())
 
 
 def test_lisa_and_sam2_make_one_model(lisa: Path, merged_glus: Glus) -> None:
@@ -161,5 +161,5 @@ def test_a_bare_llama_and_one_with_a_projector_start_too(start: ModelConfig, mer
         write_weights(folder, {name: value for name, value in raw.items() if name.startswith(parts)}, "safetensors")
         start.llm.weights = str(folder)
         glus = build_glus(start)
-        assert torch.equal(glus.language.llama.lm_head.weight, merged_glus.language.llama.lm_head.weight)
-        assert torch.equal(glus.projector.weight, merged_glus.projector.weight) is with_projector
+        assert torch.equal(glus.mllm.llama.lm_head.weight, merged_glus.mllm.llama.lm_head.weight)
+        assert torch.equal(glus.mllm.projector.weight, merged_glus.mllm.projector.weight) is with_projector

@@ -140,7 +140,7 @@ def mapped_names(glus: Glus, place: Path) -> set[str]:
 def test_what_is_trained_or_cast_has_memory_of_its_own(parts: ModelConfig, folder: Path, tmp_path: Path) -> None:
     glus = build_glus(parts)
     mapped = mapped_names(glus, tmp_path)
-    frozen = ("clip.", "language.llama.model.layers.", "language.llama.model.norm.")
+    frozen = ("mllm.clip.", "mllm.llama.model.layers.", "mllm.llama.model.norm.")
     assert {name for name in glus.state_dict() if name.startswith(frozen) and "lora" not in name} <= mapped
     assert not mapped & set(trainable_names(glus))
     parts.trainable = ["embeddings", "llm"]
@@ -163,8 +163,8 @@ def test_a_model_on_disk_takes_no_memory_and_merges_as_one_in_memory_does(folder
     on_disk = load_model(folder, as_trained=True, target=Target(stays_on_disk=True))
     assert mapped_names(on_disk.glus, folder) == on_disk.glus.state_dict().keys()
     live = load_model(folder, as_trained=True).glus
-    merge_lora(live.language.llama)
-    merge_new_rows(live.language.llama)
+    merge_lora(live.mllm.llama)
+    merge_new_rows(live.mllm.llama)
     tensors = merged_tensors(on_disk)
     expected = live.state_dict()
     assert tensors.keys() == expected.keys()
@@ -176,8 +176,8 @@ def test_a_start_is_merged_in_its_own_precision(folder: Path, tiny_model: Loaded
     config = copy.deepcopy(tiny_model.config.model)
     config.weights, config.precision, config.llm.lora_rank, config.trainable = str(folder), Precision.bf16, 0, []
     start = load_model(folder).glus
-    merge_lora(start.language.llama)
-    merge_new_rows(start.language.llama)
+    merge_lora(start.mllm.llama)
+    merge_new_rows(start.mllm.llama)
     glus = build_glus(config)
     for name, value in start.state_dict().items():
         assert torch.equal(glus.state_dict()[name], value.bfloat16()), name

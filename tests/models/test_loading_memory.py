@@ -30,7 +30,7 @@ def wide(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> t
     save_model(place / "model", glus.state_dict(), config, tiny_model.vocabulary, metadata={})
     (place / "small.yaml").write_text(to_yaml(tiny_model.config.model))
     (place / "config.yaml").write_text(to_yaml(config.model))
-    return place, place / "model", sum(p.nbytes for p in glus.language.llama.parameters())
+    return place, place / "model", sum(p.nbytes for p in glus.mllm.llama.parameters())
 
 
 def peak(way: str, config: Path, folder: Path, output: Path) -> int:

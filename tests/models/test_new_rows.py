@@ -27,7 +27,7 @@ from tests.models.conftest import save_trained
 from tools.export import export
 
 BatchMaker = Callable[..., Batch]
-EMBEDDINGS, HEAD = "language.llama.model.embed_tokens", "language.llama.lm_head"
+EMBEDDINGS, HEAD = "mllm.llama.model.embed_tokens", "mllm.llama.lm_head"
 PARTS = ["embeddings_new_rows", "lm_head_new_rows"]
 
 
@@ -59,7 +59,7 @@ def test_only_the_rows_and_nothing_else_of_the_tables_is_trained(rows_model: Loa
     for name in (EMBEDDINGS, HEAD):
         table = rows_model.glus.get_submodule(name)
         assert list(table.ids) == _added_ids(rows_model)
-        assert table.new_rows.shape == (len(table.ids), rows_model.glus.language.width)
+        assert table.new_rows.shape == (len(table.ids), rows_model.glus.mllm.width)
 
 
 def test_outputs_and_gradients_are_those_of_the_whole_tables(
@@ -96,7 +96,7 @@ def test_after_steps_the_merged_tables_differ_in_the_new_rows_only(
     _train(rows_model.glus, batch)
     with torch.no_grad():
         live = _loss(rows_model.glus, batch)
-        merge_new_rows(rows_model.glus.language.llama)
+        merge_new_rows(rows_model.glus.mllm.llama)
         assert torch.equal(_loss(rows_model.glus, batch), live)
     assert isinstance(rows_model.glus.get_submodule(EMBEDDINGS), nn.Embedding)
     assert rows_model.glus.state_dict().keys() == glus.state_dict().keys()

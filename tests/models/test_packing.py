@@ -22,9 +22,9 @@ BatchMaker = Callable[..., Batch]
 def _separate(glus: Glus, batch: Batch) -> GlusOutput:
     """The forward pass with each conversation in a row of its own, under the LLM's plain causal attention."""
     ids_NL, placeholders_M, positions_NQ = pad_conversations(unpack_conversations(batch), pad_id=0)
-    tokens_BFPD = glus.vision_tokens(torch.cat([batch.context_clip, batch.query_clip], dim=1))
+    tokens_BFPD = glus.vision_tokens(torch.cat([batch.context_pixels, batch.query_pixels], dim=1))
     visual_MD = tokens_BFPD[batch.video_index].flatten(0, 2)
-    states_NLD = glus.language.states(ids_NL, placeholders_M, visual_MD)
+    states_NLD = glus.mllm.states(ids_NL, placeholders_M, visual_MD)
     embeds_NQC, logits_NQV = glus.answer(states_NLD[torch.arange(len(ids_NL))[:, None], positions_NQ])
     return GlusOutput(logits_NQV, embeds_NQC, glus.segment_clip(batch.query_frames, batch.video_index, embeds_NQC))
 
@@ -59,7 +59,7 @@ def test_losses_and_gradients_are_those_of_separate_conversations(
     moved: Glus, make_batch: BatchMaker, rows: tuple[int, ...], num_context: int, checkpointing: bool
 ) -> None:
     if checkpointing:
-        moved.language.checkpoint_gradients()
+        moved.mllm.checkpoint_gradients()
     batch = make_batch(rows, num_context, 2)
     assert len(batch.input_ids) == len(rows) < len(batch.names)
     losses, gradients = _learn(moved, Glus.forward, batch)

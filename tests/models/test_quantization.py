@@ -144,4 +144,4 @@ def test_trained_layers_are_refused() -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     language = LanguageModel(build_llama(sizes, vocab_size=32))
     with pytest.raises(ValueError, match=r"names the part 'llm', whose layers \(0\.self_attn\.q_proj, ...\)"):
-        Quantizer(language.llama, Quantization.nf4, CPU)
+        Quantizer(mllm.llama, Quantization.nf4, CPU)

@@ -38,7 +38,7 @@ def test_a_checkpoint_of_any_form_is_the_same_model(
     report = reports["checkpoint"]
     assert (report.matched, report.missing, report.unexpected, report.wrong_shape) == (len(raw) - 2, (), (), ())
     assert list(report.dropped.values()) == [2]
-    assert reports["CLIP"].matched == len(merged_glus.clip.vision_model.state_dict())
+    assert reports["CLIP"].matched == len(merged_glus.mllm.clip.vision_model.state_dict())
     torch.testing.assert_close(loaded.glus.state_dict(), merged_glus.state_dict(), rtol=0, atol=0)
     assert not loaded.glus.training
     assert_same_outputs(loaded.glus, merged_glus, make_batch((2, 1)))
@@ -67,16 +67,16 @@ def test_other_values_of_config_json_are_taken_over(released_copy: Path) -> None
         load_release(released_copy, tiny_segmenter())
     edit_json(file, lambda content: content.pop("num_key_value_heads"))  # older checkpoints: as many as heads
     glus = load_release(released_copy, tiny_segmenter()).glus
-    assert glus.clip.select_layer == -1
-    assert glus.language.llama.model.norm.variance_epsilon == 1e-5
-    assert glus.language.llama.config.num_key_value_heads == 2
+    assert glus.mllm.clip.select_layer == -1
+    assert glus.mllm.llama.model.norm.variance_epsilon == 1e-5
+    assert glus.mllm.llama.config.num_key_value_heads == 2
 
 
 def test_a_checkpoint_in_bfloat16_is_computed_in_it(released_copy: Path, merged_glus: Glus) -> None:
     rewrite_weights(released_copy, lambda tensors: to_dtype(tensors, torch.bfloat16))
     loaded = load_release(released_copy, tiny_segmenter())
     assert loaded.config.model.precision is Precision.bf16
-    assert torch.equal(loaded.glus.projector.weight, merged_glus.projector.weight.bfloat16())
+    assert torch.equal(loaded.glus.mllm.projector.weight, merged_glus.mllm.projector.weight.bfloat16())
 
 
 def to_dtype(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:

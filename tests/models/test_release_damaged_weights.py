@@ -96,9 +96,9 @@ def rename(folder: Path, rng: random.Random) -> str:
 def rename_to_ours(folder: Path, rng: random.Random) -> str:
     """Our own names are not the checkpoint's: a tensor under one is unexpected."""
     names = {
-        "model.mm_projector.weight": "projector.weight",
+        "model.mm_projector.weight": "mllm.projector.weight",
         "model.text_hidden_fcs.0.2.bias": "seg_head.fc2.bias",
-        "lm_head.weight": "language.llama.lm_head.weight",
+        "lm_head.weight": "mllm.llama.lm_head.weight",
         "model.visual_model.no_mem_embed": "segmenter.sam.no_mem_embed",
     }
     return rename_one(folder, *rng.choice(sorted(names.items())))

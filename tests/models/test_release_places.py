@@ -48,7 +48,7 @@ def test_another_clip_can_be_given(released_copy: Path, tmp_path: Path, merged_g
     with pytest.raises(FileNotFoundError, match=r"config\.json: vision_tower=/where/the/authors.*--clip"):
         load_release(released_copy, tiny_segmenter())
     write_clip(tmp_path / "mine", merged_glus)
-    assert load_release(released_copy, tiny_segmenter(), clip=str(tmp_path / "mine")).glus.clip.width == 32
+    assert load_release(released_copy, tiny_segmenter(), clip=str(tmp_path / "mine")).glus.mllm.clip.width == 32
     with pytest.raises(FileNotFoundError, match=r"clip=.*absent: no such folder"):
         load_release(released_copy, tiny_segmenter(), clip=str(tmp_path / "absent"))
 

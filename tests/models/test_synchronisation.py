@@ -16,7 +16,7 @@ from tests.waits import Waits
 
 
 def test_forward_losses_and_backward_never_wait(glus: Glus, make_batch: Callable[..., Batch]) -> None:
-    glus.iou_head = IouHead(glus.language.width, glus.segmenter.width)
+    glus.iou_head = IouHead(glus.mllm.width, glus.segmenter.width)
     glus.train()
     weights = {**LossConfig().weights, "iou": 0.1}
     objective = build_objective(LossConfig(weights, ContrastiveConfig(num_negatives=2)), seg_id=3)
@@ -35,7 +35,7 @@ def test_nothing_is_copied_to_another_device_unless_it_travels_beside_the_work(
     """As the meta device sees it, to which constants went in an earlier micro-step, as they would to a GPU."""
     objective = build_objective(LossConfig(contrastive=ContrastiveConfig(num_negatives=2)), seg_id=3)
     glus.to("meta").train()
-    rotary = glus.language.llama.model.rotary_emb
+    rotary = glus.mllm.llama.model.rotary_emb
     rotary.inv_freq = rotary.inv_freq.to("meta")  # which the model does for every device but this one
     batch = make_batch((3, 2)).to("meta")
     for waits in (Waits(), Waits()):

@@ -20,7 +20,7 @@ from PIL import Image
 from glus.batch import Batch
 from glus.config import FramesConfig, FuserGamma, InferenceConfig, LossConfig
 from glus.data.chat import wording as prompts
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import unpack_conversations
 from glus.data.frames import FolderVideo
 from glus.data.loader import pad_conversations
@@ -127,7 +127,7 @@ def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 def predictor(model: LoadedModel, case: CaseSettings, force_seg: bool = False) -> VideoPredictor:
     """For a case."""
-    tokenizer = ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
+    tokenizer = LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
     inference = InferenceConfig(memory_stride=case.stride or 1, force_seg=force_seg)
     return VideoPredictor(model.glus, tokenizer, FramesConfig(CONTEXT, QUERY), inference)
 
@@ -140,7 +140,7 @@ def set_heads(model: LoadedModel, video: FolderVideo) -> np.ndarray:
         )
         for case in cases()
     }
-    weight, seg = model.glus.language.llama.lm_head.weight.detach(), model.vocabulary.seg_id
+    weight, seg = model.glus.mllm.llama.lm_head.weight.detach(), model.vocabulary.seg_id
     direction = torch.cat(list(states.values())).mean(0)
 
     def needed(states_ND: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,7 @@ def record_inference(folder: Path, models: Models, video: FolderVideo) -> None:
     entries = []
     for number, case in enumerate(cases()):
         model = models.frozen(FuserGamma(case.gamma))
-        row = model.glus.language.llama.lm_head.weight.detach()[model.vocabulary.seg_id]
+        row = model.glus.mllm.llama.lm_head.weight.detach()[model.vocabulary.seg_id]
         usual = row.clone()
         if case.fails:
             row.copy_(torch.from_numpy(np.load(folder / FAIL_ROW)))
@@ -170,7 +170,7 @@ def record_inference(folder: Path, models: Models, video: FolderVideo) -> None:
         entry = {"case": case.name, "expression": case.text, "memory": case.stride is not None}
         entry |= {"memory_stride": case.stride, "fuser_gamma": case.gamma, "num_frames": len(steps)}
         entries.append(entry | {"failed_steps": failed} | ({"lm_head_seg_row": FAIL_ROW} if case.fails else {}))
-        np.savez(folder / f"{case.name}.npz", **case_arrays(steps, case, model.glus.tokens_per_frame))
+        np.savez(folder / f"{case.name}.npz", **case_arrays(steps, case, model.glus.mllm.tokens_per_frame))
         if number == 0:
             np.savez(folder / "probes.npz", **probe_arrays(steps, clip_input(model.glus, video.read(case.order[0]))))
     write_json(folder / "cases.json", entries)
@@ -280,7 +280,7 @@ def record_training(folder: Path, models: Models, rng: np.random.Generator) -> N
     batch = make_batch(folder, read_videos(folder), model)
     ids = pad_conversations(unpack_conversations(batch), model.vocabulary.pad_id)[0].numpy()
     labels = np.where(ids == model.vocabulary.seg_id, ids, -100)
-    kept = [images_once(row, model.glus.tokens_per_frame) for row in ids]
+    kept = [images_once(row, model.glus.mllm.tokens_per_frame) for row in ids]
     arrays["input_ids"] = np.stack([row[keep] for row, keep in zip(ids, kept, strict=True)]).astype(np.int32)
     arrays["labels"] = np.stack([row[keep] for row, keep in zip(labels, kept, strict=True)]).astype(np.int32)
     np.savez(folder / "batch.npz", **arrays)
@@ -292,7 +292,7 @@ def lora_tensors(model: LoadedModel) -> dict[str, torch.Tensor]:
     """Random adapters of q_proj and v_proj under PEFT's names."""
     torch.manual_seed(3)
     tensors = {}
-    for layer, block in enumerate(model.glus.language.llama.model.layers):
+    for layer, block in enumerate(model.glus.mllm.llama.model.layers):
         for target in ("q_proj", "v_proj"):
             out_width, in_width = getattr(block.self_attn, target).weight.shape
             name = f"model.layers.{layer}.self_attn.{target}"

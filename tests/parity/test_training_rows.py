@@ -351,11 +351,11 @@ def test_detach_is_seen(models, setup):
 def test_one_query_frame_has_no_memory_to_detach(setup):
     batch = replace(
         setup.batch,
-        query_clip=setup.batch.query_clip[:, :0],
+        query_pixels=setup.batch.query_pixels[:, :0],
         query_frames=[frames[:1] for frames in setup.batch.query_frames],
         seg_positions=setup.batch.seg_positions[:, :1],
         target_masks=[mask[:1] for mask in setup.batch.target_masks],
-        context_clip=torch.cat([setup.batch.context_clip, setup.batch.query_clip], dim=1),
+        context_pixels=torch.cat([setup.batch.context_pixels, setup.batch.query_pixels], dim=1),
     )
     report, glus = Report(setup.folder), setup.model.glus
     replay_detach(report, glus, glus, batch, make_objective(None, setup.model.vocabulary.seg_id))

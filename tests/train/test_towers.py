@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from glus.config import FramesConfig
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.models.build import LoadedModel
 from glus.shapes.pretrain_clip import pretrain_clip
 from glus.shapes.pretrain_labels import draw_scenes, patch_labels
@@ -89,7 +89,7 @@ def test_sentence_labels_say_what_is_named_how_many_are_seen_and_where(scenes: l
 
 
 def test_clip_learns_its_labels(tiny_model: LoadedModel, scenes: list[Scene]) -> None:
-    encoder = copy.deepcopy(tiny_model.glus.clip)
+    encoder = copy.deepcopy(tiny_model.glus.mllm.clip)
     seen, report = _recorder()
     pretrain_clip(encoder, scenes, steps=80, batch_size=8, learning_rate=3e-3, seed=0, report=report)
     assert np.mean([v["loss"] for v in seen[-10:]]) < 0.8 * np.mean([v["loss"] for v in seen[:10]])
@@ -113,14 +113,14 @@ def test_llm_learns_words_and_changes_nothing_but_llm_and_projector(
     tiny_model: LoadedModel, run_llm: Callable[..., list[dict[str, float]]]
 ) -> None:
     glus = copy.deepcopy(tiny_model.glus)
-    frozen = [glus.clip, glus.segmenter, glus.seg_head]
+    frozen = [glus.mllm.clip, glus.segmenter, glus.seg_head]
     before = [_weights(module) for module in frozen]
-    trained = _weights(glus.projector), _weights(glus.language)
+    trained = _weights(glus.mllm.projector), _weights(glus.mllm)
     seen = run_llm(glus, steps=40)
     assert np.mean([v["loss"] for v in seen[15:20]]) < np.mean([v["loss"] for v in seen[:5]])
     assert not any(_changed(weights, module) for weights, module in zip(before, frozen, strict=True))
-    assert _changed(trained[0], glus.projector)
-    assert _changed(trained[1], glus.language)
+    assert _changed(trained[0], glus.mllm.projector)
+    assert _changed(trained[1], glus.mllm)
 
 
 def test_the_same_seed_gives_the_same_run(
@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_run(
 
 @pytest.fixture
 def run_llm(tiny_model: LoadedModel, scenes: list[Scene]) -> Callable[..., list[dict[str, float]]]:
-    tokenizer = ConversationTokenizer(tiny_model.vocabulary, tiny_model.glus.tokens_per_frame)
+    tokenizer = LlavaChat(tiny_model.vocabulary, tiny_model.glus.mllm.tokens_per_frame)
     frames = FramesConfig(num_context=2, num_query=2)
 
     def run(glus: object, steps: int) -> list[dict[str, float]]:
@@ -144,7 +144,7 @@ def run_llm(tiny_model: LoadedModel, scenes: list[Scene]) -> Callable[..., list[
 
 
 def test_scenes_are_encoded_frame_by_frame(tiny_model: LoadedModel, scenes: list[Scene]) -> None:
-    clip = tiny_model.glus.clip
+    clip = tiny_model.glus.mllm.clip
     features = encode_scene(clip, scenes[0])
     assert features.shape == (8, clip.tokens_per_frame, clip.width)
     assert not features.requires_grad

@@ -10,10 +10,10 @@ import numpy as np
 
 from glus.batch import Batch, TrainSample
 from glus.data.chat import wording as prompts
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import unpack_conversations
 from glus.data.loader import collate, pad_conversations
-from glus.data.transforms import clip_crop
+from glus.models.mllm.llava import clip_crop
 from glus.models.build import LoadedModel
 from glus.types import ObjectKey
 from tools.parity.arrays import expand_images
@@ -116,8 +116,8 @@ def make_batch(folder: Path, videos: list[Video], model: LoadedModel) -> Batch:
 
 
 def _sample(video: Video, frames_THW3: np.ndarray, packed_masks: np.ndarray, model: LoadedModel) -> TrainSample:
-    tokenizer = ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame)
-    size = model.glus.clip.image_size
+    tokenizer = LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
+    size = model.glus.mllm.clip.image_size
     names = [f"{video.dataset}/{video.name}/{exp_id}" for exp_id in video.exp_ids]
     masks = unpack(packed_masks, frames_THW3.shape[2], f"target masks of {video.name}")
     if masks.shape != (len(names), len(video.query), *frames_THW3.shape[1:3]):
@@ -127,8 +127,8 @@ def _sample(video: Video, frames_THW3: np.ndarray, packed_masks: np.ndarray, mod
         )
     crops = [clip_crop(frames_THW3[frame], size) for frame in (*video.context, *video.query)]
     return TrainSample(
-        context_clip=np.stack(crops)[: len(video.context)],
-        query_clip=np.stack(crops)[len(video.context) :],
+        context_pixels=np.stack(crops)[: len(video.context)],
+        query_pixels=np.stack(crops)[len(video.context) :],
         query_frames=frames_THW3[video.query],
         conversations=[
             tokenizer.train(turns, len(video.context), name) for turns, name in zip(video.turns, names, strict=True)
@@ -149,7 +149,7 @@ def compare_batch(case: Case, videos: list[Video], batch: Batch, arrays: Arrays,
         arrays: ``batch.npz``.
         model: its vocabulary and tokens per frame.
     """
-    num_tokens = model.glus.tokens_per_frame
+    num_tokens = model.glus.mllm.tokens_per_frame
     ids_NL, _, positions_NQ = pad_conversations(unpack_conversations(batch), model.vocabulary.pad_id)
     with case.errors_as_row("token ids"):
         ids = [expand_images(row, row, num_tokens) for row in arrays["input_ids"]]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from glus.config import FramesConfig, FuserGamma, InferenceConfig
-from glus.data.chat.llava import ConversationTokenizer
+from glus.data.chat.llava import LlavaChat
 from glus.data.frames import VideoSource, open_video
 from glus.data.sampling import context_indices_eval
 from glus.inference.predictor import VideoPredictor
@@ -201,7 +201,7 @@ def _predictor(fixture: Fixture, model: LoadedModel, entry: Record, arrays: Arra
         raise ValueError(f"{entry.where}: memory is on, but there is no memory_stride")
     predictor = VideoPredictor(
         model.glus,
-        ConversationTokenizer(model.vocabulary, model.glus.tokens_per_frame),
+        LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame),
         FramesConfig(fixture.num_context, fixture.num_query),
         InferenceConfig() if stride is None else InferenceConfig(memory_stride=stride),
     )
@@ -226,7 +226,7 @@ def _recorded_head(model: LoadedModel, entry: Record, folder: Path) -> Iterator[
     if name is None:
         yield
         return
-    weight, seg_id = model.glus.language.llama.lm_head.weight, model.vocabulary.seg_id
+    weight, seg_id = model.glus.mllm.llama.lm_head.weight, model.vocabulary.seg_id
     row = torch.from_numpy(np.load(folder / name))
     if row.shape != weight[seg_id].shape:
         raise ValueError(f"{folder / name} holds {tuple(row.shape)}; a row of the head is {tuple(weight[0].shape)}")
@@ -255,7 +255,7 @@ def compare_case(
     """
     _compare_context(case, fixture, arrays)
     with case.errors_as_row("prompt ids"):
-        _compare_prompts(case, arrays, steps, model.glus.tokens_per_frame)
+        _compare_prompts(case, arrays, steps, model.glus.mllm.tokens_per_frame)
     for name, (title, value) in EXACT.items():
         if name in arrays:
             case.equal(title, [value(step) for step in steps], arrays[name])

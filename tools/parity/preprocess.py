@@ -9,7 +9,7 @@ import torch
 
 from glus.config import FuserGamma
 from glus.data.frames import read_image
-from glus.data.transforms import clip_crop
+from glus.models.mllm.llava import clip_crop
 from glus.models.glus import Glus
 from tools.parity import gates
 from tools.parity.fixture import Arrays, Fixture
@@ -25,9 +25,9 @@ SAM2_ROW, SAM2_COLUMN = 5, 3
 
 def clip_input(glus: Glus, picture_HW3: np.ndarray) -> np.ndarray:
     """What reaches the vision tower when the model sees a picture: (3, s, s) float32."""
-    crop = torch.from_numpy(clip_crop(picture_HW3, glus.clip.image_size)).permute(2, 0, 1)
-    with observed(tower=(glus.clip.vision_model.embeddings, "forward")) as calls, torch.inference_mode():
-        glus.clip(crop[None])
+    crop = torch.from_numpy(clip_crop(picture_HW3, glus.mllm.clip.image_size)).permute(2, 0, 1)
+    with observed(tower=(glus.mllm.clip.vision_model.embeddings, "forward")) as calls, torch.inference_mode():
+        glus.mllm.clip(crop[None])
     return calls["tower"][0].arguments[0][0].numpy()
 
 

@@ -69,7 +69,7 @@ def replay_probes(
             if base == CLIP_INPUT:
                 ours = clip_input(glus, video.read(int(arrays["frame_index"][0])))
             elif base == TOKENS:
-                ours = _inner(steps, 0).visual_MD.unflatten(0, (-1, glus.tokens_per_frame)).numpy()
+                ours = _inner(steps, 0).visual_MD.unflatten(0, (-1, glus.mllm.tokens_per_frame)).numpy()
             elif base in FIRST:
                 ours = every_nth(FIRST[base](steps[0], _inner(steps, 0)), nth)
             elif base in EACH:

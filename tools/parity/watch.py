@@ -56,7 +56,7 @@ def watch(predictor: VideoPredictor, video: VideoSource, text: str, order: Seque
     inference = replace(predictor.inference, chunk_frames=1)
     stepwise = VideoPredictor(glus, predictor.tokenizer, predictor.frames, inference)
     with observed(
-        splice=(glus.language, "splice"),
+        splice=(glus.mllm, "splice"),
         answer=(glus, "answer"),
         prepare=(segmenter, "prepare_frames"),
         encode=(segmenter, "encode_frames"),

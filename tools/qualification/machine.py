@@ -186,7 +186,7 @@ def count_waits() -> Iterator[Counter[str]]:
 def count_training_waits(device: torch.device) -> Counter[str]:
     """Of a micro-step of the small model in bfloat16, with the contrastive loss; the first one moves constants."""
     from glus.config import ContrastiveConfig, LossConfig
-    from glus.data.chat.llava import ConversationTokenizer
+    from glus.data.chat.llava import LlavaChat
     from glus.data.loader import collate
     from glus.losses.objective import build_objective
     from glus.models.build import load_model
@@ -196,9 +196,9 @@ def count_training_waits(device: torch.device) -> Counter[str]:
     model = load_model(SHIPPED)
     glus = model.glus.to(device, torch.bfloat16).train()
     options = benchmark_training.parse_arguments([])
-    tokenizer = ConversationTokenizer(model.vocabulary, glus.tokens_per_frame)
+    tokenizer = LlavaChat(model.vocabulary, glus.mllm.tokens_per_frame)
     scenes = benchmark_training.draw_scenes(2, options)
-    samples = benchmark_training.make_samples(scenes, tokenizer, glus.clip.image_size, options)
+    samples = benchmark_training.make_samples(scenes, tokenizer, glus.mllm.clip.image_size, options)
     batch = collate(samples, model.vocabulary.pad_id).to(device)
     objective = build_objective(LossConfig(contrastive=ContrastiveConfig(num_negatives=2)), model.vocabulary.seg_id)
 

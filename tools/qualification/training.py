@@ -100,8 +100,8 @@ def measure_step(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     forget_peak(device)
     glus = build_random(model, device).train()
     if is_checkpointing:
-        glus.language.checkpoint_gradients()
-    batch = example_batch(config, glus.tokens_per_frame, glus.clip.image_size, sizes.videos).to(device)
+        glus.mllm.checkpoint_gradients()
+    batch = example_batch(config, glus.mllm.tokens_per_frame, glus.mllm.clip.image_size, sizes.videos).to(device)
     objective = GlusObjective({"seg": 1.0, "bce": 2.0, "dice": 0.5}, seg_id=0)
     counts, has_engine = objective.counts([batch]), installed_version("deepspeed") is not None
     forward, take_step = (engine_step if has_engine else adamw_step)(glus, trainer)

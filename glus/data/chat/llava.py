@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,49 +22,11 @@ import sentencepiece
 
 from glus.batch import Conversation
 from glus.data.chat import wording as prompts
-from glus.tokens import IMAGE_ID, Vocabulary, write_added_tokens
+from glus.data.chat.tree import TokenTree, common_prefix
+from glus.tokens import IMAGE_ID, Vocabulary, placeholders, write_added_tokens
 
 
-@dataclass(frozen=True)
-class Trunk:
-    """One conversation after its opening, asked at several of its turns in a single pass.
-
-    A prompt at inference may end in a token that the conversation itself does not have at this place (the lone "▁").
-    Such endings are branches: they stand behind the trunk, are seen by nothing but themselves, and see the trunk up
-    to the place where they belong. So every answer is read off exactly the tokens of its own prompt.
-    """
-
-    input_ids: np.ndarray
-    """(L,) int64: trunk, then branches."""
-    positions: np.ndarray
-    """(L,) int64, counted from the first token after the opening."""
-    limits: np.ndarray
-    """(L,) int64: the last trunk token that each token sees."""
-    branches: np.ndarray
-    """(L,) int64: 0 for the trunk, n for the n-th branch. A token also sees those of its own branch before it."""
-    reads: np.ndarray
-    """(turns asked,) int64: where each answer is read."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether every token sees exactly those before it, as where only the last turn is asked."""
-        return len(self.reads) == 1
-
-    def after(self, count: int) -> Trunk:
-        """Without the first ``count`` trunk tokens, which are read before; every token sees them."""
-        return Trunk(
-            self.input_ids[count:],
-            self.positions[count:],
-            self.limits[count:] - count,
-            self.branches[count:],
-            self.reads - count,
-        )
-
-
-class ConversationTokenizer:
+class LlavaChat:
     """Turns of a conversation -> token ids in which every image is ``tokens_per_frame`` placeholders.
 
     Args:
@@ -122,10 +83,12 @@ class ConversationTokenizer:
         """(L,) int64: what every prompt of a video begins with, whatever its sentence and query frames."""
         return np.array(self._opening(num_context), np.int64)
 
-    def trunk(self, text: str, num_query: int, asked: Sequence[int], trailing_space: bool = True) -> Trunk:
-        """The windows of the turns ``asked`` (numbers from 0), which all begin at the same query frame, in one.
+    def prompt_tree(self, text: str, num_query: int, asked: Sequence[int], trailing_space: bool = True) -> TokenTree:
+        """The windows of the turns ``asked`` (numbers from 0), which all begin at the same query frame, in one row
+        after ``opening``: each is a path. Positions count from the first token after the opening.
 
-        ``opening`` followed by the trunk up to a read, without the other branches, is ``window`` of that turn.
+        A prompt may end in a token that the conversation itself does not have at this place (the lone "▁"). Such
+        endings stand behind the turns, are seen by nothing but themselves, and see the turns up to where they belong.
 
         Args:
             text: the expression as written.
@@ -137,23 +100,17 @@ class ConversationTokenizer:
         question, prompt = self._question(turn), self._question(turn, " " if trailing_space else "")
         shared = common_prefix([question, prompt])
         whole_turn = [*self._turn(turn), *self.vocabulary.encode(prompts.USER)]
-        ends = [number * len(whole_turn) + shared for number in asked]
-        trunk = [*whole_turn * (num_query - 1), *question[:shared]]
-        ids, positions, limits, branches = (
-            list(trunk),
-            list(range(len(trunk))),
-            list(range(len(trunk))),
-            [0] * len(trunk),
-        )
-        reads = []
-        for number, end in enumerate(ends, start=1):
-            ending = prompt[shared:]
-            reads.append(len(ids) + len(ending) - 1 if ending else end - 1)
-            ids += ending
-            positions += range(end, end + len(ending))
-            limits += [end - 1] * len(ending)
-            branches += [number] * len(ending)
-        return Trunk(*(np.array(values, np.int64) for values in (ids, positions, limits, branches, reads)))
+        ids, ending = [*whole_turn * (num_query - 1), *question[:shared]], prompt[shared:]
+        positions, paths = list(range(len(ids))), []
+        for number in asked:
+            end = number * len(whole_turn) + shared
+            paths.append(np.r_[:end, len(ids) : len(ids) + len(ending)])
+            ids, positions = ids + ending, [*positions, *range(end, end + len(ending))]
+        array = np.array(ids, np.int64)
+        visual = np.arange(len(placeholders(array)))
+        reads = np.array([path[-1] for path in paths], np.int64)
+        # Without endings the paths of earlier turns are beginnings of the last one's.
+        return TokenTree(array, np.array(positions, np.int64), visual, tuple(paths if ending else paths[-1:]), reads)
 
     def _image(self) -> list[int]:
         return [self.vocabulary.image_start_id, *[IMAGE_ID] * self.tokens_per_frame, self.vocabulary.image_end_id]
@@ -180,14 +137,6 @@ class ConversationTokenizer:
         if len(positions) != num_query:
             raise ValueError(f"conversation of {name} holds {len(positions)} [SEG] for {num_query} query frames")
         return Conversation(array, positions - 1)
-
-
-def common_prefix(sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
-    """Length of the longest beginning that all sequences share."""
-    length = min(len(sequence) for sequence in sequences)
-    heads = np.array([sequence[:length] for sequence in sequences])
-    differs = (heads != heads[0]).any(axis=0)
-    return int(differs.argmax()) if differs.any() else length
 
 
 def train_vocabulary(folder: str | Path, sentences: Iterable[str], size: int, whole_templates: bool = True) -> None:

@@ -1,138 +1,169 @@
-"""The conversations of a video as one row of tokens: what they begin with stands there once.
+"""Trees of tokens: what conversations or prompts have in common stands once, in training and at inference.
 
-All conversations of a sample start alike: the opening with the context frames, the first query frame, and as much of
-the first question as happens to be equal. A language model that looks back only gives these tokens the same states in
-each of them, so a row holds them once, then the rest of each conversation::
+All conversations of a video begin alike: the opening with the context frames, the first query frame, and as much of
+the first question as happens to be equal. An LLM that looks back only gives these tokens the same states in each of
+them, so a row holds them once, then the rest of each::
 
-    row       [shared beginning][rest of 1][rest of 2]...[padding]
+    training    [common beginning][rest of 1][rest of 2]...[padding]
+    inference   [turns of a prompt][ending of an earlier turn]...
 
-Where each conversation's tokens are in the row is all that attention needs (``models/attention.py``).
+A conversation is a *path* through its row. Where the paths are is all that attention needs (``mllm/attention.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
 
-from glus.batch import Batch, Conversation
+from glus.batch import Conversation, TokenRows
 from glus.tokens import IMAGE_ID, placeholders
 
 LENGTH_MULTIPLE = 64
-"""Rows and conversations are padded to a multiple of it, so that an epoch has few different lengths: kernels and
+"""Rows and paths of training are padded to a multiple of it, so that an epoch has few different lengths: kernels and
 compiled code that are made for each length are made a few times, and a GPU's tiles are filled."""
 
 
 @dataclass(frozen=True)
-class PackedConversations:
-    """Rows of tokens, one per video; the fields are those of ``Batch``."""
+class TokenTree:
+    """One row: L tokens, several conversations."""
 
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    placeholders: torch.Tensor
-    visual_index: torch.Tensor
-    conversation_tokens: torch.Tensor
-    token_places: torch.Tensor
-    seg_positions: torch.Tensor
+    input_ids: np.ndarray
+    """(L,) int64."""
+    positions: np.ndarray
+    """(L,) int64: position of each token in its conversation."""
+    visual: np.ndarray
+    """(M,) int64: which visual token stands at each placeholder."""
+    paths: tuple[np.ndarray, ...]
+    """The tokens of each conversation, ascending; together they are all tokens."""
+    reads: np.ndarray
+    """int64: the tokens whose states are wanted."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether every token sees exactly those before it."""
+        return len(self.paths) == 1
+
+    def after(self, count: int) -> TokenTree:
+        """Without the first ``count`` tokens, which are read before and which every path begins with."""
+        paths = tuple(path[path >= count] - count for path in self.paths)
+        visual = self.visual[len(placeholders(self.input_ids[:count])) :]
+        return TokenTree(self.input_ids[count:], self.positions[count:], visual, paths, self.reads - count)
+
+    def sees(self) -> np.ndarray:
+        """(L, L) bool: which tokens each token attends to: along its paths, itself and those before it."""
+        sees = np.zeros((len(self), len(self)), bool)
+        for path in self.paths:
+            sees[np.ix_(path, path)] |= np.tri(len(path), dtype=bool)
+        return sees
 
 
-def pack_conversations(videos: Sequence[Sequence[Conversation]], pad_id: int) -> PackedConversations:
-    """One row per video, padded on the right.
+def single_tree(conversation: Conversation) -> TokenTree:
+    """A conversation by itself, read before each [SEG]."""
+    ids = conversation.input_ids
+    return TokenTree(
+        ids, np.arange(len(ids)), np.arange(len(placeholders(ids))), (np.arange(len(ids)),), conversation.seg_positions
+    )
+
+
+def shared_tree(conversations: Sequence[Conversation]) -> TokenTree:
+    """Conversations about the same frames, their common beginning once; read before each [SEG] of each."""
+    shared = common_prefix([c.input_ids for c in conversations])
+    rests = [c.input_ids[shared:] for c in conversations]
+    ends = shared + np.cumsum([0, *(len(rest) for rest in rests)])
+    paths = tuple(np.concatenate([np.arange(shared), np.arange(start, end)]) for start, end in pairwise(ends))
+    begun = len(placeholders(conversations[0].input_ids[:shared]))
+    return TokenTree(
+        np.concatenate([conversations[0].input_ids[:shared], *rests]),
+        np.concatenate([np.arange(shared), *(shared + np.arange(len(rest)) for rest in rests)]),
+        np.concatenate([np.arange(begun), *(begun + np.arange((rest == IMAGE_ID).sum()) for rest in rests)]),
+        paths,
+        np.concatenate([path[c.seg_positions] for path, c in zip(paths, conversations, strict=True)]),
+    )
+
+
+def token_rows(trees: Sequence[TokenTree], pad_id: int, multiple: int = 1) -> TokenRows:
+    """The trees as rows of equal length, padded on the right; how each token attends is given by a mask if need be.
+
+    Args:
+        trees: B of them.
+        pad_id: token on padding; nothing looks at it.
+        multiple: of which the length is one.
+    """
+    input_ids = _padded([tree.input_ids for tree in trees], pad_id, multiple)
+    visual = np.concatenate([tree.visual for tree in trees])
+    where = placeholders(input_ids)
+    assert len(where) == len(visual), f"{len(where)} image placeholders but {len(visual)} visual tokens"
+    sees = None
+    if not all(tree.is_causal for tree in trees):
+        sees = np.broadcast_to(np.eye(input_ids.shape[1], dtype=bool), (*input_ids.shape, input_ids.shape[1])).copy()
+        for row, tree in zip(sees, trees, strict=True):
+            row[: len(tree), : len(tree)] = tree.sees()
+    return TokenRows(
+        input_ids_BL=torch.from_numpy(input_ids),
+        position_ids_BL=torch.from_numpy(_padded([tree.positions for tree in trees], 0, multiple)),
+        placeholders_M=torch.from_numpy(where),
+        visual_index_M=torch.from_numpy(visual),
+        reads_R=torch.from_numpy(_through_rows([tree.reads for tree in trees], input_ids.shape[1])),
+        sees_BLL=None if sees is None else torch.from_numpy(sees),
+    )
+
+
+def pack_conversations(videos: Sequence[Sequence[Conversation]], pad_id: int) -> TokenRows:
+    """One row per video, whose paths are to be gathered: N Lc^2 / 2 scores where a mask would take B L^2.
 
     Args:
         videos: the conversations of each of B videos, all about equally many frames.
-        pad_id: token on padding; nothing looks at it.
+        pad_id: token on padding.
     """
-    counts = {len(placeholders(c.input_ids)) for conversations in videos for c in conversations}
-    assert len(counts) == 1, f"conversations of one batch show equally many visual tokens, not {sorted(counts)}"
-    (num_visual,) = counts
-    rows = [_pack_video(conversations) for conversations in videos]
-    length = _padded(max(len(row.input_ids) for row in rows))
-    input_ids = np.full((len(rows), length), pad_id, np.int64)
-    position_ids = np.zeros((len(rows), length), np.int64)
-    for number, row in enumerate(rows):
-        input_ids[number, : len(row.input_ids)] = row.input_ids
-        position_ids[number, : len(row.input_ids)] = row.position_ids
-    tokens = [number * length + own for number, row in enumerate(rows) for own in row.conversations]
-    conversation_tokens = np.stack([_filled(own, _padded(max(map(len, tokens)))) for own in tokens])
-    visual = [row.visual_index + number * num_visual for number, row in enumerate(rows)]
-    return PackedConversations(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.from_numpy(position_ids),
-        placeholders=torch.from_numpy(placeholders(input_ids)),
-        visual_index=torch.from_numpy(np.concatenate(visual)),
-        conversation_tokens=torch.from_numpy(conversation_tokens),
-        token_places=torch.from_numpy(_places(conversation_tokens, input_ids.size).reshape(input_ids.shape)),
-        seg_positions=torch.from_numpy(np.concatenate([row.seg_positions for row in rows])),
-    )
+    (num_visual,) = {len(placeholders(c.input_ids)) for conversations in videos for c in conversations}
+    trees = [shared_tree(conversations) for conversations in videos]
+    causal = [
+        replace(tree, visual=tree.visual + number * num_visual, paths=(np.arange(len(tree)),))
+        for number, tree in enumerate(trees)
+    ]
+    rows = token_rows(causal, pad_id, LENGTH_MULTIPLE)
+    length = rows.input_ids_BL.shape[1]
+    paths = _padded([number * length + path for number, tree in enumerate(trees) for path in tree.paths], None)
+    slots = np.zeros(rows.input_ids_BL.numel(), np.int64)
+    slots[paths.ravel()[::-1]] = np.arange(paths.size)[::-1]  # of several slots the first is written last, and counts
+    return replace(rows, paths_NC=torch.from_numpy(paths), slots_BL=torch.from_numpy(slots.reshape(-1, length)))
 
 
-def _padded(length: int) -> int:
-    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-
-
-def _filled(tokens: np.ndarray, length: int) -> np.ndarray:
-    """Repeats the last token; attention is causal, so nothing sees the copies."""
-    return np.pad(tokens, (0, length - len(tokens)), mode="edge")
-
-
-def _places(conversation_tokens: np.ndarray, num_tokens: int) -> np.ndarray:
-    """(num_tokens,) one place of each token among the conversations; padding, which has none, gets the first."""
-    places = np.zeros(num_tokens, np.int64)
-    flat = conversation_tokens.ravel()
-    places[flat[::-1]] = np.arange(len(flat))[::-1]  # of several places the first is written last, and counts
-    return places
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A video's row without padding."""
-
-    input_ids: np.ndarray
-    position_ids: np.ndarray
-    visual_index: np.ndarray
-    """Which of the video's visual tokens stands at each placeholder."""
-    conversations: list[np.ndarray]
-    """Where the tokens of each conversation are."""
-    seg_positions: np.ndarray
-    """(number of conversations, Q)"""
-
-
-def _pack_video(conversations: Sequence[Conversation]) -> _Row:
-    shared = _shared_length(conversations)
-    rests = [c.input_ids[shared:] for c in conversations]
-    ends = shared + np.cumsum([0, *(len(rest) for rest in rests)])
-    tokens = [np.concatenate([np.arange(shared), np.arange(start, end)]) for start, end in pairwise(ends)]
-    shared_visual = len(placeholders(conversations[0].input_ids[:shared]))
-    rest_visual = [shared_visual + np.arange((rest == IMAGE_ID).sum()) for rest in rests]
-    return _Row(
-        np.concatenate([conversations[0].input_ids[:shared], *rests]),
-        np.concatenate([np.arange(shared), *(shared + np.arange(len(rest)) for rest in rests)]),
-        np.concatenate([np.arange(shared_visual), *rest_visual]),
-        tokens,
-        np.stack([own[c.seg_positions] for own, c in zip(tokens, conversations, strict=True)]),
-    )
-
-
-def _shared_length(conversations: Sequence[Conversation]) -> int:
-    """Number of tokens with which all of them begin; the k-th placeholder shows the same in each."""
-    shortest = min(len(c.input_ids) for c in conversations)
-    heads = np.stack([c.input_ids[:shortest] for c in conversations])
-    differing = np.flatnonzero((heads != heads[0]).any(0))
-    return int(differing[0]) if len(differing) else shortest
-
-
-def unpack_conversations(batch: Batch) -> list[Conversation]:
-    """The N conversations of a batch, each whole."""
+def unpack_conversations(rows: TokenRows) -> list[Conversation]:
+    """The N conversations that were packed, each whole."""
+    assert rows.paths_NC is not None
+    ids, paths = rows.input_ids_BL.flatten().numpy(), rows.paths_NC.numpy()
     conversations = []
-    ids = batch.input_ids.flatten().numpy()
-    for tokens, video, positions in zip(
-        batch.conversation_tokens.numpy(), batch.video_index.tolist(), batch.seg_positions.numpy(), strict=True
-    ):
-        own = np.unique(tokens)  # ascending; padding repeats the last one
-        begin = video * batch.input_ids.shape[1]
-        conversations.append(Conversation(ids[own], np.searchsorted(own, begin + positions)))
+    for path, reads in zip(paths, rows.reads_R.numpy().reshape(len(paths), -1), strict=True):
+        own = np.unique(path)  # ascending; padding repeats the last one
+        conversations.append(Conversation(ids[own], np.searchsorted(own, reads)))
     return conversations
+
+
+def common_prefix(sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
+    """Length of the longest beginning that all sequences share."""
+    length = min(len(sequence) for sequence in sequences)
+    heads = np.array([sequence[:length] for sequence in sequences])
+    differs = (heads != heads[0]).any(axis=0)
+    return int(differs.argmax()) if differs.any() else length
+
+
+def _through_rows(indices: Sequence[np.ndarray], length: int) -> np.ndarray:
+    return np.concatenate([number * length + own for number, own in enumerate(indices)])
+
+
+def _padded(arrays: Sequence[np.ndarray], fill: int | None, multiple: int = LENGTH_MULTIPLE) -> np.ndarray:
+    """(N, L) int64, right-padded with ``fill``, or where that is None with each array's last value."""
+    length = -(-max(len(array) for array in arrays) // multiple) * multiple
+    rows = np.empty((len(arrays), length), np.int64)
+    for row, array in zip(rows, arrays, strict=True):
+        row[: len(array)] = array
+        row[len(array) :] = array[-1] if fill is None else fill
+    return rows

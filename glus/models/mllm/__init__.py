@@ -1,1 +1,62 @@
-"""Multimodal LLMs, one file per family."""
+"""Multimodal LLMs, one file per family: what sees frames, reads conversations and answers with states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from glus.batch import TokenRows
+
+if TYPE_CHECKING:
+    from glus.models.mllm.cache import Prefix
+
+
+class Mllm(Protocol):
+    """The seam where another family enters; a family is an ``nn.Module``. Training and inference call the
+    same verbs."""
+
+    PARTS: Mapping[str, tuple[str, ...]]
+    """What ``model.trainable`` may name of the family: part -> substrings of the names of its parameters."""
+    width: int
+    """D."""
+    tokens_per_frame: int
+    """P."""
+    max_length: int
+    """Tokens of a conversation that it can read."""
+    prepare: Callable[[np.ndarray], np.ndarray]
+    """A frame, (H, W, 3) uint8 RGB, on the CPU -> what travels to the device of it, uint8."""
+    dtype: torch.dtype
+    """Of states."""
+
+    def see(self, pixels_F3ss: torch.Tensor) -> torch.Tensor:
+        """Visual tokens (F, P, D) of prepared frames, channels first; under no_grad what is frozen."""
+
+    def states(
+        self, rows: TokenRows, visual_TD: torch.Tensor, past: Sequence[Prefix] = (), keep: bool = False
+    ) -> tuple[torch.Tensor, Prefix | None]:
+        """Final states where rows are read.
+
+        Args:
+            rows: B rows of L tokens.
+            visual_TD: the visual tokens that the rows show.
+            past: what all rows continue, the oldest first; every token attends to all of it.
+            keep: the rows are to be continued in turn.
+
+        Returns:
+            (R, D) states; keys and values of the rows if they are kept.
+        """
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Vocabulary logits (..., V) of states (..., D)."""
+
+    def note_trained(self) -> None:
+        """To be called when ``requires_grad`` of parameters has changed."""
+
+    def checkpoint_gradients(self) -> None:
+        """From now on, recompute each layer in the backward pass instead of keeping its activations."""
+
+    def compile_layers(self) -> None:
+        """From now on, each layer runs compiled in training; names of tensors stay."""

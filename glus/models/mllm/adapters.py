@@ -18,6 +18,7 @@ from torch import nn
 from glus.config import Quantization
 
 if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
     from transformers import LlamaForCausalLM
 
 
@@ -80,6 +81,36 @@ def split_head(llama: LlamaForCausalLM, ids: Sequence[int]) -> None:
     llama.lm_head = NewRowsHead(llama.lm_head.weight, ids)  # type: ignore[assignment]
 
 
+def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, targets: list[str]) -> None:
+    """Put LoRA adapters into the named projections, in place; the module names of the LLM stay.
+
+    Args:
+        rank: rank of the adapters.
+        alpha: their scale is ``alpha / rank``.
+        dropout: before the down projection, in training.
+        targets: names of linear layers, such as ``q_proj``.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
+    inject_adapter_in_model(config, llama)
+
+
+def plain_names(module: nn.Module) -> dict[str, str]:
+    """Names of a model's tensors as they were before ``add_lora`` -> as they are; the adapters' own are left out."""
+    names = [name for name in module.state_dict() if ".lora_" not in name]
+    return {name.replace(".base_layer.", "."): name for name in names}
+
+
+def merged_weight(adapter: LoraLayer, weight: torch.Tensor) -> torch.Tensor:
+    """What a projection's weight becomes when its adapter is merged: ``W + B A alpha / rank``, a new tensor."""
+    (name,) = adapter.active_adapters
+    adapter.lora_A[name].to(weight.dtype)
+    adapter.lora_B[name].to(weight.dtype)
+    delta: torch.Tensor = adapter.get_delta_weight(name)  # type: ignore[attr-defined]  # of every linear one
+    return weight + delta.detach().to(weight)
+
+
 INSTALL = "pip install 'glus[quantization]'"
 
 
@@ -130,7 +161,7 @@ class Quantizer:
             parent, _, child = name.rpartition(".")
             layer = _empty_layer(linear, quantization)
             setattr(llama.model.layers.get_submodule(parent), child, layer)
-            full = f"language.llama.model.layers.{name}.weight"
+            full = f"mllm.llama.model.layers.{name}.weight"
             self._layers[full] = layer
             if not linear.weight.is_meta:
                 layer.weight = self.pack(full, linear.weight.detach())

@@ -3,8 +3,8 @@
 Three patterns, each by the fastest kernel that knows it. None needs a matrix of scores except the last:
 
 - tokens that follow each other and all of a prefix: causal;
-- packed conversations (``Batch``): each is gathered from its row, prefix included, and attends causally;
-- several questions about one trunk: a mask.
+- packed conversations (``TokenRows``): each is gathered from its row, prefix included, and attends causally;
+- prompts whose endings branch off: a mask.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ NAME = "glus"
 
 
 class PackedRows(NamedTuple):
-    """Where each conversation's tokens are among those of packed rows; the fields are those of ``Batch``."""
+    """The paths of packed rows; see ``TokenRows``."""
 
-    conversation_tokens: torch.Tensor
-    """(N, Lc) int64: token (row times L, plus column) of each token of each conversation."""
-    token_places: torch.Tensor
-    """(B, L) int64: a place (conversation times Lc, plus column) of each token of each row."""
+    paths_NC: torch.Tensor
+    slots_BL: torch.Tensor
 
 
 def attend(
@@ -57,7 +55,7 @@ def attend(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if packed is not None:
-        query, key, value = (_gathered(heads, packed.conversation_tokens) for heads in (query, key, value))
+        query, key, value = (_gathered(heads, packed.paths_NC) for heads in (query, key, value))
     if attention_mask is None and query.shape[2] < key.shape[2]:
         continued = causal_by_mask if query.device.type == "cpu" else causal_by_padding
         attended = continued(query, key, value, dropout, scaling)
@@ -73,8 +71,8 @@ def attend(
         )
     attended = attended.transpose(1, 2)
     if packed is not None:
-        places = packed.token_places
-        attended = attended.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
+        slots = packed.slots_BL
+        attended = attended.flatten(0, 1).index_select(0, slots.flatten()).unflatten(0, slots.shape)
     return attended, None
 
 
@@ -105,3 +103,9 @@ def _gathered(heads_BhLd: torch.Tensor, tokens_NL: torch.Tensor) -> torch.Tensor
     """(N, heads, Lc, d): the tokens of each conversation."""
     tokens = heads_BhLd.transpose(1, 2).flatten(0, 1)  # no copy: so they lie in memory
     return tokens.index_select(0, tokens_NL.flatten()).unflatten(0, tokens_NL.shape).transpose(1, 2)
+
+
+def additive_mask(sees_BLL: torch.Tensor, num_seen: int, dtype: torch.dtype) -> torch.Tensor:
+    """What to add to the scores of tokens that see ``num_seen`` earlier ones besides: (B, 1, L, num_seen + L)."""
+    hidden_BLA = F.pad(~sees_BLL, (num_seen, 0))
+    return torch.zeros_like(hidden_BLA, dtype=dtype).masked_fill_(hidden_BLA, -torch.inf)[:, None]

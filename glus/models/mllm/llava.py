@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from glus import compat, distributed
-from glus.models.mllm.attention import NAME, PackedRows, attend
+from glus.batch import TokenRows
+from glus.models.mllm.attention import NAME, PackedRows, additive_mask, attend
 from glus.tokens import IMAGE_ID
 
 if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
     from transformers import CLIPVisionModel, LlamaForCausalLM
 
-    from glus.models.mllm.cache import Prefix, PrefixCache
+    from glus.models.mllm.cache import Prefix
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -94,6 +97,28 @@ class ClipEncoder(nn.Module):
         return F.avg_pool1d(patches.transpose(1, 2), self.pool, self.pool).transpose(1, 2)
 
 
+def clip_crop(frame_HW3: np.ndarray, size: int) -> np.ndarray:
+    """The centre square that CLIP sees: bicubic resize of the shorter edge to ``size``, then a centre crop.
+
+    The left and right of a wide frame never reach the language model. Equal to ``CLIPImageProcessor`` (its PIL
+    form) of openai/clip-vit-large-patch14, before its rescaling: the long edge becomes ``int(size * long / short)``.
+
+    Args:
+        frame_HW3: (H, W, 3) uint8 RGB.
+        size: side of CLIP's input in pixels.
+
+    Returns:
+        (size, size, 3) uint8 RGB.
+    """
+    height, width = frame_HW3.shape[:2]
+    short, long = min(height, width), max(height, width)
+    new_long = int(size * long / short)
+    new_height, new_width = (size, new_long) if height <= width else (new_long, size)
+    resized = Image.fromarray(frame_HW3).resize((new_width, new_height), Image.Resampling.BICUBIC)
+    top, left = (new_height - size) // 2, (new_width - size) // 2
+    return np.array(resized.crop((left, top, left + size, top + size)))
+
+
 def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausalLM:
     """A LLaMA with random weights, the attention of ``models.attention`` and an untied head.
 
@@ -144,113 +169,102 @@ def rotary_frequencies(architecture: dict[str, Any]) -> torch.Tensor:
         return LlamaRotaryEmbedding(LlamaConfig(**architecture)).inv_freq.detach().clone()
 
 
-def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, targets: list[str]) -> None:
-    """Put LoRA adapters into the named projections, in place; the module names of the LLM stay.
+PROJECTOR_STD = 0.01
+
+
+def build_projector(clip_width: int, width: int) -> nn.Linear:
+    """The projector at random, to be loaded or trained.
+
+    CLIP features are tens of times longer than word embeddings; a projector that starts small keeps visual tokens from
+    drowning what the layers of an LLM that starts from nothing add to them.
+    """
+    projector = nn.Linear(clip_width, width)
+    nn.init.normal_(projector.weight, std=PROJECTOR_STD)
+    nn.init.zeros_(projector.bias)
+    return projector
+
+
+class Llava(nn.Module):
+    """CLIP, a linear projector and LLaMA, as one ``Mllm``.
 
     Args:
-        rank: rank of the adapters.
-        alpha: their scale is ``alpha / rank``.
-        dropout: before the down projection, in training.
-        targets: names of linear layers, such as ``q_proj``.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
-    inject_adapter_in_model(config, llama)
-
-
-def plain_names(module: nn.Module) -> dict[str, str]:
-    """Names of a model's tensors as they were before ``add_lora`` -> as they are; the adapters' own are left out."""
-    names = [name for name in module.state_dict() if ".lora_" not in name]
-    return {name.replace(".base_layer.", "."): name for name in names}
-
-
-def merged_weight(adapter: LoraLayer, weight: torch.Tensor) -> torch.Tensor:
-    """What a projection's weight becomes when its adapter is merged: ``W + B A alpha / rank``, a new tensor."""
-    (name,) = adapter.active_adapters
-    adapter.lora_A[name].to(weight.dtype)
-    adapter.lora_B[name].to(weight.dtype)
-    delta: torch.Tensor = adapter.get_delta_weight(name)  # type: ignore[attr-defined]  # of every linear one
-    return weight + delta.detach().to(weight)
-
-
-class LanguageModel(nn.Module):
-    """Verbs over a LLaMA: states of spliced conversations, logits where they are wanted.
-
-    Args:
-        llama: the model, with or without LoRA adapters.
+        clip: what the LLM sees through.
+        projector: CLIP width -> LLM width.
+        llama: the LLM, with or without LoRA adapters.
     """
 
-    def __init__(self, llama: LlamaForCausalLM):
+    PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "clip": ("mllm.clip.",),
+        "projector": ("mllm.projector.",),
+        "lora": (".lora_A.", ".lora_B."),
+        "embeddings": ("mllm.llama.model.embed_tokens.",),
+        "lm_head": ("mllm.llama.lm_head.",),
+        "embeddings_new_rows": ("mllm.llama.model.embed_tokens.new_rows",),
+        "lm_head_new_rows": ("mllm.llama.lm_head.new_rows",),
+        "llm": ("mllm.llama.",),
+    }
+
+    def __init__(self, clip: ClipEncoder, projector: nn.Linear, llama: LlamaForCausalLM):
         super().__init__()
-        self.llama = llama
+        self.clip, self.projector, self.llama = clip, projector, llama
         self.width: int = llama.config.hidden_size
+        self.tokens_per_frame = clip.tokens_per_frame
+        self.max_length: int = llama.config.max_position_embeddings
+        self.prepare = partial(clip_crop, size=clip.image_size)
         self._is_compiled = False
+        self.note_trained()
 
-    def states(self, input_ids_NL: torch.Tensor, placeholders_M: torch.Tensor, visual_MD: torch.Tensor) -> torch.Tensor:
-        """Final states (after the last RMSNorm) of whole conversations: (N, L, D).
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of visual tokens and states."""
+        return self.projector.weight.dtype
 
-        Args:
-            input_ids_NL: int64, right-padded; ``tokens.IMAGE_ID`` where a visual token goes.
-            placeholders_M: see ``splice``.
-            visual_MD: visual tokens of all rows, in the order of their placeholders (row by row).
+    def note_trained(self) -> None:
+        """See ``Mllm``."""
+        self._clip_is_trained = any(parameter.requires_grad for parameter in self.clip.parameters())
 
-        Raises:
-            ValueError: the number of visual tokens differs from that of the placeholders.
-        """
-        embeds_NLD = self.splice(input_ids_NL, placeholders_M, visual_MD)
-        positions_1L = torch.arange(input_ids_NL.shape[1], device=embeds_NLD.device)[None]
-        return self._run(embeds_NLD, positions_1L)  # causal: nothing sees the padding behind it
+    def see(self, pixels_F3ss: torch.Tensor) -> torch.Tensor:
+        """See ``Mllm``."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._clip_is_trained):
+            features = self.clip(pixels_F3ss)
+        return self.projector(features)
 
-    def packed_states(self, embeds_BLD: torch.Tensor, positions_BL: torch.Tensor, packed: PackedRows) -> torch.Tensor:
-        """Final states of packed conversations; each is the state that ``states`` gives the conversation by itself.
+    def states(
+        self, rows: TokenRows, visual_TD: torch.Tensor, past: Sequence[Prefix] = (), keep: bool = False
+    ) -> tuple[torch.Tensor, Prefix | None]:
+        """See ``Mllm``; states are those after the last RMSNorm."""
+        from glus.models.mllm.cache import PrefixCache
 
-        Args:
-            embeds_BLD: spliced embeddings, one row per video, see ``structures.Batch``.
-            positions_BL: int64, position of each token in its own conversation.
-            packed: the conversations.
+        embeds_BLD = self._splice(rows, visual_TD)
+        options: dict[str, Any] = {}
+        if past or keep:
+            options["past_key_values"] = PrefixCache(past, keep)
+        if rows.paths_NC is not None and rows.slots_BL is not None:
+            options["packed"] = PackedRows(rows.paths_NC, rows.slots_BL)
+        if rows.sees_BLL is not None:
+            seen = sum(prefix.length for prefix in past)
+            options["attention_mask"] = additive_mask(rows.sees_BLL, seen, embeds_BLD.dtype)
+        hidden_BLD = self._run(embeds_BLD, rows.position_ids_BL, **options)
+        prefix = options["past_key_values"].prefix if keep else None
+        return hidden_BLD.flatten(0, 1).index_select(0, rows.reads_R), prefix
 
-        Returns:
-            (B, L, D).
-        """
-        return self._run(embeds_BLD, positions_BL, packed=packed)
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """See ``Mllm``."""
+        return self.llama.lm_head(states)
 
-    def continued_states(
-        self,
-        embeds_NLD: torch.Tensor,
-        positions_NL: torch.Tensor,
-        prefixes: Sequence[Prefix],
-        sees_NLL: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Final states (N, L, D) of tokens that follow others; their keys and values are not kept.
+    def _splice(self, rows: TokenRows, visual_TD: torch.Tensor) -> torch.Tensor:
+        """Token embeddings with visual tokens at their placeholders: (B, L, D)."""
+        ids_BL = rows.input_ids_BL
+        embeds_BLD = self.llama.model.embed_tokens(ids_BL.masked_fill(ids_BL == IMAGE_ID, 0))
+        visual_MD = visual_TD[rows.visual_index_M].to(embeds_BLD.dtype)
+        return embeds_BLD.flatten(0, 1).index_copy(0, rows.placeholders_M, visual_MD).unflatten(0, ids_BL.shape)
 
-        Args:
-            embeds_NLD: spliced embeddings of the new tokens.
-            positions_NL: int64, their positions counted from the beginning of the conversation.
-            prefixes: what the N sequences continue, the oldest first; all of it is attended to.
-            sees_NLL: bool, which new tokens each new token attends to; each at least one. None: itself and those
-                before it.
-        """
-        cache = _prefix_cache(prefixes, keep=False)
-        mask_N1LA = None if sees_NLL is None else _additive(sees_NLL, cache.get_seq_length(), embeds_NLD.dtype)
-        return self._run(embeds_NLD, positions_NL, mask_N1LA, past_key_values=cache)
-
-    def prefill(self, embeds_NLD: torch.Tensor, positions_NL: torch.Tensor, prefixes: Sequence[Prefix] = ()) -> Prefix:
-        """Keys and values of tokens that others will continue; see ``continued_states``."""
-        cache = _prefix_cache(prefixes, keep=True)
-        self._run(embeds_NLD, positions_NL, past_key_values=cache)
-        return cache.prefix
-
-    def _run(
-        self, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None = None, **options: Any
-    ) -> torch.Tensor:
+    def _run(self, embeds: torch.Tensor, positions: torch.Tensor, **options: Any) -> torch.Tensor:
         self._move_rotary(embeds.device)
         # Compiled layers are for training: a cache of prefixes would have to be compiled for each of its shapes.
         is_eager = self._is_compiled and "past_key_values" in options
         with torch.compiler.set_stance("force_eager") if is_eager else nullcontext():
-            hidden = self.llama.model(
-                inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **options
-            )
+            hidden = self.llama.model(inputs_embeds=embeds, position_ids=positions, use_cache=False, **options)
         return hidden.last_hidden_state
 
     def _move_rotary(self, device: torch.device) -> None:
@@ -282,37 +296,3 @@ class LanguageModel(nn.Module):
         self._is_compiled = True
         for layer in self.llama.model.layers:
             layer.compile(dynamic=True)
-
-    def splice(self, input_ids_NL: torch.Tensor, placeholders_M: torch.Tensor, visual_MD: torch.Tensor) -> torch.Tensor:
-        """Token embeddings with visual tokens at their placeholders: (N, L, D).
-
-        Args:
-            input_ids_NL: int64, ``tokens.IMAGE_ID`` where a visual token goes.
-            placeholders_M: int64, where that is, row by row (``tokens.placeholders``). Given, not looked for: a number
-                of tokens that depends on values would be waited for on a GPU.
-            visual_MD: in the order of their placeholders.
-
-        Raises:
-            ValueError: there are more or fewer visual tokens than placeholders.
-        """
-        if len(placeholders_M) != len(visual_MD):
-            raise ValueError(f"{len(placeholders_M)} image placeholders but {len(visual_MD)} visual tokens")
-        embeds_NLD = self.llama.model.embed_tokens(input_ids_NL.masked_fill(input_ids_NL == IMAGE_ID, 0))
-        flat = embeds_NLD.flatten(0, 1).index_copy(0, placeholders_M, visual_MD.to(embeds_NLD.dtype))
-        return flat.unflatten(0, input_ids_NL.shape)
-
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Vocabulary logits (..., V) of states (..., D)."""
-        return self.llama.lm_head(states)
-
-
-def _additive(sees_NLL: torch.Tensor, num_seen: int, dtype: torch.dtype) -> torch.Tensor:
-    """What to add to the scores of tokens that see ``num_seen`` earlier ones besides: (N, 1, L, num_seen + L)."""
-    hidden_NLA = F.pad(~sees_NLL, (num_seen, 0))
-    return torch.zeros_like(hidden_NLA, dtype=dtype).masked_fill_(hidden_NLA, -torch.inf)[:, None]
-
-
-def _prefix_cache(prefixes: Sequence[Prefix], keep: bool) -> PrefixCache:
-    from glus.models.mllm.cache import PrefixCache
-
-    return PrefixCache(prefixes, keep)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
@@ -25,14 +23,6 @@ def memory_frames(frame: int, num_frames: int, stride: int) -> list[int]:
     newest = (frame - 2) // stride * stride
     strided = {newest - k * stride for k in range(num_frames - 1)} if frame >= 2 else set()
     return sorted(f for f in strided | {frame - 1} if f >= 0)
-
-
-class Recalled(NamedTuple):
-    """Rows that read equally many memories, so that they can be attended to in one batch."""
-
-    rows: list[int]
-    memories_NTChw: torch.Tensor | None
-    """T memories of each row, oldest first; None for rows that have no memory."""
 
 
 class MemoryBank:
@@ -59,27 +49,30 @@ class MemoryBank:
         """Of all memories held."""
         return sum(memory.untyped_storage().nbytes() for steps in self._steps.values() for memory in steps.values())
 
-    def recall(self, steps: Mapping[int, int]) -> list[Recalled]:
-        """The memories of some rows, grouped by their number; every row comes once.
+    def alike(self, steps: Mapping[int, int]) -> list[list[int]]:
+        """The rows, grouped by how many memories each would recall.
 
         Args:
             steps: row -> its coming step, counted from 0 where the row's pass began.
         """
         groups: dict[int, list[int]] = defaultdict(list)
-        found: dict[int, list[torch.Tensor]] = {}
         for row, step in steps.items():
-            held = self._steps[row]
-            found[row] = [held[s] for s in memory_frames(step, self.num_frames, self.stride) if s in held]
-            groups[len(found[row])].append(row)
-        return [
-            Recalled(
-                rows,
-                torch.stack([memory for row in rows for memory in found[row]]).unflatten(0, (len(rows), count))
-                if count
-                else None,
-            )
-            for count, rows in groups.items()
-        ]
+            groups[len(self._recalled(row, step))].append(row)
+        return list(groups.values())
+
+    def recall(self, steps: Mapping[int, int]) -> torch.Tensor | None:
+        """Memories (N, T, C_mem, h, w) of rows that have equally many, oldest first; None if these are none.
+
+        Args:
+            steps: see ``alike``.
+        """
+        found = [self._recalled(row, step) for row, step in steps.items()]
+        (count,) = {len(memories) for memories in found}
+        return torch.stack([torch.stack(memories) for memories in found]) if count else None
+
+    def _recalled(self, row: int, step: int) -> list[torch.Tensor]:
+        held = self._steps[row]
+        return [held[s] for s in memory_frames(step, self.num_frames, self.stride) if s in held]
 
     def store(self, steps: Mapping[int, int], memory_NChw: torch.Tensor) -> None:
         """Keep what rows made of a frame, and forget what none of their later steps can read.

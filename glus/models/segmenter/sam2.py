@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import importlib.resources
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ MAX_ENCODED = 32
 of which CUDA's attention kernels take 65,535."""
 BACKBONE_STRIDE = 16
 """Pixels of SAM2's input per cell of its image feature."""
+_DECODER = "segmenter.sam.sam_mask_decoder."
 IDENTITY_GAMMA = 1e-6
 """Layer scale at which a fuser block of the memory encoder is practically the identity: its value before loading."""
 
@@ -56,10 +57,6 @@ class FrameFeatures:
     dense_position_1Chw: torch.Tensor
     """(1, C, S/16, S/16): random-frequency encoding, for the mask decoder."""
 
-    def flat(self) -> torch.Tensor:
-        """(N, R): the three levels of each frame in a row; ``Sam2Segmenter.unflatten`` undoes it."""
-        return torch.cat([level_NChw.flatten(1) for level_NChw in (*self.high_NChw, self.image_NChw)], dim=1)
-
     def rows(self, index: torch.Tensor | Sequence[int]) -> FrameFeatures:
         """The features of some frames, repeated as often as ``index`` names them."""
         where = index if isinstance(index, torch.Tensor) else row_index(index, self.image_NChw.device)
@@ -76,16 +73,6 @@ class FrameFeatures:
     def with_image(self, image_NChw: torch.Tensor) -> FrameFeatures:
         """The same frames with another lowest level."""
         return replace(self, image_NChw=image_NChw)
-
-
-@dataclass(frozen=True)
-class EncodedMemory:
-    """What the memory encoder makes of a frame and its masks."""
-
-    features_NChw: torch.Tensor
-    """(N, C_mem, h, w)."""
-    position_1Chw: torch.Tensor
-    """(1, C_mem, h, w): 2-D sine encoding, the same for every frame."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +180,7 @@ def is_trained(*modules: nn.Module) -> bool:
 
 
 class Sam2Segmenter(nn.Module):
-    """SAM2's verbs. Holds no state of a video.
+    """SAM2 as a ``Segmenter``.
 
     What ``requires_grad`` nowhere runs under no_grad: the image encoder if it is frozen; memory attention and memory
     encoder if they are frozen, unless ``memory_gradient`` asks for gradients *through* them. ``note_trained`` tells
@@ -201,10 +188,27 @@ class Sam2Segmenter(nn.Module):
 
     Args:
         sam: a SAM2Base.
-        multimask_fallback: in evaluation mode, replace an unstable mask by the alternative of highest predicted IoU.
+        multimask_fallback: whether inference is to ``decode`` with the fallback; it changes nothing here.
         memory_gradient: let gradients flow from frame to frame: through stored memories, and through memory attention
             and memory encoder though they are frozen.
     """
+
+    PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "mask_decoder": ("segmenter.sam.sam_mask_decoder.",),
+        "image_encoder": ("segmenter.sam.image_encoder.",),
+        "memory": ("segmenter.sam.memory_attention.", "segmenter.sam.memory_encoder.", "segmenter.sam.no_mem_embed"),
+        "prompt_encoder": ("segmenter.sam.sam_prompt_encoder.",),
+    }
+    NEVER_UPDATED = (
+        f"{_DECODER}conv_s0.",
+        f"{_DECODER}conv_s1.",
+        f"{_DECODER}iou_prediction_head.",
+        f"{_DECODER}pred_obj_score_head.",
+        *(f"{_DECODER}output_hypernetworks_mlps.{i}." for i in (1, 2, 3)),
+    )
+    """Parameters of the mask decoder that are declared trainable, as released, yet never learn: the convolutions run
+    with the image encoder, under no_grad while that is frozen, and the other heads' outputs reach no loss. Without
+    ``trainer.weight_decay`` (0, as released) they keep their values; with it they shrink, as what learns does."""
 
     def __init__(self, sam: nn.Module, multimask_fallback: bool, memory_gradient: bool = False):
         super().__init__()
@@ -242,25 +246,14 @@ class Sam2Segmenter(nn.Module):
         high_4, high_8, image = (
             torch.cat(levels) if len(levels) > 1 else levels[0] for levels in zip(*parts, strict=True)
         )
-        return self._features((high_4, high_8), image)
+        position_1Chw = self.sam.image_encoder.neck.position_encoding(image).to(self.dtype)
+        return FrameFeatures((high_4, high_8), image, position_1Chw, self.dense_position())
 
     def _encode(self, image_F3SS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._encoder_is_trained):
             out = self.sam.forward_image(image_F3SS.to(self.dtype))
             high_4, high_8, image = (level.to(self.dtype) for level in out["backbone_fpn"])
         return high_4, high_8, image
-
-    def _features(self, high_NChw: tuple[torch.Tensor, torch.Tensor], image_NChw: torch.Tensor) -> FrameFeatures:
-        position_1Chw = self.sam.image_encoder.neck.position_encoding(image_NChw).to(self.dtype)
-        return FrameFeatures(high_NChw, image_NChw, position_1Chw, self.dense_position())
-
-    def unflatten(self, flat_NR: torch.Tensor) -> FrameFeatures:
-        """The features that ``FrameFeatures.flat`` made rows of."""
-        side, width = self.image_size // BACKBONE_STRIDE, self.width
-        shapes = ((width // 8, 4 * side, 4 * side), (width // 4, 2 * side, 2 * side), (width, side, side))
-        parts = flat_NR.split([math.prod(shape) for shape in shapes], dim=1)
-        high_4, high_8, image = (part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True))
-        return self._features((high_4, high_8), image)
 
     def condition(self, frame: FrameFeatures, memories_NTChw: torch.Tensor | None) -> FrameFeatures:
         """The frame as it looks with memories in mind; without any, the no-memory embedding is added.
@@ -274,7 +267,7 @@ class Sam2Segmenter(nn.Module):
                 return frame.with_image(frame.image_NChw + self.sam.no_mem_embed.view(1, -1, 1, 1))
             n, t = memories_NTChw.shape[:2]
             self._move_rotary(memories_NTChw.device)
-            position_1Chw = self.sam.memory_encoder.position_encoding(memories_NTChw[:, 0]).to(self.dtype)
+            position_1Chw = self.memory_position(memories_NTChw[:, 0])
             conditioned = self.sam.memory_attention(
                 curr=_cells(frame.image_NChw).expand(-1, n, -1),
                 curr_pos=_cells(frame.position_1Chw).expand(-1, n, -1),
@@ -282,6 +275,11 @@ class Sam2Segmenter(nn.Module):
                 memory_pos=_cells(position_1Chw).repeat(t, n, 1),
             )
         return frame.with_image(conditioned.permute(1, 2, 0).unflatten(2, frame.image_NChw.shape[2:]))
+
+    def memory_position(self, memory_NChw: torch.Tensor) -> torch.Tensor:
+        """(1, C_mem, h, w): 2-D sine encoding, the same for every memory."""
+        position: torch.Tensor = self.sam.memory_encoder.position_encoding(memory_NChw)
+        return position.to(self.dtype)
 
     def _move_rotary(self, device: torch.device) -> None:
         """Move the rotary frequencies, plain tensors in sam2, once: copied in every frame, a GPU would be waited for
@@ -291,8 +289,14 @@ class Sam2Segmenter(nn.Module):
                 for part in (layer.self_attn, layer.cross_attn_image):
                     part.freqs_cis = part.freqs_cis.to(device)
 
-    def decode(self, conditioned: FrameFeatures, prompt_NC: torch.Tensor) -> DecodedMasks:
-        """Masks for one prompt embedding per row; the prompt is the only sparse token, there is no mask prompt."""
+    def decode(self, conditioned: FrameFeatures, prompt_NC: torch.Tensor, fallback: bool = False) -> DecodedMasks:
+        """Masks for one prompt embedding per row; the prompt is the only sparse token, there is no mask prompt.
+
+        Args:
+            conditioned: N rows.
+            prompt_NC: of each row.
+            fallback: replace an unstable mask by the alternative of highest predicted IoU.
+        """
         n, (c, h, w) = len(prompt_NC), conditioned.image_NChw.shape[1:]
         dense = self.sam.sam_prompt_encoder.no_mask_embed.weight.view(1, c, 1, 1).expand(n, c, h, w)
         logits, iou, _, _ = self.sam.sam_mask_decoder.predict_masks(
@@ -306,22 +310,22 @@ class Sam2Segmenter(nn.Module):
         single = logits[:, 0]
         stability = stability_scores(single)
         use = torch.zeros_like(stability, dtype=torch.bool)
-        if self.multimask_fallback and not self.training:
+        if fallback:
             use = stability < STABILITY_THRESHOLD
             best = logits[torch.arange(n, device=logits.device), 1 + iou[:, 1:].argmax(-1)]
             single = torch.where(use[:, None, None], best, single)
         return DecodedMasks(single, logits, iou, stability, use)
 
-    def memorize(self, conditioned: FrameFeatures, logits_Nmm: torch.Tensor) -> EncodedMemory:
-        """Memory of a frame with its predicted masks; soft, not binarised. Its gradient history is cut unless
-        ``memory_gradient``."""
+    def memorize(self, conditioned: FrameFeatures, logits_Nmm: torch.Tensor) -> torch.Tensor:
+        """Memory of a frame with its predicted masks, soft, not binarised: (N, C_mem, h, w). Its gradient history is
+        cut unless ``memory_gradient``."""
         with self._memory_grad():
             side = (self.image_size, self.image_size)
             mask = torch.sigmoid(upsample_masks(logits_Nmm, side).to(self.dtype))
             mask = mask * self.sam.sigmoid_scale_for_mem_enc + self.sam.sigmoid_bias_for_mem_enc
             out = self.sam.memory_encoder(conditioned.image_NChw, mask[:, None], skip_mask_sigmoid=True)
-        features = out["vision_features"] if self.memory_gradient else out["vision_features"].detach()
-        return EncodedMemory(features, out["vision_pos_enc"][0].to(self.dtype))
+        memory: torch.Tensor = out["vision_features"]
+        return memory if self.memory_gradient else memory.detach()
 
     def step_bytes(self, num_memories: int, size: tuple[int, int]) -> int:
         """Bytes that one row takes, at most, while a frame is conditioned, decoded and memorised, without gradients.

@@ -88,11 +88,11 @@ def measure_sizes(glus: Glus) -> Sizes:
 
 
 def _is_quantisable(name: str) -> bool:
-    return name.startswith("language.llama.model.layers.") and ".lora_" not in name
+    return name.startswith("mllm.llama.model.layers.") and ".lora_" not in name
 
 
 def _is_born_empty(name: str) -> bool:
-    return name.startswith(("clip.", "language.llama.")) and ".lora_" not in name and not name.endswith(".new_rows")
+    return name.startswith(("mllm.clip.", "mllm.llama.")) and ".lora_" not in name and not name.endswith(".new_rows")
 
 
 def memory_lines(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig, trace: Trace) -> list[Line]:

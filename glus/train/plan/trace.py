@@ -58,8 +58,8 @@ def example_batch(config: TrainConfig, tokens_per_frame: int, crop_side: int, nu
     """A batch of the config's sizes: black frames, sentences of ``EXPRESSION_TOKENS``, as many as may be drawn."""
     context, query, count = config.frames.num_context, config.frames.num_query, config.data.expressions_per_video
     sample = TrainSample(
-        context_clip=np.zeros((context, crop_side, crop_side, 3), np.uint8),
-        query_clip=np.zeros((query, crop_side, crop_side, 3), np.uint8),
+        context_pixels=np.zeros((context, crop_side, crop_side, 3), np.uint8),
+        query_pixels=np.zeros((query, crop_side, crop_side, 3), np.uint8),
         query_frames=np.zeros((query, *FRAME_SIZE, 3), np.uint8),
         conversations=[_conversation(context, query, tokens_per_frame, 1 + row) for row in range(count)],
         target_masks=[np.zeros((query, *FRAME_SIZE), np.uint8)] * count,
@@ -173,9 +173,9 @@ def trace_micro_batch(config: TrainConfig, num_videos: int, checkpointing: bool)
     with torch.device("meta"):
         glus = build_glus(config.model, load_weights=False).train()
     if checkpointing:
-        glus.language.checkpoint_gradients()
+        glus.mllm.checkpoint_gradients()
     weights = {name: weight for name, weight in config.loss.weights.items() if name in TERMS}
-    batch = example_batch(config, glus.tokens_per_frame, glus.clip.image_size, num_videos)
+    batch = example_batch(config, glus.mllm.tokens_per_frame, glus.mllm.clip.image_size, num_videos)
     with LikeOnGpu(), torch.device("meta"):
         return count_costs(glus, GlusObjective(weights, seg_id=0), batch.to("meta"))
 
@@ -195,8 +195,8 @@ def count_costs(glus: Glus, objective: GlusObjective, batch: Batch) -> Trace:
     ]
     sam = glus.segmenter.sam
     parts: dict[str, tuple[nn.Module, ...]] = {
-        PARTS[0]: (glus.clip,),
-        PARTS[1]: (glus.language.llama.model,),
+        PARTS[0]: (glus.mllm.clip,),
+        PARTS[1]: (glus.mllm.llama.model,),
         PARTS[2]: (sam.image_encoder,),
         PARTS[3]: (sam.memory_encoder, sam.sam_mask_decoder.transformer),
     }
