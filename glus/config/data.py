@@ -140,24 +140,6 @@ class MixtureItem:
 
 
 @dataclass
-class FeatureCacheConfig:
-    """Features of frozen towers that ``tools/cache_features.py`` wrote, read in training instead of encoding frames."""
-
-    folder: str | None = None
-    """Where they lie; null: every frame is encoded whenever it is drawn."""
-    parts: list[str] = field(default_factory=lambda: ["clip"])
-    """Which are used: ``clip`` (131 kB a frame at full size in bfloat16) and ``sam2`` (8.4 MB)."""
-
-    def __post_init__(self) -> None:
-        is_known = bool(self.parts) and set(self.parts) <= {"clip", "sam2"}
-        require(is_known, "data.feature_cache.parts", "clip, sam2 or both", self.parts)
-
-    def used_parts(self) -> list[str]:
-        """``parts``; none without a folder."""
-        return sorted(set(self.parts)) if self.folder else []
-
-
-@dataclass
 class DataConfig:
     """What training draws from."""
 
@@ -166,7 +148,6 @@ class DataConfig:
     """Sentences drawn without replacement for each drawn video; fewer where a video has fewer."""
     num_workers: int = 2
     """Loader processes per rank; 0 loads in the training process."""
-    feature_cache: FeatureCacheConfig = field(default_factory=FeatureCacheConfig)
 
     def __post_init__(self) -> None:
         require(self.expressions_per_video >= 1, "data.expressions_per_video", "at least 1", self.expressions_per_video)
