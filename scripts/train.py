@@ -67,7 +67,7 @@ def build_and_fit(config: TrainConfig) -> bool:
         glus.mllm.checkpoint_gradients()
     compile_layers(glus, config)
     tokenizer = LlavaChat(vocabulary, glus.mllm.tokens_per_frame)
-    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.clip.image_size, trainer.seed)
+    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.prepare, trainer.seed)
     objective = build_objective(config.loss, vocabulary.seg_id)
     engine = Engine(glus.train(), trainer, accumulation)
     folder_config = ModelFolderConfig(config.model, config.frames, config.inference)

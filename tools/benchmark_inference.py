@@ -127,7 +127,7 @@ def segment_plainly(
         Mask logits (H, W) at the frame's size, and whether [SEG] was the most likely token (else it is not segmented).
     """
     glus, settings, device = predictor.glus.eval(), predictor.inference, predictor.device
-    num_context, vocabulary = predictor.frames.num_context, predictor.tokenizer.vocabulary
+    num_context, vocabulary = predictor.frames.num_context, predictor.chat.vocabulary
     bank = glus.memory_bank(settings.memory_stride)
     one = Pass({0: start}, len(video), direction)
     for step, frame in enumerate(one.order):
@@ -135,7 +135,7 @@ def segment_plainly(
         pixels = [video.read(index) for index in (*context_indices_eval(len(video), num_context), *window)]
         crops = torch.from_numpy(np.stack([clip_crop(shown, glus.mllm.clip.image_size) for shown in pixels])).to(device)
         tokens_MD = glus.vision_tokens(crops.permute(0, 3, 1, 2)[None]).flatten(0, 2)
-        prompt = predictor.tokenizer.window(text, num_context, len(window), settings.trailing_space)
+        prompt = predictor.chat.window(text, num_context, len(window), settings.trailing_space)
         ids, placeholders, _ = (part.to(device) for part in pad_conversations([prompt], vocabulary.pad_id))
         states_1LD = glus.mllm.states(ids, placeholders, tokens_MD)
         has_seg = int(glus.mllm.logits(states_1LD)[0, -1].argmax()) == vocabulary.seg_id
@@ -223,7 +223,7 @@ def median_ratio(of: Timed, to: Timed) -> float:
 
 def token_bound(predictor: VideoPredictor, texts: Sequence[str], num_frames: int) -> int:
     """LLM tokens if only the context prefix were shared: prefix + sum of (window - prefix)."""
-    tokenizer, frames, inference = predictor.tokenizer, predictor.frames, predictor.inference
+    tokenizer, frames, inference = predictor.chat, predictor.frames, predictor.inference
     prefix = len(tokenizer.opening(frames.num_context))
     one = Pass({0: 0}, num_frames, 1)
     sizes = [len(one.window(0, step, frames, inference.window)) for step in range(num_frames)]
@@ -247,7 +247,7 @@ def count_differences(ours_THW: np.ndarray, logits_THW: torch.Tensor) -> tuple[i
 def with_window(predictor: VideoPredictor, window: Window) -> VideoPredictor:
     """The same predictor with other windows."""
     inference = replace(predictor.inference, window=window)
-    return VideoPredictor(predictor.glus, predictor.tokenizer, predictor.frames, inference)
+    return VideoPredictor(predictor.glus, predictor.chat, predictor.frames, inference)
 
 
 def score_scenes(predictor: VideoPredictor, num_videos: int) -> float:

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from glus.batch import TokenRows
 from glus.config import FramesConfig, InferenceConfig, Window
-from glus.data.chat.llava import LlavaChat, Trunk, common_prefix
+from glus.data.chat.llava import LlavaChat
+from glus.data.chat.tree import TokenTree, common_prefix, token_rows
 from glus.data.sampling import clip_window, query_window
-from glus.inference.stream import to_device
 from glus.models.glus import Glus
 from glus.models.segmenter.memory import row_index
-from glus.tokens import placeholders
 
 if TYPE_CHECKING:
     from glus.models.mllm.cache import Prefix
@@ -61,8 +61,8 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Prompts of one sentence that begin at the same query frame: each shows a beginning of ``frames``."""
+class Prompt:
+    """Prompts of one sentence that begin at the same query frame, in one: each shows a beginning of ``frames``."""
 
     row: int
     frames: tuple[int, ...]
@@ -70,19 +70,19 @@ class Asking:
     """Turns (numbers from 0, ascending, the last one included) whose frame is to be segmented."""
 
 
-def together(windows: Iterable[tuple[int, tuple[int, ...]]]) -> list[Asking]:
+def merge_prefixes(windows: Iterable[tuple[int, tuple[int, ...]]]) -> list[Prompt]:
     """Group prompts, (row, query frames) each, so that none is read that is the beginning of another."""
     groups: dict[tuple[int, int], list[tuple[int, ...]]] = defaultdict(list)
     for row, frames in windows:
         groups[row, frames[0]].append(frames)
-    askings = []
+    prompts = []
     for (row, _), members in groups.items():
-        trunks: dict[tuple[int, ...], list[int]] = {}
+        longest: dict[tuple[int, ...], list[int]] = {}
         for frames in sorted(members, key=len, reverse=True):
-            trunk = next((known for known in trunks if known[: len(frames)] == frames), frames)
-            trunks.setdefault(trunk, []).append(len(frames) - 1)
-        askings += [Asking(row, frames, tuple(sorted(set(asked)))) for frames, asked in trunks.items()]
-    return askings
+            whole = next((known for known in longest if known[: len(frames)] == frames), frames)
+            longest.setdefault(whole, []).append(len(frames) - 1)
+        prompts += [Prompt(row, frames, tuple(sorted(set(asked)))) for frames, asked in longest.items()]
+    return prompts
 
 
 LENGTH_SPREAD = 1.05
@@ -118,7 +118,7 @@ class Prompter:
 
     Args:
         glus: the model, in evaluation mode.
-        tokenizer: the model's.
+        chat: the grammar of the model's conversations.
         texts: the sentences; their numbers are rows.
         context_KPD: visual tokens of the context frames.
         inference: the prompt's ending, and how many tokens are read at a time.
@@ -127,132 +127,124 @@ class Prompter:
     def __init__(
         self,
         glus: Glus,
-        tokenizer: LlavaChat,
+        chat: LlavaChat,
         texts: Sequence[str],
         context_KPD: torch.Tensor,
         inference: InferenceConfig,
     ):
-        self._glus = glus
-        self._tokenizer = tokenizer
-        self._texts = texts
-        self._inference = inference
+        self._glus, self._chat, self._texts, self._inference = glus, chat, texts, inference
         self._device = context_KPD.device
         self._token_budget = inference.token_budget or (16384 if self._device.type == "cuda" else 2048)
-        self._trunks: dict[tuple[int, int, tuple[int, ...]], Trunk] = {}
-        firsts = [self._trunk(Asking(row, (0,), (0,))) for row in range(len(texts))]
+        self._trees: dict[tuple[int, int, tuple[int, ...]], TokenTree] = {}
+        firsts = [self._tree(Prompt(row, (0,), (0,))) for row in range(len(texts))]
         # The token that an answer is read from is not shared, even if two sentences are the same.
-        own = min(int(first.limits[-1]) for first in firsts)
-        shared = min(own, common_prefix([first.input_ids for first in firsts])) if len(texts) > 1 else 0
-        self._shared_ids = firsts[0].input_ids[:shared]
-        opening = tokenizer.opening(len(context_KPD))[None]
-        self._start = opening.shape[1]
-        embeds = self._spliced(opening, [context_KPD.flatten(0, 1)])
-        self._opening = glus.mllm.prefill(embeds, torch.arange(self._start, device=self._device)[None])
+        shared = min(common_prefix([first.input_ids for first in firsts]), *(len(first) - 1 for first in firsts))
+        self._shared_ids = firsts[0].input_ids[: shared if len(texts) > 1 else 0]
+        opening = chat.opening(len(context_KPD))
+        self._start = len(opening)
+        self._opening = self._prefill([opening], range(len(context_KPD)), context_KPD.flatten(0, 1), 0, [])
 
-    def ask(self, askings: Sequence[Asking], tokens: Mapping[int, torch.Tensor]) -> Answers:
+    def ask(self, prompts: Sequence[Prompt], tokens: Mapping[int, torch.Tensor]) -> Answers:
         """Read prompts.
 
         Args:
-            askings: see ``passes.together``; not empty.
+            prompts: see ``merge_prefixes``; not empty.
             tokens: frame -> its visual tokens (P, D).
 
         Raises:
             ValueError: an answer is not finite.
         """
-        starts = list(dict.fromkeys(asking.frames[0] for asking in askings))
-        shared = [self._read_shared(starts, tokens)] if len(self._shared_ids) else []
+        slots = {frame: slot for slot, frame in enumerate(dict.fromkeys(f for p in prompts for f in p.frames))}
+        visual_TD = torch.cat([tokens[frame] for frame in slots])
+        starts = list(dict.fromkeys(prompt.frames[0] for prompt in prompts))
+        shared = []
+        if len(self._shared_ids):
+            ids, shown = [self._shared_ids] * len(starts), [slots[frame] for frame in starts]
+            shared = [self._prefill(ids, shown, visual_TD, self._start, [self._opening])]
         places: dict[tuple[int, int], int] = {}
         embeds, logits, iou_logits = [], [], []
-        for batch in self._batches(askings):
-            rows = row_index([starts.index(asking.frames[0]) for asking in batch], self._device)
-            states_RD = self._read(batch, tokens, [self._opening, *(prefix.of_rows(rows) for prefix in shared)])
-            for name in ((asking.row, asking.frames[turn]) for asking in batch for turn in asking.asked):
+        for batch in self._batches(prompts):
+            rows = row_index([starts.index(prompt.frames[0]) for prompt in batch], self._device)
+            past = [self._opening, *(prefix.of_rows(rows) for prefix in shared)]
+            states_RD, _ = self._glus.mllm.states(self._rows(batch, slots), visual_TD, past)
+            for name in ((prompt.row, prompt.frames[turn]) for prompt in batch for turn in prompt.asked):
                 places[name] = len(places)
             embeds_RC, logits_RV = self._glus.answer(states_RD)
             embeds.append(embeds_RC)
             logits.append(logits_RV)
             if self._glus.iou_head is not None:
                 iou_logits.append(self._glus.iou_head(states_RD))
-        logits_RV = torch.cat(logits)
-        seg_id = self._tokenizer.vocabulary.seg_id
-        scores_R = logits_RV.float().softmax(-1)[:, seg_id]
-        embeds_RC = torch.cat(embeds)
-        answers = [scores_R, (logits_RV.argmax(-1) == seg_id).float(), embeds_RC.isfinite().all(-1).float()]
-        answers += [torch.cat(iou_logits).sigmoid()] if iou_logits else []
-        scores, has_seg, is_finite, *iou = torch.stack(answers).cpu().numpy()
-        self._check_finite(places, np.isfinite(scores) & (is_finite > 0))
-        return Answers(places, embeds_RC, scores, has_seg > 0, iou[0] if iou else None)
+        return self._answers(places, torch.cat(embeds), torch.cat(logits), iou_logits)
 
-    def _check_finite(self, places: Mapping[tuple[int, int], int], is_finite_R: np.ndarray) -> None:
-        wrong = sorted((frame, row) for (row, frame), place in places.items() if not is_finite_R[place])
+    def _answers(
+        self,
+        places: dict[tuple[int, int], int],
+        embeds_RC: torch.Tensor,
+        logits_RV: torch.Tensor,
+        iou_logits: Sequence[torch.Tensor],
+    ) -> Answers:
+        """What all batches answered, in one read-back."""
+        seg_id = self._chat.vocabulary.seg_id
+        scores_R = logits_RV.float().softmax(-1)[:, seg_id]
+        answers = [scores_R, (logits_RV.argmax(-1) == seg_id).float(), embeds_RC.isfinite().all(-1).float()]
+        answers += [torch.cat(list(iou_logits)).sigmoid()] if iou_logits else []
+        scores, has_seg, is_finite, *iou = torch.stack(answers).cpu().numpy()
+        is_right = np.isfinite(scores) & (is_finite > 0)
+        wrong = sorted((frame, row) for (row, frame), place in places.items() if not is_right[place])
         if wrong:
             frame, row = wrong[0]
-            raise not_finite("the LLM's answer", frame, self._texts[row], self._glus.seg_head.fc1.weight.dtype)
+            raise not_finite("the LLM's answer", frame, self._texts[row], embeds_RC.dtype)
+        return Answers(places, embeds_RC, scores, has_seg > 0, iou[0] if iou else None)
 
-    def _trunk(self, asking: Asking) -> Trunk:
-        key = asking.row, len(asking.frames), asking.asked
-        if key not in self._trunks:
-            text = self._texts[asking.row]
-            self._trunks[key] = self._tokenizer.trunk(text, *key[1:], self._inference.trailing_space)
-        return self._trunks[key]
+    def _tree(self, prompt: Prompt) -> TokenTree:
+        key = prompt.row, len(prompt.frames), prompt.asked
+        if key not in self._trees:
+            text = self._texts[prompt.row]
+            self._trees[key] = self._chat.prompt_tree(text, *key[1:], self._inference.trailing_space)
+        return self._trees[key]
 
-    def _read_shared(self, starts: Sequence[int], tokens: Mapping[int, torch.Tensor]) -> Prefix:
-        """The first query frame and the question's first words, once per frame: (starts, shared tokens)."""
-        ids = np.broadcast_to(self._shared_ids, (len(starts), len(self._shared_ids)))
-        embeds = self._spliced(ids, [tokens[frame] for frame in starts])
-        positions = torch.arange(self._start, self._start + ids.shape[1], device=self._device).expand(len(starts), -1)
-        return self._glus.mllm.prefill(embeds, positions, [self._opening])
+    def _prefill(
+        self,
+        ids: Sequence[np.ndarray],
+        shown: Iterable[int],
+        visual_TD: torch.Tensor,
+        start: int,
+        past: Sequence[Prefix],
+    ) -> Prefix:
+        """Read what prompts begin with, to continue it: ``ids`` from position ``start`` on, showing these frames."""
+        visual = self._visual(shown).reshape(len(ids), -1)
+        trees = [
+            TokenTree(row, start + np.arange(len(row)), own, (np.arange(len(row)),), np.empty(0, np.int64))
+            for row, own in zip(ids, visual, strict=True)
+        ]
+        rows = token_rows(trees, self._chat.vocabulary.pad_id).to(self._device)
+        _, prefix = self._glus.mllm.states(rows, visual_TD, past, keep=True)
+        assert prefix is not None
+        return prefix
 
-    def _batches(self, askings: Sequence[Asking]) -> Iterator[list[Asking]]:
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
         """Prompts of similar length together, padding included at most ``token_budget`` tokens at a time."""
-        batch: list[Asking] = []
-        for asking in sorted(askings, key=lambda asking: len(self._trunk(asking))):  # so the newest is the longest
-            length = len(self._trunk(asking)) - len(self._shared_ids)
+        batch: list[Prompt] = []
+        for prompt in sorted(prompts, key=lambda prompt: len(self._tree(prompt))):  # so the newest is the longest
+            length = len(self._tree(prompt)) - len(self._shared_ids)
             is_full = length * (len(batch) + 1) > self._token_budget
-            if batch and (is_full or length > LENGTH_SPREAD * (len(self._trunk(batch[0])) - len(self._shared_ids))):
+            if batch and (is_full or length > LENGTH_SPREAD * (len(self._tree(batch[0])) - len(self._shared_ids))):
                 yield batch
                 batch = []
-            batch.append(asking)
+            batch.append(prompt)
         yield batch
 
-    def _read(
-        self, batch: Sequence[Asking], tokens: Mapping[int, torch.Tensor], prefixes: Sequence[Prefix]
-    ) -> torch.Tensor:
-        """Final states (R, D) where the answers of a batch are read, asking by asking."""
-        shared = len(self._shared_ids)
-        trunks = [self._trunk(asking).after(shared) for asking in batch]
-        ids = _padded([trunk.input_ids for trunk in trunks], self._tokenizer.vocabulary.pad_id)
-        seen = [frame for asking in batch for frame in asking.frames[1 if shared else 0 :]]
-        embeds = self._spliced(ids, [tokens[frame] for frame in seen])
-        positions = self._tensor(_padded([trunk.positions for trunk in trunks], 0) + self._start)
-        sees = None if all(trunk.is_causal for trunk in trunks) else self._sees(trunks)
-        states_NLD = self._glus.mllm.continued_states(embeds, positions, prefixes, sees)
-        reads = [n * ids.shape[1] + read for n, trunk in enumerate(trunks) for read in trunk.reads.tolist()]
-        return states_NLD.flatten(0, 1)[row_index(reads, self._device)]
+    def _rows(self, batch: Sequence[Prompt], slots: Mapping[int, int]) -> TokenRows:
+        """The rest of prompts, behind what they share."""
+        trees = []
+        for prompt in batch:
+            tree = self._tree(prompt)
+            visual = self._visual(slots[frame] for frame in prompt.frames)[tree.visual]
+            tree = replace(tree, positions=tree.positions + self._start, visual=visual)
+            trees.append(tree.after(len(self._shared_ids)))
+        return token_rows(trees, self._chat.vocabulary.pad_id).to(self._device)
 
-    def _sees(self, trunks: Sequence[Trunk]) -> torch.Tensor:
-        """(N, L, L) bool: what each token sees among those of its row."""
-        limits = self._tensor(_padded([trunk.limits for trunk in trunks], 0))
-        branches = self._tensor(_padded([trunk.branches for trunk in trunks], -1))
-        place = torch.arange(limits.shape[1], device=self._device)
-        sees_trunk = (branches == 0)[:, None, :] & (place[None, None, :] <= limits[:, :, None])
-        is_same = (branches[:, :, None] == branches[:, None, :]) & (place[None, None, :] <= place[None, :, None])
-        return sees_trunk | is_same
-
-    def _spliced(self, ids_NL: np.ndarray, visual: list[torch.Tensor]) -> torch.Tensor:
-        """(N, L, D): embeddings with visual tokens at their placeholders, which stand in the order of ``visual``."""
-        visual_MD = (
-            torch.cat(visual) if visual else self._glus.mllm.projector.weight.new_empty(0, self._glus.mllm.width)
-        )
-        return self._glus.mllm.splice(self._tensor(ids_NL), self._tensor(placeholders(ids_NL)), visual_MD)
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return to_device(array, self._device)
-
-
-def _padded(arrays: Sequence[np.ndarray], fill: int) -> np.ndarray:
-    """(N, L) int64, right-padded."""
-    table = np.full((len(arrays), max(len(array) for array in arrays)), fill, np.int64)
-    for row, array in zip(table, arrays, strict=True):
-        row[: len(array)] = array
-    return table
+    def _visual(self, slots: Iterable[int]) -> np.ndarray:
+        """Indices of the visual tokens of frames, given as their numbers among those shown."""
+        each = np.arange(self._chat.tokens_per_frame)
+        return (np.array([*slots], np.int64)[:, None] * len(each) + each).ravel()

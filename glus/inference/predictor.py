@@ -26,8 +26,8 @@ from glus.data.chat.llava import LlavaChat
 from glus.data.frames import VideoSource
 from glus.data.sampling import context_indices_eval
 from glus.inference.asking import Pass
-from glus.inference.stream import FrameStream
-from glus.inference.video_run import Emits, VideoRun, schedule
+from glus.inference.stream import FrameStream, StageClock
+from glus.inference.video_run import KeepsMask, VideoRun, schedule
 from glus.models.build import CONFIG_FILE, LoadedModel, find_model_folder, load_model
 from glus.models.glus import Glus
 from glus.models.weights import Target
@@ -73,8 +73,8 @@ def load_predictor(
     if device.type == "cpu":
         compat.keep_freed_memory()
     model = load_model(weights, Precision.fp32 if is_default else None, settings, target=Target(device))
-    tokenizer = LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
-    return VideoPredictor(model.glus, tokenizer, model.config.frames, model.config.inference), model
+    chat = LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
+    return VideoPredictor(model.glus, chat, model.config.frames, model.config.inference), model
 
 
 class VideoPredictor:
@@ -86,8 +86,8 @@ class VideoPredictor:
     Frames are processed ``inference.chunk_frames`` at a time; what no later prompt or memory can reach is freed.
 
     Args:
-        glus: the model; put into evaluation mode while it predicts.
-        tokenizer: expands images to the model's tokens per frame.
+        glus: the model, in evaluation mode whenever it predicts.
+        chat: the grammar of its conversations.
         frames: numbers of context and query frames.
         inference: memory stride, windows, what to do without [SEG], the prompt's end, sizes of chunks and batches.
 
@@ -95,11 +95,11 @@ class VideoPredictor:
         ValueError: the settings contradict each other.
     """
 
-    def __init__(self, glus: Glus, tokenizer: LlavaChat, frames: FramesConfig, inference: InferenceConfig):
+    def __init__(self, glus: Glus, chat: LlavaChat, frames: FramesConfig, inference: InferenceConfig):
         if inference.window is Window.clips and frames.query_sampling is not QuerySampling.consecutive:
             raise ValueError("inference.window=clips needs frames.query_sampling=consecutive: a clip is of neighbours")
         self.glus = glus
-        self.tokenizer = tokenizer
+        self.chat = chat
         self.frames = frames
         self.inference = inference
         self.seconds: dict[str, float] = defaultdict(float)
@@ -132,7 +132,7 @@ class VideoPredictor:
         """
         starts = self._starts(video, texts, key_frames)
         up = Pass(starts, len(video), 1)
-        passes: list[tuple[Pass, Emits]] = [(up, lambda row, frame: frame >= starts[row])]
+        passes: list[tuple[Pass, KeepsMask]] = [(up, lambda row, frame: frame >= starts[row])]
         below = {row: start for row, start in starts.items() if start > 0}
         if below:
             passes.append((Pass(below, len(video), -1), lambda row, frame: frame < starts[row]))
@@ -178,22 +178,21 @@ class VideoPredictor:
         return dict(enumerate(starts))
 
     def _run(
-        self, video: VideoSource, texts: Sequence[str], passes: Sequence[tuple[Pass, Emits]]
+        self, video: VideoSource, texts: Sequence[str], passes: Sequence[tuple[Pass, KeepsMask]]
     ) -> Iterator[FrameResult]:
         with self._opened(video, texts, [one for one, _ in passes]) as run:
-            for one, emits in passes:
-                yield from run.follow(one, emits)
+            for one, keeps_mask in passes:
+                yield from run.follow(one, keeps_mask)
 
     @contextmanager
     def _opened(self, video: VideoSource, texts: Sequence[str], passes: Sequence[Pass]) -> Iterator[VideoRun]:
-        """A video to be run over, with the model in evaluation mode meanwhile."""
-        was_training = self.glus.training
-        self.glus.eval()
-        try:
-            context = context_indices_eval(len(video), self.frames.num_context)
-            ahead = 2 * self.inference.chunk_frames
-            stream = FrameStream(video, schedule(context, passes), self.glus.mllm.clip.image_size, ahead)
-            with closing(stream), closing(VideoRun(self, stream, context, texts, passes)) as run:
-                yield run
-        finally:
-            self.glus.train(was_training)
+        """A video to be run over; the time it takes is counted in the end."""
+        assert not self.glus.training, "adapters would drop activations at random: glus.eval()"
+        context = context_indices_eval(len(video), self.frames.num_context)
+        ahead, clock = 2 * self.inference.chunk_frames, StageClock(self.device)
+        stream = FrameStream(video, schedule(context, passes), self.glus.mllm.prepare, ahead)
+        with closing(stream):
+            try:
+                yield VideoRun(self.glus, self.chat, self.frames, self.inference, stream, context, texts, passes, clock)
+            finally:
+                clock.add_to(self.seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from glus.data.frames import VideoSource
-from glus.models.mllm.llava import clip_crop
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -45,18 +44,18 @@ class StageClock:
     """
 
     def __init__(self, device: torch.device):
-        self._device = device
+        self.device = device
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """The time until the block is left counts as ``name``, one of ``STAGES``."""
-        if self._device.type == "cuda" and name != "decode":
+        if self.device.type == "cuda" and name != "decode":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record(torch.cuda.current_stream(self._device))
+            begin.record(torch.cuda.current_stream(self.device))
             yield
-            end.record(torch.cuda.current_stream(self._device))
+            end.record(torch.cuda.current_stream(self.device))
             self._events.append((name, begin, end))
         else:
             started = time.perf_counter()
@@ -66,7 +65,7 @@ class StageClock:
     def add_to(self, totals: dict[str, float]) -> None:
         """Add the seconds of each stage to ``totals``; on a GPU this waits for it."""
         if self._events:
-            torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(self.device)
         for name, begin, end in self._events:
             self._seconds[name] += begin.elapsed_time(end) / 1000
         self._events.clear()
@@ -87,8 +86,8 @@ class Frame:
     index: int
     pixels_HW3: np.ndarray
     """uint8 RGB."""
-    crop_ss3: np.ndarray | None
-    """uint8: what CLIP sees; None where its tokens are known already."""
+    prepared: np.ndarray | None
+    """uint8: what the MLLM sees; None where its visual tokens are known already."""
 
 
 class FrameStream:
@@ -96,15 +95,21 @@ class FrameStream:
 
     Args:
         video: read from several threads if it allows that.
-        schedule: (frame, whether CLIP is to see it) in the order of ``take``.
-        crop_size: side of CLIP's input in pixels.
+        schedule: (frame, whether the MLLM is to see it) in the order of ``take``.
+        prepare: ``Mllm.prepare``.
         ahead: frames that are read before they are asked for.
     """
 
-    def __init__(self, video: VideoSource, schedule: Iterable[tuple[int, bool]], crop_size: int, ahead: int):
+    def __init__(
+        self,
+        video: VideoSource,
+        schedule: Iterable[tuple[int, bool]],
+        prepare: Callable[[np.ndarray], np.ndarray],
+        ahead: int,
+    ):
         self._video = video
         self._schedule = iter(schedule)
-        self._crop_size = crop_size
+        self._prepare = prepare
         threads = min(MAX_THREADS, os.cpu_count() or 1) if video.reads_in_parallel else 1
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="frames")
         self._coming: deque[Future[Frame]] = deque()
@@ -135,6 +140,6 @@ class FrameStream:
             self._coming.append(self._pool.submit(self._read, *wanted))
         return wanted is not None
 
-    def _read(self, index: int, for_clip: bool) -> Frame:
+    def _read(self, index: int, is_seen: bool) -> Frame:
         pixels = self._video.read(index)
-        return Frame(index, pixels, clip_crop(pixels, self._crop_size) if for_clip else None)
+        return Frame(index, pixels, self._prepare(pixels) if is_seen else None)

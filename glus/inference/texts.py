@@ -17,13 +17,11 @@ def check_lengths(predictor: VideoPredictor, texts: Iterable[tuple[str, str]]) -
     Raises:
         ValueError: a prompt is too long; the message gives its length and the limit in tokens.
     """
-    limit = predictor.glus.mllm.llama.config.max_position_embeddings
+    limit = predictor.glus.mllm.max_length
     num_context, num_query = predictor.frames.num_context, predictor.frames.num_query
 
     def length(text: str) -> int:
-        return len(
-            predictor.tokenizer.window(text, num_context, num_query, predictor.inference.trailing_space).input_ids
-        )
+        return len(predictor.chat.window(text, num_context, num_query, predictor.inference.trailing_space).input_ids)
 
     rest = length("")
     for name, text in texts:

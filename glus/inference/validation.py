@@ -41,9 +41,13 @@ class Validation:
     def __call__(self) -> dict[str, float]:
         """Mean of each metric, and of all of them ("J&F"); every rank calls it and gets the same."""
         sums: dict[str, float] = dict.fromkeys([*self.metrics, "count"], 0.0)
-        for expressions in distributed.shard(self.videos, distributed.rank(), distributed.world_size()):
-            for name, value in self._score_video(expressions).items():
-                sums[name] += value
+        self.predictor.glus.eval()
+        try:
+            for expressions in distributed.shard(self.videos, distributed.rank(), distributed.world_size()):
+                for name, value in self._score_video(expressions).items():
+                    sums[name] += value
+        finally:
+            self.predictor.glus.train()
         sums = distributed.sum_over_ranks(sums, self.predictor.device)
         means = {name: 100 * sums[name] / sums["count"] for name in self.metrics}
         return {**means, "&".join(self.metrics): float(np.mean(list(means.values())))}

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 
-from glus.inference.asking import Answers, Pass, Prompter, not_finite, together
+from glus.config import FramesConfig, InferenceConfig
+from glus.data.chat.llava import LlavaChat
+from glus.inference.asking import Answers, Pass, Prompter, merge_prefixes, not_finite
 from glus.inference.stream import Frame, FrameStream, StageClock, to_device, to_host
-from glus.models.glus import segment_step
+from glus.models.glus import Glus, segment_step
+from glus.models.segmenter import upsample_masks
 from glus.models.segmenter.memory import MemoryBank, row_index
-from glus.models.segmenter.sam2 import FrameFeatures, upsample_masks
 from glus.types import FrameResult
 
-if TYPE_CHECKING:
-    from glus.inference.predictor import VideoPredictor
-
-Emits = Callable[[int, int], bool]
+KeepsMask = Callable[[int, int], bool]
 """Whether a pass gives the result of a row (first argument) in a frame (second)."""
 GPU_MEMORY_SHARE = 0.25
 """Of a GPU's memory that nothing holds, for sentences that are segmented together; the LLM's batches take another part,
@@ -28,23 +27,36 @@ CPU_MEMORY_BYTES = 2**30
 
 
 class VideoRun:
-    """A video on its way through the model: frames to come, visual tokens still to be shown, the LLM's openings."""
+    """A video on its way through the model: frames to come, visual tokens still to be shown, the LLM's prefixes.
+
+    Args:
+        glus: the model, in evaluation mode.
+        chat: the grammar of its conversations.
+        frames: numbers of context and query frames.
+        inference: windows, strides, sizes.
+        stream: the video's frames, in the order of ``schedule``.
+        context: the context frames.
+        texts: E sentences.
+        passes: ways through the video, in the order they are followed.
+        clock: measures the stages.
+    """
 
     def __init__(
         self,
-        predictor: VideoPredictor,
+        glus: Glus,
+        chat: LlavaChat,
+        frames: FramesConfig,
+        inference: InferenceConfig,
         stream: FrameStream,
         context: Sequence[int],
         texts: Sequence[str],
         passes: Sequence[Pass],
+        clock: StageClock,
     ):
-        self._glus = predictor.glus
-        self._frames = predictor.frames
-        self._inference = predictor.inference
-        self._device = predictor.device
-        self._seconds = predictor.seconds
+        self._glus, self._frames, self._inference = glus, frames, inference
+        self._device = clock.device
         self._texts = texts
-        self._clock = StageClock(self._device)
+        self._clock = clock
         self._last_shown = self._when_last_shown(passes)
         self._memory_budget = memory_budget(self._inference.memory_gb, self._device)
         self._num_visits = 0
@@ -57,39 +69,35 @@ class VideoRun:
             self._see(first)
             with self._clock.stage("llm"):
                 context_KPD = self._context_tokens(context)
-                self._prompter = Prompter(self._glus, predictor.tokenizer, texts, context_KPD, self._inference)
+                self._prompter = Prompter(glus, chat, texts, context_KPD, inference)
         self._forget_tokens()
 
-    def close(self) -> None:
-        """Account for the time."""
-        self._clock.add_to(self._seconds)
-
-    def follow(self, one: Pass, emits: Emits) -> Iterator[FrameResult]:
+    def follow(self, one: Pass, keeps_mask: KeepsMask) -> Iterator[FrameResult]:
         """One pass, a chunk of frames at a time; from a GPU, masks travel while the next frame is segmented."""
         bank = self._glus.memory_bank(self._inference.memory_stride)
         travelling = 1 if self._device.type == "cuda" else 0
-        arriving: list[_Arriving] = []
+        pending: list[_PendingMasks] = []
         for frames, answers in self._chunks(one):
             with torch.inference_mode():
                 features = self._encode(frames)
             for number, frame in enumerate(frames):
                 with torch.inference_mode():
-                    asked = _Asked(frame, one.steps(frame.index), features, number)
-                    result = self._segment(asked, answers, bank, emits, memorize=frame.index != one.order[-1])
-                arriving += [result] if result.rows else []  # a key frame itself is the other pass's
-                if len(arriving) > travelling:
-                    yield self._checked(arriving.pop(0))
-        for last in arriving:
+                    step = _FrameStep(frame, one.steps(frame.index), features, number)
+                    result = self._segment(step, answers, bank, keeps_mask, memorize=frame.index != one.order[-1])
+                pending += [result] if result.rows else []  # a key frame itself is the other pass's
+                if len(pending) > travelling:
+                    yield self._checked(pending.pop(0))
+        for last in pending:
             yield self._checked(last)
 
-    def _checked(self, arriving: _Arriving) -> FrameResult:
+    def _checked(self, pending: _PendingMasks) -> FrameResult:
         """Wait for a result.
 
         Raises:
             ValueError: a mask is not finite.
         """
-        result = arriving.result()
-        wrong = arriving.rows_not_finite()
+        result = pending.result()
+        wrong = pending.rows_not_finite()
         if wrong:
             raise self._mask_not_finite(result.frame, wrong[0])
         return result
@@ -150,51 +158,62 @@ class VideoRun:
                 for frame in frames
                 for row, step in one.steps(frame.index).items()
             )
-            return self._prompter.ask(together(windows), self._tokens)
+            return self._prompter.ask(merge_prefixes(windows), self._tokens)
 
     def _see(self, frames: Sequence[Frame]) -> None:
         """Visual tokens of new frames, in one batch."""
         if frames:
             with self._clock.stage("clip"):
-                crops = np.stack([frame.crop_ss3 for frame in frames if frame.crop_ss3 is not None])
-                crops_1F3ss = to_device(crops, self._device).permute(0, 3, 1, 2)[None]
-                tokens_FPD = self._glus.vision_tokens(crops_1F3ss)[0]
+                shown = np.stack([frame.prepared for frame in frames if frame.prepared is not None])
+                tokens_FPD = self._glus.mllm.see(to_device(shown, self._device).permute(0, 3, 1, 2))
                 self._tokens |= zip((frame.index for frame in frames), tokens_FPD.unbind(), strict=True)
 
-    def _encode(self, frames: Sequence[Frame]) -> FrameFeatures:
-        """SAM2's features of a chunk of frames, in one batch."""
+    def _encode(self, frames: Sequence[Frame]) -> Any:
+        """The segmenter's features of a chunk of frames, in one batch."""
         segmenter = self._glus.segmenter
         with self._clock.stage("sam2"):
             images = [segmenter.prepare_frames(to_device(frame.pixels_HW3, self._device)[None]) for frame in frames]
             return segmenter.encode_frames(torch.cat(images))
 
-    def _segment(self, asked: _Asked, answers: Answers, bank: MemoryBank, emits: Emits, memorize: bool) -> _Arriving:
+    def _segment(
+        self, step: _FrameStep, answers: Answers, bank: MemoryBank, keeps_mask: KeepsMask, memorize: bool
+    ) -> _PendingMasks:
         """Masks of a frame for every sentence that answered with [SEG]; the others get an empty mask and a gap."""
-        frame, steps = asked.frame, asked.steps
+        frame, steps = step.frame, step.steps
         places = {row: answers.places[row, frame.index] for row in steps}
         has_seg = {row: bool(answers.has_seg_R[place]) for row, place in places.items()}
         rows = [row for row in steps if has_seg[row] or self._inference.force_seg]
-        emitted = [row for row in steps if emits(row, frame.index)]
+        kept = [row for row in steps if keeps_mask(row, frame.index)]
         bank.forget(steps)
         size = frame.pixels_HW3.shape[:2]
-        masks_RHW = torch.zeros((len(emitted), *size), dtype=torch.bool, device=self._device)
+        masks_RHW = torch.zeros((len(kept), *size), dtype=torch.bool, device=self._device)
         is_finite = [torch.ones(0, dtype=torch.bool, device=self._device)]
-        features, most = asked.features.frame(asked.number), self._rows_at_a_time(frame)
-        for group in (rows[begin : begin + most] for begin in range(0, len(rows), most)):
+        features, segmenter = step.features.frame(step.number), self._glus.segmenter
+        segmented: list[int] = []
+        for group in self._groups(bank, {row: steps[row] for row in rows}, frame):
             with self._clock.stage("sam2"):
                 prompts = answers.embeds_RC[self._index([places[row] for row in group])]
                 reached = {row: steps[row] for row in group}
-                decoded = segment_step(self._glus.segmenter, bank, reached, features, prompts, memorize)
-                is_finite.append(decoded.logits_Nmm.isfinite().flatten(1).all(1))
-            shown = [number for number, row in enumerate(group) if row in emitted]
+                logits_Rmm = segment_step(
+                    segmenter, bank, reached, features, prompts, memorize, segmenter.multimask_fallback
+                )
+                segmented += group
+                is_finite.append(logits_Rmm.isfinite().flatten(1).all(1))
+            shown = [number for number, row in enumerate(group) if row in kept]
             if shown:
                 with self._clock.stage("resize"):
-                    logits = decoded.logits_Nmm if len(shown) == len(group) else decoded.logits_Nmm[self._index(shown)]
-                    targets = self._index([emitted.index(group[number]) for number in shown])
+                    logits = logits_Rmm if len(shown) == len(group) else logits_Rmm[self._index(shown)]
+                    targets = self._index([kept.index(group[number]) for number in shown])
                     masks_RHW.index_copy_(0, targets, upsample_masks(logits, size) > 0)
-        scores = np.array([answers.scores_R[places[row]] for row in emitted], np.float32)
-        seg = np.array([has_seg[row] for row in emitted], bool)
-        return _Arriving(frame.index, tuple(emitted), masks_RHW, scores, seg, rows, torch.cat(is_finite))
+        scores = np.array([answers.scores_R[places[row]] for row in kept], np.float32)
+        seg = np.array([has_seg[row] for row in kept], bool)
+        return _PendingMasks(frame.index, tuple(kept), masks_RHW, scores, seg, segmented, torch.cat(is_finite))
+
+    def _groups(self, bank: MemoryBank, steps: Mapping[int, int], frame: Frame) -> Iterator[list[int]]:
+        """Rows that can be segmented together: they have equally many memories, and room."""
+        most = self._rows_at_a_time(frame)
+        for rows in bank.alike(steps):
+            yield from (rows[begin : begin + most] for begin in range(0, len(rows), most))
 
     def _rows_at_a_time(self, frame: Frame) -> int:
         """Sentences that SAM2 takes together; at least one."""
@@ -205,8 +224,8 @@ class VideoRun:
     def _context_tokens(self, context: Sequence[int]) -> torch.Tensor:
         """(K, P, D), also for no context frame."""
         if not context:
-            like = self._glus.mllm.projector.weight
-            return like.new_empty((0, self._glus.mllm.tokens_per_frame, self._glus.mllm.width))
+            mllm = self._glus.mllm
+            return torch.empty((0, mllm.tokens_per_frame, mllm.width), dtype=mllm.dtype, device=self._device)
         return torch.stack([self._tokens[frame] for frame in context])
 
     def _when_last_shown(self, passes: Sequence[Pass]) -> dict[int, int]:
@@ -230,19 +249,19 @@ class VideoRun:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _FrameStep:
     """A frame to be segmented."""
 
     frame: Frame
     steps: Mapping[int, int]
     """Row -> number of the frame in the row's own pass."""
-    features: FrameFeatures
+    features: Any
     """Of its chunk."""
     number: int
     """Its place there."""
 
 
-class _Arriving:
+class _PendingMasks:
     """The result of a frame whose masks may still be on their way from the device."""
 
     def __init__(

@@ -44,7 +44,7 @@ _SAM1 = (
 _LISA_HEAD = ("LISA's [SEG] head (model.seg_head_init=random)", r"model\.text_hidden_fcs\.0\.[02]\.(weight|bias)")
 
 
-_FORMER = (("mllm.clip.", "mllm.clip."), ("mllm.projector.", "mllm.projector."), ("mllm.llama.", "mllm.llama."))
+_FORMER = (("clip.", "mllm.clip."), ("projector.", "mllm.projector."), ("language.llama.", "mllm.llama."))
 """Names in model folders and checkpoints of before the MLLM was one part of the network, and now."""
 
 

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from glus.models.mllm.llava import clip_crop
 from glus.distributed import generator
-from glus.models.mllm.llava import ClipEncoder
+from glus.models.mllm.llava import ClipEncoder, clip_crop
 from glus.shapes.pretrain_labels import SCENE_STREAM, PatchHead, patch_labels
 from glus.shapes.pretrain_optimize import Report, TowerOptimizer
 from glus.shapes.scene import Scene

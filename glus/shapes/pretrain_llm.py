@@ -22,11 +22,10 @@ from glus.data import sampling
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.wording import draw_turns
 from glus.data.loader import pad_conversations
-from glus.models.mllm.llava import clip_crop
 from glus.distributed import generator
 from glus.losses.terms import seg_cross_entropy
 from glus.models.glus import Glus
-from glus.models.mllm.llava import ClipEncoder
+from glus.models.mllm.llava import ClipEncoder, clip_crop
 from glus.shapes.pretrain_labels import SCENE_STREAM
 from glus.shapes.pretrain_optimize import Report, TowerOptimizer
 from glus.shapes.render import COLOURS, SHAPES

@@ -54,7 +54,7 @@ def watch(predictor: VideoPredictor, video: VideoSource, text: str, order: Seque
     """
     glus, segmenter = predictor.glus, predictor.glus.segmenter
     inference = replace(predictor.inference, chunk_frames=1)
-    stepwise = VideoPredictor(glus, predictor.tokenizer, predictor.frames, inference)
+    stepwise = VideoPredictor(glus, predictor.chat, predictor.frames, inference)
     with observed(
         splice=(glus.mllm, "splice"),
         answer=(glus, "answer"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 
 
 class Segmenter(Protocol):
@@ -45,3 +46,8 @@ class Segmenter(Protocol):
 
     def note_trained(self) -> None:
         """To be called when ``requires_grad`` of parameters has changed."""
+
+
+def upsample_masks(logits_Nmm: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Mask logits at ``size`` = (H, W): bilinear in float32, no post-processing (released GLUS.py:756)."""
+    return F.interpolate(logits_Nmm[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]

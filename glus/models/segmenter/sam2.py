@@ -23,6 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from glus.models.segmenter import upsample_masks
 from glus.models.segmenter.memory import row_index
 
 SAM2_MEAN = (0.485, 0.456, 0.406)
@@ -151,11 +152,6 @@ def stability_scores(logits_Nmm: torch.Tensor) -> torch.Tensor:
     inner_N = (logits_Nmm > STABILITY_DELTA).flatten(1).sum(-1).float()
     outer_N = (logits_Nmm > -STABILITY_DELTA).flatten(1).sum(-1).float()
     return torch.where(outer_N > 0, inner_N / outer_N, torch.ones_like(outer_N))
-
-
-def upsample_masks(logits_Nmm: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Mask logits at ``size`` = (H, W): bilinear in float32, no post-processing (released GLUS.py:756)."""
-    return F.interpolate(logits_Nmm[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
 
 
 class _OnePosition(nn.Module):
