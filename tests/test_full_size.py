@@ -169,7 +169,7 @@ def test_a_published_glus_maps_one_to_one(glus: Glus, glus_7b: dict[str, torch.T
     assert list(renamed.dropped.values()) == [32]
     assert renamed.unknown == ()
     assert len(renamed.tensors) == 1197
-    ours = _plain_shapes(glus, "language.", "mllm.projector.", "seg_head.", "segmenter.")
+    ours = _plain_shapes(glus, "mllm.llama.", "mllm.projector.", "seg_head.", "segmenter.")
     assert {name: value.shape for name, value in renamed.tensors.items()} == ours
     assert len(plain_names(glus)) == 1197 + len(glus.mllm.clip.state_dict())
     for name in glus_7b:
@@ -225,6 +225,6 @@ def test_lisa_7b_gives_llm_and_projector(glus: Glus, config: ModelConfig, init: 
     renamed = lisa(init).rename(language | sam1)
     assert renamed.unknown == ()
     assert sorted(renamed.dropped.values()) == sorted([32, 594] + [4] * (init is SegHeadInit.random))
-    parts = ("language.", "mllm.projector.") + (("seg_head.",) if init is SegHeadInit.lisa else ())
+    parts = ("mllm.llama.", "mllm.projector.") + (("seg_head.",) if init is SegHeadInit.lisa else ())
     assert {name: value.shape for name, value in renamed.tensors.items()} == _plain_shapes(glus, *parts)
     assert len(renamed.tensors) == taken

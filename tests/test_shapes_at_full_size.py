@@ -7,8 +7,8 @@ import torch
 
 from glus.losses.objective import GlusObjective
 from glus.models.glus import Glus, segment_step
+from glus.models.segmenter import upsample_masks
 from glus.models.segmenter.memory import MemoryBank
-from glus.models.segmenter.sam2 import upsample_masks
 from glus.train.plan.trace import CostCounter, example_batch, run_backward
 from tests.by_shapes import META, Memory, MetaGpu, full_size_model, per_sentence, predict, predictor_of
 from tests.train.test_plan import full_size
@@ -74,8 +74,8 @@ def test_the_estimate_of_a_sentence_in_sam2_holds(glus: Glus, num_memories: int)
         counter.ignore([*glus.parameters(), *glus.buffers()])
         with counter:
             prompts = torch.zeros(rows, 256, dtype=torch.bfloat16)
-            decoded = segment_step(segmenter, bank, dict.fromkeys(range(rows), num_memories), frame, prompts)
-            upsample_masks(decoded.logits_Nmm, (720, 1280))
+            logits = segment_step(segmenter, bank, dict.fromkeys(range(rows), num_memories), frame, prompts)
+            upsample_masks(logits, (720, 1280))
     estimate = rows * segmenter.step_bytes(num_memories, (720, 1280))
     assert 0.7 * estimate < counter.peak <= estimate
 

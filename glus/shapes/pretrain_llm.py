@@ -155,7 +155,7 @@ def pretrain_llm(
     features = [encode_scene(glus.mllm.clip, scene) for scene in scenes]
     head = SentenceHead(glus.mllm.width)
     glus.train()
-    trained = [glus.mllm.projector, glus.mllm]
+    trained = [llava.projector, llava.llama]
     for module in trained:
         module.requires_grad_(True)
     optimizer = TowerOptimizer([*trained, head], learning_rate, steps)

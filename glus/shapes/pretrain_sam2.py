@@ -74,7 +74,7 @@ def pretrain_sam2(
         for t in range(length):
             frame = features.rows(clip.video_R * length + t)
             prompts = _prompts(segmenter, words, clip, t)
-            logits = segment_step(segmenter, bank, dict.fromkeys(range(len(prompts)), t), frame, prompts).logits_Nmm
+            logits = segment_step(segmenter, bank, dict.fromkeys(range(len(prompts)), t), frame, prompts)
             target = clip.targets_RTHW[:, t]
             logits = upsample_masks(logits, (target.shape[-2], target.shape[-1]))
             losses.append(2 * binary_cross_entropy(logits, target).mean() + 0.5 * dice_loss(logits, target).mean())

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from glus.batch import Batch, GlusOutput, TrainSample
-from glus.data.chat.tree import unpack_conversations
-from glus.data.loader import collate, pad_conversations
+from glus.batch import Batch, GlusOutput, TokenRows, TrainSample
+from glus.data.chat.tree import separate_rows, unpack_conversations
+from glus.data.loader import collate
 from glus.models.glus import Glus, segment_step
 
 
@@ -21,9 +21,7 @@ class Inputs:
     batch: Batch
     frames: list[torch.Tensor]
     """B tensors (K + Q, H, W, 3) uint8 on the CPU."""
-    ids_NL: torch.Tensor
-    placeholders_M: torch.Tensor
-    positions_NQ: torch.Tensor
+    rows: TokenRows
     """Conversations in rows of their own."""
     alone: Sequence[Inputs] = ()
     """The same for each expression alone."""
@@ -48,17 +46,18 @@ def plain_forward(glus: Glus, inputs: Inputs) -> GlusOutput:
 def released_forward(glus: Glus, inputs: Inputs) -> GlusOutput:
     """The same result as the released GLUS computes it: SAM2's features of a query frame are shared, no more."""
     batch = inputs.batch
-    crops_BFCss = torch.cat([batch.context_pixels, batch.query_pixels], dim=1)
-    tokens = [glus.vision_tokens(crops_BFCss[[video]]) for video in batch.video_index.tolist()]
-    states_NLD = glus.mllm.states(inputs.ids_NL, inputs.placeholders_M, torch.cat(tokens).flatten(0, 2))
-    logits_NLV = glus.mllm.logits(states_NLD)
-    row_N1 = torch.arange(len(states_NLD), device=states_NLD.device)[:, None]
-    embeds_NQC = glus.seg_head(states_NLD[row_N1, inputs.positions_NQ])
+    pixels_BF3ss = torch.cat([batch.context_pixels, batch.query_pixels], dim=1)
+    visual = [glus.mllm.see(pixels_BF3ss[video]).flatten(0, 1) for video in batch.video_index.tolist()]
+    ids_NL = inputs.rows.input_ids_BL
+    everywhere = torch.arange(ids_NL.numel(), device=ids_NL.device)
+    states_RD, _ = glus.mllm.states(replace(inputs.rows, reads_R=everywhere), torch.cat(visual))
+    logits_RV, reads_NQ = glus.mllm.logits(states_RD), inputs.rows.reads_R.unflatten(0, (len(ids_NL), -1))
+    embeds_NQC = glus.seg_head(states_RD[reads_NQ])
     masks = [
         _released_masks(glus, frames, embeds_NQC[batch.video_index == video])
         for video, frames in enumerate(inputs.frames)
     ]
-    return GlusOutput(logits_NLV[row_N1, inputs.positions_NQ], embeds_NQC, torch.cat(masks))
+    return GlusOutput(logits_RV[reads_NQ], embeds_NQC, torch.cat(masks))
 
 
 def _released_masks(glus: Glus, frames_FHWC: torch.Tensor, embeds_EQC: torch.Tensor) -> torch.Tensor:
@@ -68,8 +67,7 @@ def _released_masks(glus: Glus, frames_FHWC: torch.Tensor, embeds_EQC: torch.Ten
     bank, masks = glus.memory_bank(), []
     for q in range(num_query):
         frame = glus.segmenter.encode_frames(images[q - num_query, None]).rows([0] * num_rows)
-        decoded = segment_step(glus.segmenter, bank, dict.fromkeys(range(num_rows), q), frame, embeds_EQC[:, q])
-        masks.append(decoded.logits_Nmm)
+        masks.append(segment_step(glus.segmenter, bank, dict.fromkeys(range(num_rows), q), frame, embeds_EQC[:, q]))
     return torch.stack(masks, dim=1)
 
 
@@ -92,15 +90,14 @@ def make_inputs(samples: Sequence[TrainSample], frames: Sequence[np.ndarray], pa
 
 def count_tokens(batch: Batch) -> dict[str, int]:
     """Tokens that the LLM sees of a batch in either procedure, padding not counted."""
-    separate = sum(len(conversation.input_ids) for conversation in unpack_conversations(batch))
-    return {"plain": separate, "ours": batch.conversation_tokens.unique().numel()}
+    separate = sum(len(conversation.input_ids) for conversation in unpack_conversations(batch.rows))
+    return {"plain": separate, "ours": batch.rows.paths_NC.unique().numel()}
 
 
 def _inputs(samples: Sequence[TrainSample], frames: Sequence[np.ndarray], pad_id: int, device: str) -> Inputs:
     batch = collate(samples, pad_id)
-    ids, where, positions = pad_conversations(unpack_conversations(batch), pad_id)
-    pixels = [torch.from_numpy(video) for video in frames]
-    return Inputs(batch.to(device), pixels, ids.to(device), where.to(device), positions.to(device))
+    rows = separate_rows(unpack_conversations(batch.rows), pad_id)
+    return Inputs(batch.to(device), [torch.from_numpy(video) for video in frames], rows.to(device))
 
 
 def _only(sample: TrainSample, row: int) -> TrainSample:

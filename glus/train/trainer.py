@@ -112,24 +112,31 @@ class Trainer:
             FloatingPointError: a loss or gradient is not finite; the parameters are still those of the step before.
             OSError: a checkpoint cannot be written.
         """
-        started, first = time.monotonic(), self.state.step
+        settings, state = self.settings, self.state
+        started, first = time.monotonic(), state.step
         log.info("mixture asked for: %s", _listed(self.asked_shares))
         try:
-            with self._preemption, self._progress() as progress:
-                task = progress.add_task("training", total=self.settings.steps, completed=first, loss=nan, pace=nan)
-                while self.state.step < self.settings.steps and not self._is_stopping:
-                    values = self.train_step(self.state.step)
-                    values["seconds"] = (time.monotonic() - started) / (self.state.step - first)
+            with self._preemption, _progress() as progress:
+                task = progress.add_task("training", total=settings.steps, completed=first, loss=nan, pace=nan)
+                while state.step < settings.steps and not self._is_stopping:
+                    values = self.train_step(state.step)
+                    values["seconds"] = (time.monotonic() - started) / (state.step - first)
                     progress.update(task, advance=1, loss=values.get("total", nan), pace=values["seconds"])
-                    self._after(values)
+                    is_last, state.score = state.step == settings.steps, None
+                    if is_last or state.step == 1 or state.step % settings.log_every == 0:
+                        self._log(values)
+                    if self.evaluate and (is_last or (settings.eval_every and state.step % settings.eval_every == 0)):
+                        self._evaluate(self.evaluate)
+                    if is_last or self._is_stopping or self._is_saving or state.step % settings.save_every == 0:
+                        self._save()
         except Exception:  # swallows nothing: it is raised again once the log names rank, step and samples
-            where = f"rank {distributed.rank()} failed in step {self.state.step + 1}, {self._watch.doing}"
+            where = f"rank {distributed.rank()} failed in step {state.step + 1}, {self._watch.doing}"
             log.error("%s. The same command goes on from the newest checkpoint", where)
             raise
         finally:
             self._watch.stop()
             self.metrics.close()
-        return self.state.step == self.settings.steps
+        return state.step == settings.steps
 
     def train_step(self, step: int) -> dict[str, float]:
         """One optimizer step (counted from 0): what is logged of it. Afterwards ``state`` stands behind it."""
@@ -224,23 +231,19 @@ class Trainer:
         minutes = self.settings.save_every_minutes
         return bool(minutes) and distributed.rank() == 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
-    def _after(self, values: dict[str, float]) -> None:
-        """Log, evaluate and save what is due after a step."""
-        step, settings = self.state.step, self.settings
-        is_last = step == settings.steps
-        if step % settings.log_every == 0 or step == 1 or is_last:
-            self.metrics.write(step, values)
-            left = time.strftime("%H:%M:%S", time.gmtime(values["seconds"] * (settings.steps - step)))
-            parts = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            log.info("step %d/%d  %s  left %s", step, settings.steps, parts, left)
-        self.state.score = None
-        if self.evaluate and (is_last or (settings.eval_every and step % settings.eval_every == 0)):
-            self._evaluate(self.evaluate)
-        if is_last or self._is_stopping or self._is_saving or step % settings.save_every == 0:
-            self._watch.start(f"saving after step {step}")
-            log.info("step %d/%d  saved %s", step, settings.steps, self.checkpoints.save(self.state))
-            self._saved_at = time.monotonic()
-        if self._is_stopping and not is_last:
+    def _log(self, values: dict[str, float]) -> None:
+        step, steps = self.state.step, self.settings.steps
+        self.metrics.write(step, values)
+        left = time.strftime("%H:%M:%S", time.gmtime(values["seconds"] * (steps - step)))
+        parts = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        log.info("step %d/%d  %s  left %s", step, steps, parts, left)
+
+    def _save(self) -> None:
+        step, steps = self.state.step, self.settings.steps
+        self._watch.start(f"saving after step {step}")
+        log.info("step %d/%d  saved %s", step, steps, self.checkpoints.save(self.state))
+        self._saved_at = time.monotonic()
+        if self._is_stopping and step < steps:
             log.warning("stopped by %s after step %d, saved; the same command goes on", self._preemption.name, step)
 
     def _evaluate(self, evaluate: Callable[[], dict[str, float]]) -> None:
@@ -255,19 +258,21 @@ class Trainer:
             if self.state.best is None or scores[best] > self.state.best:
                 self.state.best, self._is_saving = scores[best], True
 
-    def _progress(self) -> Progress:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[pace]:.2f} s/step"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        progress = Progress(*columns, disable=distributed.rank() != 0)
-        progress.disable = progress.disable or not progress.console.is_terminal
-        return progress
+
+def _progress() -> Progress:
+    """A bar on rank 0's terminal, if it has one."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[pace]:.2f} s/step"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*columns, disable=distributed.rank() != 0)
+    progress.disable = progress.disable or not progress.console.is_terminal
+    return progress
 
 
 def _names(batches: Sequence[Batch]) -> str:

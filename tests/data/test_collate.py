@@ -2,7 +2,8 @@ import numpy as np
 import torch
 
 from glus.batch import Conversation, TrainSample
-from glus.data.loader import collate, pad_conversations
+from glus.data.chat.tree import separate_rows
+from glus.data.loader import collate
 from glus.tokens import IMAGE_ID
 from glus.types import ObjectKey
 
@@ -33,7 +34,7 @@ def test_rows_of_expressions_point_at_rows_of_videos():
     assert batch.video_index.tolist() == [0, 0, 1]
     assert batch.names == ["d/a/0", "d/a/1", "d/bb/0"]
     assert [tuple(mask.shape) for mask in batch.target_masks] == [(3, 6, 7), (3, 6, 7), (3, 8, 7)]
-    assert batch.seg_positions.shape == (3, 3)
+    assert batch.rows.reads_R.shape == (9,)
     assert batch.num_masks == 9
     assert batch.object_keys[2][1] == ObjectKey("d", "bb", "0", "1", frozenset({1}))
 
@@ -45,7 +46,7 @@ def test_a_batch_may_have_no_context_frames():
 
 def test_padded_conversations_keep_their_positions():
     rows = [Conversation(np.array([4, 5]), np.array([1])), Conversation(np.array([IMAGE_ID, 7, 8]), np.array([2]))]
-    input_ids, placeholders, seg_positions = pad_conversations(rows, PAD)
-    assert input_ids.tolist() == [[4, 5, PAD], [IMAGE_ID, 7, 8]]
-    assert placeholders.tolist() == [3]
-    assert seg_positions.tolist() == [[1], [2]]
+    padded = separate_rows(rows, PAD)
+    assert padded.input_ids_BL.tolist() == [[4, 5, PAD], [IMAGE_ID, 7, 8]]
+    assert padded.placeholders_M.tolist() == [3]
+    assert padded.reads_R.tolist() == [1, 3 + 2]

@@ -89,7 +89,7 @@ def mixture_of(tokenizer, *datasets, weights=None, num_context=2, num_query=3, s
     weights = weights or [1.0] * len(datasets)
     items = {d.name: MixtureItem(dataset=d, weight=w) for d, w in zip(datasets, weights, strict=True)}
     data = DataConfig(mixture=items, expressions_per_video=sentences)
-    return build_mixture(data, FramesConfig(num_context, num_query, **frames), tokenizer, CLIP, seed)
+    return build_mixture(data, FramesConfig(num_context, num_query, **frames), tokenizer, partial(clip_crop, size=CLIP), seed)
 
 
 def same(first, second):

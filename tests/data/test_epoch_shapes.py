@@ -48,28 +48,28 @@ def batches() -> list[Batch]:
 
 
 def longest_row(batch: Batch) -> int:
-    return int((batch.input_ids != StandInVocabulary.pad_id).sum(1).max())
+    return int((batch.rows.input_ids_BL != StandInVocabulary.pad_id).sum(1).max())
 
 
 def longest_conversation(batch: Batch) -> int:
-    return max(len(conversation.input_ids) for conversation in unpack_conversations(batch))
+    return max(len(conversation.input_ids) for conversation in unpack_conversations(batch.rows))
 
 
 def test_few_shapes_occur(batches: list[Batch]) -> None:
     """Of rows, which all but attention works on, and of conversations, which attend."""
     assert len({longest_row(batch) for batch in batches}) > 100, "the sentences are too alike"
-    rows, conversations = ({getattr(b, name).shape for b in batches} for name in ("input_ids", "conversation_tokens"))
+    rows, conversations = ({getattr(b.rows, name).shape for b in batches} for name in ("input_ids_BL", "paths_NC"))
     assert len(rows) <= 12, rows
     assert len(conversations) <= 6, conversations
 
 
 def test_lengths_are_multiples_that_kernels_like(batches: list[Batch]) -> None:
     for batch in batches:
-        assert batch.input_ids.shape[1] % MULTIPLE == batch.conversation_tokens.shape[1] % MULTIPLE == 0
+        assert batch.rows.input_ids_BL.shape[1] % MULTIPLE == batch.rows.paths_NC.shape[1] % MULTIPLE == 0
 
 
 def test_padding_is_short(batches: list[Batch]) -> None:
     """Up to the next multiple, for the longest of each batch."""
     for batch in batches:
-        assert 0 <= batch.input_ids.shape[1] - longest_row(batch) < MULTIPLE
-        assert 0 <= batch.conversation_tokens.shape[1] - longest_conversation(batch) < MULTIPLE
+        assert 0 <= batch.rows.input_ids_BL.shape[1] - longest_row(batch) < MULTIPLE
+        assert 0 <= batch.rows.paths_NC.shape[1] - longest_conversation(batch) < MULTIPLE

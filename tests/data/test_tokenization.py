@@ -126,27 +126,29 @@ def test_a_vocabulary_that_cannot_be_trained_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("trailing_space", [True, False])
 @pytest.mark.parametrize("asked", [(2,), (0, 2), (0, 1, 2)])
-def test_every_read_of_a_trunk_sees_the_tokens_of_its_own_prompt(tokenizer, asked, trailing_space):
+def test_every_read_of_a_tree_sees_the_tokens_of_its_own_prompt(tokenizer, asked, trailing_space):
     """Whoever looks from a read sees the window of that turn, token by token, and nothing else."""
-    trunk = tokenizer.trunk("The red circle.", 3, asked, trailing_space)
-    opening = tokenizer.opening(2)
-    place = np.arange(len(trunk))
-    for turn, read in zip(asked, trunk.reads, strict=True):
-        on_trunk = (trunk.branches == 0) & (place <= trunk.limits[read])
-        on_branch = (trunk.branches == trunk.branches[read]) & (place <= read)
-        seen = np.flatnonzero(on_trunk | on_branch)
+    tree = tokenizer.prompt_tree("The red circle.", 3, asked, trailing_space)
+    opening, sees = tokenizer.opening(2), tree.sees()
+    assert np.unique(np.concatenate(tree.paths)).tolist() == list(range(len(tree)))
+    for turn, read in zip(asked, tree.reads, strict=True):
+        seen = np.flatnonzero(sees[read])
         prompt = tokenizer.window("The red circle.", 2, turn + 1, trailing_space).input_ids
-        order = seen[np.argsort(trunk.positions[seen])]
-        assert [*opening, *trunk.input_ids[order]] == prompt.tolist()
-        assert trunk.positions[order].tolist() == list(range(len(order)))
+        order = seen[np.argsort(tree.positions[seen])]
+        assert [*opening, *tree.input_ids[order]] == prompt.tolist()
+        assert tree.positions[order].tolist() == list(range(len(order)))
 
 
-def test_a_trunk_goes_on_after_its_beginning(tokenizer):
-    trunk = tokenizer.trunk("the red circle", 2, (0, 1))
-    rest = trunk.after(4)
-    np.testing.assert_array_equal(rest.input_ids, trunk.input_ids[4:])
-    np.testing.assert_array_equal(rest.positions, trunk.positions[4:])
-    np.testing.assert_array_equal(rest.input_ids[rest.reads], trunk.input_ids[trunk.reads])
+@pytest.mark.parametrize("count", [2, 9])
+def test_a_tree_goes_on_after_its_beginning(tokenizer, count):
+    tree = tokenizer.prompt_tree("the red circle", 2, (0, 1))
+    rest = tree.after(count)
+    np.testing.assert_array_equal(rest.input_ids, tree.input_ids[count:])
+    np.testing.assert_array_equal(rest.positions, tree.positions[count:])
+    np.testing.assert_array_equal(rest.input_ids[rest.reads], tree.input_ids[tree.reads])
+    np.testing.assert_array_equal(rest.sees(), tree.sees()[count:, count:])
+    assert len(rest.visual) == (rest.input_ids == IMAGE_ID).sum()
+    assert rest.visual.tolist() == tree.visual[len(tree.visual) - len(rest.visual) :].tolist()
 
 
 def test_common_prefix():

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from glus.config import Precision, Quantization, SettingsConfig
 from glus.models.build import LoadedModel, load_model, save_model
-from glus.models.mllm.adapters import Quantizer
-from glus.models.mllm.llava import LanguageModel, add_lora, build_llama
+from glus.models.mllm.adapters import Quantizer, add_lora
+from glus.models.mllm.llava import build_llama
 from tests.merging import merge_lora
 
 pytest.importorskip("bitsandbytes")
@@ -22,45 +23,46 @@ FEWER_BYTES = {Quantization.int8: 1.9, Quantization.nf4: 3.4}
 """How many times smaller a bfloat16 projection becomes at least (4 bits also keep a scale per 64 values)."""
 
 
-def _language() -> LanguageModel:
+def _llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    language = LanguageModel(build_llama(SIZES, vocab_size=64)).bfloat16()
-    add_lora(mllm.llama, 4, 8, 0.0, ["q_proj", "v_proj"])
-    for name, parameter in language.named_parameters():
+    llama = build_llama(SIZES, vocab_size=64).bfloat16()
+    add_lora(llama, 4, 8, 0.0, ["q_proj", "v_proj"])
+    for name, parameter in llama.named_parameters():
         parameter.requires_grad_(".lora_" in name)
-    return language.bfloat16().to(DEVICE)
+    llama.model.rotary_emb.inv_freq = llama.model.rotary_emb.inv_freq.to(DEVICE)  # a plain tensor, which Llava moves
+    return llama.bfloat16().to(DEVICE)
 
 
-def _states(language: LanguageModel) -> torch.Tensor:
+def _states(llama: LlamaForCausalLM) -> torch.Tensor:
     ids = torch.arange(1, 41, device=DEVICE).view(2, 20)
-    return language.states(ids, torch.zeros(0, dtype=torch.int64, device=DEVICE), torch.zeros(0, 128, device=DEVICE))
+    return llama.model(input_ids=ids, use_cache=False).last_hidden_state
 
 
-def _bytes(language: LanguageModel) -> int:
-    return sum(p.nbytes for n, p in mllm.llama.model.layers.named_parameters() if "_proj" in n and "lora" not in n)
+def _bytes(llama: LlamaForCausalLM) -> int:
+    return sum(p.nbytes for n, p in llama.model.layers.named_parameters() if "_proj" in n and "lora" not in n)
 
 
 @pytest.mark.parametrize("quantization", [Quantization.int8, Quantization.nf4])
 def test_states_stay_close_and_adapters_learn(quantization: Quantization) -> None:
-    language = _language()
-    before, size = _states(language), _bytes(language)
-    Quantizer(mllm.llama, quantization, DEVICE)
-    after = _states(language)
-    assert size / _bytes(language) > FEWER_BYTES[quantization]
+    llama = _llama()
+    before, size = _states(llama), _bytes(llama)
+    Quantizer(llama, quantization, DEVICE)
+    after = _states(llama)
+    assert size / _bytes(llama) > FEWER_BYTES[quantization]
     assert torch.nn.functional.cosine_similarity(before, after, dim=-1).min() > 0.9
-    adapters = [p for n, p in language.named_parameters() if ".lora_" in n]
+    adapters = [p for n, p in llama.named_parameters() if ".lora_" in n]
     optimizer = torch.optim.AdamW(adapters, lr=1e-2)
     target = torch.randn_like(after)
     losses = []
     for _ in range(20):
-        loss = (_states(language) - target).float().square().mean()
+        loss = (_states(llama) - target).float().square().mean()
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert losses[-1] < losses[0]
     with pytest.raises(ValueError, match="merging would round the adapter away"):
-        merge_lora(mllm.llama)
+        merge_lora(llama)
 
 
 @pytest.mark.parametrize("quantization", [Quantization.int8, Quantization.nf4])

@@ -27,12 +27,10 @@ def one(moody_model: LoadedModel) -> VideoPredictor:
 
 
 @pytest.fixture
-def waits(moody_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Waits:
-    """Without splice's check, which runs on the CPU only, and arrays on their way to the device."""
-    from_numpy, language = torch.from_numpy, moody_model.glus.mllm
-    splice = language.splice
+def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
+    """Without arrays on their way to the device."""
+    from_numpy = torch.from_numpy
     monkeypatch.setattr(torch, "from_numpy", lambda array: unseen(from_numpy, array))
-    monkeypatch.setattr(language, "splice", lambda *arguments: unseen(splice, *arguments))
     return Waits()
 
 

@@ -44,7 +44,7 @@ def main(config_file: str, output: str) -> None:
     vocabulary = Vocabulary(config.model.llm.tokenizer)
     glus = build_glus(config.model)
     tokenizer = LlavaChat(vocabulary, glus.mllm.tokens_per_frame)
-    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.clip.image_size, trainer.seed)
+    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.prepare, trainer.seed)
     accumulation = accumulation_steps(trainer.global_batch_size, trainer.micro_batch_size, world)
     numbers = micro_batches(0, trainer.steps, trainer.global_batch_size, trainer.micro_batch_size, rank, world)
     engine = RecordingEngine(glus.train(), trainer, accumulation)

@@ -30,7 +30,7 @@ def test_a_batch_of_pictures_and_videos_has_finite_losses(tiny_model: LoadedMode
     writers = (write_ref_youtube_vos, write_refcoco, write_reason_seg)
     datasets = [write(tmp_path / write.__name__, "train").dataset for write in writers]
     data = DataConfig({dataset.name: MixtureItem(dataset) for dataset in datasets}, expressions_per_video=2)
-    mixture = build_mixture(data, FRAMES, tokenizer_of(tiny_model), tiny_model.glus.mllm.clip.image_size, seed=0)
+    mixture = build_mixture(data, FRAMES, tokenizer_of(tiny_model), tiny_model.glus.mllm.prepare, seed=0)
     first_of = {mixture[number].names[0].split("/")[0]: number for number in range(20)}
     batch = next(build_loader(mixture, [list(first_of.values())], 0, tiny_model.vocabulary.pad_id))
     assert {name.split("/")[0] for name in batch.names} == {dataset.name for dataset in datasets}

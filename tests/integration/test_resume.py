@@ -179,7 +179,7 @@ def test_the_mixture_drawn_is_recorded_beside_the_one_asked_for(
     assert run_training(config, processes=2).is_ok
     glus = build_glus(config.model)
     tokenizer = LlavaChat(tiny_vocabulary, glus.mllm.tokens_per_frame)
-    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.clip.image_size, config.trainer.seed)
+    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.prepare, config.trainer.seed)
     drawn = [mixture[number].object_keys[0][0].dataset for number in range(6 * config.trainer.global_batch_size)]
     assert 0 < drawn.count("seldom") < drawn.count("often")
     for line in curve(Path(config.output_dir)):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from glus.batch import Batch, GlusOutput
+from glus.batch import Batch, GlusOutput, TokenRows
 from glus.types import ObjectKey
 
 CaseMaker = Callable[..., tuple[Batch, GlusOutput]]
@@ -27,13 +27,7 @@ def make_case() -> CaseMaker:
             context_pixels=empty,
             query_pixels=empty,
             query_frames=[],
-            input_ids=torch.zeros(1, 8, dtype=torch.int64),
-            position_ids=torch.arange(8)[None],
-            placeholders=torch.zeros(0, dtype=torch.int64),
-            visual_index=torch.zeros(0, dtype=torch.int64),
-            conversation_tokens=torch.arange(8)[None],
-            token_places=torch.arange(8)[None],
-            seg_positions=torch.zeros(n, q, dtype=torch.int64),
+            rows=TokenRows(*[torch.zeros(1, 8, dtype=torch.int64)] * 4, reads_R=torch.zeros(n * q, dtype=torch.int64)),
             video_index=torch.zeros(n, dtype=torch.int64),
             target_masks=[torch.randint(0, 2, (q, *size), dtype=torch.uint8, generator=generator) for size in sizes],
             object_keys=[

@@ -28,7 +28,7 @@ def _split(batch: Batch, output: GlusOutput, row: int) -> tuple[Batch, GlusOutpu
     """One expression as a micro-batch of its own."""
     one = replace(
         batch,
-        seg_positions=batch.seg_positions[[row]],
+        rows=replace(batch.rows, reads_R=batch.rows.reads_R[:2]),
         target_masks=[batch.target_masks[row]],
         object_keys=[batch.object_keys[row]],
     )

@@ -18,7 +18,6 @@ from glus.files import hidden_sibling
 from glus.losses.objective import build_objective
 from glus.models.build import (
     COMPLETE_FILE,
-    NEVER_UPDATED,
     PARTS,
     TRAINED_FILE,
     LoadedModel,
@@ -31,6 +30,7 @@ from glus.models.build import (
     trainable_names,
 )
 from glus.models.glus import Glus
+from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.train.plan.trace import CostCounter
 from tests.models.conftest import save_trained
 
@@ -96,7 +96,7 @@ def test_a_part_that_is_not_there_is_an_error(tiny_model: LoadedModel) -> None:
 
 def test_never_updated_names_declared_tensors(glus: Glus) -> None:
     names = trainable_names(glus)
-    for prefix in NEVER_UPDATED:
+    for prefix in Sam2Segmenter.NEVER_UPDATED:
         assert any(name.startswith(prefix) for name in names), prefix
 
 
@@ -121,7 +121,7 @@ def test_two_steps_change_what_is_declared_and_nothing_else(
     if checkpointing:
         glus.mllm.checkpoint_gradients()
         assert any(getattr(module, "gradient_checkpointing", False) for module in glus.mllm.modules())
-    expected = {name for name in trainable_names(glus) if not name.startswith(NEVER_UPDATED)}
+    expected = {name for name in trainable_names(glus) if not name.startswith(Sam2Segmenter.NEVER_UPDATED)}
     assert len(expected) < len(trainable_names(glus))
     assert _two_steps(glus, make_batch((2, 1))) == expected
 

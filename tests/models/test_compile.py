@@ -37,7 +37,7 @@ def test_gradients_are_those_of_layers_that_are_not_compiled(
     for glus in (plain, compiled):
         if checkpointing:
             glus.mllm.checkpoint_gradients()
-    compiled.language.compile_layers()
+    compiled.mllm.compile_layers()
     torch._dynamo.utils.counters.clear()  # of the check
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     for rows in ((2, 1), (1, 3), (2,)):

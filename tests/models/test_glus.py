@@ -13,11 +13,10 @@ from torch import nn
 
 from glus.batch import Batch, GlusOutput
 from glus.data.chat.tree import pack_conversations, unpack_conversations
-from glus.data.loader import pad_conversations
 from glus.models.glus import Glus, SegHead, segment_step
-from glus.models.mllm.attention import PackedRows
 from glus.models.segmenter.memory import MemoryBank
 from glus.models.segmenter.sam2 import FrameFeatures
+from tests.models.test_packing import separate_states
 
 BatchMaker = Callable[..., Batch]
 
@@ -30,7 +29,7 @@ def _row(batch: Batch, row: int) -> Batch:
         context_pixels=batch.context_pixels[[video]],
         query_pixels=batch.query_pixels[[video]],
         query_frames=[batch.query_frames[video]],
-        **vars(pack_conversations([[unpack_conversations(batch)[row]]], pad_id=0)),
+        rows=pack_conversations([[unpack_conversations(batch.rows)[row]]], pad_id=0),
         video_index=torch.zeros(1, dtype=torch.int64),
         target_masks=[batch.target_masks[row]],
         object_keys=[batch.object_keys[row]],
@@ -103,13 +102,9 @@ def test_attention_is_torchs_fused_one(glus: Glus, make_batch: BatchMaker, monke
         return attend(query, *others, **options)
 
     batch = make_batch((3, 2))
-    tokens = glus.vision_tokens(torch.cat([batch.context_pixels, batch.query_pixels], dim=1)).flatten(0, 2)
+    tokens = glus.mllm.see(torch.cat([batch.context_pixels, batch.query_pixels], dim=1).flatten(0, 1)).flatten(0, 1)
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
-    glus.mllm.packed_states(
-        glus.mllm.splice(batch.input_ids, batch.placeholders, tokens[batch.visual_index]),
-        batch.position_ids,
-        PackedRows(batch.conversation_tokens, batch.token_places),
-    )
+    glus.mllm.states(batch.rows, tokens)
     assert calls == [5] * len(glus.mllm.llama.model.layers)
 
 
@@ -125,12 +120,10 @@ def test_context_frames_come_before_query_frames_and_seg_is_read_one_position_ea
     batch = make_batch((2, 1), 1, 2)
     visual = []
     for video in batch.video_index.tolist():
-        for crops in (batch.context_pixels[video], batch.query_pixels[video]):
-            visual.append(glus.vision_tokens(crops[None]).flatten(0, 2))
-    ids, placeholders, positions = pad_conversations(unpack_conversations(batch), pad_id=0)
-    rows = torch.arange(len(ids))[:, None]
-    assert len(ids[rows, positions + 1].unique()) == 1  # [SEG] everywhere
-    embeds, logits = glus.answer(glus.mllm.states(ids, placeholders, torch.cat(visual))[rows, positions])
+        for pixels in (batch.context_pixels[video], batch.query_pixels[video]):
+            visual.append(glus.mllm.see(pixels).flatten(0, 1))
+    assert len(batch.rows.input_ids_BL.flatten()[batch.rows.reads_R + 1].unique()) == 1  # [SEG] everywhere
+    embeds, logits = glus.answer(separate_states(glus, batch, torch.cat(visual)))
     output = _forward(glus, batch)
     torch.testing.assert_close(output.seg_embeds_NQC, embeds, rtol=0, atol=1e-5)
     torch.testing.assert_close(output.seg_logits_NQV, logits, rtol=0, atol=1e-5)
@@ -143,13 +136,13 @@ def test_memories_are_made_of_the_conditioned_feature(glus: Glus) -> None:
         image = segmenter.prepare_frames(torch.full((1, 40, 56, 3), 90, dtype=torch.uint8))
         frame = segmenter.encode_frames(image)
         for step in range(2):
-            conditioned = segmenter.condition(frame, bank.recall({0: step})[0].memories_NTChw)
-            decoded = segment_step(segmenter, bank, {0: step}, frame, prompt)
-            recalled = bank.recall({0: step + 1})[0].memories_NTChw
+            conditioned = segmenter.condition(frame, bank.recall({0: step}))
+            logits = segment_step(segmenter, bank, {0: step}, frame, prompt)
+            recalled = bank.recall({0: step + 1})
             assert recalled is not None
             stored = recalled[:, -1]
-            torch.testing.assert_close(stored, segmenter.memorize(conditioned, decoded.logits_Nmm).features_NChw)
-            assert (stored - segmenter.memorize(frame, decoded.logits_Nmm).features_NChw).abs().max() > 1e-4
+            torch.testing.assert_close(stored, segmenter.memorize(conditioned, logits))
+            assert (stored - segmenter.memorize(frame, logits)).abs().max() > 1e-4
 
 
 def test_each_query_frame_is_segmented_with_its_own_prompt(glus: Glus, make_batch: BatchMaker) -> None:
@@ -266,11 +259,11 @@ def _steps(glus: Glus, rows_of_step: list[list[int]], num_rows: int, one: bool) 
     with torch.no_grad():
         features = segmenter.encode_frames(segmenter.prepare_frames(frames))
         for step, rows in enumerate(rows_of_step):
-            if rows:
-                frame = features.frame(step) if one else features.rows([step] * len(rows))
-                decoded = segment_step(segmenter, bank, dict.fromkeys(rows, step), frame, prompts[step, rows])
-                for slot, row in enumerate(rows):
-                    masks[row].append(decoded.logits_Nmm[slot])
+            for alike in bank.alike(dict.fromkeys(rows, step)):
+                frame = features.frame(step) if one else features.rows([step] * len(alike))
+                logits = segment_step(segmenter, bank, dict.fromkeys(alike, step), frame, prompts[step, alike])
+                for row, mask in zip(alike, logits, strict=True):
+                    masks[row].append(mask)
     return masks
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from glus.models.segmenter.memory import MemoryBank, Recalled, memory_frames
+from glus.models.segmenter.memory import MemoryBank, memory_frames
 
 
 def _holding(numbers: list[int]) -> torch.Tensor:
@@ -18,11 +18,14 @@ def _memory(frame: int, rows: int) -> torch.Tensor:
     return _holding([100 * frame + row for row in range(rows)])
 
 
-def _numbers(recalled: Recalled) -> list[list[int]]:
+def _numbers(bank: MemoryBank, steps: dict[int, int]) -> dict[int, list[int]]:
     """What ``_holding`` was given: the memories of each row, oldest first."""
-    if recalled.memories_NTChw is None:
-        return [[] for _ in recalled.rows]
-    return recalled.memories_NTChw[:, :, 0, 0, 0].int().tolist()
+    numbers: dict[int, list[int]] = {}
+    for rows in bank.alike(steps):
+        memories = bank.recall({row: steps[row] for row in rows})
+        found = [[]] * len(rows) if memories is None else memories[:, :, 0, 0, 0].int().tolist()
+        numbers |= zip(rows, found, strict=True)
+    return numbers
 
 
 def _closed_form(frame: int, num_frames: int, stride: int) -> list[int]:
@@ -55,9 +58,8 @@ def test_nothing_needed_is_forgotten_and_the_bank_stays_small(stride: int, num_f
     bank = MemoryBank(num_frames, stride)
     each = _memory(0, 1).numel() * 4
     for frame in range(500):
-        (recalled,) = bank.recall({0: frame, 1: frame})
         expected = [100 * step for step in memory_frames(frame, num_frames, stride)]
-        assert _numbers(recalled) == [expected, [number + 1 for number in expected]]
+        assert _numbers(bank, {0: frame, 1: frame}) == {0: expected, 1: [number + 1 for number in expected]}
         bank.store({0: frame, 1: frame}, _memory(frame, 2))
         assert bank.nbytes <= 2 * num_frames * each
 
@@ -74,9 +76,8 @@ def test_rows_that_fall_silent_or_start_late_hold_no_more_than_they_can_read(sta
         if answering:
             bank.store(answering, _holding([1000 * row + step for row, step in answering.items()]))
         following = {row: step + 1 for row, step in answering.items()}
-        for recalled in bank.recall(following):
-            for row, numbers in zip(recalled.rows, _numbers(recalled), strict=True):
-                assert [number - 1000 * row for number in numbers] == memory_frames(following[row], 7, 3)
+        for row, numbers in _numbers(bank, following).items():
+            assert [number - 1000 * row for number in numbers] == memory_frames(following[row], 7, 3)
         most = max(most, bank.nbytes)
     assert most <= 8 * len(starts) * _memory(0, 1).numel() * 4
     assert bank.nbytes == 0
@@ -87,10 +88,7 @@ def test_a_failed_row_leaves_a_gap_for_itself_alone() -> None:
     stored = {0: [0, 1, 2], 1: [0, 2], 2: [2, 0], 3: [1]}
     for frame, rows in stored.items():
         bank.store(dict.fromkeys(rows, frame), _holding([100 * frame + row for row in rows]))
-    read: dict[int, list[int]] = {}
-    for recalled in bank.recall({2: 4, 1: 4, 0: 4}):
-        read |= zip(recalled.rows, _numbers(recalled), strict=True)
-    assert read == {0: [100, 200], 1: [301], 2: [102, 202]}
+    assert _numbers(bank, {2: 4, 1: 4, 0: 4}) == {0: [100, 200], 1: [301], 2: [102, 202]}
 
 
 def test_rows_with_equally_many_memories_of_different_frames_go_together() -> None:
@@ -98,24 +96,24 @@ def test_rows_with_equally_many_memories_of_different_frames_go_together() -> No
     bank.store({0: 0, 1: 0}, _memory(0, 2))
     bank.store({0: 1}, _holding([100]))
     bank.store({1: 2}, _holding([201]))
-    (recalled,) = bank.recall({0: 3, 1: 3})
-    assert _numbers(recalled) == [[0, 100], [1, 201]]
+    assert bank.alike({0: 3, 1: 3}) == [[0, 1]]
+    assert _numbers(bank, {0: 3, 1: 3}) == {0: [0, 100], 1: [1, 201]}
 
 
 def test_rows_that_remember_nothing_come_without_memories() -> None:
     bank = MemoryBank(num_frames=7, stride=1)
-    (recalled,) = bank.recall({0: 0, 1: 0})
-    assert recalled == ([0, 1], None)
+    assert bank.alike({0: 0, 1: 0}) == [[0, 1]]
+    assert bank.recall({0: 0, 1: 0}) is None
     bank.store({1: 0}, _memory(0, 1))
-    groups = {tuple(recalled.rows): _numbers(recalled) for recalled in bank.recall({0: 1, 1: 1})}
-    assert groups == {(0,): [[]], (1,): [[0]]}
+    assert bank.alike({0: 1, 1: 1}) == [[0], [1]]
+    assert _numbers(bank, {0: 1, 1: 1}) == {0: [], 1: [0]}
 
 
 def test_a_bank_that_is_off_stores_nothing() -> None:
     bank = MemoryBank(num_frames=7, stride=1, enabled=False)
     bank.store({0: 0}, _memory(0, 1))
     assert bank.nbytes == 0
-    assert bank.recall({0: 1}) == [([0], None)]
+    assert bank.recall({0: 1}) is None
 
 
 def test_gradients_reach_what_was_stored() -> None:
@@ -124,7 +122,7 @@ def test_gradients_reach_what_was_stored() -> None:
     bank.store({0: 0, 1: 0}, source * 5)
     bank.store({0: 1}, source[:1] * 7)
     bank.store({1: 2}, source[1:] * 13)
-    (recalled,) = bank.recall({1: 3, 0: 3})  # a frame of both, and a gap for each
-    assert recalled.memories_NTChw is not None
-    (gradient,) = torch.autograd.grad(recalled.memories_NTChw.sum(), source)
+    recalled = bank.recall({1: 3, 0: 3})  # a frame of both, and a gap for each
+    assert recalled is not None
+    (gradient,) = torch.autograd.grad(recalled.sum(), source)
     assert gradient[:, 0, 0, 0].tolist() == [5 + 7, 5 + 13]

@@ -11,21 +11,26 @@ import torch
 
 from glus.batch import Batch, GlusOutput
 from glus.config import LossConfig
-from glus.data.chat.tree import unpack_conversations
-from glus.data.loader import pad_conversations
+from glus.data.chat.tree import separate_rows, unpack_conversations
 from glus.losses.objective import build_objective
 from glus.models.glus import Glus
 
 BatchMaker = Callable[..., Batch]
 
 
+def separate_states(glus: Glus, batch: Batch, visual_TD: torch.Tensor) -> torch.Tensor:
+    """(N, Q, D) before each [SEG], each conversation in a row of its own that shows visual tokens of its own."""
+    rows = separate_rows(unpack_conversations(batch.rows), pad_id=0)
+    states_RD, _ = glus.mllm.states(rows, visual_TD)
+    return states_RD.unflatten(0, (len(rows.input_ids_BL), -1))
+
+
 def _separate(glus: Glus, batch: Batch) -> GlusOutput:
     """The forward pass with each conversation in a row of its own, under the LLM's plain causal attention."""
-    ids_NL, placeholders_M, positions_NQ = pad_conversations(unpack_conversations(batch), pad_id=0)
-    tokens_BFPD = glus.vision_tokens(torch.cat([batch.context_pixels, batch.query_pixels], dim=1))
-    visual_MD = tokens_BFPD[batch.video_index].flatten(0, 2)
-    states_NLD = glus.mllm.states(ids_NL, placeholders_M, visual_MD)
-    embeds_NQC, logits_NQV = glus.answer(states_NLD[torch.arange(len(ids_NL))[:, None], positions_NQ])
+    pixels_BF3ss = torch.cat([batch.context_pixels, batch.query_pixels], dim=1)
+    tokens_BFPD = glus.mllm.see(pixels_BF3ss.flatten(0, 1)).unflatten(0, pixels_BF3ss.shape[:2])
+    states_NQD = separate_states(glus, batch, tokens_BFPD[batch.video_index].flatten(0, 2))
+    embeds_NQC, logits_NQV = glus.answer(states_NQD)
     return GlusOutput(logits_NQV, embeds_NQC, glus.segment_clip(batch.query_frames, batch.video_index, embeds_NQC))
 
 
@@ -61,7 +66,7 @@ def test_losses_and_gradients_are_those_of_separate_conversations(
     if checkpointing:
         moved.mllm.checkpoint_gradients()
     batch = make_batch(rows, num_context, 2)
-    assert len(batch.input_ids) == len(rows) < len(batch.names)
+    assert len(batch.rows.input_ids_BL) == len(rows) < len(batch.names)
     losses, gradients = _learn(moved, Glus.forward, batch)
     plain_losses, plain_gradients = _learn(moved, _separate, batch)
     assert losses == pytest.approx(plain_losses, rel=1e-5, abs=0)

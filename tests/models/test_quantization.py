@@ -18,7 +18,7 @@ from glus.config import Quantization, SettingsConfig
 from glus.models import build
 from glus.models.build import LoadedModel, build_glus, load_model, merged_tensors, save_model
 from glus.models.mllm.adapters import Quantizer, check_quantization
-from glus.models.mllm.llava import LanguageModel, build_llama
+from glus.models.mllm.llava import build_llama
 from tests.conftest import tiny_model_config
 
 
@@ -142,6 +142,6 @@ def test_a_prediction_may_ask_for_it(tiny_model: LoadedModel, tmp_path: Path, mo
 
 def test_trained_layers_are_refused() -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    language = LanguageModel(build_llama(sizes, vocab_size=32))
+    llama = build_llama(sizes, vocab_size=32)
     with pytest.raises(ValueError, match=r"names the part 'llm', whose layers \(0\.self_attn\.q_proj, ...\)"):
-        Quantizer(mllm.llama, Quantization.nf4, CPU)
+        Quantizer(llama, Quantization.nf4, CPU)

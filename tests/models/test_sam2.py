@@ -17,7 +17,6 @@ from glus.models.segmenter import sam2
 from glus.models.segmenter.sam2 import (
     SAM2_MEAN,
     SAM2_STD,
-    EncodedMemory,
     FrameFeatures,
     Sam2Segmenter,
     build_sam2,
@@ -50,7 +49,7 @@ def _prompts(segmenter: Sam2Segmenter, count: int = 2) -> torch.Tensor:
     return torch.randn(count, segmenter.width, generator=torch.Generator().manual_seed(1))
 
 
-def _encoded(segmenter: Sam2Segmenter, count: int) -> list[EncodedMemory]:
+def _encoded(segmenter: Sam2Segmenter, count: int) -> list[torch.Tensor]:
     """Of two rows, from random masks."""
     conditioned = segmenter.condition(_features(segmenter), None)
     generator = torch.Generator().manual_seed(2)
@@ -59,7 +58,7 @@ def _encoded(segmenter: Sam2Segmenter, count: int) -> list[EncodedMemory]:
 
 def _memories(segmenter: Sam2Segmenter, count: int) -> torch.Tensor:
     """What is read of them: (2, count, C_mem, h, w)."""
-    return torch.stack([encoded.features_NChw for encoded in _encoded(segmenter, count)], dim=1)
+    return torch.stack(_encoded(segmenter, count), dim=1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -227,18 +226,18 @@ def test_memories_are_read_as_sam2s_own_attention_reads_them(
         if hasattr(module, f"pos_enc_at_{switched}"):
             setattr(module, f"pos_enc_at_{switched}", not getattr(module, f"pos_enc_at_{switched}"))
     frame, encoded = _features(segmenter), _encoded(segmenter, 3)
-    memories = torch.stack([memory.features_NChw for memory in encoded], dim=1)
+    memories = torch.stack(encoded, dim=1)
     torch.manual_seed(1)
     expected = attention(
         curr=_cells(frame.image_NChw),
         curr_pos=_cells(frame.position_1Chw),
-        memory=torch.cat([_cells(memory.features_NChw) for memory in encoded]),
-        memory_pos=torch.cat([_cells(memory.position_1Chw) for memory in encoded]),
+        memory=torch.cat([_cells(memory) for memory in encoded]),
+        memory_pos=torch.cat([_cells(segmenter.memory_position(memory)).expand(-1, 2, -1) for memory in encoded]),
     )
     torch.manual_seed(1)
     conditioned = segmenter.condition(frame, memories)
     torch.testing.assert_close(_cells(conditioned.image_NChw), expected, rtol=0, atol=1e-6)
-    assert encoded[0].position_1Chw.std() > 0.1
+    assert segmenter.memory_position(encoded[0]).std() > 0.1
 
 
 def test_many_frames_are_encoded_in_parts(segmenter: Sam2Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +248,10 @@ def test_many_frames_are_encoded_in_parts(segmenter: Sam2Segmenter, monkeypatch:
     monkeypatch.setattr(sam2, "MAX_ENCODED", 2)
     parted = _features(segmenter, 5)
     assert taken == [2, 2, 1]
-    torch.testing.assert_close(parted.flat(), expected.flat(), rtol=0, atol=1e-6)
+    for got, wanted in zip(
+        (*parted.high_NChw, parted.image_NChw), (*expected.high_NChw, expected.image_NChw), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
     assert torch.equal(parted.position_1Chw, expected.position_1Chw)
 
 
@@ -261,21 +263,21 @@ def test_a_frame_of_one_row_stands_for_every_row(segmenter: Sam2Segmenter) -> No
         decoded, expected = segmenter.decode(one, prompts), segmenter.decode(each, prompts)
         torch.testing.assert_close(decoded.all_logits_N4mm, expected.all_logits_N4mm, rtol=0, atol=1e-5)
         encoded, its_expected = (segmenter.memorize(seen, decoded.logits_Nmm) for seen in (one, each))
-        torch.testing.assert_close(encoded.features_NChw, its_expected.features_NChw, rtol=0, atol=1e-5)
+        torch.testing.assert_close(encoded, its_expected, rtol=0, atol=1e-5)
 
 
 def test_memory_is_soft_and_made_of_the_conditioned_feature(segmenter: Sam2Segmenter) -> None:
     conditioned = segmenter.condition(_features(segmenter), None)
     logits = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(3))
-    base = segmenter.memorize(conditioned, logits).features_NChw
+    base = segmenter.memorize(conditioned, logits)
     mask = torch.nn.functional.interpolate(logits[:, None], (64, 64), mode="bilinear", align_corners=False)
     expected = segmenter.sam.memory_encoder(
         conditioned.image_NChw, torch.sigmoid(mask) * 20 - 10, skip_mask_sigmoid=True
     )["vision_features"]
     assert torch.equal(base, expected)
-    assert (segmenter.memorize(conditioned, 3 * logits).features_NChw - base).abs().max() > 1e-4  # same signs
+    assert (segmenter.memorize(conditioned, 3 * logits) - base).abs().max() > 1e-4  # same signs
     raw = conditioned.with_image(conditioned.image_NChw + 1)
-    assert (segmenter.memorize(raw, logits).features_NChw - base).abs().max() > 1e-4
+    assert (segmenter.memorize(raw, logits) - base).abs().max() > 1e-4
 
 
 def test_stability_is_the_share_of_area_that_survives() -> None:
@@ -286,10 +288,10 @@ def test_stability_is_the_share_of_area_that_survives() -> None:
     torch.testing.assert_close(stability_scores(logits), torch.tensor([0.8, 0.0, 1.0]))
 
 
-def _decode_with(segmenter: Sam2Segmenter, logits: torch.Tensor, iou: torch.Tensor) -> Any:
+def _decode_with(segmenter: Sam2Segmenter, logits: torch.Tensor, iou: torch.Tensor, fallback: bool) -> Any:
     """``decode`` where SAM2's decoder answers ``logits`` and ``iou``."""
     segmenter.sam.sam_mask_decoder.predict_masks = lambda **_: (logits, iou, None, None)
-    return segmenter.decode(_features(segmenter, len(logits)), _prompts(segmenter, len(logits)))
+    return segmenter.decode(_features(segmenter, len(logits)), _prompts(segmenter, len(logits)), fallback)
 
 
 def test_an_unstable_mask_gives_way_to_the_best_alternative(segmenter: Sam2Segmenter) -> None:
@@ -298,16 +300,12 @@ def test_an_unstable_mask_gives_way_to_the_best_alternative(segmenter: Sam2Segme
     logits[0, 0, 0, :5] = 0.0  # 251 of 256 pixels are stable: 0.9805, above the threshold
     logits[1, 0, 0, :6] = 0.0  # 250 of 256: 0.9766, below
     iou = torch.tensor([[0.9, 0.1, 0.5, 0.3], [0.99, 0.1, 0.5, 0.3]])
-    segmenter.multimask_fallback = True
-    decoded = _decode_with(segmenter.eval(), logits, iou)
+    decoded = _decode_with(segmenter, logits, iou, fallback=True)
     assert decoded.used_multimask_N.tolist() == [False, True]
     assert torch.equal(decoded.logits_Nmm, torch.stack([logits[0, 0], logits[1, 2]]))  # not the single mask's 0.99
-    segmenter.train()
-    in_training = _decode_with(segmenter, logits, iou)
-    assert torch.equal(in_training.logits_Nmm, logits[:, 0])
-    assert not in_training.used_multimask_N.any()
-    segmenter.multimask_fallback = False
-    assert torch.equal(_decode_with(segmenter.eval(), logits, iou).logits_Nmm, logits[:, 0])
+    without = _decode_with(segmenter, logits, iou, fallback=False)
+    assert torch.equal(without.logits_Nmm, logits[:, 0])
+    assert not without.used_multimask_N.any()
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -317,7 +315,7 @@ def test_frozen_parts_build_no_graph(segmenter: Sam2Segmenter, trained: bool) ->
     segmenter.note_trained()
     assert not _features(segmenter).image_NChw.requires_grad
     (memory,) = _encoded(segmenter, 1)
-    assert not memory.features_NChw.requires_grad  # its history is cut
+    assert not memory.requires_grad  # its history is cut
     segmenter.sam.image_encoder.requires_grad_(trained)
     segmenter.note_trained()
     assert _features(segmenter).image_NChw.requires_grad is trained
@@ -328,9 +326,9 @@ def test_memory_gradient_flows_through_frozen_modules(segmenter: Sam2Segmenter) 
     segmenter.note_trained()
     conditioned = segmenter.condition(_features(segmenter), None)
     logits = torch.zeros(2, 16, 16, requires_grad=True)
-    assert not segmenter.memorize(conditioned, logits).features_NChw.requires_grad
+    assert not segmenter.memorize(conditioned, logits).requires_grad
     segmenter.memory_gradient = True
-    memory = segmenter.memorize(conditioned, logits).features_NChw
+    memory = segmenter.memorize(conditioned, logits)
     attended = segmenter.condition(_features(segmenter), memory[:, None])
     (gradient,) = torch.autograd.grad(attended.image_NChw.square().sum(), logits)
     assert gradient.abs().max() > 0
@@ -343,7 +341,7 @@ def test_identity_gamma_silences_the_fuser(segmenter: Sam2Segmenter) -> None:
     x = torch.randn(1, 32, 4, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(fuser(x), x, rtol=0, atol=1e-4)
     (after,) = _encoded(segmenter, 1)
-    assert (after.features_NChw - before.features_NChw).abs().max() > 1e-3
+    assert (after - before).abs().max() > 1e-3
 
 
 def test_bfloat16_runs_through_every_verb(segmenter: Sam2Segmenter) -> None:
@@ -352,4 +350,4 @@ def test_bfloat16_runs_through_every_verb(segmenter: Sam2Segmenter) -> None:
     decoded = low.decode(frame, _prompts(low).to(torch.bfloat16))
     assert decoded.logits_Nmm.dtype is torch.bfloat16
     assert torch.isfinite(decoded.logits_Nmm.float()).all()
-    assert low.memorize(frame, decoded.logits_Nmm).features_NChw.dtype is torch.bfloat16
+    assert low.memorize(frame, decoded.logits_Nmm).dtype is torch.bfloat16

@@ -32,7 +32,7 @@ from glus.losses.objective import build_objective
 from glus.models.build import LoadedModel
 from glus.models.glus import Glus
 from glus.models.release_writer import save_release
-from glus.models.segmenter.sam2 import upsample_masks
+from glus.models.segmenter import upsample_masks
 from glus.tokens import IMAGE_ID
 from tools.parity.batch import make_batch, read_videos
 from tools.parity.contrastive import contrastive_config, fill_queue, key_name

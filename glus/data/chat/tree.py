@@ -64,14 +64,6 @@ class TokenTree:
         return sees
 
 
-def single_tree(conversation: Conversation) -> TokenTree:
-    """A conversation by itself, read before each [SEG]."""
-    ids = conversation.input_ids
-    return TokenTree(
-        ids, np.arange(len(ids)), np.arange(len(placeholders(ids))), (np.arange(len(ids)),), conversation.seg_positions
-    )
-
-
 def shared_tree(conversations: Sequence[Conversation]) -> TokenTree:
     """Conversations about the same frames, their common beginning once; read before each [SEG] of each."""
     shared = common_prefix([c.input_ids for c in conversations])
@@ -113,6 +105,16 @@ def token_rows(trees: Sequence[TokenTree], pad_id: int, multiple: int = 1) -> To
         reads_R=torch.from_numpy(_through_rows([tree.reads for tree in trees], input_ids.shape[1])),
         sees_BLL=None if sees is None else torch.from_numpy(sees),
     )
+
+
+def separate_rows(conversations: Sequence[Conversation], pad_id: int) -> TokenRows:
+    """Each conversation in a row and with visual tokens of its own, in their order; read before each [SEG]."""
+    trees, shown = [], 0
+    for conversation in conversations:
+        tree = shared_tree([conversation])
+        trees.append(replace(tree, visual=tree.visual + shown))
+        shown += len(tree.visual)
+    return token_rows(trees, pad_id)
 
 
 def pack_conversations(videos: Sequence[Sequence[Conversation]], pad_id: int) -> TokenRows:

@@ -296,3 +296,10 @@ class Llava(nn.Module):
         self._is_compiled = True
         for layer in self.llama.model.layers:
             layer.compile(dynamic=True)
+
+
+def llava_of(glus: nn.Module) -> Llava:
+    """The MLLM of a model, for whoever needs its insides: parity, benchmarks, the pre-training of small towers."""
+    mllm = glus.mllm
+    assert isinstance(mllm, Llava)
+    return mllm

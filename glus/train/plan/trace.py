@@ -186,7 +186,7 @@ def count_costs(glus: Glus, objective: GlusObjective, batch: Batch) -> Trace:
     Gradients of parameters are dropped as soon as they are made, as ZeRO does. In the backward pass, what comes before
     the gradient of the [SEG] embeddings is the decoder's, and what follows is the LLM's.
     """
-    counter = CostCounter(batch.input_ids.device)
+    counter = CostCounter(batch.rows.input_ids_BL.device)
     counter.ignore([*glus.parameters(), *glus.buffers()])
     hooks = [
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
@@ -216,7 +216,7 @@ def count_costs(glus: Glus, objective: GlusObjective, batch: Batch) -> Trace:
     for hook in hooks:
         hook.remove()
     flops = {part: float(counter.flops[part]) for part in (*PARTS, REST)}
-    return Trace(flops, kept, float(counter.peak), batch.input_ids.numel())
+    return Trace(flops, kept, float(counter.peak), batch.rows.input_ids_BL.numel())
 
 
 def run_backward(loss: torch.Tensor) -> None:
