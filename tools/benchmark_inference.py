@@ -37,17 +37,16 @@ from rich.table import Table
 from glus import distributed
 from glus.config import FramesConfig, InferenceConfig, ModelConfig, Window, load_config
 from glus.data.chat.llava import LlavaChat
+from glus.data.chat.tree import separate_rows
 from glus.data.frames import VideoSource
-from glus.data.loader import pad_conversations
 from glus.data.sampling import context_indices_eval
-from glus.models.mllm.llava import clip_crop
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.files import write_text
 from glus.inference.asking import Pass
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.models.build import build_random
 from glus.models.glus import Glus, segment_step
-from glus.models.segmenter.sam2 import upsample_masks
+from glus.models.segmenter import upsample_masks
 from glus.shapes.scene import generate_scene
 from glus.train.measure import count_operations, forget_peak, matmul_tflops, peak_memory
 from glus.types import FrameResult
@@ -133,19 +132,20 @@ def segment_plainly(
     for step, frame in enumerate(one.order):
         window = one.window(0, step, predictor.frames, settings.window)
         pixels = [video.read(index) for index in (*context_indices_eval(len(video), num_context), *window)]
-        crops = torch.from_numpy(np.stack([clip_crop(shown, glus.mllm.clip.image_size) for shown in pixels])).to(device)
-        tokens_MD = glus.vision_tokens(crops.permute(0, 3, 1, 2)[None]).flatten(0, 2)
+        shown = torch.from_numpy(np.stack([glus.mllm.prepare(one) for one in pixels])).to(device)
+        tokens_MD = glus.mllm.see(shown.permute(0, 3, 1, 2)).flatten(0, 1)
         prompt = predictor.chat.window(text, num_context, len(window), settings.trailing_space)
-        ids, placeholders, _ = (part.to(device) for part in pad_conversations([prompt], vocabulary.pad_id))
-        states_1LD = glus.mllm.states(ids, placeholders, tokens_MD)
-        has_seg = int(glus.mllm.logits(states_1LD)[0, -1].argmax()) == vocabulary.seg_id
+        rows = separate_rows([prompt], vocabulary.pad_id)
+        everywhere = replace(rows, reads_R=torch.arange(rows.input_ids_BL.numel())).to(device)
+        states_LD, _ = glus.mllm.states(everywhere, tokens_MD)
+        has_seg = int(glus.mllm.logits(states_LD)[-1].argmax()) == vocabulary.seg_id
         image = glus.segmenter.prepare_frames(torch.from_numpy(video.read(frame)).to(device)[None])
         features = glus.segmenter.encode_frames(image)
         size = pixels[-1].shape[:2]
         if has_seg or settings.force_seg:
-            prompt_1C = glus.seg_head(states_1LD[:, -1])
-            decoded = segment_step(glus.segmenter, bank, {0: step}, features, prompt_1C)
-            yield upsample_masks(decoded.logits_Nmm, size)[0], has_seg
+            prompt_1C, fallback = glus.seg_head(states_LD[-1:]), glus.segmenter.multimask_fallback
+            logits_1mm = segment_step(glus.segmenter, bank, {0: step}, features, prompt_1C, fallback=fallback)
+            yield upsample_masks(logits_1mm, size)[0], has_seg
         else:
             yield torch.full(size, -torch.inf, device=device), has_seg
 

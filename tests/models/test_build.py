@@ -71,7 +71,7 @@ def test_random_weights_take_no_more_room_than_the_network(tiny_model: LoadedMod
     assert {parameter.dtype for parameter in glus.parameters()} == {torch.bfloat16}
     assert trainable_names(glus) == trainable_names(tiny_model.glus)
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
-    drawn = {name: p for name, p in glus.mllm.named_parameters() if "lora_" not in name and "norm" not in name}
+    drawn = {name: p for name, p in glus.mllm.llama.named_parameters() if "lora_" not in name and "norm" not in name}
     assert all(0.015 < parameter.float().std() < 0.025 for parameter in drawn.values())
 
 
