@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import itertools
 import math
 import os
 import platform
@@ -98,17 +99,19 @@ def check_versions(requirements: Sequence[str], lock: dict[str, str], installed:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         name, locked = requirement.name, lock.get(canonicalize_name(requirement.name))
-        expected = f"{requirement.specifier}" + (f", locked {locked}" if locked else "")
+        expected = f"{requirement.specifier}, locked {locked}" if locked else f"{requirement.specifier}"
+        advice = f"pip install '{name}=={locked}'" if locked else f"pip install '{requirement}'"
         try:
             found = installed(name)
         except importlib.metadata.PackageNotFoundError:
             yield Check(name, False, "not installed", expected, f"pip install '{requirement}'")
             continue
         public = Version(found).public  # 2.13.0+cpu is 2.13.0
-        advice = f"pip install '{name}=={locked}'" if locked else f"pip install '{requirement}'"
-        is_supported = requirement.specifier.contains(public, prereleases=True)  # as containers of NVIDIA have them
-        advice = f"supported; {advice} is what was tested" if is_supported else advice
-        yield Check(name, is_supported and locked in (None, public), found, expected, advice, not is_supported)
+        if requirement.specifier.contains(public, prereleases=True):  # as containers of NVIDIA have them
+            advice, is_tested = f"supported; {advice} is what was tested", locked in (None, public)
+            yield Check(name, is_tested, found, expected, advice, is_needed=False)
+        else:
+            yield Check(name, False, found, expected, advice)
 
 
 def read_lock(file: Path) -> dict[str, str]:
@@ -138,20 +141,16 @@ def driver_advice(driver: str, cuda: str | None, requirement: str) -> str:
         requirement: the project's, of torch.
     """
     branch = int(driver.split(".")[0]) if driver[0].isdigit() else 0
+    wheels = [name for name, least in CUDA_DRIVERS.items() if branch >= least]
     if not branch:
         return "mend the driver: nvidia-smi must name its version and the GPUs"
     if cuda and branch >= MAJOR_DRIVERS.get(int(cuda.split(".")[0]), max(MAJOR_DRIVERS.values())):
-        return (
-            f"torch's CUDA {cuda} fits this driver, so the GPU is hidden or broken: see nvidia-smi, "
-            "CUDA_VISIBLE_DEVICES, and in a container --gpus all"
-        )
-    index = next((name for name, least in CUDA_DRIVERS.items() if branch >= least), None)
-    if index is None:
+        hint = "see nvidia-smi, CUDA_VISIBLE_DEVICES, and in a container --gpus all"
+        return f"torch's CUDA {cuda} fits this driver, so the GPU is hidden or broken: {hint}"
+    if not wheels:
         return f"update the driver to {min(CUDA_DRIVERS.values())} or later"
-    return (
-        f"pip uninstall -y torch && pip install '{requirement}' --index-url https://download.pytorch.org/whl/{index}, "
-        "or update the driver"
-    )
+    install = f"pip install '{requirement}' --index-url https://download.pytorch.org/whl/{wheels[0]}"
+    return f"pip uninstall -y torch && {install}, or update the driver"
 
 
 def check_gpu(driver: str | None, requirement: str) -> Iterator[Check]:
@@ -162,12 +161,11 @@ def check_gpu(driver: str | None, requirement: str) -> Iterator[Check]:
         requirement: the project's, of torch.
     """
     if not torch.cuda.is_available():
-        if driver is None:
-            yield Check("GPU", True, "none", "needed for the full size only")
-        else:
-            cuda = torch.version.cuda
-            found = f"driver {driver}, unusable by torch for {f'CUDA {cuda}' if cuda else 'CPUs'}"
-            yield Check("GPU", False, found, "usable", driver_advice(driver, cuda, requirement))
+        cuda = torch.version.cuda
+        found = f"driver {driver}, unusable by torch for {f'CUDA {cuda}' if cuda else 'CPUs'}" if driver else "none"
+        expected = "usable" if driver else "needed for the full size only"
+        advice = driver_advice(driver, cuda, requirement) if driver else ""
+        yield Check("GPU", driver is None, found, expected, advice)
         return
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
@@ -251,8 +249,7 @@ def check_weights(folder: Path) -> Iterator[Check]:
     model = OmegaConf.load(CONFIGS / "model" / "glus_7b.yaml")
     config = OmegaConf.merge({"paths": {"weights": str(folder)}}, model)
     for part in ("clip", "llm", "segmenter"):
-        path = Path(OmegaConf.select(config, f"{part}.weights"))
-        yield check_path(f"weights of {part}", path, f"put them there, or set model.{part}.weights")
+        yield check_path(f"weights of {part}", config[part].weights, f"put them there, or set model.{part}.weights")
 
 
 def check_data(folder: Path, mixture: str) -> Iterator[Check]:
@@ -261,24 +258,22 @@ def check_data(folder: Path, mixture: str) -> Iterator[Check]:
     Raises:
         ValueError: there is no such mixture.
     """
-    for entry in load_mixture(mixture).defaults:
-        ((_, name),) = entry.items()
+    for name in itertools.chain.from_iterable(entry.values() for entry in load_mixture(mixture).defaults):
         dataset = OmegaConf.load(CONFIGS / "dataset" / f"{name}.yaml")
         root = OmegaConf.merge({"paths": {"data": str(folder)}}, dataset).root
-        yield check_path(f"dataset {name}", Path(root), f"see README, then python tools/check_data.py dataset={name}")
+        yield check_path(f"dataset {name}", root, f"see README, then python tools/check_data.py dataset={name}")
 
 
-def check_path(name: str, path: Path, advice: str) -> Check:
+def check_path(name: str, path: str, advice: str) -> Check:
     """Something that must be there."""
-    return Check(name, path.exists(), "present" if path.exists() else "missing", str(path), advice)
+    is_there = Path(path).exists()
+    return Check(name, is_there, "present" if is_there else "missing", path, advice)
 
 
 def examine(options: argparse.Namespace) -> Iterator[Check]:
     """All checks."""
-    version, supported = platform.python_version(), importlib.metadata.metadata("glus")["Requires-Python"]
-    yield check_python(version, supported)
-    major, minor = sys.version_info[:2]
-    lock = options.lock or ROOT / f"requirements-py{major}{minor}.lock"
+    yield check_python(platform.python_version(), importlib.metadata.metadata("glus")["Requires-Python"])
+    lock = options.lock or ROOT / "requirements-py{}{}.lock".format(*sys.version_info)
     requirements = importlib.metadata.requires("glus") or []
     yield from check_versions(requirements, read_lock(lock), importlib.metadata.version)
     (torch_requirement,) = (text for text in requirements if Requirement(text).name == "torch")
