@@ -56,17 +56,17 @@ def test_without_a_lock_the_range_alone_counts() -> None:
 
 
 def test_python_outside_its_range_fails() -> None:
-    assert doctor.check_python("3.10.2", ">=3.11,<3.14").is_failure
-    assert not doctor.check_python("3.12.1", ">=3.11,<3.14").is_failure
+    assert doctor.check_python("3.10.2", ">=3.11,<3.14").verdict == "FAIL"
+    assert doctor.check_python("3.12.1", ">=3.11,<3.14").verdict == "ok"
 
 
 def test_a_machine_without_gpu_is_reported_and_does_not_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (gpu,) = doctor.check_gpu(None, REQUIREMENTS[0])
     assert (gpu.found, gpu.verdict) == ("none", "ok")
-    assert doctor.check_quantization().is_failure  # asked for, and impossible
+    assert doctor.check_quantization().verdict == "FAIL"  # asked for, and impossible
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    for check in doctor.check_room(tmp_path, "refvos_s"):
+    for check in doctor.check_room(tmp_path, "refvos_s", num_gpus=0):
         assert check.verdict == "note"
         assert check.advice.startswith("for the full size only: ")
 
@@ -136,8 +136,8 @@ def test_a_gpu_is_named_and_must_know_bfloat16_and_nccl(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: usable)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: usable)
     card, bfloat16, nccl = doctor.check_gpu("570.1", REQUIREMENTS[0])
-    assert (card.found, card.is_failure) == ("Card, 24 GiB", False)
-    assert bfloat16.is_failure == nccl.is_failure == (not usable)
+    assert (card.found, card.verdict) == ("Card, 24 GiB", "ok")
+    assert bfloat16.verdict == nccl.verdict == ("ok" if usable else "FAIL")
     assert usable or "model.precision=fp32" in bfloat16.advice
 
 
@@ -150,28 +150,30 @@ def test_little_memory_is_noted(total_gib: float, num_gpus: int, verdict: str) -
 
 def test_little_space_fails(tmp_path: Path) -> None:
     assert doctor.check_space("disk", tmp_path / "not" / "yet", 1e6, "free some").advice == "free some"
-    assert not doctor.check_space("disk", tmp_path, 0.0, "").is_failure
+    assert doctor.check_space("disk", tmp_path, 0.0, "").verdict == "ok"
 
 
 def test_missing_weights_and_data_are_named(tmp_path: Path) -> None:
     (tmp_path / "weights" / "LISA-7B-v1").mkdir(parents=True)
     (tmp_path / "data" / "mevis").mkdir(parents=True)
-    weights = {check.name: check.is_failure for check in doctor.check_weights(tmp_path / "weights")}
+    weights = {check.name: check.verdict == "FAIL" for check in doctor.check_weights(tmp_path / "weights")}
     assert weights == {"weights of clip": True, "weights of llm": False, "weights of segmenter": True}
-    data = {check.name: check.is_failure for check in doctor.check_data(tmp_path / "data", "refvos_s")}
+    data = {check.name: check.verdict == "FAIL" for check in doctor.check_data(tmp_path / "data", "refvos_s")}
     assert data == {"dataset mevis_train": False, "dataset ref_youtube_vos_train": True}
     with pytest.raises(ValueError, match=r"--mixture nothing: expected one of .*refvos_a"):
         list(doctor.check_data(tmp_path, "nothing"))
 
 
 def test_the_program_prints_a_table_and_fails_with_its_checks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as stopped:
-        doctor.main(["--weights", str(tmp_path)])
+        doctor.main(["--weights", str(tmp_path), "--quantization"])
     assert stopped.value.code == 1
     out = capsys.readouterr().out
     assert "FAIL" in out
+    assert "pip install 'glus[quantization]'" in out  # brackets are no markup
     assert re.search(r"\d+ of \d+ checks failed", out)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import itertools
 import math
 import os
 import platform
@@ -20,14 +21,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +38,7 @@ from rich.table import Table
 from glus.config import DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
 GIB = 2**30
 DISK_GIB = 20.0
 """A few checkpoints of the full size (3.6 GB each) and predictions."""
@@ -59,27 +63,28 @@ class Check:
     """One row of the table."""
 
     name: str
+    good: bool
     found: str
     expected: str
-    advice: str = ""
-    """What to do; empty where nothing is wrong."""
-    is_failure: bool = False
+    remedy: str = ""
+    is_needed: bool = True
+    """Else what is not good is a note, no failure."""
+
+    @property
+    def advice(self) -> str:
+        """What to do; empty where nothing is wrong."""
+        return "" if self.good else self.remedy
 
     @property
     def verdict(self) -> str:
         """ok, note or FAIL."""
-        return "FAIL" if self.is_failure else "note" if self.advice else "ok"
-
-
-def judge(name: str, good: bool, found: str, expected: str, advice: str, is_needed: bool = True) -> Check:
-    """A check that fails with its advice unless it is good, or notes it where it is not needed here."""
-    return Check(name, found, expected, "" if good else advice, is_needed and not good)
+        return "ok" if self.good else "FAIL" if self.is_needed else "note"
 
 
 def check_python(version: str, supported: str) -> Check:
     """Python itself."""
     good = Version(version) in SpecifierSet(supported)
-    return judge("Python", good, version, supported, "make the environment with a supported Python")
+    return Check("Python", good, version, supported, "make the environment with a supported Python")
 
 
 def check_versions(requirements: Sequence[str], lock: dict[str, str], installed: Installed) -> Iterator[Check]:
@@ -93,34 +98,28 @@ def check_versions(requirements: Sequence[str], lock: dict[str, str], installed:
     for requirement in map(Requirement, requirements):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        name, locked = requirement.name, lock.get(_normal(requirement.name))
-        expected = f"{requirement.specifier}" + (f", locked {locked}" if locked else "")
+        name, locked = requirement.name, lock.get(canonicalize_name(requirement.name))
+        expected = f"{requirement.specifier}, locked {locked}" if locked else f"{requirement.specifier}"
+        advice = f"pip install '{name}=={locked}'" if locked else f"pip install '{requirement}'"
         try:
             found = installed(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(name, "not installed", expected, f"pip install '{requirement}'", is_failure=True)
+            yield Check(name, False, "not installed", expected, f"pip install '{requirement}'")
             continue
         public = Version(found).public  # 2.13.0+cpu is 2.13.0
-        advice = f"pip install '{name}=={locked}'" if locked else f"pip install '{requirement}'"
-        if not requirement.specifier.contains(public, prereleases=True):  # as containers of NVIDIA have them
-            yield Check(name, found, expected, advice, is_failure=True)
+        if requirement.specifier.contains(public, prereleases=True):  # as containers of NVIDIA have them
+            advice, is_tested = f"supported; {advice} is what was tested", locked in (None, public)
+            yield Check(name, is_tested, found, expected, advice, is_needed=False)
         else:
-            is_tested = locked in (None, public)
-            yield Check(name, found, expected, "" if is_tested else f"supported; {advice} is what was tested")
+            yield Check(name, False, found, expected, advice)
 
 
 def read_lock(file: Path) -> dict[str, str]:
     """Package -> version of a lock file that applies on this machine; empty if there is no such file."""
-    if not file.is_file():
-        return {}
-    lines = (line.partition("#")[0].strip() for line in file.read_text().splitlines())
-    pins = (Requirement(line) for line in lines if line)
+    lines = file.read_text().splitlines() if file.is_file() else []
+    pins = [Requirement(pin) for line in lines if (pin := line.partition("#")[0].strip())]
     here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
-    return {_normal(pin.name): str(pin.specifier).removeprefix("==") for pin in here}
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in here}
 
 
 def read_driver() -> str | None:
@@ -142,20 +141,16 @@ def driver_advice(driver: str, cuda: str | None, requirement: str) -> str:
         requirement: the project's, of torch.
     """
     branch = int(driver.split(".")[0]) if driver[0].isdigit() else 0
+    wheels = [name for name, least in CUDA_DRIVERS.items() if branch >= least]
     if not branch:
         return "mend the driver: nvidia-smi must name its version and the GPUs"
     if cuda and branch >= MAJOR_DRIVERS.get(int(cuda.split(".")[0]), max(MAJOR_DRIVERS.values())):
-        return (
-            f"torch's CUDA {cuda} fits this driver, so the GPU is hidden or broken: see nvidia-smi, "
-            "CUDA_VISIBLE_DEVICES, and in a container --gpus all"
-        )
-    index = next((name for name, least in CUDA_DRIVERS.items() if branch >= least), None)
-    if index is None:
+        hint = "see nvidia-smi, CUDA_VISIBLE_DEVICES, and in a container --gpus all"
+        return f"torch's CUDA {cuda} fits this driver, so the GPU is hidden or broken: {hint}"
+    if not wheels:
         return f"update the driver to {min(CUDA_DRIVERS.values())} or later"
-    return (
-        f"pip uninstall -y torch && pip install '{requirement}' --index-url https://download.pytorch.org/whl/{index}, "
-        "or update the driver"
-    )
+    install = f"pip install '{requirement}' --index-url https://download.pytorch.org/whl/{wheels[0]}"
+    return f"pip uninstall -y torch && {install}, or update the driver"
 
 
 def check_gpu(driver: str | None, requirement: str) -> Iterator[Check]:
@@ -166,23 +161,21 @@ def check_gpu(driver: str | None, requirement: str) -> Iterator[Check]:
         requirement: the project's, of torch.
     """
     if not torch.cuda.is_available():
-        if driver is None:
-            yield Check("GPU", "none", "needed for the full size only")
-        else:
-            found = (
-                f"driver {driver}, unusable by torch for {f'CUDA {cuda}' if (cuda := torch.version.cuda) else 'CPUs'}"
-            )
-            yield Check("GPU", found, "usable", driver_advice(driver, cuda, requirement), is_failure=True)
+        cuda = torch.version.cuda
+        found = f"driver {driver}, unusable by torch for {f'CUDA {cuda}' if cuda else 'CPUs'}" if driver else "none"
+        expected = "usable" if driver else "needed for the full size only"
+        advice = driver_advice(driver, cuda, requirement) if driver else ""
+        yield Check("GPU", driver is None, found, expected, advice)
         return
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
-        yield Check(f"GPU {index}", f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB", "24 GiB or more for the full size")
-    supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        found = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
+        yield Check(f"GPU {index}", True, found, "24 GiB or more for the full size")
+    good = torch.cuda.is_bf16_supported(including_emulation=False)
     advice = "train with model.precision=fp32, or on a GPU of the Ampere generation or later"
-    yield judge("bfloat16", supported, "usable" if supported else "not in hardware", "usable", advice)
-    nccl = torch.distributed.is_nccl_available()
-    advice = "install a CUDA build of torch (Linux)"
-    yield judge("NCCL", nccl, "available" if nccl else "missing", "available", advice)
+    yield Check("bfloat16", good, "usable" if good else "not in hardware", "usable", advice)
+    good = torch.distributed.is_nccl_available()
+    yield Check("NCCL", good, "available" if good else "missing", "available", "install a CUDA build of torch (Linux)")
 
 
 def check_quantization() -> Check:
@@ -190,92 +183,30 @@ def check_quantization() -> Check:
     has_library, has_gpu = importlib.util.find_spec("bitsandbytes") is not None, torch.cuda.is_available()
     found = f"{'installed' if has_library else 'not installed'}, {'GPU' if has_gpu else 'no GPU'}"
     advice = "run on a GPU" if has_library else "pip install 'glus[quantization]'"
-    return judge("bitsandbytes", has_library and has_gpu, found, "installed, GPU", advice)
+    return Check("bitsandbytes", has_library and has_gpu, found, "installed, GPU", advice)
 
 
 def check_space(name: str, folder: Path, least_gib: float, advice: str, is_needed: bool = True) -> Check:
     """Room in a folder, or in the nearest one above it that exists."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free / GIB
-    return judge(name, free >= least_gib, f"{free:.1f} GiB free", f"{least_gib:.3g} GiB", advice, is_needed)
+    return Check(name, free >= least_gib, f"{free:.1f} GiB free", f"{least_gib:.3g} GiB", advice, is_needed)
 
 
 def check_memory(total_gib: float, num_gpus: int) -> Check:
     """The machine's memory, which the full size alone needs."""
     least = num_gpus * PROCESS_GIB or CPU_GIB
     advice = "fewer processes, or a smaller model" if num_gpus else "the full size does not run here"
-    found = f"{total_gib:.0f} GiB"
-    return judge("memory", total_gib >= least, found, f"{least:g} GiB for the full size", advice, is_needed=False)
+    expected = f"{least:g} GiB for the full size"
+    return Check("memory", total_gib >= least, f"{total_gib:.0f} GiB", expected, advice, is_needed=False)
 
 
-def shared_memory_gib(mixture: str, num_processes: int) -> float:
-    """What loader processes of the full size pass micro-batches through, if all that they keep ready is large.
-
-    Raises:
-        ValueError: there is no such mixture.
-    """
-    configs = ROOT / "configs"
-    data = OmegaConf.load(mixture_file(mixture))
-    workers, sentences = (
-        OmegaConf.select(data, name, default=getattr(DataConfig, name))
-        for name in ("num_workers", "expressions_per_video")
-    )
-    videos = OmegaConf.load(configs / "trainer" / "default.yaml").micro_batch_size
-    frames = OmegaConf.load(configs / "train.yaml").frames.num_query
-    micro_batch = videos * frames * FRAME_PIXELS * (3 + sentences)  # colours, and a mask per sentence
-    return float(num_processes * workers * PREFETCHED * micro_batch / GIB)
-
-
-def check_weights(folder: Path) -> Iterator[Check]:
-    """The starting weights of the full size, as ``configs/model/glus_7b.yaml`` names them."""
-    file = ROOT / "configs" / "model" / "glus_7b.yaml"
-    config = OmegaConf.merge({"paths": {"weights": str(folder)}}, OmegaConf.load(file))
-    for part in ("clip", "llm", "segmenter"):
-        yield check_path(
-            f"weights of {part}",
-            Path(OmegaConf.select(config, f"{part}.weights")),
-            f"put them there, or set model.{part}.weights",
-        )
-
-
-def mixture_file(name: str) -> Path:
-    """A mixture in ``configs/data``.
-
-    Raises:
-        ValueError: there is none of this name.
-    """
-    file = ROOT / "configs" / "data" / f"{name}.yaml"
-    if not file.is_file():
-        known = sorted(path.stem for path in file.parent.glob("*.yaml"))
-        raise ValueError(f"--mixture {name}: expected one of {', '.join(known)}")
-    return file
-
-
-def check_data(folder: Path, mixture: str) -> Iterator[Check]:
-    """The datasets of a mixture in ``configs/data``.
-
-    Raises:
-        ValueError: there is no such mixture.
-    """
-    for entry in OmegaConf.load(mixture_file(mixture)).defaults:
-        ((_, name),) = entry.items()
-        dataset = OmegaConf.load(ROOT / "configs" / "dataset" / f"{name}.yaml")
-        root = OmegaConf.merge({"paths": {"data": str(folder)}}, dataset).root
-        yield check_path(f"dataset {name}", Path(root), f"see README, then python tools/check_data.py dataset={name}")
-
-
-def check_path(name: str, path: Path, advice: str) -> Check:
-    """Something that must be there."""
-    return judge(name, path.exists(), "present" if path.exists() else "missing", str(path), advice)
-
-
-def check_room(outputs: Path, mixture: str) -> Iterator[Check]:
+def check_room(outputs: Path, mixture: str, num_gpus: int) -> Iterator[Check]:
     """What the full size fills; on a machine without a GPU, where it does not run, want of room is a note.
 
     Raises:
         ValueError: there is no such mixture.
     """
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     advice = "" if num_gpus else "for the full size only: "
     yield check_space("disk", outputs, DISK_GIB, f"{advice}free some, or paths.outputs=...", num_gpus > 0)
     shared, least = Path("/dev/shm"), shared_memory_gib(mixture, max(num_gpus, 1))
@@ -284,21 +215,74 @@ def check_room(outputs: Path, mixture: str) -> Iterator[Check]:
         yield check_space("shared memory", shared, least, advice, num_gpus > 0)
 
 
+def shared_memory_gib(mixture: str, num_processes: int) -> float:
+    """What loader processes of the full size pass micro-batches through, if all that they keep ready is large.
+
+    Raises:
+        ValueError: there is no such mixture.
+    """
+    data = load_mixture(mixture)
+    workers, sentences = (data.get(key, getattr(DataConfig, key)) for key in ("num_workers", "expressions_per_video"))
+    videos = OmegaConf.load(CONFIGS / "trainer" / "default.yaml").micro_batch_size
+    frames = OmegaConf.load(CONFIGS / "train.yaml").frames.num_query
+    micro_batch = videos * frames * FRAME_PIXELS * (3 + sentences)  # colours, and a mask per sentence
+    return float(num_processes * workers * PREFETCHED * micro_batch / GIB)
+
+
+def load_mixture(name: str) -> DictConfig:
+    """A mixture in ``configs/data``.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    file = CONFIGS / "data" / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in file.parent.glob("*.yaml"))
+        raise ValueError(f"--mixture {name}: expected one of {', '.join(known)}")
+    loaded = OmegaConf.load(file)
+    assert isinstance(loaded, DictConfig)
+    return loaded
+
+
+def check_weights(folder: Path) -> Iterator[Check]:
+    """The starting weights of the full size, as ``configs/model/glus_7b.yaml`` names them."""
+    model = OmegaConf.load(CONFIGS / "model" / "glus_7b.yaml")
+    config = OmegaConf.merge({"paths": {"weights": str(folder)}}, model)
+    for part in ("clip", "llm", "segmenter"):
+        yield check_path(f"weights of {part}", config[part].weights, f"put them there, or set model.{part}.weights")
+
+
+def check_data(folder: Path, mixture: str) -> Iterator[Check]:
+    """The datasets of a mixture in ``configs/data``.
+
+    Raises:
+        ValueError: there is no such mixture.
+    """
+    for name in itertools.chain.from_iterable(entry.values() for entry in load_mixture(mixture).defaults):
+        dataset = OmegaConf.load(CONFIGS / "dataset" / f"{name}.yaml")
+        root = OmegaConf.merge({"paths": {"data": str(folder)}}, dataset).root
+        yield check_path(f"dataset {name}", root, f"see README, then python tools/check_data.py dataset={name}")
+
+
+def check_path(name: str, path: str, advice: str) -> Check:
+    """Something that must be there."""
+    is_there = Path(path).exists()
+    return Check(name, is_there, "present" if is_there else "missing", path, advice)
+
+
 def examine(options: argparse.Namespace) -> Iterator[Check]:
     """All checks."""
-    metadata = importlib.metadata.metadata("glus")
-    yield check_python(platform.python_version(), metadata["Requires-Python"])
-    major, minor = sys.version_info[:2]
-    lock = options.lock or ROOT / f"requirements-py{major}{minor}.lock"
+    yield check_python(platform.python_version(), importlib.metadata.metadata("glus")["Requires-Python"])
+    lock = options.lock or ROOT / "requirements-py{}{}.lock".format(*sys.version_info)
     requirements = importlib.metadata.requires("glus") or []
     yield from check_versions(requirements, read_lock(lock), importlib.metadata.version)
     (torch_requirement,) = (text for text in requirements if Requirement(text).name == "torch")
     yield from check_gpu(read_driver(), torch_requirement)
     if options.quantization:
         yield check_quantization()
-    total_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    yield check_memory(total_gib, torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    yield from check_room(options.outputs, options.mixture)
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    yield check_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, num_gpus)
+    yield from check_room(options.outputs, options.mixture, num_gpus)
     if options.weights:
         yield from check_weights(options.weights)
     if options.data:
@@ -311,13 +295,10 @@ def report(checks: Sequence[Check], console: Console) -> None:
     for check in checks:
         table.add_row(check.verdict, check.name, check.found, check.expected, check.advice)
     console.print(table)
-    verdicts = [check.verdict for check in checks]
-    notes = f", {count} with a note" if (count := verdicts.count("note")) else ""
-    failures = verdicts.count("FAIL")
-    if failures:
-        console.print(f"{failures} of {len(checks)} checks failed{notes}")
-    else:
-        console.print(f"all {len(checks)} checks passed{notes}")
+    verdicts = Counter(check.verdict for check in checks)
+    notes = f", {verdicts['note']} with a note" if verdicts["note"] else ""
+    failed = f"{verdicts['FAIL']} of {len(checks)} checks failed" if verdicts["FAIL"] else ""
+    console.print(f"{failed or f'all {len(checks)} checks passed'}{notes}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -334,8 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checks = list(examine(options))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    report(checks, Console(width=None if sys.stdout.isatty() else 140))
-    sys.exit(1 if any(check.is_failure for check in checks) else 0)
+    report(checks, Console(width=None if sys.stdout.isatty() else 140, markup=False))
+    sys.exit(any(check.verdict == "FAIL" for check in checks))
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-from glus.shapes.scene import KINDS
-from glus.shapes.sheet import write_contact_sheet
-from glus.shapes.write import SINGLE_OBJECT_KINDS, Progress, count_kinds, write_shapes, write_shapes_youtube
+from rich.console import Console
+from rich.progress import track
 
-LAYOUTS = {"mevis": (write_shapes, KINDS), "ref_youtube_vos": (write_shapes_youtube, SINGLE_OBJECT_KINDS)}
+from glus.shapes.write import LAYOUTS, count_kinds, write_contact_sheet, write_shapes
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -37,46 +37,34 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def show_progress(split: str, num_videos: int) -> Progress:
-    """A callback that keeps one line on a terminal up to date, and is silent elsewhere."""
-
-    def show(done: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done == num_videos else ""
-            print(f"\r{split}: {done}/{num_videos} videos", end=end, file=sys.stderr, flush=True)
-
-    return show
+def show_progress(numbers: range, split: str) -> Iterable[int]:
+    """The same numbers, with a bar on a terminal."""
+    return track(numbers, split, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the splits and the sheet, then print how many sentences of each kind there are."""
     options = parse_arguments(arguments)
-    write, kinds = LAYOUTS[options.layout]
+    kinds, folder = LAYOUTS[options.layout], options.folder
     shape = {"seed": options.seed, "num_frames": options.num_frames, "size": options.size}
     splits = {"train": options.train_videos, "valid": options.valid_videos}
     splits = {split: count for split, count in splits.items() if count != 0}
     try:
         for split, count in splits.items():
-            start = time.perf_counter()
-            is_new = write(options.folder, split, count, progress=show_progress(split, count), **shape)
+            start, progress = time.perf_counter(), partial(show_progress, split=split)
+            is_new = write_shapes(folder, split, count, layout=options.layout, progress=progress, **shape)
             took = f"{count} videos in {time.perf_counter() - start:.1f} s"
-            print(f"{options.folder / split}: {took if is_new else 'already there with these settings, left as it is'}")
-        sheet = options.folder / "contact_sheet.png"
+            print(f"{folder / split}: {took if is_new else 'already there with these settings, left as it is'}")
         if splits:
-            write_contact_sheet(sheet, kinds=kinds, **shape)
-            print(f"{sheet}: samples of every kind")
+            write_contact_sheet(folder / "contact_sheet.png", kinds=kinds, **shape)
+            print(f"{folder / 'contact_sheet.png'}: samples of every kind")
     except (OSError, ValueError) as error:
         raise SystemExit(f"make_shapes: {error}") from error
-    print_table(options.folder, list(splits), kinds)
-
-
-def print_table(folder: Path, splits: Sequence[str], kinds: Sequence[str]) -> None:
-    """Sentences per kind (rows) and split (columns)."""
     counts = {split: count_kinds(folder, split) for split in splits}
     print("sentences".ljust(12) + "".join(split.rjust(8) for split in splits))
     for kind in kinds:
-        print(kind.ljust(12) + "".join(str(counts[split][kind]).rjust(8) for split in splits))
-    print("all".ljust(12) + "".join(str(counts[split].total()).rjust(8) for split in splits))
+        print(kind.ljust(12) + "".join(str(found[kind]).rjust(8) for found in counts.values()))
+    print("all".ljust(12) + "".join(str(found.total()).rjust(8) for found in counts.values()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shapes on disk: the generated videos in the layouts of MeViS and Ref-YouTube-VOS.
+"""Shapes on disk: the generated videos in the layouts of MeViS and Ref-YouTube-VOS, and a sheet of them for people.
 
 A split appears whole, by a rename at the very end, or not at all; its ``shapes.json`` says how it was made, and
 ``kinds.json`` ({video: {exp_id: kind}}) under which kind each sentence is scored.
@@ -6,9 +6,10 @@ A split appears whole, by a rename at the very end, or not at all; its ``shapes.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +18,35 @@ import numpy as np
 from PIL import Image
 
 from glus.data.rle import encode_rle
-from glus.distributed import generator
-from glus.files import whole_folder, write_text
-from glus.shapes.scene import KINDS, Scene, Sentence, generate_scene
+from glus.files import whole_file, whole_folder, write_text
+from glus.shapes.scene import KINDS, SPLITS, Scene, Sentence, scene_of
 
-SPLITS = {"train": 0, "valid": 1, "test": 2}
-"""Split -> its number in the key of the random generator, so that no two splits share a video."""
-SINGLE_OBJECT_KINDS = ("appearance", "motion", "global", "local")
-"""Kinds that the Ref-YouTube-VOS layout can hold: it has exactly one object per sentence."""
-FRAME_STEP = 5
-"""Distance of frame names in the Ref-YouTube-VOS layout, as in the real dataset (every 5th frame of 30 fps)."""
+LAYOUTS = {"mevis": KINDS, "ref_youtube_vos": ("appearance", "motion", "global", "local")}
+"""Layout -> kinds of sentences that it can hold: Ref-YouTube-VOS has exactly one object per sentence."""
+YOUTUBE_STEP = 5
+"""Distance of frame names in Ref-YouTube-VOS, as in the real dataset (every 5th frame of 30 fps)."""
 JPEG_QUALITY = 95
 PALETTE = (0, 0, 0, 236, 95, 103, 249, 145, 87, 250, 200, 99, 153, 199, 148, 98, 179, 178, 102, 153, 204)
 """RGB of the pixel values 0, 1, 2, ... in annotation files; colours for the eye only."""
+SHEET_ROWS = (
+    ("appearance", "opposite"),
+    ("motion", "opposite"),
+    ("global", "leave"),
+    ("global", "turn"),
+    ("local", "cross"),
+    ("multi", "leave"),
+    ("absent", "turn"),
+)
+"""(kind, structure) of the rows of the contact sheet; two videos each."""
+
+Tables = defaultdict[str, dict[str, Any]]
+"""Name of a JSON file -> what it is to hold."""
 
 _GENERATION = 1
 """Raised when the same settings give other videos than before."""
-
-Progress = Callable[[int], None]
-"""Called with the number of videos written so far."""
-
-
-def scene_of(seed: int, split: str, index: int, num_frames: int = 16, size: int = 128) -> Scene:
-    """Video ``index`` of a split: the same for both layouts and on every machine.
-
-    Raises:
-        ValueError: if there is no such split.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
-    return generate_scene(generator(seed, SPLITS[split], index), num_frames, size)
+_SIDE, _GAP, _TITLE = 168, 6, 30
+_MARK = (0, 255, 255)
+"""Colour of the outline on the sheet, drawn on a black one: no object has it."""
 
 
 def write_shapes(
@@ -56,86 +56,49 @@ def write_shapes(
     seed: int = 0,
     num_frames: int = 16,
     size: int = 128,
-    progress: Progress | None = None,
+    layout: str = "mevis",
+    progress: Callable[[range], Iterable[int]] = iter,
 ) -> bool:
-    """Write a split in the MeViS layout, with all kinds of sentences.
+    """Write a split, with the kinds of sentences that its layout can hold.
 
-    ``<folder>/<split>/`` gets ``JPEGImages/<video>/00000.jpg``, ``meta_expressions.json``, ``mask_dict.json`` (one
-    run-length code per frame, null where the object cannot be seen), ``kinds.json`` and ``shapes.json``. Absent
-    sentences have empty lists of object and annotation ids, as in MeViS v2.
+    ``<folder>/<split>/`` gets ``JPEGImages/<video>/<frame>.jpg``, ``kinds.json``, ``shapes.json`` and
 
-    Returns:
-        False if the split is already there with the same settings, and nothing was done.
+    - MeViS: ``meta_expressions.json`` and ``mask_dict.json`` (one run-length code per frame, null where the object
+      cannot be seen). Absent sentences have empty lists of object and annotation ids, as in MeViS v2.
+    - Ref-YouTube-VOS: ``Annotations/<video>/<frame>.png`` (mode P, value = object id from 1) and ``meta.json``; the
+      sentences are in ``<folder>/meta_expressions/<split>/meta_expressions.json``, with their ``obj_id`` in every
+      split.
 
-    Raises:
-        FileExistsError: the split is there with other settings, or is not Shapes.
-        OSError: it cannot be written.
-        ValueError: a setting is out of range.
-    """
-    settings = _settings("mevis", split, num_videos, seed, num_frames, size)
-    if _is_there(folder / split, settings):
-        return False
-    videos: dict[str, Any] = {}
-    kinds: dict[str, dict[str, str]] = {}
-    masks: dict[str, list[dict[str, Any] | None]] = {}
-    frames = [f"{t:05d}" for t in range(num_frames)]
-    with whole_folder(folder / split) as staging:
-        for number, (video, scene) in enumerate(_scenes(settings, progress)):
-            _write_frames(staging / "JPEGImages" / video, frames, scene.frames_THW3)
-            anno_ids = [len(masks) + item.object_id for item in scene.objects]
-            masks.update({str(i): _encode(mask) for i, mask in zip(anno_ids, scene.masks_OTHW, strict=True)})
-            expressions = {str(n): _mevis_expression(s, anno_ids) for n, s in enumerate(scene.sentences)}
-            videos[video] = {"vid_id": number, "frames": frames, "expressions": expressions}
-            kinds[video] = {str(n): sentence.kind for n, sentence in enumerate(scene.sentences)}
-        _write_json(staging / "meta_expressions.json", {"videos": videos})
-        _write_json(staging / "mask_dict.json", masks)
-        _write_json(staging / "kinds.json", kinds)
-        _write_json(staging / "shapes.json", settings)
-    return True
-
-
-def write_shapes_youtube(
-    folder: Path,
-    split: str,
-    num_videos: int,
-    seed: int = 0,
-    num_frames: int = 16,
-    size: int = 128,
-    progress: Progress | None = None,
-) -> bool:
-    """Write a split in the Ref-YouTube-VOS layout, with the sentences that name one object.
-
-    ``<folder>/<split>/`` gets ``JPEGImages/<video>/<frame>.jpg``, ``Annotations/<video>/<frame>.png`` (mode P, value
-    = object id from 1), ``meta.json``, ``kinds.json`` and ``shapes.json``; the sentences are in
-    ``<folder>/meta_expressions/<split>/meta_expressions.json``, with their ``obj_id`` in every split.
+    Args:
+        folder, split, num_videos, seed, num_frames, size, layout: which videos, in which of ``LAYOUTS``.
+        progress: goes through the numbers of the videos, and may show how far it has come.
 
     Returns:
         False if the split is already there with the same settings, and nothing was done.
 
     Raises:
         FileExistsError: the split or its sentences are there with other settings, or are not Shapes.
+        OSError: it cannot be written.
         ValueError: a setting is out of range.
     """
-    settings = _settings("ref_youtube_vos", split, num_videos, seed, num_frames, size)
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+    if num_videos < 1 or seed < 0:
+        raise ValueError(f"num_videos={num_videos}, seed={seed}: expected at least 1 video and a seed from 0")
+    settings = {"generation": _GENERATION, "layout": layout, "split": split, "num_videos": num_videos}
+    settings |= {"seed": seed, "num_frames": num_frames, "size": size}
     if _is_there(folder / split, settings):
         return False
-    videos: dict[str, Any] = {}
-    objects: dict[str, Any] = {}
-    kinds: dict[str, dict[str, str]] = {}
-    frames = [f"{FRAME_STEP * t:05d}" for t in range(num_frames)]
+    tables: Tables = defaultdict(dict)
     with whole_folder(folder / split) as staging:
-        for video, scene in _scenes(settings, progress):
-            _write_frames(staging / "JPEGImages" / video, frames, scene.frames_THW3)
-            _write_palettes(staging / "Annotations" / video, frames, scene.masks_OTHW)
-            told = [sentence for sentence in scene.sentences if sentence.kind in SINGLE_OBJECT_KINDS]
-            expressions = {str(n): {"exp": s.text, "obj_id": str(s.object_ids[0] + 1)} for n, s in enumerate(told)}
-            videos[video] = {"expressions": expressions, "frames": frames}
-            objects[video] = {"objects": _youtube_objects(scene, frames)}
-            kinds[video] = {str(n): sentence.kind for n, sentence in enumerate(told)}
-        _write_json(staging / "meta.json", {"videos": objects})
-        _write_json(staging / "kinds.json", kinds)
-        _write_json(staging / "shapes.json", settings)
-        _put_beside(folder / "meta_expressions" / split / "meta_expressions.json", {"videos": videos})
+        for number in progress(range(num_videos)):
+            scene = scene_of(seed, split, number, num_frames, size)
+            _add_video(staging, tables, f"{split}{number:05d}", scene, layout)
+        beside = [] if layout == "mevis" else [tables.pop("meta_expressions.json")]
+        for name, content in {**tables, "shapes.json": settings}.items():
+            (staging / name).write_text(_json_text(content), encoding="utf-8")
+        for sentences in beside:
+            _put_beside(folder / "meta_expressions" / split / "meta_expressions.json", _json_text(sentences))
     return True
 
 
@@ -144,19 +107,6 @@ def count_kinds(folder: Path, split: str) -> Counter[str]:
     kinds = json.loads((folder / split / "kinds.json").read_text(encoding="utf-8"))
     found = Counter(kind for of_video in kinds.values() for kind in of_video.values())
     return Counter({kind: found[kind] for kind in KINDS if kind in found})
-
-
-# --------------------------------------------------------------------------------------- whole or not at all
-
-
-def _settings(layout: str, split: str, num_videos: int, seed: int, num_frames: int, size: int) -> dict[str, Any]:
-    """What the bytes of a split depend on, as ``shapes.json`` keeps it."""
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
-    if num_videos < 1 or seed < 0:
-        raise ValueError(f"num_videos={num_videos}, seed={seed}: expected at least 1 video and a seed from 0")
-    names = ("generation", "layout", "split", "num_videos", "seed", "num_frames", "size")
-    return dict(zip(names, (_GENERATION, layout, split, num_videos, seed, num_frames, size), strict=True))
 
 
 def _is_there(target: Path, settings: dict[str, Any]) -> bool:
@@ -173,62 +123,65 @@ def _is_there(target: Path, settings: dict[str, Any]) -> bool:
     )
 
 
-def _put_beside(path: Path, content: Any) -> None:
+def _put_beside(path: Path, text: str) -> None:
     """Write a file that lies outside the split's folder; one left by a killed run of the same settings is equal."""
-    text = _json_text(content)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise FileExistsError(f"{path} exists with other sentences than these Shapes have; remove it or choose another")
     write_text(path, text)
 
 
-# ------------------------------------------------------------------------------------------------ the files
-
-
-def _scenes(settings: dict[str, Any], progress: Progress | None) -> Iterator[tuple[str, Scene]]:
-    for index in range(settings["num_videos"]):
-        scene = scene_of(settings["seed"], settings["split"], index, settings["num_frames"], settings["size"])
-        yield f"{settings['split']}{index:05d}", scene
-        if progress is not None:
-            progress(index + 1)
-
-
-def _write_frames(folder: Path, names: list[str], frames_THW3: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    for name, frame in zip(names, frames_THW3, strict=True):
-        path = folder / f"{name}.jpg"
+def _add_video(staging: Path, tables: Tables, video: str, scene: Scene, layout: str) -> None:
+    """Write its pictures, and add it to the tables."""
+    step = 1 if layout == "mevis" else YOUTUBE_STEP
+    frames = [f"{step * t:05d}" for t in range(len(scene.frames_THW3))]
+    sentences = {str(n): s for n, s in enumerate(s for s in scene.sentences if s.kind in LAYOUTS[layout])}
+    tables["kinds.json"][video] = {exp_id: sentence.kind for exp_id, sentence in sentences.items()}
+    (staging / "JPEGImages" / video).mkdir(parents=True)
+    for name, frame in zip(frames, scene.frames_THW3, strict=True):
         _, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        path.write_bytes(data.tobytes())
+        (staging / "JPEGImages" / video / f"{name}.jpg").write_bytes(data.tobytes())
+    if layout == "mevis":
+        entry = _mevis_entry(tables, frames, scene, sentences)
+    else:
+        _write_palettes(staging / "Annotations" / video, frames, scene.masks_OTHW)
+        tables["meta.json"].setdefault("videos", {})[video] = {"objects": _youtube_objects(frames, scene)}
+        expressions = {n: {"exp": s.text, "obj_id": str(s.object_ids[0] + 1)} for n, s in sentences.items()}
+        entry = {"expressions": expressions, "frames": frames}
+    tables["meta_expressions.json"].setdefault("videos", {})[video] = entry
 
 
-def _write_palettes(folder: Path, names: list[str], masks_OTHW: np.ndarray) -> None:
+def _mevis_entry(tables: Tables, frames: list[str], scene: Scene, sentences: dict[str, Sentence]) -> dict[str, Any]:
+    """Of a video in ``meta_expressions.json``; annotation ids count the objects of the whole split."""
+    masks, number = tables["mask_dict.json"], len(tables["kinds.json"]) - 1
+    first = len(masks)
+    for masks_THW in scene.masks_OTHW:
+        codes = [{"size": list(m.shape), "counts": encode_rle(m)} if m.any() else None for m in masks_THW]
+        masks[str(len(masks))] = codes
+    expressions = {
+        exp_id: {"exp": s.text, "obj_id": list(s.object_ids), "anno_id": [first + i for i in s.object_ids]}
+        for exp_id, s in sentences.items()
+    }
+    return {"vid_id": number, "frames": frames, "expressions": expressions}
+
+
+def _write_palettes(folder: Path, frames: list[str], masks_OTHW: np.ndarray) -> None:
     folder.mkdir(parents=True)
     values = np.arange(1, len(masks_OTHW) + 1, dtype=np.uint8)
     ids_THW = (masks_OTHW * values[:, None, None, None]).max(0)  # visible pixels never overlap
-    for name, ids in zip(names, ids_THW, strict=True):
+    for name, ids in zip(frames, ids_THW, strict=True):
         image = Image.fromarray(ids)
         image.putpalette(PALETTE)  # turns mode L into P, keeping the values
         image.save(folder / f"{name}.png")
 
 
-def _encode(masks_THW: np.ndarray) -> list[dict[str, Any] | None]:
-    """COCO run-length code per frame; None where nothing is visible."""
-    return [{"size": list(mask.shape), "counts": encode_rle(mask)} if mask.any() else None for mask in masks_THW]
-
-
-def _mevis_expression(sentence: Sentence, anno_ids: list[int]) -> dict[str, Any]:
-    ids = list(sentence.object_ids)
-    return {"exp": sentence.text, "obj_id": ids, "anno_id": [anno_ids[number] for number in ids]}
-
-
-def _youtube_objects(scene: Scene, frames: list[str]) -> dict[str, Any]:
-    """The video's entry in ``meta.json``: category and frames of each object that is ever visible."""
-    visible_OT = np.asarray(scene.masks_OTHW.any(axis=(2, 3)))
+def _youtube_objects(frames: list[str], scene: Scene) -> dict[str, Any]:
+    """Of a video in ``meta.json``: category and frames of each object that is ever visible."""
     return {
         str(item.object_id + 1): {
             "category": item.shape,
-            "frames": [name for name, is_visible in zip(frames, visible_OT[item.object_id], strict=True) if is_visible],
+            "frames": [name for name, mask in zip(frames, masks_THW, strict=True) if mask.any()],
         }
-        for item in scene.objects
+        for item, masks_THW in zip(scene.objects, scene.masks_OTHW, strict=True)
     }
 
 
@@ -236,5 +189,59 @@ def _json_text(content: Any) -> str:
     return json.dumps(content, separators=(",", ":"))
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(_json_text(content), encoding="utf-8")
+# ------------------------------------------------------------------------------------------ the contact sheet
+
+
+def draw_contact_sheet(
+    seed: int, num_frames: int = 16, size: int = 128, kinds: Sequence[str] = KINDS, num_columns: int = 7
+) -> np.ndarray:
+    """(height, width, 3) uint8 RGB: rows of ``num_columns`` frames of training videos, under their sentence.
+
+    In each row the objects of one sentence are outlined; a row of an ``absent`` sentence has no outline.
+    """
+    wanted = [row for row in SHEET_ROWS if row[0] in kinds for _ in range(2)]
+    return np.concatenate([_row(*found, num_columns) for found in _find(wanted, seed, num_frames, size)])
+
+
+def write_contact_sheet(
+    path: Path, seed: int, num_frames: int = 16, size: int = 128, kinds: Sequence[str] = KINDS
+) -> None:
+    """Draw the sheet to a PNG file, which appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    _, data = cv2.imencode(path.suffix, draw_contact_sheet(seed, num_frames, size, kinds)[..., ::-1])
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def _find(wanted: Sequence[tuple[str, str]], seed: int, num_frames: int, size: int) -> Iterator[tuple[Scene, Sentence]]:
+    """For each wanted (kind, structure) the next training video that has it, with one of its sentences."""
+    coming, unused = itertools.count(), list[Scene]()
+    for number, (kind, structure) in enumerate(wanted):
+        while not (fitting := [scene for scene in unused if scene.structure == structure]):
+            unused.append(scene_of(seed, "train", next(coming), num_frames, size))
+        unused.remove(fitting[0])
+        of_kind = [sentence for sentence in fitting[0].sentences if sentence.kind == kind]
+        yield fitting[0], of_kind[number % len(of_kind)]
+
+
+def _row(scene: Scene, sentence: Sentence, num_columns: int) -> np.ndarray:
+    picked = np.linspace(0, len(scene.frames_THW3) - 1, num_columns).round().astype(int)
+    tiles = [_tile(scene, sentence, int(t)) for t in picked]
+    title = np.full((_TITLE, num_columns * (_SIDE + _GAP), 3), 255, np.uint8)
+    text = f"{sentence.kind}: {sentence.text}   [frames {', '.join(map(str, picked))}]"
+    cv2.putText(title, text, (4, _TITLE - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (20, 20, 20), 1, cv2.LINE_AA)
+    return np.concatenate([title, np.concatenate(tiles, axis=1)])
+
+
+def _tile(scene: Scene, sentence: Sentence, t: int) -> np.ndarray:
+    tile = cv2.resize(scene.frames_THW3[t], (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC)
+    for number in sentence.object_ids:
+        mask = scene.masks_OTHW[number, t].astype(np.uint8)
+        big = cv2.resize(mask * 255, (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR) > 127
+        contours, _ = cv2.findContours(big.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        for colour, width in (((0, 0, 0), 4), (_MARK, 2)):
+            cv2.drawContours(tile, contours, -1, colour, width, cv2.LINE_AA)
+    return cv2.copyMakeBorder(tile, 0, _GAP, 0, _GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from glus.shapes.scene import COLOURS, DIRECTIONS, KINDS, SHAPES, STRUCTURES, Scene, Sentence, generate_scene
-from glus.shapes.sheet import ROWS, draw_contact_sheet
-from glus.shapes.write import count_kinds, scene_of, write_shapes, write_shapes_youtube
+from glus.shapes.render import COLOURS, SHAPES
+from glus.shapes.scene import DIRECTIONS, KINDS, STRUCTURES, Scene, Sentence, generate_scene, scene_of
+from glus.shapes.write import LAYOUTS, SHEET_ROWS, count_kinds, draw_contact_sheet, write_shapes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import make_shapes
@@ -28,7 +30,7 @@ def scenes() -> list[Scene]:
     return [scene_of(3, "train", index, frames, size) for frames, size, count in FORMATS for index in range(count)]
 
 
-def told(scenes: list[Scene], structure: str) -> list[tuple[Scene, list[Sentence]]]:
+def pairs(scenes: list[Scene], structure: str) -> list[tuple[Scene, list[Sentence]]]:
     """Scenes of a structure with its two sentences."""
     kind = next(kind for kind, structures in STRUCTURES.items() if structure in structures)
     found = [(s, [sentence for sentence in s.sentences if sentence.kind == kind]) for s in scenes]
@@ -134,7 +136,7 @@ def test_absent_sentences_are_hard(scenes: list[Scene]) -> None:
 
 
 def test_named_direction_fits_one_object(scenes: list[Scene]) -> None:
-    for scene, pair in told(scenes, "opposite"):
+    for scene, pair in pairs(scenes, "opposite"):
         for sentence, other in (pair, pair[::-1]):
             direction = np.asarray(DIRECTIONS[sentence.text.split()[-1]])
             size = scene.frames_THW3.shape[1]
@@ -144,7 +146,7 @@ def test_named_direction_fits_one_object(scenes: list[Scene]) -> None:
 
 
 def test_direction_shows_in_the_masks(scenes: list[Scene]) -> None:
-    for scene, pair in told(scenes, "opposite"):
+    for scene, pair in pairs(scenes, "opposite"):
         for sentence in pair:
             seen = centres(scene, sentence)
             travelled = (seen[-1] - seen[0]) @ np.asarray(DIRECTIONS[sentence.text.split()[-1]])
@@ -166,7 +168,7 @@ def test_position_does_not_tell_the_direction() -> None:
 
 def test_first_to_leave_is_gone_while_the_other_stays(scenes: list[Scene]) -> None:
     stays_to_the_end = 0
-    for scene, pair in told(scenes, "leave"):
+    for scene, pair in pairs(scenes, "leave"):
         first, other = sorted(pair, key=lambda sentence: "first" not in sentence.text)
         assert "first" in first.text
         assert "longer" in other.text
@@ -184,7 +186,7 @@ def test_first_to_leave_is_gone_while_the_other_stays(scenes: list[Scene]) -> No
 
 
 def test_one_turns_around_and_the_other_keeps_going(scenes: list[Scene]) -> None:
-    for scene, pair in told(scenes, "turn"):
+    for scene, pair in pairs(scenes, "turn"):
         turning, going = sorted(pair, key=lambda sentence: "later" not in sentence.text)
         size, num_frames = scene.frames_THW3.shape[1], len(scene.frames_THW3)
         turner, goer = (scene.objects[sentence.object_ids[0]].path_T2 for sentence in (turning, going))
@@ -202,7 +204,7 @@ def test_one_turns_around_and_the_other_keeps_going(scenes: list[Scene]) -> None
 
 def test_look_alikes_cross_and_stay_partly_visible(scenes: list[Scene]) -> None:
     places = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
-    for scene, pair in told(scenes, "cross"):
+    for scene, pair in pairs(scenes, "cross"):
         size = scene.frames_THW3.shape[1]
         one, other = (scene.objects[sentence.object_ids[0]] for sentence in pair)
         assert (one.shape, one.rgb, one.texture, one.radius) == (other.shape, other.rgb, other.texture, other.radius)
@@ -270,7 +272,7 @@ def test_mevis_layout(tmp_path: Path) -> None:
 
 
 def test_youtube_layout(tmp_path: Path) -> None:
-    assert write_shapes_youtube(tmp_path, "valid", 3, seed=7, num_frames=8, size=64)
+    assert write_shapes(tmp_path, "valid", 3, seed=7, num_frames=8, size=64, layout="ref_youtube_vos")
     videos = load(tmp_path / "meta_expressions/valid/meta_expressions.json")["videos"]
     objects, kinds = load(tmp_path / "valid/meta.json")["videos"], load(tmp_path / "valid/kinds.json")
     assert list(videos) == list(objects) == list(kinds)
@@ -291,13 +293,14 @@ def test_youtube_layout(tmp_path: Path) -> None:
         ]
 
 
-@pytest.mark.parametrize("write", [write_shapes, write_shapes_youtube])
-def test_same_settings_nothing_to_do_other_settings_refused(tmp_path: Path, write: Any) -> None:
-    assert write(tmp_path, "train", 2, num_frames=6, size=48)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_settings_nothing_to_do_other_settings_refused(tmp_path: Path, layout: str) -> None:
+    write = partial(write_shapes, tmp_path, "train", 2, num_frames=6, size=48, layout=layout)
+    assert write()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert not write(tmp_path, "train", 2, num_frames=6, size=48)
+    assert not write()
     with pytest.raises(FileExistsError, match="'seed': 1"):
-        write(tmp_path, "train", 2, seed=1, num_frames=6, size=48)
+        write(seed=1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
@@ -312,27 +315,29 @@ def test_foreign_sentences_are_refused(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text('{"videos": {}}')
     with pytest.raises(FileExistsError, match="meta_expressions"):
-        write_shapes_youtube(tmp_path, "train", 2, num_frames=6, size=48)
+        write_shapes(tmp_path, "train", 2, num_frames=6, size=48, layout="ref_youtube_vos")
     assert path.read_text() == '{"videos": {}}'
     assert not (tmp_path / "train").exists()
 
 
-@pytest.mark.parametrize("write", [write_shapes, write_shapes_youtube])
-def test_interrupted_run_leaves_nothing_and_can_be_repeated(tmp_path: Path, write: Any) -> None:
-    def interrupt(done: int) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_interrupted_run_leaves_nothing_and_can_be_repeated(tmp_path: Path, layout: str) -> None:
+    def interrupt(numbers: range) -> Iterator[int]:
+        yield numbers[0]
         raise KeyboardInterrupt
 
+    write = partial(write_shapes, tmp_path, "train", 2, num_frames=6, size=48, layout=layout)
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, "train", 2, num_frames=6, size=48, progress=interrupt)
+        write(progress=interrupt)
     assert list(tmp_path.iterdir()) == []
-    assert write(tmp_path, "train", 2, num_frames=6, size=48)
+    assert write()
 
 
 def test_contact_sheet_has_two_rows_of_every_kind() -> None:
-    assert {kind for kind, _ in ROWS} == set(KINDS)
+    assert {kind for kind, _ in SHEET_ROWS} == set(KINDS)
     sheet = draw_contact_sheet(0, num_frames=6, size=48)
     assert sheet.dtype == np.uint8
-    assert sheet.shape[0] % (2 * len(ROWS)) == 0
+    assert sheet.shape[0] % (2 * len(SHEET_ROWS)) == 0
     assert sheet.shape[2] == 3
 
 

@@ -10,8 +10,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from glus.shapes.pretrain_labels import draw_scenes
-from glus.shapes.scene import Scene
+from glus.shapes.scene import Scene, draw_scenes
 from tests.programs import ROOT, run_program
 from tools.benchmark_inference import EARLY_FRAME, peaks
 

@@ -13,13 +13,11 @@ from torch import nn
 from glus.config import FramesConfig
 from glus.data.chat.llava import LlavaChat
 from glus.models.build import LoadedModel
-from glus.shapes.pretrain_clip import pretrain_clip
-from glus.shapes.pretrain_labels import draw_scenes, patch_labels
-from glus.shapes.pretrain_llm import PLACE_CELLS, SentenceLabels, encode_scene, pretrain_llm
-from glus.shapes.pretrain_optimize import Report
-from glus.shapes.pretrain_sam2 import pretrain_sam2
+from glus.models.glus import Glus
+from glus.shapes.labels import PLACE_CELLS, patch_labels, sentence_labels
+from glus.shapes.pretrain import ClipTower, LlmTower, Sam2Tower, pretrain
 from glus.shapes.render import COLOURS, SHAPES
-from glus.shapes.scene import Scene
+from glus.shapes.scene import Scene, draw_scenes
 
 GRID = 8
 
@@ -35,16 +33,6 @@ def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def _changed(before: dict[str, torch.Tensor], module: nn.Module) -> bool:
     return any(not torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
-
-
-def _recorder() -> tuple[list[dict[str, float]], Report]:
-    seen: list[dict[str, float]] = []
-
-    def report(step: int, values: dict[str, float]) -> None:
-        assert step == len(seen)
-        seen.append(values)
-
-    return seen, report
 
 
 def test_patch_labels_name_the_object_that_covers_a_patch(scenes: list[Scene]) -> None:
@@ -70,28 +58,28 @@ def test_sentence_labels_say_what_is_named_how_many_are_seen_and_where(scenes: l
     kinds = set()
     for scene in scenes:
         for sentence in scene.sentences:
-            labels = SentenceLabels(sentence, scene, 2)
+            labels = sentence_labels([(sentence, scene, 2)])
             kinds.add(sentence.kind)
             said = sentence.text.split()
-            for word, named in zip([*SHAPES, *COLOURS], labels.named, strict=True):
+            for word, named in zip([*SHAPES, *COLOURS], labels.named[0], strict=True):
                 assert bool(named) == (word in said or f"{word}s" in said), sentence.text
             masks = scene.masks_OTHW[list(sentence.object_ids), 2]
-            assert labels.count == min(2, sum(bool(mask.any()) for mask in masks))
+            assert labels.num_visible == min(2, sum(bool(mask.any()) for mask in masks))
             if sentence.kind == "absent":
-                assert labels.count == 0
+                assert labels.num_visible == 0
                 assert not labels.columns.any()
-            elif labels.count:
+            elif labels.num_visible:
                 column = masks.any(0).sum(0).reshape(PLACE_CELLS, -1).sum(1)
-                np.testing.assert_allclose(labels.columns, column / column.sum(), rtol=1e-6)
+                np.testing.assert_allclose(labels.columns[0], column / column.sum(), rtol=1e-6)
                 row = masks.any(0).sum(1).reshape(PLACE_CELLS, -1).sum(1)
-                np.testing.assert_allclose(labels.rows, row / row.sum(), rtol=1e-6)
+                np.testing.assert_allclose(labels.rows[0], row / row.sum(), rtol=1e-6)
     assert {"appearance", "absent", "multi"} <= kinds
 
 
 def test_clip_learns_its_labels(tiny_model: LoadedModel, scenes: list[Scene]) -> None:
     encoder = copy.deepcopy(tiny_model.glus.mllm.clip)
-    seen, report = _recorder()
-    pretrain_clip(encoder, scenes, steps=80, batch_size=8, learning_rate=3e-3, seed=0, report=report)
+    seen = list(pretrain(ClipTower(encoder, scenes, batch_size=8), steps=80, learning_rate=3e-3, seed=0))
+    assert len(seen) == 80
     assert np.mean([v["loss"] for v in seen[-10:]]) < 0.8 * np.mean([v["loss"] for v in seen[:10]])
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
@@ -99,8 +87,8 @@ def test_clip_learns_its_labels(tiny_model: LoadedModel, scenes: list[Scene]) ->
 def test_sam2_learns_prompts_in_single_frames_and_then_memory(tiny_model: LoadedModel, scenes: list[Scene]) -> None:
     segmenter = copy.deepcopy(tiny_model.glus.segmenter)
     before = _weights(segmenter)
-    seen, report = _recorder()
-    pretrain_sam2(segmenter, scenes, 20, batch_size=2, num_frames=2, learning_rate=1e-3, seed=0, report=report)
+    tower = Sam2Tower(segmenter, scenes, batch_size=2, num_frames=2)
+    seen = list(pretrain(tower, steps=20, learning_rate=1e-3, seed=0))
     assert ["iou_later" in values for values in seen] == [False] * 14 + [True] * 6
     assert np.mean([v["loss"] for v in seen[-5:]]) < np.mean([v["loss"] for v in seen[:5]])
     memory = {name for name in before if name.startswith("sam.memory_")}
@@ -115,12 +103,12 @@ def test_llm_learns_words_and_changes_nothing_but_llm_and_projector(
     glus = copy.deepcopy(tiny_model.glus)
     frozen = [glus.mllm.clip, glus.segmenter, glus.seg_head]
     before = [_weights(module) for module in frozen]
-    trained = _weights(glus.mllm.projector), _weights(glus.mllm)
+    trained = _weights(glus.mllm.projector), _weights(glus.mllm.llama)
     seen = run_llm(glus, steps=40)
     assert np.mean([v["loss"] for v in seen[15:20]]) < np.mean([v["loss"] for v in seen[:5]])
     assert not any(_changed(weights, module) for weights, module in zip(before, frozen, strict=True))
     assert _changed(trained[0], glus.mllm.projector)
-    assert _changed(trained[1], glus.mllm)
+    assert _changed(trained[1], glus.mllm.llama)
 
 
 def test_the_same_seed_gives_the_same_run(
@@ -134,17 +122,19 @@ def run_llm(tiny_model: LoadedModel, scenes: list[Scene]) -> Callable[..., list[
     tokenizer = LlavaChat(tiny_model.vocabulary, tiny_model.glus.mllm.tokens_per_frame)
     frames = FramesConfig(num_context=2, num_query=2)
 
-    def run(glus: object, steps: int) -> list[dict[str, float]]:
-        seen, report = _recorder()
+    def run(glus: Glus, steps: int) -> list[dict[str, float]]:
         torch.manual_seed(0)
-        pretrain_llm(glus, tokenizer, frames, scenes, steps, 4, 3e-3, 0, report)  # type: ignore[arg-type]
-        return seen
+        tower = LlmTower(glus.mllm, tokenizer, frames, scenes, batch_size=4)
+        return list(pretrain(tower, steps, learning_rate=3e-3, seed=0))
 
     return run
 
 
-def test_scenes_are_encoded_frame_by_frame(tiny_model: LoadedModel, scenes: list[Scene]) -> None:
-    clip = tiny_model.glus.mllm.clip
-    features = encode_scene(clip, scenes[0])
-    assert features.shape == (8, clip.tokens_per_frame, clip.width)
-    assert not features.requires_grad
+def test_an_llm_learns_from_features_of_all_frames(tiny_model: LoadedModel, scenes: list[Scene]) -> None:
+    glus = tiny_model.glus
+    tokenizer = LlavaChat(tiny_model.vocabulary, glus.mllm.tokens_per_frame)
+    tower = LlmTower(glus.mllm, tokenizer, FramesConfig(), scenes, batch_size=1)
+    assert len(tower.features) == len(scenes)
+    for features in tower.features:
+        assert features.shape == (8, glus.mllm.clip.tokens_per_frame, glus.mllm.clip.width)
+        assert not features.requires_grad

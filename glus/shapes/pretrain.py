@@ -1,0 +1,316 @@
+"""Pre-training of the small towers, CLIP, LLM and SAM2, on generated scenes: one loop, and what each tower learns.
+
+All of them learn on single frames first. Real CLIP learns from captions; labels of patches reach the same kind of
+features in minutes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from glus.batch import Conversation
+from glus.config import FramesConfig
+from glus.data import sampling
+from glus.data.chat.llava import LlavaChat
+from glus.data.chat.tree import separate_rows
+from glus.data.chat.wording import draw_turns
+from glus.distributed import generator
+from glus.losses.terms import binary_cross_entropy, dice_loss, seg_cross_entropy
+from glus.models.glus import segment_step
+from glus.models.mllm.llava import ClipEncoder, Llava, clip_crop
+from glus.models.segmenter import upsample_masks
+from glus.models.segmenter.memory import MemoryBank
+from glus.models.segmenter.sam2 import Sam2Segmenter
+from glus.shapes.labels import (
+    COLOUR_LABELS,
+    SHAPE_LABELS,
+    PatchHead,
+    SentenceHead,
+    WordPrompts,
+    patch_labels,
+    sentence_labels,
+    stack,
+)
+from glus.shapes.scene import TOWER_SPLIT, Scene
+
+WARMUP_STEPS, DECAY_SHARE = 60, 0.3
+BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.98), 0.01, 1.0
+SENTENCES_PER_SCENE = 3
+ANSWER_WEIGHT = 0.1
+"""Of the [SEG] cross-entropy. Learned only in GLUS's training, at weight 1, it shrinks every state onto the one
+direction that predicts [SEG] before masks have taught anything (embeddings' spread halved in 60 steps, measured)."""
+TARGETS_PER_CLIP = 4
+"""Half by place and half by words; the image encoder runs once for all of them."""
+PROMPT_NOISE = 0.05
+"""Standard deviation of the noise on prompts, whose own entries are about 0.7: the LLM's will not be perfect."""
+LABEL_WEIGHT = 0.3
+"""Of the patch labels, read off SAM2's features. With them words reach IoU 0.75 by step 1000 instead of 0.60, and
+prompts by place are followed by step 1100 instead of not at all (measured; 64 and 128 pixels)."""
+
+
+class Tower(ABC):
+    """A part of a small GLUS that is pre-trained, and what it learns."""
+
+    stream: int
+    """Part of the key of its random numbers."""
+    single_frame_share = 1.0
+    """Of the steps, on single frames."""
+    modules: Sequence[nn.Module]
+    """What is trained: the part itself, and heads that are thrown away."""
+
+    def set_trained(self, is_trained: bool) -> None:
+        """Called with True before the first step and with False after the last one."""
+        for module in self.modules:
+            module.train(is_trained).requires_grad_(is_trained)
+
+    @abstractmethod
+    def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
+        """Draw a batch; returns its loss, and what is to be reported of the step.
+
+        Args:
+            rng: decides the batch.
+            is_single: whether to draw single frames.
+        """
+
+
+def pretrain(tower: Tower, steps: int, learning_rate: float, seed: int) -> Iterator[dict[str, float]]:
+    """Train a tower, which is frozen in the end: AdamW with warm-up, plateau and decay, and clipped gradients.
+
+    Args:
+        tower: trained in place.
+        steps: optimizer steps.
+        learning_rate: of the plateau.
+        seed: decides the batches.
+
+    Yields:
+        After each step, what the tower reports of it.
+    """
+    tower.set_trained(True)
+    parameters = [parameter for module in tower.modules for parameter in module.parameters()]
+    optimizer = torch.optim.AdamW(parameters, learning_rate, BETAS, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_hold_decay(steps))
+    for step in range(steps):
+        is_single = step < tower.single_frame_share * steps
+        loss, values = tower.loss(generator(seed, TOWER_SPLIT, tower.stream, step), is_single)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+        optimizer.step()
+        schedule.step()
+        yield values
+    tower.set_trained(False)
+
+
+def warmup_hold_decay(total_steps: int) -> Callable[[int], float]:
+    """Factor of the peak: linear from 0, then 1, then linear to 0 over the last ``DECAY_SHARE`` of the steps.
+
+    What happens before the decay does not depend on how long the run will be.
+    """
+    decay_steps = max(1, round(DECAY_SHARE * total_steps))
+    return lambda step: min(1.0, (step + 1) / WARMUP_STEPS, (total_steps - step) / decay_steps)
+
+
+@dataclass(eq=False)
+class ClipTower(Tower):
+    """CLIP says, from each pooled visual token, what lies in every patch of it."""
+
+    encoder: ClipEncoder
+    scenes: Sequence[Scene]
+    batch_size: int
+    """Frames per step."""
+    stream = 1
+
+    def __post_init__(self) -> None:
+        self.grid = round((self.encoder.tokens_per_frame * self.encoder.pool) ** 0.5)
+        self.head = PatchHead(self.encoder.width, self.encoder.pool)
+        self.modules = [self.encoder, self.head]
+
+    def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
+        """Reports the loss, the error of places and the accuracies of shape and colour."""
+        drawn = [self.scenes[i] for i in rng.integers(len(self.scenes), size=self.batch_size)]
+        frames = [(scene, int(rng.integers(len(scene.frames_THW3)))) for scene in drawn]
+        features_FPC = encode(self.encoder, [scene.frames_THW3[t] for scene, t in frames])
+        loss, values = self.head(features_FPC, patch_labels(frames, self.grid))
+        return loss, {"loss": float(loss.detach()), **values}
+
+
+def encode(clip: ClipEncoder, frames: Sequence[np.ndarray]) -> torch.Tensor:
+    """CLIP features of frames: (F, P, width)."""
+    crops = np.stack([clip_crop(frame, clip.image_size) for frame in frames])
+    return clip(torch.as_tensor(crops).permute(0, 3, 1, 2))
+
+
+@dataclass(eq=False)
+class LlmTower(Tower):
+    """LLM and projector answer with [SEG], and say, from the state before it, what a sentence names and where that is.
+
+    A single frame without context is a fifth as long as a conversation: words and places are learned there.
+    """
+
+    mllm: Llava
+    """Its CLIP is pre-trained and stays frozen."""
+    tokenizer: LlavaChat
+    frames: FramesConfig
+    """K, Q and sampling of whole conversations."""
+    scenes: Sequence[Scene]
+    batch_size: int
+    """Videos per step on single frames, each with ``SENTENCES_PER_SCENE`` rows; whole conversations are drawn in half
+    that number."""
+    stream, single_frame_share = 3, 0.6
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            self.features = [encode(self.mllm.clip, list(scene.frames_THW3)) for scene in self.scenes]
+        self.head = SentenceHead(self.mllm.width)
+        self.modules = [self.mllm.projector, self.mllm.llama, self.head]
+
+    def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
+        """Reports the loss and the accuracies of words, count and place."""
+        want = FramesConfig(num_context=0, num_query=1) if is_single else self.frames
+        videos = self.batch_size if is_single else max(1, self.batch_size // 2)
+        conversations, visual, labels = [], [], []
+        for number in rng.integers(len(self.scenes), size=videos):
+            scene, length = self.scenes[number], len(self.scenes[number].frames_THW3)
+            query = sampling.query_indices_train(length, want.num_query, want.query_sampling, rng)
+            context = sampling.context_indices_train(length, want.num_context, rng)
+            for chosen in rng.choice(len(scene.sentences), SENTENCES_PER_SCENE, replace=False):
+                sentence = scene.sentences[chosen]
+                turns = draw_turns(sentence.text, want.num_query, rng)
+                conversations.append(self.tokenizer.train(turns, want.num_context, sentence.text))
+                visual.append(self.features[number][[*context, *query]])
+                labels += [(sentence, scene, t) for t in query]
+        states_RD = self._states(conversations, torch.stack(visual))
+        loss, values = self.head(states_RD, sentence_labels(labels))
+        vocabulary = self.tokenizer.vocabulary
+        answer = seg_cross_entropy(self.mllm.logits(states_RD), vocabulary.seg_id).mean()
+        return loss + ANSWER_WEIGHT * answer, {"loss": float(loss.detach()), **values}
+
+    def _states(self, conversations: Sequence[Conversation], features_NFPC: torch.Tensor) -> torch.Tensor:
+        """(N * Q, D): states that are to predict [SEG]."""
+        rows = separate_rows(conversations, self.tokenizer.vocabulary.pad_id)
+        states_RD, _ = self.mllm.states(rows, self.mllm.projector(features_NFPC).flatten(0, 2))
+        return states_RD
+
+
+class Clips(NamedTuple):
+    """R targets to segment in frames of V videos."""
+
+    video_R: torch.Tensor
+    targets_RTHW: torch.Tensor
+    words_R2: torch.Tensor
+    """Labels of the shape and colour that are named, 0: not named; rows without words are prompted by place."""
+    is_prompted_RT: torch.Tensor
+    """Else the mask is left to the memory."""
+
+
+@dataclass(eq=False)
+class Sam2Tower(Tower):
+    """SAM2 learns prompt -> mask in the first frame, memory -> mask in later ones, with gradients through the memory.
+
+    Prompts are places (the mean click of a target) or words ("red", "circle"): an LLM that starts from little can then
+    tell the decoder what to look for long before it can tell where. Words need no click, which makes the features tell
+    colours and shapes apart, as real features do. Prompts are for one object, several, or none; in later frames half of
+    them are left out. They are learned before memory, which takes 250 steps of clips (measured).
+    """
+
+    segmenter: Sam2Segmenter
+    scenes: Sequence[Scene]
+    batch_size: int
+    """Clips per step, each with ``TARGETS_PER_CLIP`` targets."""
+    num_frames: int
+    """Consecutive frames of a clip; the first clips have one."""
+    stream, single_frame_share = 2, 0.7
+
+    def __post_init__(self) -> None:
+        self.words = WordPrompts(self.segmenter.width)
+        self.head = PatchHead(self.segmenter.width, pool=1)
+        self.modules = [self.segmenter, self.words, self.head]
+
+    def set_trained(self, is_trained: bool) -> None:
+        """With gradients through the memory."""
+        super().set_trained(is_trained)
+        self.segmenter.note_trained()
+        self.segmenter.memory_gradient = is_trained
+
+    def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
+        """Reports the loss and the IoU by place, by words and in later frames."""
+        length = 1 if is_single else self.num_frames
+        frames, clips = draw_clips(rng, self.scenes, self.batch_size, length)
+        pixels = torch.as_tensor(np.stack([scene.frames_THW3[t] for scene, t in frames]))
+        features = self.segmenter.encode_frames(self.segmenter.prepare_frames(pixels))
+        image_FPC = features.image_NChw.flatten(2).transpose(1, 2)
+        label_loss, _ = self.head(image_FPC, patch_labels(frames, features.image_NChw.shape[-1]))
+        bank = MemoryBank(num_frames=7, stride=1)
+        losses, ious = [], []
+        for t in range(length):
+            frame = features.rows(clips.video_R * length + t)
+            prompts, target = self._prompts(clips, t), clips.targets_RTHW[:, t]
+            logits_Rmm = segment_step(self.segmenter, bank, dict.fromkeys(range(len(prompts)), t), frame, prompts)
+            logits = upsample_masks(logits_Rmm, (target.shape[-2], target.shape[-1]))
+            losses.append(2 * binary_cross_entropy(logits, target).mean() + 0.5 * dice_loss(logits, target).mean())
+            ious.append(_iou(logits > 0, target))
+        loss, by_words = torch.stack(losses).mean(), clips.words_R2.any(1)
+        values = {"loss": loss.detach(), "iou_place": ious[0][~by_words].mean(), "iou_words": ious[0][by_words].mean()}
+        if not is_single:
+            values["iou_later"] = torch.cat(ious[1:]).mean()
+        return loss + LABEL_WEIGHT * label_loss, {name: float(value) for name, value in values.items()}
+
+    def _prompts(self, clips: Clips, t: int) -> torch.Tensor:
+        """Noisy prompts of each row, by place or by words, or "no point" where it is left to the memory: (R, C)."""
+        by_words, is_prompted = clips.words_R2.any(1), clips.is_prompted_RT[:, t]
+        hidden = by_words | ~is_prompted
+        places = self.segmenter.mask_prompt(clips.targets_RTHW[:, t].masked_fill(hidden[:, None, None], False))
+        prompts = torch.where((by_words & is_prompted)[:, None], self.words(clips.words_R2), places)
+        return prompts + PROMPT_NOISE * torch.randn_like(prompts)
+
+
+def draw_clips(
+    rng: np.random.Generator, scenes: Sequence[Scene], count: int, num_frames: int
+) -> tuple[list[tuple[Scene, int]], Clips]:
+    """The frames of ``count`` clips, one clip after the other, and what to segment in them."""
+    frames, rows = [], []
+    for video in range(count):
+        scene = scenes[int(rng.integers(len(scenes)))]
+        start = int(rng.integers(len(scene.frames_THW3) - num_frames + 1))
+        frames += [(scene, t) for t in range(start, start + num_frames)]
+        for row in range(TARGETS_PER_CLIP):
+            words, chosen = _draw_words(rng, scene) if row % 2 else _draw_objects(rng, scene)
+            is_prompted = [t == 0 or rng.random() < 0.5 for t in range(num_frames)]
+            targets_THW = scene.masks_OTHW[chosen, start : start + num_frames].any(0)
+            rows.append((video, targets_THW, words, is_prompted))
+    return frames, Clips(*stack(rows))
+
+
+def _draw_objects(rng: np.random.Generator, scene: Scene) -> tuple[tuple[int, int], list[int]]:
+    """No words, and up to two objects."""
+    count = int(rng.choice([0, 1, 2], p=[0.1, 0.65, 0.25]))
+    return (0, 0), rng.choice(len(scene.objects), count, replace=False).tolist()
+
+
+def _draw_words(rng: np.random.Generator, scene: Scene) -> tuple[tuple[int, int], list[int]]:
+    """Shape and colour (one of them may be left out) and all objects they fit, now and then none."""
+    one, other = (scene.objects[int(i)] for i in rng.integers(len(scene.objects), size=2))
+    # Words of one object, or, in one case of five, the shape of one and the colour of another: often none fits.
+    colour = other.colour if rng.random() < 0.2 else one.colour
+    named = rng.choice(["shape", "colour", "both"], p=[0.25, 0.25, 0.5])
+    said = (None if named == "colour" else one.shape, None if named == "shape" else colour)
+    fits = [
+        number
+        for number, item in enumerate(scene.objects)
+        if said[0] in (None, item.shape) and said[1] in (None, item.colour)
+    ]
+    return (SHAPE_LABELS.index(said[0]), COLOUR_LABELS.index(said[1])), fits
+
+
+def _iou(masks: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(R,) IoU of each mask; 1 where both are empty."""
+    overlap = (masks & targets).flatten(1).sum(1).float()
+    union = (masks | targets).flatten(1).sum(1).float()
+    return torch.where(union > 0, overlap / union, torch.ones_like(union))
