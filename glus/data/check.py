@@ -16,9 +16,9 @@ import numpy as np
 from glus.config import DatasetConfig
 from glus.data.alignment import OUTLINE, find_misfit, gradients, outline
 from glus.data.benchmarks.index import by_video, read_expressions
-from glus.data.benchmarks.places import expression_path, image_folder, mask_path
+from glus.data.benchmarks.places import expression_path, image_folder
 from glus.data.frames import FrameStore
-from glus.data.mask_store import MaskStore, PaletteMasks, PolygonMasks, RleMasks, by
+from glus.data.mask_store import MaskStore, PaletteMasks, RleMasks, by
 from glus.data.masks import open_masks
 from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
@@ -215,14 +215,10 @@ def _why_no_frames(dataset: DatasetConfig) -> str:
 
 
 def _why_no_masks(dataset: DatasetConfig) -> str:
-    """Empty if there are masks; those that lie in one file are opened, as that can fail for all at once."""
-    path, masks = mask_path(dataset), open_masks(dataset)
-    if not path.exists():
-        return f"dataset {dataset.name!r} has no masks; expected {path}"
+    """Empty if there are masks."""
     try:
-        if isinstance(masks, RleMasks | PolygonMasks):
-            len(masks.pack)
-    except ValueError as error:
+        open_masks(dataset).open()
+    except (FileNotFoundError, ValueError) as error:
         return str(error)
     return ""
 

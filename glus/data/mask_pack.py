@@ -1,13 +1,15 @@
 """A packed copy of ``mask_dict.json`` whose annotations are read one by one, from pages that all processes share.
 
 The JSON of MeViS train (411 MB) takes seconds and more than 1 GB in every process that loads it. It is loaded once, and
-whole, which takes about 1.6 GB at that moment, and written as lines of JSON: a header, then a line for each annotation.
+whole, which takes about three times its size at that moment (1.2 to 1.6 GB), and written as lines of JSON: a header,
+then a line for each annotation.
 
 The copy lies beside the source (``mask_dict.json.packed``), where everybody who uses the dataset finds it; if that
 folder cannot be written, in ``$XDG_CACHE_HOME/glus`` (default ``~/.cache/glus``). It may be deleted at any time.
 
-It appears whole, by a rename, and nothing is locked: of several processes that build it at once the last one's stays,
-and all are equal. A killed one may leave a hidden folder ``.mask_dict.json.packed.*``, which nobody needs.
+It appears whole, by a rename, and nothing is locked, as some network file systems cannot: of several processes that
+build it at once, each with that memory, the last one's stays, and all are equal. ``tools/check_data.py`` builds it in
+one process. A killed one may leave a hidden folder ``.mask_dict.json.packed.*``, which nobody needs.
 """
 
 from __future__ import annotations

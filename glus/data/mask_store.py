@@ -48,6 +48,19 @@ class MaskStore(ABC):
     def __init__(self, name: str, path: Path):
         self.name, self.path = name, path
 
+    def open(self) -> None:
+        """Make sure that the masks are there; those in one file are packed, which can fail for all of them.
+
+        Raises:
+            FileNotFoundError: the file or folder is missing.
+            ValueError, OSError: as ``MaskPack``.
+        """
+        if not self.path.exists():
+            raise FileNotFoundError(
+                f"dataset {self.name!r} has no masks at {self.path}; "
+                "a split without public masks cannot be trained on or scored"
+            )
+
     @abstractmethod
     def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """The union of the expression's objects.
@@ -111,14 +124,13 @@ class _PackedMasks(MaskStore):
 
     @cached_property
     def pack(self) -> MaskPack:
-        """All annotations.
-
-        Raises:
-            FileNotFoundError, ValueError, OSError: as ``MaskPack``.
-        """
-        if not self.path.is_file():
-            raise _no_masks(self.name, self.path)
+        """All annotations; errors as ``open``."""
+        super().open()
         return MaskPack(self.path, self.read_annotations)
+
+    def open(self) -> None:
+        """See ``MaskStore.open``."""
+        len(self.pack)
 
     def _entries(self, expression: Expression, annotation_id: str) -> list[Any]:
         if annotation_id not in self.pack:
@@ -250,8 +262,7 @@ class PaletteMasks(MaskStore):
 
     def _indices(self, expression: Expression, frames: Sequence[int], size: Size) -> list[np.ndarray]:
         """F arrays (H, W) uint8."""
-        if not self.path.is_dir():
-            raise _no_masks(self.name, self.path)
+        self.open()
         folder = self.path / expression.video
         return [_read_png(folder / f"{expression.frames[i]}.png", _frame_name(expression, i), size) for i in frames]
 
@@ -290,8 +301,7 @@ class FolderMasks(MaskStore):
         return is_annotated_T
 
     def _folder(self, expression: Expression, annotation_id: str) -> Path:
-        if not self.path.is_dir():
-            raise _no_masks(self.name, self.path)
+        self.open()
         folder = self.path / annotation_id
         if not folder.is_dir():
             raise FileNotFoundError(f"masks of {expression.name} are missing; expected the folder {folder}")
@@ -336,7 +346,7 @@ class ShapeMasks(MaskStore):
             return np.zeros((len(frames), *size), np.uint8)
         shapes = self._shapes(expression)
         if not shapes:
-            raise ValueError(f"masks of {expression.name}: {self._file(expression)} has no outlines")
+            raise ValueError(f"masks of {expression.name}: {self.path / expression.video}.json has no outlines")
         is_target = draw_shapes(shapes, size) == TARGET
         return np.repeat(is_target[None].astype(np.uint8), len(frames), axis=0)
 
@@ -350,13 +360,8 @@ class ShapeMasks(MaskStore):
         return np.array([bool(self._shapes(expression))])
 
     def _shapes(self, expression: Expression) -> list[Shape]:
-        file = self._file(expression)
-        if not file.is_file():
-            raise _no_masks(self.name, file)
-        return read_reason_seg_file(file).shapes
-
-    def _file(self, expression: Expression) -> Path:
-        return self.path / f"{expression.video}.json"
+        self.open()
+        return read_reason_seg_file(self.path / f"{expression.video}.json").shapes
 
 
 def draw_shapes(shapes: Sequence[Shape], size: Size) -> np.ndarray:
@@ -395,9 +400,3 @@ def _frame_name(expression: Expression, frame: int) -> str:
 def _check_size(mask: str, found: Sequence[int], size: Size) -> None:
     if list(found) != list(size):
         raise ValueError(f"{mask} is {by(found)}, but the frame is {by(size)} (height x width)")
-
-
-def _no_masks(name: str, path: Path) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"dataset {name!r} has no masks at {path}; a split without public masks cannot be trained on or scored"
-    )

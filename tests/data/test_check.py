@@ -149,7 +149,7 @@ DEFECTS = {
         MEVIS, lambda root: (root / "train").rename(root / "Train"), Check.files,
         "no expression file; expected .*mevis/train/meta_expressions.json or",
     ),
-    "no mask file": Defect(MEVIS, remove("train/mask_dict.json"), Check.files, "no masks; expected .*mask_dict.json"),
+    "no mask file": Defect(MEVIS, remove("train/mask_dict.json"), Check.files, "no masks at .*mask_dict.json; a split"),
     "mask file cut short": Defect(
         MEVIS, cut("train/mask_dict.json", 700), Check.files, r"mask_dict.json is no JSON: .*\(char 6"
     ),

@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,11 @@ from glus.data.rle import encode_rle, unpack_runs
 from glus.types import Expression
 
 SIZE = (6, 9)
+
+
+def test_masks_are_read_and_checked_without_torch():
+    code = "import sys, glus.data.masks, glus.data.check; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def expression(annotation_ids, dataset="d"):
