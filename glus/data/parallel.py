@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache, partial
 from typing import Any, TypeVar
 
 import cv2
@@ -35,22 +33,30 @@ def map_in_processes(
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", getattr(open_worker, "func", open_worker).__module__])
-    # The processes are the parallelism: OpenCV starts no threads in them.
-    with ProcessPoolExecutor(num_workers, context, cv2.setNumThreads, (0,)) as pool:
+    with ProcessPoolExecutor(num_workers, context, _start, (open_worker,)) as pool:
         try:
-            yield from pool.map(partial(_run, pickle.dumps(open_worker)), items)
+            yield from pool.map(_run, items)
         except BrokenProcessPool as error:
             raise ChildProcessError(
                 "a worker process died, probably killed for want of memory: run again with fewer num_workers"
             ) from error
 
 
-def _run(pickled: bytes, item: Any) -> Any:
-    """What the process's worker, opened with its first item, makes of this one; so its errors reach the user."""
-    return _open(pickled)(item)
+_open_worker: Callable[[], Callable[[Any], Any]] | None = None
+_worker: Callable[[Any], Any] | None = None
+"""A process's own worker; None in the main process."""
 
 
-@cache
-def _open(pickled: bytes) -> Callable[[Any], Any]:
-    open_worker: Callable[[], Callable[[Any], Any]] = pickle.loads(pickled)
-    return open_worker()
+def _start(open_worker: Callable[[], Callable[[Any], Any]]) -> None:
+    global _open_worker
+    _open_worker = open_worker
+    cv2.setNumThreads(0)  # the processes are the parallelism
+
+
+def _run(item: Any) -> Any:
+    """Opens the worker with the first item, not at the start, so that its error reaches the user as it is."""
+    global _worker
+    assert _open_worker is not None
+    if _worker is None:
+        _worker = _open_worker()
+    return _worker(item)
