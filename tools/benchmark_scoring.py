@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glus.config import DatasetConfig, Layout
-from glus.data.mask_pack import MaskCache
+from glus.data.mask_pack import MaskPack
 from glus.data.rle import Size
 from glus.evaluation.packed import BitMasks, FrameScores, score_frames
 from glus.evaluation.png import read_png
@@ -54,17 +54,18 @@ OPENINGS = 5
 OPEN_CACHE = """
 import json, sys, time
 from pathlib import Path
-from glus.data.mask_pack import MaskCache
+from glus.data.mask_pack import MaskPack
 
 def resident_mb():
     import resource
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 before, start = resident_mb(), time.perf_counter()
-cache = MaskCache(Path(sys.argv[1]))
+pack = MaskPack(Path(sys.argv[1]))
 seconds = time.perf_counter() - start
-for annotation_id in (cache.ids[0], cache.ids[len(cache.ids) // 2], cache.ids[-1]):
-    cache.entry(annotation_id, 0)
+ids = list(pack)
+for annotation_id in (ids[0], ids[len(ids) // 2], ids[-1]):
+    pack[annotation_id]
 print(json.dumps({"ms": 1000 * seconds, "mb": resident_mb() - before}))
 """
 
@@ -251,7 +252,7 @@ def measure_cache(pairs: Pairs, root: Path, megabytes: float) -> dict[str, float
     source = root / "mask_dict.json"
     write_mask_dict(source, pairs, int(megabytes * 1e6))
     start = time.perf_counter()
-    MaskCache(source)
+    MaskPack(source)
     packing_s = time.perf_counter() - start
     command = [sys.executable, "-c", OPEN_CACHE, str(source)]
     runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(OPENINGS)]

@@ -12,34 +12,43 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from rich import box
 from rich.console import Console
-from rich.progress import Progress
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
 
 from glus.config import CheckConfig, DatasetConfig, load_config
-from glus.data.check.findings import Report
-from glus.data.check.report import print_report
-from glus.data.check.split import check_dataset
+from glus.data.check import Report, Row, check_dataset
 from glus.files import write_text
+
+MAX_LISTED = 5
+"""Problems of a kind that are printed; the JSON file has all."""
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="check_data")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``CheckConfig``."""
+    console = Console(stderr=True)
+    show = partial(track, console=console, transient=True, disable=not console.is_terminal)
     try:
         config = load_config(CheckConfig, cfg)
         against = [load_dataset(name) for name in config.against]
-        report = check_with_progress(config, against)
-        output = Path(config.output)
-        write_text(output, json.dumps(report.as_json(), indent=2) + "\n")
+        name, num_workers = config.dataset.name, config.num_workers
+        report = check_dataset(
+            config.dataset, against, config.alignment, num_workers, lambda found, num: show(found, name, num)
+        )
+        write_text(Path(config.output), json.dumps(report.as_json(), indent=2) + "\n")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print_report(report, Console())
-    print(output)
+    print(Path(config.output))
     if report.num_errors:
         sys.exit(1)
 
@@ -50,18 +59,32 @@ def load_dataset(name: str) -> DatasetConfig:
     return load_config(CheckConfig, hydra.compose("check_data", [f"dataset={name}", *paths])).dataset
 
 
-def check_with_progress(config: CheckConfig, against: list[DatasetConfig]) -> Report:
-    """The check, with a bar on a terminal."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(config.dataset.name, total=None)
-        return check_dataset(
-            config.dataset,
-            against,
-            config.alignment,
-            config.num_workers,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+def print_report(report: Report, console: Console) -> None:
+    """A row for every check, then the problems by kind."""
+    dataset = report.dataset
+    title = f"{dataset.name}: {dataset.layout.value} layout, split {dataset.split}, below {dataset.root}"
+    table = Table("check", "examined", "result", title=escape(title), box=box.SIMPLE, title_justify="left")
+    for check, row in report.rows.items():
+        skipped = [f"[dim]not checked: {escape(row.skipped)}[/]"] if row.skipped else []
+        table.add_row(check.value, escape(row.examined), ", ".join([*_counts(row), *skipped]) or "[green]ok[/]")
+    console.print(table)
+    for check, row in report.rows.items():
+        for count, lines in _counts(row).items():
+            console.print(f"{count} {check.value}")
+            for line in lines[:MAX_LISTED]:
+                console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+            if len(lines) > MAX_LISTED:
+                console.print(f"  ... and {len(lines) - MAX_LISTED:,} more")
+
+
+def _counts(row: Row) -> dict[str, list[str]]:
+    """Its errors and its warnings, where there are any, by how many there are."""
+    kinds = (("red", "error", row.errors), ("yellow", "warning", row.warnings))
+    return {
+        f"[{colour}]{len(lines):,} {noun}{'' if len(lines) == 1 else 's'}[/]": lines
+        for colour, noun, lines in kinds
+        if lines
+    }
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from glus.data.mask_store import MaskStore
-from glus.data.masks import RleMasks
+from glus.data.mask_store import MaskStore, RleMasks
 from glus.data.rle import Size
 from glus.evaluation.kernels import WORD_BITS, count_boundaries, count_pixels, pack_dense, pack_runs
 from glus.types import Expression

@@ -1,20 +1,22 @@
-"""PNG files as masks, several times faster than through an image library, and without trusting any of them.
+"""PNG files as masks, without trusting any of them.
 
-The usual kinds of mask (grey or palette indices of up to 8 bits, not interlaced) are decoded here: Python's zlib undoes
-the compression, a kernel the row filters (PNG specification, section 9). Every other PNG goes through Pillow.
+The usual kinds of mask (grey or palette indices of up to 8 bits, not interlaced) are inflated here and counted, which
+no image library does: libpng and Pillow decode a file whose checksums are right but which has pixels too many. Every
+other kind goes through Pillow.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numba import njit
 from PIL import Image
 
+from glus.data.mask_store import by
 from glus.data.rle import Size
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -38,12 +40,10 @@ def read_png(path: Path, size: Size) -> np.ndarray:
         UnusablePrediction: the file is missing, does not decode, or is not of ``size`` (H, W).
     """
     try:
-        data = path.read_bytes()
+        return decode_png(path.read_bytes(), size)
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         raise UnusablePrediction(f"{path} {reason}") from error
-    try:
-        return decode_png(data, size)
     except UnusablePrediction as error:
         raise UnusablePrediction(f"{path} {error}") from error
 
@@ -56,60 +56,41 @@ def decode_png(data: bytes, size: Size) -> np.ndarray:
     """
     try:
         header, compressed = _read_chunks(data)
-        if header.size != tuple(size):
-            raise UnusablePrediction(f"is {wrong_size(header.size, size)}")
-        if header.colour_type in (GREY, PALETTE) and header.bit_depth <= 8 and not header.is_interlaced:
-            return _decode_rows(header, compressed)
+        width, height, bit_depth, colour_type, _, _, interlace = struct.unpack(">IIBBBBB", header)
+        if (height, width) != tuple(size):
+            raise UnusablePrediction(f"is {wrong_size((height, width), size)}")
+        if colour_type in (GREY, PALETTE) and bit_depth <= 8 and not interlace:
+            return _decode_rows(compressed, size, bit_depth)
         return _decode_with_pillow(data)
-    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         raise UnusablePrediction("is not a readable PNG (damaged or cut short)") from error
 
 
 def wrong_size(found: Size, expected: Size) -> str:
     """What is wrong with a mask of another size, to go after "is"."""
-    found_text, expected_text = (f"{height}x{width}" for height, width in (found, expected))
-    return f"{found_text}, but the video's frames are {expected_text} (height x width)"
+    return f"{by(found)}, but the video's frames are {by(expected)} (height x width)"
 
 
-@dataclass(frozen=True)
-class _Header:
-    size: Size
-    bit_depth: int
-    colour_type: int
-    is_interlaced: bool
-
-
-def _read_chunks(data: bytes) -> tuple[_Header, bytes]:
+def _read_chunks(data: bytes) -> tuple[bytes, bytes]:
     """The header and the compressed pixels; ValueError unless every chunk up to the last is whole and unchanged."""
     if not data.startswith(SIGNATURE):
         raise ValueError("not a PNG")
-    header, pieces, view, start = None, [], memoryview(data), len(SIGNATURE)
-    while True:
+    chunks = {b"IHDR": b"", b"IDAT": b""}
+    view, start = memoryview(data), len(SIGNATURE)
+    while b"IEND" not in chunks:
         end = start + 8 + int.from_bytes(view[start : start + 4], "big")
         if end + 4 > len(data) or zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise ValueError("a chunk is damaged or missing")
-        kind, content = view[start + 4 : start + 8], view[start + 8 : end]
+        kind = data[start + 4 : start + 8]
+        chunks[kind] = chunks.get(kind, b"") + data[start + 8 : end]
         start = end + 4
-        if header is None:
-            header = _read_header(kind, content)
-        elif kind == b"IDAT":
-            pieces.append(content)
-        elif kind == b"IEND":
-            return header, b"".join(pieces)
+    return chunks[b"IHDR"], chunks[b"IDAT"]
 
 
-def _read_header(kind: memoryview, content: memoryview) -> _Header:
-    if kind != b"IHDR" or len(content) != 13:
-        raise ValueError("no header")
-    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (0, 4))
-    bit_depth, colour_type, _, _, interlace = content[8:]
-    return _Header((height, width), bit_depth, colour_type, interlace != 0)
-
-
-def _decode_rows(header: _Header, compressed: bytes) -> np.ndarray:
-    """(H, W) bool; ValueError or zlib.error unless there are exactly as many pixels as the header says."""
-    height, width = header.size
-    row_bytes = -(-width * header.bit_depth // 8)
+def _decode_rows(compressed: bytes, size: Size, bit_depth: int) -> np.ndarray:
+    """(H, W) bool; ValueError or zlib.error unless there are exactly as many pixels as ``size`` says."""
+    height, width = size
+    row_bytes = -(-width * bit_depth // 8)
     expected = height * (1 + row_bytes)
     inflater = zlib.decompressobj()
     rows = inflater.decompress(compressed, expected + 1)
@@ -118,14 +99,13 @@ def _decode_rows(header: _Header, compressed: bytes) -> np.ndarray:
     values_Hb = np.empty((height, row_bytes), np.uint8)
     if not _undo_filters(np.frombuffer(rows, np.uint8).reshape(height, 1 + row_bytes), values_Hb):
         raise ValueError("an unknown row filter")
-    if header.bit_depth == 8:
+    if bit_depth == 8:
         return values_Hb != 0
-    bits = np.unpackbits(values_Hb, axis=1, count=width * header.bit_depth)
-    return np.logical_or.reduce(bits.reshape(height, width, header.bit_depth), axis=2)
+    bits = np.unpackbits(values_Hb, axis=1, count=width * bit_depth)
+    return np.logical_or.reduce(bits.reshape(height, width, bit_depth), axis=2)
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
-    Image.open(io.BytesIO(data), formats=["PNG"]).verify()
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         pixels: np.ndarray = np.asarray(image)
         num_colours = pixels.shape[2] - image.mode.endswith("A") if pixels.ndim == 3 else 1
@@ -134,68 +114,36 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _undo_filters(rows_Hb: np.ndarray, values_Hb: np.ndarray) -> bool:
-    """Undo the filter that each row's first byte names, one byte a pixel (or several pixels); False if unknown.
-
-    Most rows of a mask are all 0 after filtering, and then 0 or equal to the row above (by every filter but the
-    average), which is what makes this fast.
-    """
+    """Undo the filter that each row's first byte names, one byte a pixel (or several pixels); False if unknown."""
     above_b = np.zeros(values_Hb.shape[1], np.uint8)
     for row in range(rows_Hb.shape[0]):
-        kind, filtered_b, values_b = rows_Hb[row, 0], rows_Hb[row, 1:], values_Hb[row]
-        any_bit = np.uint8(0)
-        for x in range(filtered_b.size):
-            any_bit |= filtered_b[x]
-        if kind == 0 or (kind == SUB and not any_bit):
-            for x in range(filtered_b.size):
-                values_b[x] = filtered_b[x]
-        elif kind in (UP, PAETH) and not any_bit:
-            for x in range(above_b.size):
-                values_b[x] = above_b[x]
-        elif kind == SUB:
-            _undo_sub(filtered_b, values_b)
-        elif kind == UP:
-            for x in range(filtered_b.size):
-                values_b[x] = filtered_b[x] + above_b[x]
-        elif kind == AVERAGE:
-            _undo_average(filtered_b, above_b, values_b)
-        elif kind == PAETH:
-            _undo_paeth(filtered_b, above_b, values_b)
-        else:
+        kind = rows_Hb[row, 0]
+        if kind > PAETH:
             return False
-        above_b = values_b
+        left, upper_left = 0, 0
+        for x in range(above_b.size):
+            upper = int(above_b[x])
+            predicted = 0
+            if kind == SUB:
+                predicted = left
+            elif kind == UP:
+                predicted = upper
+            elif kind == AVERAGE:
+                predicted = (left + upper) // 2
+            elif kind == PAETH:
+                predicted = _nearest(left, upper, upper_left)
+            left = (rows_Hb[row, 1 + x] + predicted) & 255
+            values_Hb[row, x] = left
+            upper_left = upper
+        above_b = values_Hb[row]
     return True
 
 
-@njit(cache=True, nogil=True)
-def _undo_sub(filtered_b: np.ndarray, values_b: np.ndarray) -> None:
-    left = np.uint8(0)
-    for x in range(filtered_b.size):
-        left += filtered_b[x]
-        values_b[x] = left
-
-
-@njit(cache=True, nogil=True)
-def _undo_average(filtered_b: np.ndarray, above_b: np.ndarray, values_b: np.ndarray) -> None:
-    left = 0
-    for x in range(filtered_b.size):
-        left = (filtered_b[x] + (left + above_b[x]) // 2) & 255
-        values_b[x] = left
-
-
-@njit(cache=True, nogil=True)
-def _undo_paeth(filtered_b: np.ndarray, above_b: np.ndarray, values_b: np.ndarray) -> None:
-    """Predicted from the left, upper or upper left neighbour: whichever is nearest to left + upper - upper left."""
-    left, upper_left = 0, 0
-    for x in range(filtered_b.size):
-        upper = int(above_b[x])
-        to_left, to_upper = abs(upper - upper_left), abs(left - upper_left)
-        to_upper_left = abs(left + upper - 2 * upper_left)
-        if to_left <= to_upper and to_left <= to_upper_left:
-            predicted = left
-        elif to_upper <= to_upper_left:
-            predicted = upper
-        else:
-            predicted = upper_left
-        left = (filtered_b[x] + predicted) & 255
-        values_b[x] = left
-        upper_left = upper
+@njit(nogil=True)
+def _nearest(left: int, upper: int, upper_left: int) -> int:
+    """Paeth's prediction: the neighbour that is nearest to left + upper - upper left."""
+    to_left, to_upper = abs(upper - upper_left), abs(left - upper_left)
+    to_upper_left = abs(left + upper - 2 * upper_left)
+    if to_left <= to_upper and to_left <= to_upper_left:
+        return left
+    return upper if to_upper <= to_upper_left else upper_left

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ import pytest
 from PIL import Image
 
 from glus.config import DatasetConfig, ExpectedCounts, Layout
-from glus.data.check.findings import Check, Report
-from glus.data.check.split import check_dataset
+from glus.data.check import Check, Report, VideoFindings, check_dataset
 from glus.data.rle import encode_rle
 from glus.shapes.write import write_shapes
 from tests.edits import edit_json
@@ -150,12 +149,12 @@ DEFECTS = {
         MEVIS, lambda root: (root / "train").rename(root / "Train"), Check.files,
         "no expression file; expected .*mevis/train/meta_expressions.json or",
     ),
-    "no mask file": Defect(MEVIS, remove("train/mask_dict.json"), Check.files, "no masks; expected .*mask_dict.json"),
+    "no mask file": Defect(MEVIS, remove("train/mask_dict.json"), Check.files, "no masks at .*mask_dict.json; a split"),
     "mask file cut short": Defect(
-        MEVIS, cut("train/mask_dict.json", 700), Check.files, "mask_dict.json is not JSON as expected: .* character 6"
+        MEVIS, cut("train/mask_dict.json", 700), Check.files, r"mask_dict.json is no JSON: .*\(char 6"
     ),
     "duplicated annotation id": Defect(
-        MEVIS, twice("train/mask_dict.json", '"8"', '"7"'), Check.files, "mask_dict.json lists annotation '7' twice"
+        MEVIS, twice("train/mask_dict.json", '"8"', '"7"'), Check.files, "is no JSON: key '7' stands twice"
     ),
     "bad RLE": Defect(
         MEVIS, masks(lambda ids: ids["9"].__setitem__(2, SHORT)), Check.codes,
@@ -348,7 +347,13 @@ def test_processes_find_the_same(copy) -> None:
     dataset = copy(YOUTUBE)
     to_grey(Path(dataset.root))
     done = []
-    report = check_dataset(dataset, num_workers=2, progress=lambda *counts: done.append(counts))
+
+    def count(found: Iterable[VideoFindings], num_videos: int) -> Iterator[VideoFindings]:
+        for number, findings in enumerate(found, 1):
+            done.append((number, num_videos))
+            yield findings
+
+    report = check_dataset(dataset, num_workers=2, progress=count)
     assert report.as_json() == check_dataset(dataset).as_json()
     assert done == [(1, 2), (2, 2)]
 

@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,11 @@ from glus.data.rle import encode_rle, unpack_runs
 from glus.types import Expression
 
 SIZE = (6, 9)
+
+
+def test_masks_are_read_and_checked_without_torch():
+    code = "import sys, glus.data.masks, glus.data.check; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def expression(annotation_ids, dataset="d"):
@@ -57,7 +64,7 @@ def test_codes_are_those_to_be_united(tmp_path):
     first, second = rle(box(0, 0, 3, 4)), rle(box(2, 2, 5, 8))
     plain = {"size": list(SIZE), "counts": unpack_runs(second["counts"]).tolist()}
     store = rle_store(tmp_path, {"7": [first, None], "8": [second, plain]})
-    codes = [[code["counts"].encode() for code in frame] for frame in ([first, second], [second])]
+    codes = [[code["counts"] for code in frame] for frame in ([first, second], [second])]
     assert store.codes(expression(("7", "8")), [0, 1, 0], SIZE) == [*codes, codes[0]]
     with pytest.raises(ValueError, match=r"frame 00005, annotation 8 .* is 6x9, but the frame is 6x8"):
         store.codes(expression(("8",)), [1], (6, 8))

@@ -14,9 +14,8 @@ from pycocotools import mask as coco
 
 from glus.data.benchmarks.index import read_expressions
 from glus.data.benchmarks.reason_seg import Shape
-from glus.data.mask_store import MaskStore
+from glus.data.mask_store import MaskStore, draw_shapes
 from glus.data.masks import open_masks
-from glus.data.outline_masks import draw_shapes
 from glus.types import Expression
 from tests.edits import edit_json
 from tests.layouts import SIZE
@@ -61,7 +60,10 @@ def test_compressed_codes_are_read_and_an_object_may_have_no_part(tmp_path: Path
         (lambda a: a.pop("segmentation"), r"annotations\[4\]: expected .* found None"),
         (lambda a: a.update(id=7), r"instances.json lists annotation '7' twice"),
         (lambda a: a.update(id=77), r"refcoco/COCO_train2014_000000000003/12: .* has no annotation '6'"),
-        (lambda a: a.update(segmentation={"size": [3, 4], "counts": [12]}), r"annotation 6 .* is 3x4, but the picture"),
+        (
+            lambda a: a.update(segmentation={"size": [3, 4], "counts": [12]}),
+            r"annotation 6 .* is 3x4, but the frame",
+        ),
         (
             lambda a: a.update(segmentation={"size": list(SIZE), "counts": [12]}),
             r"COCO_train2014_000000000003/12, .*annotation 6 .* does not decode: its runs cover 12",

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from glus.config import DatasetConfig
-from glus.data.mask_pack import cache_paths
+from glus.data.mask_pack import pack_paths
 from glus.evaluation.submission import check_zip
 from tests.programs import run_program
 
@@ -102,9 +102,9 @@ def test_what_cannot_be_written_is_told_in_a_line(run, perfect: Path, tmp_path: 
 def test_masks_that_can_be_packed_nowhere(run, dataset: DatasetConfig, perfect: Path, tmp_path: Path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    packed = cache_paths(Path(dataset.root) / "valid/mask_dict.json")[0]
+    packed = pack_paths(Path(dataset.root) / "valid/mask_dict.json")[0]
     packed.unlink()
-    packed.with_name(f"{packed.name}.partial").mkdir()  # as good as a folder without permission, also for root
+    packed.mkdir()  # as good as a folder without permission, also for root
     for script, *overrides in (("score.py", f"predictions={perfect}", "num_workers=2"), ("../tools/check_data.py",)):
         result = run(script, *overrides, "output=out")
         assert result.returncode == 1

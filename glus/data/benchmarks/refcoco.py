@@ -16,7 +16,7 @@ from typing import Any
 from glus.config import DatasetConfig
 from glus.data.benchmarks.json_access import field, whole_number
 from glus.data.benchmarks.places import PLACES, mask_path
-from glus.data.mask_pack import iterate_members
+from glus.files import read_object
 from glus.types import Expression
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def _picture_names(path: Path) -> dict[int, str]:
     """File names without suffix, by image id; those in the pickle have another ending."""
     if not path.is_file():
         raise FileNotFoundError(f"the file that names the pictures is missing; expected {path}")
-    images = next((value for key, value in iterate_members(path) if key == "images"), None)  # the outlines stay unread
+    images = read_object(path).get("images")
     if not isinstance(images, list):
         raise ValueError(f"{path}: expected a list under 'images'")
     return {

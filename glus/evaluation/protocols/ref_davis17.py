@@ -23,7 +23,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from glus.config import DatasetConfig
-from glus.data.png_masks import PaletteMasks
+from glus.data.mask_store import PaletteMasks
 from glus.evaluation.measured import Chunk, Measured, Observed
 from glus.evaluation.packed import BitMasks, score_frames
 from glus.evaluation.protocols.rules import Observe, Rules

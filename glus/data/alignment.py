@@ -9,7 +9,6 @@ moves they fit all, and nothing can be told. This is evidence, not proof: look a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
 
 import cv2
 import numpy as np
@@ -31,34 +30,9 @@ MIN_GAIN = 0.05
 MIN_SHARE = 0.9
 """Share of the masks that must fit their other frame better."""
 
-
-@dataclass(frozen=True)
-class Outline:
-    """Where the edges of a frame's objects should be; empty where there is no object."""
-
-    border_n: np.ndarray
-    """int32 indices into a flattened frame: pixels on both sides of the outlines."""
-    band_m: np.ndarray
-    """int32: those around them."""
-    normals_2n: np.ndarray
-    """float16 unit vectors (x, y) across the outlines."""
-    band_normals_2m: np.ndarray
-    """float16: the same for the pixels around."""
-
-
-_NOTHING = Outline(*(np.zeros(shape, kind) for shape, kind in ((0, "i4"), (0, "i4"), ((2, 0), "f2"), ((2, 0), "f2"))))
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """A better explanation of a video's masks."""
-
-    rule: str
-    """Which frames they fit: ``mask i fits frame i + 3``."""
-    gain: float
-    """By how much stronger edges are along the outlines there, as a share."""
-    num_masks: int
-    """Masks it was measured on."""
+OUTLINE = np.dtype([("pixel", "i4"), ("normal", "f2", 2), ("is_border", bool)])
+"""A pixel at an outline: index into the flattened frame, unit vector (x, y) across the outline, and whether the pixel
+touches the outline or lies in its surroundings."""
 
 
 def gradients(image_HW3: np.ndarray) -> np.ndarray:
@@ -68,38 +42,36 @@ def gradients(image_HW3: np.ndarray) -> np.ndarray:
     return _sobel(grey).astype(np.float16)
 
 
-def outline(mask_HW: np.ndarray) -> Outline:
-    """The outline of an object, (H, W) of 0/1, without what lies along the border of the picture."""
+def outline(mask_HW: np.ndarray) -> np.ndarray:
+    """(n,) ``OUTLINE`` of an object, (H, W) of 0/1, without what lies along the border of the picture."""
     mask = np.pad(_reduced(mask_HW.astype(np.float32)) >= 0.5, 1, mode="edge").astype(np.uint8)
-    inner, outer = (
-        cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((side, side), np.uint8))[1:-1, 1:-1] > 0
+    border, surroundings = (
+        cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((side, side), np.uint8))[1:-1, 1:-1].ravel() > 0
         for side in (3, BAND)
     )
     normal_2hw = _sobel(cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2))[:, 1:-1, 1:-1]
     normal_2hw /= np.hypot(*normal_2hw) + 1e-6
-    normals = normal_2hw.reshape(2, -1).astype(np.float16)
-    border, band = (np.flatnonzero(where).astype(np.int32) for where in (inner, outer & ~inner))
-    return Outline(border, band, normals[:, border], normals[:, band])
+    pixels = np.flatnonzero(border | surroundings)
+    found = np.empty(len(pixels), OUTLINE)
+    found["pixel"], found["is_border"] = pixels, border[pixels]
+    found["normal"] = normal_2hw.reshape(2, -1)[:, pixels].T
+    return found
 
 
-def unite(outlines: Sequence[Outline]) -> Outline:
-    """Those of all objects of a frame; there may be none."""
-    arrays = zip(*(astuple(one) for one in (_NOTHING, *outlines)), strict=True)
-    return Outline(*(np.concatenate(parts, axis=-1) for parts in arrays))
-
-
-def find_misfit(gradients_T: Sequence[np.ndarray], outlines_T: Sequence[Outline]) -> Misfit | None:
-    """The best explanation of a video's masks, if it is clearly better than that they belong to their own frames.
+def find_misfit(gradients_T: Sequence[np.ndarray], outlines_T: Sequence[np.ndarray]) -> str | None:
+    """A better explanation of a video's masks than that they belong to their own frames, if there clearly is one.
 
     Args:
         gradients_T: ``gradients`` of every frame.
-        outlines_T: ``outline`` of every frame's objects.
+        outlines_T: ``outline`` of every frame's objects, one after another.
 
     Returns:
         None where masks fit their frames, where nothing moves, or where too little is in sight to tell.
     """
     own = {
-        i: _strength(gradients_T[i], where) for i, where in enumerate(outlines_T) if len(where.border_n) >= MIN_OUTLINE
+        i: _strength(gradients_T[i], where)
+        for i, where in enumerate(outlines_T)
+        if where["is_border"].sum() >= MIN_OUTLINE
     }
     later = sorted(own)[len(own) // 2 :]  # where a drift has grown
     rules = {f"mask i fits frame i {shift:+d}": {i: i + shift for i in own} for shift in SHIFTS}
@@ -110,10 +82,10 @@ def find_misfit(gradients_T: Sequence[np.ndarray], outlines_T: Sequence[Outline]
 
 def _best(
     gradients_T: Sequence[np.ndarray],
-    outlines_T: Sequence[Outline],
+    outlines_T: Sequence[np.ndarray],
     own: dict[int, float],
     rules: dict[str, dict[int, int]],
-) -> Misfit | None:
+) -> str | None:
     """The rule under which edges are strongest, if clearly stronger than ``own``; a rule gives masks their frames."""
     found = []
     for rule, frame_of in rules.items():
@@ -124,18 +96,17 @@ def _best(
         there = np.array([_strength(gradients_T[j], outlines_T[i]) for i, j in pairs])
         gain = float(there.mean() / max(here.mean(), 1e-6) - 1)
         if gain >= MIN_GAIN and (there > here).mean() >= MIN_SHARE:
-            found.append(Misfit(rule, gain, len(pairs)))
-    return max(found, key=lambda misfit: misfit.gain, default=None)
+            edges = f"edges along {len(pairs)} outlines are {100 * gain:.0f} % stronger there"
+            found.append((gain, f"{rule} better than its own: {edges}"))
+    return max(found)[1] if found else None
 
 
-def _strength(gradient_2hw: np.ndarray, where: Outline) -> float:
+def _strength(gradient_2hw: np.ndarray, where: np.ndarray) -> float:
     """How much stronger the picture changes across the outlines than across lines beside them."""
-    flat = gradient_2hw.reshape(2, -1)
-    border, band = (
-        float(np.abs((flat[:, pixels] * normals).sum(0, dtype=np.float32)).mean())
-        for pixels, normals in ((where.border_n, where.normals_2n), (where.band_m, where.band_normals_2m))
-    )
-    return border / (band + NOISE)
+    flat, is_border = gradient_2hw.reshape(2, -1), where["is_border"]
+    across = np.abs((flat[:, where["pixel"]] * where["normal"].T).sum(0, dtype=np.float32))
+    border, surroundings = float(across[is_border].mean()), float(across[~is_border].mean())
+    return border / (surroundings + NOISE)
 
 
 def _sobel(picture_HW: np.ndarray) -> np.ndarray:

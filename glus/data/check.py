@@ -1,0 +1,362 @@
+"""What is wrong with a dataset on disk: its files, its expressions, and every frame and mask, decoded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from glus.config import DatasetConfig
+from glus.data.alignment import OUTLINE, find_misfit, gradients, outline
+from glus.data.benchmarks.index import by_video, read_expressions
+from glus.data.benchmarks.places import expression_path, image_folder
+from glus.data.frames import FrameStore
+from glus.data.mask_store import MaskStore, PaletteMasks, RleMasks, by
+from glus.data.masks import open_masks
+from glus.data.parallel import map_in_processes
+from glus.data.rle import Size
+from glus.types import Expression, Video
+
+
+class Check(Enum):
+    """What is checked, in the order of the table."""
+
+    files = "files in their places"
+    checksums = "SHA-256"
+    counts = "published counts"
+    sentences = "sentences and ids"
+    leaks = "videos in other splits"
+    frames = "frames there"
+    pixels = "frames decode"
+    sizes = "frames of one size"
+    masks = "masks there"
+    codes = "masks decode, fit frames"
+    visible = "objects in sight"
+    alignment = "masks on their objects"
+
+
+@dataclass
+class Row:
+    """The outcome of one check."""
+
+    examined: str = ""
+    """What was looked at, in words: ``1,999 frames``."""
+    skipped: str = ""
+    """Why nothing was checked; empty if it was."""
+    errors: list[str] = field(default_factory=list)
+    """What is wrong, one line for each case, naming the place."""
+    warnings: list[str] = field(default_factory=list)
+    """What is legal but worth knowing."""
+
+
+@dataclass
+class Report:
+    """The outcome of all checks of a split."""
+
+    dataset: DatasetConfig
+    rows: dict[Check, Row]
+
+    @property
+    def num_errors(self) -> int:
+        """Over all checks."""
+        return sum(len(row.errors) for row in self.rows.values())
+
+    @property
+    def num_warnings(self) -> int:
+        """Over all checks."""
+        return sum(len(row.warnings) for row in self.rows.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with every problem; checks by their names."""
+        return {
+            "dataset": self.dataset.name,
+            "layout": self.dataset.layout.value,
+            "split": self.dataset.split,
+            "root": self.dataset.root,
+            "num_errors": self.num_errors,
+            "num_warnings": self.num_warnings,
+            "checks": {check.name: asdict(row) for check, row in self.rows.items()},
+        }
+
+
+Progress = Callable[[Iterable["VideoFindings"], int], Iterable["VideoFindings"]]
+"""Passes on what is found in each video, and shows how many of all are done."""
+
+
+def check_dataset(
+    dataset: DatasetConfig,
+    against: Sequence[DatasetConfig] = (),
+    alignment: bool = False,
+    num_workers: int = 1,
+    progress: Progress = lambda found, num_videos: found,
+) -> Report:
+    """Everything that can be told to be wrong with a split on disk. Nothing of the dataset is changed.
+
+    Args:
+        dataset: the split; its ``expected`` counts and ``sha256`` are what it is held against.
+        against: splits with which it must not share a video.
+        alignment: also test whether masks lie on the objects of their own frames, which reads every frame again.
+        num_workers: processes; what is found does not depend on it.
+        progress: shows how far it is.
+
+    Raises:
+        FileNotFoundError, ValueError: the expression file of a split in ``against`` cannot be read.
+        OSError: the masks cannot be packed anywhere (see ``mask_pack``), or a process died.
+    """
+    rows = {check: Row(skipped="needs the expression file") for check in Check}
+    rows[Check.checksums] = _check_checksums(dataset)
+    try:
+        expressions = read_expressions(dataset)
+    except FileNotFoundError as error:
+        return Report(dataset, rows | {Check.files: Row("expression file", errors=[str(error)])})
+    except ValueError as error:
+        rows[Check.files] = Row(str(expression_path(dataset)))
+        return Report(dataset, rows | {Check.sentences: Row("expression file", errors=[str(error)])})
+    names_objects = any(expression.annotation_ids for expression in expressions)
+    no_frames, no_masks = _why_no_frames(dataset), _why_no_masks(dataset) if names_objects else ""
+    rows[Check.files] = Row("expression file, frames, masks", errors=[line for line in (no_frames, no_masks) if line])
+    if not names_objects:
+        message = f"{dataset.split} names no objects: it can be predicted, but not scored or trained on"
+        rows[Check.files] = Row("expression file, frames", errors=rows[Check.files].errors, warnings=[message])
+    rows[Check.counts] = _check_counts(dataset, expressions)
+    rows[Check.sentences] = _check_sentences(dataset, expressions)
+    rows[Check.leaks] = _check_leaks(expressions, against)
+    frames = None if no_frames else FrameStore(dataset)
+    masks = open_masks(dataset) if names_objects and not no_masks else None
+    videos = by_video(expressions)
+    found = map_in_processes(partial(VideoChecker, frames, masks, alignment), videos, num_workers)
+    total = VideoFindings()
+    for findings in progress(found, len(videos)):
+        total.add(findings)
+    no_frames = "" if frames else "there is no folder of frames"
+    rows |= total.rows(len(videos), no_frames, no_frames or ("" if masks else "there are no masks"))
+    if not alignment:
+        rows[Check.alignment] = Row(skipped="alignment=true")
+    return Report(dataset, rows)
+
+
+def _check_checksums(dataset: DatasetConfig) -> Row:
+    if not dataset.sha256:
+        return Row(skipped="none is known")
+    row = Row(f"{len(dataset.sha256)} files")
+    for name, expected in dataset.sha256.items():
+        path = Path(dataset.root) / name
+        if not path.is_file():
+            row.errors.append(f"{path} is missing; expected the file of SHA-256 {expected}")
+            continue
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected.lower():
+            row.errors.append(f"{path} has SHA-256 {found}; expected {expected}")
+    return row
+
+
+def _check_counts(dataset: DatasetConfig, expressions: Sequence[Expression]) -> Row:
+    """Numbers of videos, expressions, objects and frames that the files name, against the published ones."""
+    frames = {expression.video: expression.frames for expression in expressions}
+    found = {
+        "videos": len(frames),
+        "expressions": len(expressions),
+        "objects": len({(e.video, object_id) for e in expressions for object_id in e.object_ids}),
+        "frames": sum(map(len, frames.values())),
+    }
+    published = {name: count for name, count in vars(dataset.expected).items() if count is not None}
+    row = Row(", ".join(f"{count:,} {name}" for name, count in found.items()), "" if published else "none are known")
+    for name, count in published.items():
+        if count != found[name]:
+            row.errors.append(f"{found[name]:,} {name} in {expression_path(dataset)}; published are {count:,}")
+    return row
+
+
+def _check_sentences(dataset: DatasetConfig, expressions: Sequence[Expression]) -> Row:
+    """Whether every expression has words, and ids always mean the same."""
+    row = Row(f"{len(expressions):,} expressions")
+    is_global = isinstance(open_masks(dataset), RleMasks)  # an annotation is one object of one video
+    videos: dict[str, Expression] = {}
+    annotations: dict[tuple[str, int], tuple[str, Expression]] = {}
+    for expression in expressions:
+        if not expression.text.strip():
+            row.errors.append(f"{expression.name} has no text")
+        for object_id, annotation_id in zip(expression.object_ids, expression.annotation_ids, strict=False):
+            known, first = annotations.setdefault((expression.video, object_id), (annotation_id, expression))
+            if known != annotation_id:
+                message = f"object {object_id} is annotation {known} in {first.name}, but {annotation_id} in"
+                row.warnings.append(f"{message} {expression.name}")
+            other = videos.setdefault(annotation_id, expression)
+            if is_global and other.video != expression.video:
+                row.errors.append(f"annotation {annotation_id} belongs to both {expression.name} and {other.name}")
+    return row
+
+
+def _check_leaks(expressions: Sequence[Expression], against: Sequence[DatasetConfig]) -> Row:
+    """Videos that other splits have too. Folders in front of an id do not count: ReVOS calls a video by its source."""
+    if not against:
+        return Row(skipped="against=[...]")
+    own = {PurePosixPath(expression.video).name: expression.video for expression in expressions}
+    row = Row(f"{len(own):,} videos, {', '.join(other.name for other in against)}")
+    for other in against:
+        for video in sorted({expression.video for expression in read_expressions(other)}):
+            if (name := PurePosixPath(video).name) in own:
+                row.errors.append(f"video {own[name]} is also in {other.name} ({other.split}), as {video}")
+    return row
+
+
+def _why_no_frames(dataset: DatasetConfig) -> str:
+    """Empty if there is a folder of frames."""
+    folder = image_folder(dataset)
+    return "" if folder.is_dir() else f"dataset {dataset.name!r} has no folder of frames; expected {folder}"
+
+
+def _why_no_masks(dataset: DatasetConfig) -> str:
+    """Empty if there are masks."""
+    try:
+        open_masks(dataset).open()
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+# ------------------------------------------------------------------------------------------- frames and masks
+
+
+@dataclass
+class VideoFindings:
+    """What was looked at and found in a video, or in several."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    """Of frames, masks (annotation, frame), empty masks, and aligned videos: those whose alignment was tested."""
+    errors: list[tuple[Check, str]] = field(default_factory=list)
+    warnings: list[tuple[Check, str]] = field(default_factory=list)
+
+    def add(self, other: VideoFindings) -> None:
+        """Take in those of another video."""
+        self.counts += other.counts
+        self.errors += other.errors
+        self.warnings += other.warnings
+
+    def rows(self, num_videos: int, no_frames: str, no_masks: str) -> dict[Check, Row]:
+        """The outcome of the checks of frames and masks; empty, or why there was nothing to check."""
+        frames, masks = f"{self.counts['frames']:,} frames", f"{self.counts['masks']:,} masks"
+        rows = {
+            Check.frames: Row(f"{num_videos:,} videos, {frames}", no_frames),
+            Check.pixels: Row(frames, no_frames),
+            Check.sizes: Row(frames, no_frames),
+            Check.masks: Row(masks, no_masks),
+            Check.codes: Row(masks, no_masks),
+            Check.visible: Row(f"{masks}, {self.counts['empty']:,} of them empty", no_masks),
+            Check.alignment: Row(f"{self.counts['aligned']:,} videos", no_masks),
+        }
+        for check, message in self.errors:
+            rows[check].errors.append(message)
+        for check, message in self.warnings:
+            rows[check].warnings.append(message)
+        return rows
+
+
+@dataclass
+class VideoChecker:
+    """Checks the videos of a split, given all expressions of one; it is sent to worker processes."""
+
+    frames: FrameStore | None
+    masks: MaskStore | None
+    alignment: bool
+    """Whether to test that masks lie on the objects of their own frames."""
+
+    def __call__(self, video: Video) -> VideoFindings:
+        """What was found in a video."""
+        findings, first = VideoFindings(), video[0]
+        size = _check_frames(self.frames, first, findings) if self.frames else None
+        if self.frames and self.masks and size:
+            outlines_T = _check_masks(self.masks, video, size, self.alignment, findings)
+            if self.alignment and not findings.errors:
+                gradients_T = [gradients(self.frames.read(first.video, frame)) for frame in first.frames]
+                findings.counts["aligned"] += 1
+                if misfit := find_misfit(gradients_T, [np.concatenate(outlines) for outlines in outlines_T]):
+                    findings.warnings.append((Check.alignment, f"{_video_name(first)}: {misfit}"))
+        return findings
+
+
+def _check_frames(frames: FrameStore, expression: Expression, findings: VideoFindings) -> Size | None:
+    """The size of most frames, if any can be read."""
+    sizes: dict[str, Size] = {}
+    missing, name = [], _video_name(expression)
+    for frame in expression.frames:
+        try:
+            height, width = frames.read(expression.video, frame).shape[:2]
+            sizes[frame] = height, width
+        except FileNotFoundError as error:
+            missing.append(str(error))
+        except ValueError as error:
+            findings.errors.append((Check.pixels, str(error)))
+    if len(missing) == len(expression.frames):
+        missing = [f"{name}: none of its {len(missing)} frames is there; first: {missing[0]}"]
+    findings.errors += [(Check.frames, message) for message in missing]
+    findings.counts["frames"] += len(sizes)
+    if not sizes:
+        return None
+    usual, count = Counter(sizes.values()).most_common(1)[0]
+    others = f"{count} frames of the video are {by(usual)} (height x width)"
+    for frame, size in sizes.items():
+        if size != usual:
+            findings.errors.append((Check.sizes, f"frame {name}/{frame} is {by(size)}, but {others}"))
+    return usual
+
+
+def _check_masks(
+    masks: MaskStore, video: Video, size: Size, alignment: bool, findings: VideoFindings
+) -> list[list[np.ndarray]]:
+    """Read every annotation's masks, each once, for the first expression that names it; outlines by frame."""
+    outlines_T: list[list[np.ndarray]] = [[np.empty(0, OUTLINE)] for _ in video[0].frames]
+    first: dict[str, Expression] = {}
+    for expression in video:
+        for annotation_id in expression.annotation_ids:
+            first.setdefault(annotation_id, replace(expression, annotation_ids=(annotation_id,)))
+    for annotation_id, one in first.items():
+        num_errors, is_empty = len(findings.errors), []
+        for frame, mask_HW in _readable_masks(masks, one, size, findings):
+            is_empty.append(not mask_HW.any())
+            if alignment:
+                outlines_T[frame].append(outline(mask_HW))
+        findings.counts.update(masks=len(is_empty), empty=sum(is_empty))
+        if is_empty and all(is_empty) and num_errors == len(findings.errors):
+            message = f"{one.name}: object {annotation_id} is in none of the {len(is_empty)} masks of the video"
+            is_error = isinstance(masks, PaletteMasks)  # elsewhere an object may have no pixel
+            (findings.errors if is_error else findings.warnings).append((Check.visible, message))
+    return outlines_T
+
+
+def _readable_masks(
+    masks: MaskStore, one: Expression, size: Size, findings: VideoFindings
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(frame, (H, W) uint8) of the masks of an expression with one annotation; each other is noted as an error."""
+    try:
+        frames = np.flatnonzero(masks.annotated(one)).tolist()
+    except FileNotFoundError as error:
+        findings.errors.append((Check.masks, str(error)))
+        return
+    if len(frames) < len(one.frames):
+        message = f"{one.name}: {len(one.frames) - len(frames)} of {len(one.frames)} frames have no mask"
+        findings.warnings.append((Check.masks, message))
+    for frame in frames:
+        try:
+            (mask_HW,) = masks.read(one, [frame], size)
+        except (FileNotFoundError, ValueError) as error:
+            message = str(error)
+            if isinstance(masks, PaletteMasks):  # one file for all objects of the video
+                message = message.replace(one.name, _video_name(one))
+            problem = (Check.codes if isinstance(error, ValueError) else Check.masks), message
+            if problem not in findings.errors:  # as it is where a whole list of masks is too short
+                findings.errors.append(problem)
+        else:
+            yield frame, mask_HW
+
+
+def _video_name(expression: Expression) -> str:
+    return f"{expression.dataset}/{expression.video}"
