@@ -11,9 +11,9 @@ from PIL import Image
 
 import glus
 from glus.config import SettingsConfig
+from glus.data.predictions import ANSWERS_FILE
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.segment import sentence_folders
-from glus.inference.writer import ANSWERS_FILE
 
 TEXTS = ["the red circle", "a dog"]
 
