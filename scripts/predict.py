@@ -63,18 +63,13 @@ def predict_video(
         key_frames: ``Expression.name`` -> index of the frame that it starts from; None: the first.
         video: not done, and claimed by this process.
 
-    Yields:
-        How many masks each result has.
+    Returns:
+        How many masks each result has, while they are predicted.
     """
     starts = [key_frames[expression.name] for expression in video] if key_frames else None
     source = DatasetVideo(frames, video[0].video, video[0].frames)
-    before = dict(predictor.seconds)
-    with job.open(video) as (write, seconds):
-        for result in predictor.segment(source, [expression.text for expression in video], starts):
-            write(result)
-            yield len(result.rows)
-        for stage, total in predictor.seconds.items():
-            seconds[stage] += total - before.get(stage, 0.0)
+    results = predictor.segment(source, [expression.text for expression in video], starts)
+    return job.write(video, results, predictor.seconds)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="predict")

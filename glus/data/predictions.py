@@ -27,9 +27,6 @@ from glus.data.rle import Size, decode_rle, encode_rle
 from glus.files import distinct_keys, naming_write_errors, whole_file, whole_folder
 from glus.types import Expression, FrameResult, Video
 
-ANSWERS_FILE = "answers.json"
-"""In the folder of an expression: what ``write_mask`` says of each frame."""
-
 MaskWriter = Callable[[str, FrameResult], None]
 """Takes the name of a frame and the answers to any of a video's expressions in it."""
 
@@ -90,9 +87,9 @@ def write_mask(folder: Path, frame: str, mask_HW: np.ndarray, score: float, has_
 
 
 def write_answers(folder: Path, answers: Iterable[dict[str, Any]]) -> None:
-    """Write ``ANSWERS_FILE`` beside the masks of an expression, a line per frame."""
+    """Write ``answers.json`` beside the masks of an expression, a line per frame."""
     with naming_write_errors(folder):
-        (folder / ANSWERS_FILE).write_text("[\n" + ",\n".join(map(json.dumps, answers)) + "\n]\n")
+        (folder / "answers.json").write_text("[\n" + ",\n".join(map(json.dumps, answers)) + "\n]\n")
 
 
 @contextmanager
@@ -207,7 +204,8 @@ class RlePredictions(VideoPredictions):
 
     def __init__(self, path: Path, video: Video):
         self.path = path
-        self._codes: dict[tuple[str, str], list[tuple[int, str, Size]]] = {}  # number of the line, counts, size
+        # By expression and frame: number of the line, counts, size.
+        self._codes: dict[str, dict[str, list[tuple[int, str, Size]]]] = {}
         problems = []
         for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
             if not line:
@@ -215,7 +213,7 @@ class RlePredictions(VideoPredictions):
             try:
                 frame, size, masks = _parse(line)
                 for exp_id, counts in masks.items():
-                    self._codes.setdefault((exp_id, frame), []).append((number, counts, size))
+                    self._codes.setdefault(exp_id, {}).setdefault(frame, []).append((number, counts, size))
             except ValueError as error:
                 problems.append(f"{path}, line {number}: {error}")
         self.problems = tuple(problems)
@@ -231,8 +229,7 @@ class RlePredictions(VideoPredictions):
 
     def no_answer(self, expression: Expression) -> str | None:
         """See ``VideoPredictions``."""
-        is_answered = any(exp_id == expression.exp_id for exp_id, _ in self._codes)
-        return None if is_answered else f"{self.path} has no mask of it"
+        return None if expression.exp_id in self._codes else f"{self.path} has no mask of it"
 
     def _mask(self, expression: Expression, frame: str, size: Size) -> np.ndarray:
         counts = self._code(expression, frame, size)
@@ -242,7 +239,7 @@ class RlePredictions(VideoPredictions):
             raise UnusablePrediction(f"its mask in {self.path} does not decode: {error}") from error
 
     def _code(self, expression: Expression, frame: str, size: Size) -> str:
-        found = self._codes.get((expression.exp_id, frame), [])
+        found = self._codes.get(expression.exp_id, {}).get(frame, [])
         if not found:
             raise UnusablePrediction(f"{self.path} has no mask of it")
         if len(found) > 1:
@@ -254,13 +251,12 @@ class RlePredictions(VideoPredictions):
         return counts
 
     def _unexpected(self, video: Video) -> Iterator[str]:
-        expected = {expression.exp_id: set(expression.frames) for expression in video}
-        for exp_id in sorted({exp_id for exp_id, _ in self._codes} - expected.keys()):
+        for exp_id in sorted(self._codes.keys() - {expression.exp_id for expression in video}):
             yield f"{self.path}: masks of no expression {exp_id!r}"
-        for exp_id, frames in expected.items():
-            extra = sorted(frame for found, frame in self._codes if found == exp_id and frame not in frames)
+        for e in video:
+            extra = sorted(self._codes.get(e.exp_id, {}).keys() - set(e.frames))
             if extra:
-                yield f"{self.path}: {len(extra)} masks of expression {exp_id!r} in no frame, the first {extra[0]!r}"
+                yield f"{self.path}: {len(extra)} masks of expression {e.exp_id!r} in no frame, the first {extra[0]!r}"
 
 
 def _parse(line: bytes) -> tuple[str, Size, dict[str, str]]:

@@ -15,8 +15,8 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -49,11 +49,11 @@ SECONDS_BETWEEN_LOOKS = 5.0
 
 Identity = dict[str, Any]
 """Nested JSON values; two equal identities give equal results."""
-Outcome = TypeVar("Outcome")
+Conclusion = TypeVar("Conclusion")
 """What the results of a job come to: ``Summary``, ``KeyFrames``."""
 
 
-class Job(ABC, Generic[Outcome]):
+class Job(ABC, Generic[Conclusion]):
     """The folder of one model's results on one split, shared by any number of processes.
 
     A process must not open the marking file anywhere else meanwhile: closing it would give up all of its locks.
@@ -92,10 +92,10 @@ class Job(ABC, Generic[Outcome]):
         """Whether the results of a video are there."""
 
     @abstractmethod
-    def conclude(self, videos: Sequence[Video]) -> Outcome:
+    def conclude(self, videos: Sequence[Video]) -> Conclusion:
         """What the results of those of the job's videos that are done come to; one process at a time asks."""
 
-    def run(self, videos: Sequence[Video], process: Callable[[Video], Iterable[int]]) -> Outcome:
+    def run(self, videos: Sequence[Video], process: Callable[[Video], Iterable[int]]) -> Conclusion:
         """Process what is neither done nor claimed by another process, the most expensive first: it balances the load.
 
         Args:
@@ -122,14 +122,14 @@ class Job(ABC, Generic[Outcome]):
                         log.error("video %s: %s", video[0].video, error)
                         problems.append(f"{video[0].video}: {error}")
         with self.locked(GATE, wait=True):
-            outcome = self.conclude(videos)
+            conclusion = self.conclude(videos)
         if problems:
             raise ValueError(
                 f"{len(problems)} of {len(videos)} videos could not be {self._done_to} "
                 f"({sum(map(self.is_done, videos))} are done); repair them and run the same command again:\n"
                 + "\n".join(problems)
             )
-        return outcome
+        return conclusion
 
     @contextmanager
     def locked(self, byte: int, wait: bool = False) -> Iterator[bool]:
@@ -199,8 +199,7 @@ class JobProgress:
         self._is_done = is_done
         self._pending = [video for video in videos if not is_done(video)]
         self._num_videos, self._num_masks = len(self._pending), sum(map(_num_masks, self._pending))
-        self._finished = self._at_work = 0  # masks of finished videos, whoever did them, and of the video at work
-        self._frames = 0.0
+        self._masks, self._frames = 0, 0.0  # masks by whichever process, frames by this one
         self._start = self._last_look = self._last_line = time.perf_counter()
         console, is_shown = Console(stderr=True), distributed.rank() == 0
         self._is_logged = is_shown and not console.is_terminal
@@ -210,7 +209,7 @@ class JobProgress:
 
     def advance(self, masks: int, of_masks: int) -> None:
         """``masks`` more of the ``of_masks`` that this frame has."""
-        self._at_work += masks
+        self._masks += masks
         self._frames += masks / of_masks
         self._show()
 
@@ -220,19 +219,19 @@ class JobProgress:
         if time.perf_counter() - self._last_look > SECONDS_BETWEEN_LOOKS:
             self._last_look = time.perf_counter()
             self._pending = [other for other in self._pending if not self._is_done(other)]
-        self._finished, self._at_work = self._num_masks - sum(map(_num_masks, self._pending)), 0
+        self._masks = self._num_masks - sum(map(_num_masks, self._pending))
         self._show(is_due=not self._pending)
 
     def _show(self, is_due: bool = False) -> None:
         """``3/50 videos, 120/9000 masks, 2.1 frames/s, 0:12:30 left``; the time left counts on all processes."""
-        now, masks = time.perf_counter(), self._finished + self._at_work
+        now, done = time.perf_counter(), self._num_videos - len(self._pending)
         elapsed = max(now - self._start, 1e-9)
-        left = timedelta(seconds=round(elapsed * (self._num_masks - masks) / max(masks, 1)))
+        left = timedelta(seconds=round(elapsed * (self._num_masks - self._masks) / max(self._masks, 1)))
         line = (
-            f"{self._num_videos - len(self._pending)}/{self._num_videos} videos, {masks}/{self._num_masks} masks, "
+            f"{done}/{self._num_videos} videos, {self._masks}/{self._num_masks} masks, "
             f"{self._frames / elapsed:.1f} frames/s, {left} left"
         )
-        self.bar.update(self._task, completed=masks, description=line)
+        self.bar.update(self._task, completed=self._masks, description=line)
         if self._is_logged and (is_due or now - self._last_line > SECONDS_BETWEEN_LINES):
             self._last_line = now
             log.info("%s", line)
@@ -286,40 +285,53 @@ class PredictionJob(Job[Summary]):
     """
 
     def __init__(self, folder: str | Path, identity: Identity, about: dict[str, Any], form: PredictionForm):
-        super().__init__(
-            Path(folder) / "predict.json", ("predictions", "predicted"), {**identity, "form": form.value}, about
-        )
+        mark, identity = Path(folder) / "predict.json", {**identity, "form": form.value}
+        super().__init__(mark, ("predictions", "predicted"), identity, about)
         self._form = form
 
     def is_done(self, video: Video) -> bool:
         """Whether all masks of a video are there."""
         return is_predicted(self.folder, video, self._form)
 
-    @contextmanager
-    def open(self, video: Video) -> Iterator[tuple[Callable[[FrameResult], None], dict[str, float]]]:
-        """What writes the results of a claimed video in a thread of its own, and the seconds of each stage so far.
+    def write(self, video: Video, results: Iterable[FrameResult], clock: Mapping[str, float]) -> Iterator[int]:
+        """Write the masks of a claimed video, in a thread of its own while the next are computed.
 
-        The masks appear when the block ends. An error in it deletes them.
+        They appear together at the end; an error deletes them.
+
+        Args:
+            video: its expressions.
+            results: exactly one answer to each in each frame.
+            clock: seconds of each stage so far, to which computing the results adds.
+
+        Yields:
+            How many masks each result has.
 
         Raises:
             OSError: they cannot be written.
         """
-        start, names = time.perf_counter(), video[0].frames
+        start, names, before = time.perf_counter(), video[0].frames, dict(clock)
         counts = Counter(frames=len(names), masks=0, without_seg=0, empty_masks=0)
-        seconds: dict[str, float] = defaultdict(float)
+        seconds = {"write": 0.0}
+
+        def write(result: FrameResult) -> None:
+            began = time.perf_counter()
+            write_masks(names[result.frame], result)
+            num_empty = int((~result.masks_RHW.any(axis=(1, 2))).sum())
+            counts.update(masks=len(result.rows), without_seg=int((~result.has_seg_R).sum()), empty_masks=num_empty)
+            seconds["write"] += time.perf_counter() - began
+
         with write_predictions(self.folder, video, self._form) as write_masks:
-
-            def write(result: FrameResult) -> None:
-                began = time.perf_counter()
-                write_masks(names[result.frame], result)
-                num_empty = int((~result.masks_RHW.any(axis=(1, 2))).sum())
-                num_without = int((~result.has_seg_R).sum())
-                counts.update(masks=len(result.rows), without_seg=num_without, empty_masks=num_empty)
-                seconds["write"] += time.perf_counter() - began
-
-            with _in_background(write) as write_later:
-                yield write_later, seconds
+            with ThreadPoolExecutor(1, "writer") as pool:
+                waiting: deque[Future[None]] = deque()
+                for result in results:
+                    waiting.append(pool.submit(write, result))
+                    while waiting and (waiting[0].done() or len(waiting) > MAX_WAITING):
+                        waiting.popleft().result()
+                    yield len(result.rows)
+                for future in waiting:
+                    future.result()
             assert counts["masks"] == _num_masks(video), "not one result per frame"
+            seconds |= {stage: total - before.get(stage, 0.0) for stage, total in clock.items()}
             record = {**counts, "elapsed": time.perf_counter() - start, "seconds": seconds}
             write_text(self._record_path(video), json.dumps(record) + "\n")
 
@@ -337,25 +349,6 @@ class PredictionJob(Job[Summary]):
 
     def _record_path(self, video: Video) -> Path:
         return self.folder / ".records" / f"{video[0].video}.json"
-
-
-@contextmanager
-def _in_background(write: Callable[[FrameResult], None]) -> Iterator[Callable[[FrameResult], None]]:
-    """The same in a thread of its own, in the order of the calls, of which ``MAX_WAITING`` may wait.
-
-    An error is raised by a later call, or at the end of the block.
-    """
-    waiting: deque[Future[None]] = deque()
-
-    def write_later(result: FrameResult) -> None:
-        waiting.append(pool.submit(write, result))
-        while waiting and (waiting[0].done() or len(waiting) > MAX_WAITING):
-            waiting.popleft().result()
-
-    with ThreadPoolExecutor(1, "writer") as pool:
-        yield write_later
-        for future in waiting:
-            future.result()
 
 
 def load_for_split(

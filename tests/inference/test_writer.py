@@ -39,9 +39,7 @@ def results() -> list[FrameResult]:
 
 
 def write(job: PredictionJob, answers: Iterable[FrameResult], video: Video = VIDEO) -> None:
-    with job.open(video) as (write_one, _):
-        for result in answers:
-            write_one(result)
+    assert sum(job.write(video, answers, {})) == 2 * len(video)
 
 
 def open_job(folder: Path, form: PredictionForm = PredictionForm.png) -> PredictionJob:
@@ -97,10 +95,13 @@ def test_codes_appear_together_a_line_per_result(tmp_path):
 @FORMS
 def test_what_is_done_is_counted(tmp_path, form):
     job = open_job(tmp_path, form)
-    with job.open(VIDEO) as (write_one, seconds):
-        for result in results():
-            write_one(result)
-        seconds["llm"] += 2.0
+    clock = {"llm": 5.0}
+
+    def timed() -> Iterator[FrameResult]:
+        yield from results()
+        clock["llm"] += 2.0
+
+    assert list(job.write(VIDEO, timed(), clock)) == [2, 1, 1]
     other = [replace(VIDEO[0], video="other")]
     summary = job.conclude([VIDEO, other])
     assert json.loads((tmp_path / "summary.json").read_text()) == asdict(summary)
@@ -121,6 +122,14 @@ def test_an_error_leaves_nothing(tmp_path, form):
 
     with pytest.raises(ValueError, match="cannot read"):
         write(job, unreadable())
+    assert everything_below(tmp_path) == []
+
+
+@FORMS
+def test_what_is_given_up_leaves_nothing(tmp_path, form):
+    writing = open_job(tmp_path, form).write(VIDEO, results(), {})
+    next(writing)
+    writing.close()
     assert everything_below(tmp_path) == []
 
 
