@@ -12,7 +12,7 @@ with any number of processes. They share the videos as they go, need not meet, a
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,13 +23,9 @@ from glus import distributed
 from glus.config import PredictConfig, load_config
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.inference.job import check_problems, process_videos
+from glus.inference.job import PredictionJob, Summary, load_for_split
 from glus.inference.key_frames import read_key_frames
 from glus.inference.predictor import VideoPredictor, check_folder_size
-from glus.inference.progress import JobProgress
-from glus.inference.record import Summary
-from glus.inference.split import load_for_split
-from glus.inference.writer import PredictionWriter
 from glus.log import run_info, setup_logging
 from glus.types import Video
 
@@ -51,44 +47,29 @@ def predict(config: PredictConfig) -> Summary:
     file = config.inference.key_frames
     key_frames = read_key_frames(file, [expression for video in videos for expression in video]) if file else None
     predictor, identity = load_for_split(config, expressions, file)
-    about = {"run": run_info(), "weights": config.weights}
-    writer = PredictionWriter(config.output_dir, identity, about, config.format)
-    with JobProgress(writer.is_done, videos, is_shown=distributed.rank() == 0) as progress:
-        process = partial(predict_video, predictor, writer, FrameStore(config.dataset), key_frames, progress)
-        problems = process_videos(videos, writer.claim, process)
-    summary = writer.summarize(videos)
-    check_problems(problems, "predicted", len(videos), summary.done)
-    return summary
+    job = PredictionJob(config.output_dir, identity, {"run": run_info(), "weights": config.weights}, config.format)
+    return job.run(videos, partial(predict_video, predictor, job, FrameStore(config.dataset), key_frames))
 
 
 def predict_video(
-    predictor: VideoPredictor,
-    writer: PredictionWriter,
-    frames: FrameStore,
-    key_frames: Mapping[str, int] | None,
-    progress: JobProgress,
-    video: Video,
-) -> None:
-    """All expressions of a video together, each from its key frame.
+    predictor: VideoPredictor, job: PredictionJob, frames: FrameStore, key_frames: dict[str, int] | None, video: Video
+) -> Iterator[int]:
+    """Predict all expressions of a video together, each from its key frame.
 
     Args:
         predictor: the model.
-        writer: where the masks go.
+        job: takes the masks.
         frames: of the split.
         key_frames: ``Expression.name`` -> index of the frame that it starts from; None: the first.
-        progress: is told of them.
         video: not done, and claimed by this process.
+
+    Returns:
+        How many masks each result has, while they are predicted.
     """
     starts = [key_frames[expression.name] for expression in video] if key_frames else None
     source = DatasetVideo(frames, video[0].video, video[0].frames)
-    before = dict(predictor.seconds)
-    with writer.open(video) as masks:
-        for result in predictor.segment(source, [expression.text for expression in video], starts):
-            masks.write(result)
-            progress.advance(len(result.rows), len(video))
-        for stage, seconds in predictor.seconds.items():
-            masks.record.add_seconds(stage, seconds - before.get(stage, 0.0))
-    progress.finish(video)
+    results = predictor.segment(source, [expression.text for expression in video], starts)
+    return job.write(video, results, predictor.seconds)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="predict")

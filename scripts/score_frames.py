@@ -12,6 +12,7 @@ format. Any number of processes may share the videos, as in predict.py; a killed
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from functools import partial
 
 import hydra
@@ -21,16 +22,14 @@ from glus import distributed
 from glus.config import ScoreFramesConfig, load_config
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.inference.frame_scores import FrameScores, KeyFrames
-from glus.inference.job import check_problems, process_videos
+from glus.inference.job import load_for_split
+from glus.inference.key_frames import FrameScoreJob, KeyFrames
 from glus.inference.predictor import VideoPredictor, check_folder_size
-from glus.inference.progress import JobProgress
-from glus.inference.split import load_for_split
 from glus.log import run_info, setup_logging
 from glus.types import Video
 
 
-def score_frames(config: ScoreFramesConfig) -> KeyFrames:
+def choose_key_frames(config: ScoreFramesConfig) -> KeyFrames:
     """What this process can claim of the split, and the key frames if all is done then.
 
     Raises:
@@ -42,24 +41,16 @@ def score_frames(config: ScoreFramesConfig) -> KeyFrames:
     expressions = read_expressions(config.dataset)
     videos = by_video(expressions)[: config.max_videos]
     predictor, identity = load_for_split(config, expressions)
-    scores = FrameScores(config.output_dir, identity, {"run": run_info(), "weights": config.weights})
-    with JobProgress(scores.is_done, videos, is_shown=distributed.rank() == 0) as progress:
-        process = partial(score_video, predictor, scores, FrameStore(config.dataset), progress)
-        problems = process_videos(videos, scores.claim, process)
-    key_frames = scores.choose(videos)
-    check_problems(problems, "scored", len(videos), key_frames.done)
-    return key_frames
+    job = FrameScoreJob(config.output_dir, identity, {"run": run_info(), "weights": config.weights})
+    return job.run(videos, partial(score_video, predictor, job, FrameStore(config.dataset)))
 
 
-def score_video(
-    predictor: VideoPredictor, scores: FrameScores, frames: FrameStore, progress: JobProgress, video: Video
-) -> None:
-    """All frames of a video for all its expressions."""
+def score_video(predictor: VideoPredictor, job: FrameScoreJob, frames: FrameStore, video: Video) -> Iterator[int]:
+    """Score all frames of a video for all its expressions; yields the number of scores."""
     source = DatasetVideo(frames, video[0].video, video[0].frames)
     scores_ET = predictor.score_frames(source, [expression.text for expression in video])
-    scores.write(video, scores_ET)
-    progress.advance(scores_ET.size, len(video))
-    progress.finish(video)
+    job.write(video, scores_ET)
+    yield scores_ET.size
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="score_frames")
@@ -67,7 +58,7 @@ def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ScoreFramesConfig``."""
     setup_logging()
     try:
-        key_frames = score_frames(load_config(ScoreFramesConfig, cfg))
+        key_frames = choose_key_frames(load_config(ScoreFramesConfig, cfg))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if key_frames.done < key_frames.videos:

@@ -33,9 +33,12 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-@pytest.mark.parametrize(("script", "schema"), [("predict", PredictConfig), ("score_frames", ScoreFramesConfig)])
+@pytest.mark.parametrize(
+    ("script", "function", "schema"),
+    [("predict", "predict", PredictConfig), ("score_frames", "choose_key_frames", ScoreFramesConfig)],
+)
 def test_a_large_model_predicts_on_a_cpu_only_if_told_to(
-    monkeypatch: pytest.MonkeyPatch, script: str, schema: type, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, script: str, function: str, schema: type, tmp_path: Path
 ) -> None:
     def read_expressions(dataset: DatasetConfig) -> None:
         raise RuntimeError("on its way")
@@ -44,7 +47,7 @@ def test_a_large_model_predicts_on_a_cpu_only_if_told_to(
     (tmp_path / CONFIG_FILE).write_text(to_yaml(ModelFolderConfig(LARGE)))
     program = load_script(script)
     monkeypatch.setattr(program, "read_expressions", read_expressions)
-    run = getattr(program, script)
+    run = getattr(program, function)
     config = schema(dataset=DatasetConfig(name="none"), weights=str(tmp_path), output_dir=str(tmp_path / "out"))
     with pytest.raises(ValueError, match=r"no usable GPU, and an LLM of 6\.7 billion parameters .* allow_cpu=true"):
         run(config)

@@ -38,9 +38,9 @@ from rich.table import Table
 
 from glus.config import DatasetConfig, Layout
 from glus.data.mask_pack import MaskPack
+from glus.data.png import read_png
 from glus.data.rle import Size
 from glus.evaluation.packed import BitMasks, FrameScores, score_frames
-from glus.evaluation.png import read_png
 from glus.evaluation.reference import plain_boundary_accuracy, plain_region_similarity
 from glus.evaluation.score import score_predictions
 from glus.files import write_text

@@ -36,11 +36,11 @@ from glus.config import ModelConfig, load_config
 from glus.data.chat import wording as prompts
 from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.data.loader import collate
-from glus.models.mllm.llava import clip_crop
 from glus.files import write_text
 from glus.losses.objective import GlusObjective
 from glus.models.build import build_random
 from glus.models.glus import Glus
+from glus.models.mllm.llava import clip_crop
 from glus.shapes.scene import Scene, generate_scene
 from glus.tokens import Vocabulary
 from glus.train.measure import count_operations, forget_peak, matmul_tflops, peak_memory, synchronize
@@ -272,9 +272,7 @@ def make_samples(
     return [make_sample(scene, number, tokenizer, side, options) for number, scene in enumerate(scenes)]
 
 
-def make_sample(
-    scene: Scene, number: int, tokenizer: LlavaChat, side: int, options: argparse.Namespace
-) -> TrainSample:
+def make_sample(scene: Scene, number: int, tokenizer: LlavaChat, side: int, options: argparse.Namespace) -> TrainSample:
     """The first frames are context."""
     rng, query = np.random.default_rng(number), slice(options.context, None)
     sentences = scene.sentences[: options.expressions]

@@ -30,14 +30,9 @@ from glus.config import DatasetConfig
 from glus.data.frames import FrameStore
 from glus.data.masks import open_masks
 from glus.data.parallel import map_in_processes
+from glus.data.predictions import VideoPredictions, check_predictions_dir, open_predictions
 from glus.data.rle import Size
-from glus.evaluation.packed import BitMasks, TargetReader, score_frames
-from glus.evaluation.predictions import (
-    VideoPredictions,
-    check_predictions_dir,
-    open_predictions,
-    read_complete,
-)
+from glus.evaluation.packed import BitMasks, TargetReader, read_complete, score_frames
 from glus.evaluation.report import csv_text
 from glus.evaluation.score import CHUNK_FRAMES, read_scored_videos
 from glus.types import Expression, Video

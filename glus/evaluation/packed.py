@@ -14,6 +14,8 @@ from functools import cache
 import numpy as np
 
 from glus.data.mask_store import MaskStore, RleMasks
+from glus.data.png import UnusablePrediction
+from glus.data.predictions import RlePredictions, VideoPredictions
 from glus.data.rle import Size
 from glus.evaluation.kernels import WORD_BITS, count_boundaries, count_pixels, pack_dense, pack_runs
 from glus.types import Expression
@@ -274,3 +276,26 @@ class TargetReader:
             except ValueError:
                 pass  # reading them as pixels says which one is damaged
         return BitMasks.from_dense(self._masks.read(expression, frames, self._size))
+
+
+def read_packed(
+    predictions: VideoPredictions, expression: Expression, frames: Sequence[int], size: Size
+) -> tuple[BitMasks, dict[int, str]]:
+    """The predicted masks of some frames, see ``VideoPredictions.read``; run-length codes are packed as they are."""
+    if isinstance(predictions, RlePredictions):
+        try:
+            return BitMasks.from_rle(predictions.codes(expression, frames, size), size), {}
+        except (UnusablePrediction, ValueError):
+            pass  # reading them as pixels says which ones cannot be used
+    masks_FHW, unusable = predictions.read(expression, frames, size)
+    return BitMasks.from_dense(masks_FHW), unusable
+
+
+def read_complete(
+    predictions: VideoPredictions, expression: Expression, frames: Sequence[int], size: Size, hint: str
+) -> BitMasks:
+    """The predicted masks of some frames; ValueError, with a hint, if one is missing or unusable."""
+    masks, unusable = read_packed(predictions, expression, frames, size)
+    if unusable:
+        raise ValueError(f"{next(iter(unusable.values()))} ({hint})")
+    return masks

@@ -18,15 +18,10 @@ from glus.data.benchmarks.index import by_video, read_expressions, require_annot
 from glus.data.frames import FrameStore
 from glus.data.masks import open_masks
 from glus.data.parallel import map_in_processes
+from glus.data.predictions import VideoPredictions, check_predictions_dir, open_predictions, unexpected_files
 from glus.data.rle import Size
 from glus.evaluation.measured import Chunk, Measured, Observed
-from glus.evaluation.packed import FrameScores, TargetReader, score_frames
-from glus.evaluation.predictions import (
-    VideoPredictions,
-    check_predictions_dir,
-    open_predictions,
-    unexpected_files,
-)
+from glus.evaluation.packed import FrameScores, TargetReader, read_packed, score_frames
 from glus.evaluation.protocols import RULES
 from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, Report, group_scores, summarize
 from glus.types import Expression, Video
@@ -165,7 +160,7 @@ class VideoScorer:
             masks = []
             for index, (expression, frames) in enumerate(scored.items()):
                 inside = frames[(frames >= span.start) & (frames < span.stop)].tolist()
-                prediction, lines = predictions.read(expression, inside, size)
+                prediction, lines = read_packed(predictions, expression, inside, size)
                 void = targets.ignored(expression, inside) if self.rules.is_ignoring else None
                 chunks[index].append(score_frames(prediction, targets(expression, inside), void))
                 unusable[index] |= lines

@@ -26,8 +26,8 @@ from glus.config import DatasetConfig, Layout
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import FrameStore
 from glus.data.parallel import map_in_processes
+from glus.data.predictions import check_predictions_dir, open_predictions
 from glus.data.rle import Size
-from glus.evaluation.predictions import check_predictions_dir, open_predictions
 from glus.evaluation.score import CHUNK_FRAMES
 from glus.files import whole_file
 from glus.types import Expression, Video
@@ -174,9 +174,9 @@ class VideoEncoder:
             lines: list[str] = []
             for start in range(0, len(expression.frames), CHUNK_FRAMES):
                 frames = range(start, min(start + CHUNK_FRAMES, len(expression.frames)))
-                masks, unusable = predictions.read(expression, frames, size)
+                masks_FHW, unusable = predictions.read(expression, frames, size)
                 lines += unusable.values()
-                for frame, mask_HW in zip(frames, masks.to_dense(), strict=True) if not problems else ():
+                for frame, mask_HW in zip(frames, masks_FHW, strict=True) if not problems else ():
                     pngs[_entry_name(expression, expression.frames[frame], self.top)] = encode_png(mask_HW)
             nothing = predictions.no_answer(expression) if lines else None
             problems += [f"{expression.name}: {nothing}"] if nothing else lines

@@ -15,11 +15,11 @@ from rich.progress import track
 
 from glus.config import SettingsConfig
 from glus.data.frames import FileVideo, VideoSource, open_video
+from glus.data.predictions import write_answers, write_mask
 from glus.data.rle import decode_rle, encode_rle
-from glus.files import whole_folder, write_text
+from glus.files import naming_write_errors, whole_folder, write_text
+from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
-from glus.inference.texts import check_lengths
-from glus.inference.writer import Answer, MaskFolder
 from glus.pictures import fit, legend, overlay, palette, write_movie
 from glus.types import FrameResult
 
@@ -66,7 +66,7 @@ class Segmentation:
     frames: list[FrameMasks]
     """In the order of the video."""
 
-    def answers(self, sentence: int) -> Iterator[Answer]:
+    def answers(self, sentence: int) -> Iterator[dict[str, Any]]:
         """What was answered to one sentence, frame by frame."""
         for frame in self.frames:
             row = (frame.areas[sentence], frame.scores[sentence], frame.has_seg[sentence])
@@ -209,12 +209,13 @@ def _frame_masks(name: str, result: FrameResult) -> FrameMasks:
 
 
 def _write_masks(folder: Path, segmentation: Segmentation) -> None:
-    folders = [MaskFolder(folder / name) for name in sentence_folders(segmentation.texts)]
-    for frame in segmentation.frames:
-        for target, mask, score, has_seg in zip(folders, frame.masks(), frame.scores, frame.has_seg, strict=True):
-            target.write(frame.name, mask, score, has_seg)
-    for target in folders:
-        target.finish()
+    for number, name in enumerate(sentence_folders(segmentation.texts)):
+        with naming_write_errors(folder / name):
+            (folder / name).mkdir()
+        for frame in segmentation.frames:
+            mask_HW = decode_rle(frame.codes[number], frame.size).astype(bool)
+            write_mask(folder / name, frame.name, mask_HW, frame.scores[number], frame.has_seg[number])
+        write_answers(folder / name, segmentation.answers(number))
 
 
 def _pictures(video: VideoSource, segmentation: Segmentation) -> Iterator[np.ndarray]:

@@ -1,6 +1,7 @@
 """The training stream on two small datasets, one in each layout."""
 
 import json
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -12,6 +13,7 @@ from pycocotools import mask as coco
 from glus.config import DataConfig, DatasetConfig, FramesConfig, Layout, MixtureItem, QuerySampling
 from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.data.loader import build_loader, build_mixture
+from glus.models.mllm.llava import clip_crop
 from glus.tokens import Vocabulary
 from tests.edits import edit_json
 
@@ -89,7 +91,8 @@ def mixture_of(tokenizer, *datasets, weights=None, num_context=2, num_query=3, s
     weights = weights or [1.0] * len(datasets)
     items = {d.name: MixtureItem(dataset=d, weight=w) for d, w in zip(datasets, weights, strict=True)}
     data = DataConfig(mixture=items, expressions_per_video=sentences)
-    return build_mixture(data, FramesConfig(num_context, num_query, **frames), tokenizer, partial(clip_crop, size=CLIP), seed)
+    want, prepare = FramesConfig(num_context, num_query, **frames), partial(clip_crop, size=CLIP)
+    return build_mixture(data, want, tokenizer, prepare, seed)
 
 
 def same(first, second):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 from PIL import Image
 
 from glus.config import Layout, Missing
-from glus.evaluation.predictions import open_predictions, read_complete
+from glus.data.predictions import open_predictions
+from glus.evaluation.packed import read_complete
 from glus.evaluation.score import read_scored_videos, score_predictions
 from tests.evaluation.predicted import true_masks, write_png, write_rle
 from tests.layouts import WRITERS, Written
@@ -182,3 +185,9 @@ def test_read_complete(written: Written, tmp_path: Path) -> None:
     (folder / "valid_u0/0/00003.png").unlink()
     with pytest.raises(ValueError, match=r"frame 00003: .* is missing \(see there\)"):
         read_complete(open_predictions(folder, video), video[0], [1, 3], truth.shape[1:], "see there")
+
+
+def test_predictions_are_read_and_written_without_torch() -> None:
+    code = "import glus.data.predictions, sys; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -13,7 +13,6 @@ import glus
 from glus.config import SettingsConfig
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.segment import sentence_folders
-from glus.inference.writer import ANSWERS_FILE
 
 TEXTS = ["the red circle", "a dog"]
 
@@ -57,7 +56,7 @@ def test_output_holds_masks_movie_and_summary(predictor: VideoPredictor, tmp_pat
     assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "summary.json", "the-red-circle"]
     for number, name in enumerate(("the-red-circle", "a-dog")):
         files = sorted(path.name for path in (out / name).iterdir())
-        assert files == [*(f"{frame.name}.png" for frame in segmentation.frames), ANSWERS_FILE]
+        assert files == [*(f"{frame.name}.png" for frame in segmentation.frames), "answers.json"]
         for frame in segmentation.frames:
             mask = np.array(Image.open(out / name / f"{frame.name}.png"))
             np.testing.assert_array_equal(mask, frame.masks()[number] * np.uint8(255))

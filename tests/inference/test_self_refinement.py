@@ -81,24 +81,32 @@ def test_frames_are_scored_and_predictions_start_from_the_best(
     predictor, model = load_predictor(model_folder)
     if has_head:
         model.glus.iou_head = IouHead(model.glus.mllm.width, model.glus.segmenter.width)
-    monkeypatch.setattr("glus.inference.split.load_predictor", lambda *_: (predictor, model))
+    monkeypatch.setattr("glus.inference.job.load_predictor", lambda *_: (predictor, model))
     score = predictor.score_frames  # later frames shall be better, whatever a random model makes of them
     monkeypatch.setattr(predictor, "score_frames", lambda *a: (s := score(*a)) * np.linspace(0.1, 1, s.shape[1]))
     expressions = read_expressions(dataset)
     num_frames = sum(len(video[0].frames) for video in by_video(expressions))
 
     with counted(model.glus) as counts:
-        chosen = load_script("score_frames").score_frames(scoring)
+        chosen = load_script("score_frames").choose_key_frames(scoring)
     assert (counts["CLIP images"], counts["SAM2 images"]) == (num_frames, 0 if has_head else num_frames)
-    assert (chosen.videos, chosen.done, chosen.expressions) == (3, 3, len(expressions))
+    assert (chosen.videos, chosen.done, len(chosen.scores)) == (3, 3, len(expressions))
     key_frames = read_key_frames(chosen.file, expressions)
     for expression in expressions:
         scores = json.loads((tmp_path / f"frames/scores/{expression.video}.json").read_text())
         assert scores["frames"] == list(expression.frames)
         row = scores["scores"][expression.exp_id]
         assert key_frames[expression.name] == row.index(max(row))
-    assert 0 < chosen.mean_score < chosen.mean_key_score <= 1
-    assert chosen.at_first == list(key_frames.values()).count(0) < len(expressions)
+    mean, best = (np.mean([f(row) for row in chosen.scores]) for f in (np.mean, np.max))
+    assert 0 < mean < best <= 1
+    num_first = list(key_frames.values()).count(0)
+    assert num_first < len(expressions)
+    assert chosen.table().splitlines() == [
+        f"3 of 3 videos, {len(expressions)} expressions",
+        f"mean score of a frame      {mean:.3f}",
+        f"mean score of a key frame  {best:.3f}",
+        f"key frame is the first     {num_first} ({num_first / len(expressions):.1%})",
+    ]
 
     settings = PredictionConfig(key_frames=str(chosen.file))
     masks = str(tmp_path / "masks")
@@ -111,24 +119,24 @@ def test_frames_are_scored_and_predictions_start_from_the_best(
 
 
 def test_scoring_goes_on_where_it_was_left(scoring, dataset, tmp_path):
-    score_frames = load_script("score_frames").score_frames
+    choose = load_script("score_frames").choose_key_frames
     frames, videos = tmp_path / "frames", by_video(read_expressions(dataset))
-    score_frames(scoring)
+    choose(scoring)
     whole = {path.name: path.read_bytes() for path in frames.rglob("*.json") if path.name != "score_frames.json"}
     kept, lost = (frames / "scores" / f"{video[0].video}.json" for video in videos[:2])
     for path in (lost, frames / "key_frames.json"):
         path.unlink()
     kept_at = kept.stat().st_mtime_ns
-    score_frames(scoring)
+    choose(scoring)
     assert {path.name: path.read_bytes() for path in frames.rglob("*.json") if path.name in whole} == whole
     assert kept.stat().st_mtime_ns == kept_at
     strided = replace(scoring, inference=SettingsConfig(num_query=1))
     with pytest.raises(ValueError, match=r"holds scores made otherwise \(frames.num_query: 2 there, 1 now\)"):
-        score_frames(strided)
+        choose(strided)
 
 
 def test_there_are_no_key_frames_before_all_videos_are_scored(scoring, dataset, tmp_path):
-    score_frames = load_script("score_frames").score_frames
+    choose = load_script("score_frames").choose_key_frames
     broken = Path(shutil.copytree(dataset.root, tmp_path / "broken"))
     first = by_video(read_expressions(dataset))[0][0]
     (frame,) = broken.glob(f"valid/JPEGImages/{first.video}/{first.frames[2]}.*")
@@ -136,10 +144,10 @@ def test_there_are_no_key_frames_before_all_videos_are_scored(scoring, dataset, 
     frame.write_bytes(good[: len(good) // 2])
     scoring = replace(scoring, dataset=replace(dataset, root=str(broken)))
     with pytest.raises(ValueError, match=rf"1 of 3 videos could not be scored \(2 are done\)(?s:.*){first.video}"):
-        score_frames(scoring)
+        choose(scoring)
     assert not (tmp_path / "frames" / "key_frames.json").exists()
     frame.write_bytes(good)
-    assert score_frames(scoring).file.is_file()
+    assert choose(scoring).file.is_file()
 
 
 def test_predictions_from_other_key_frames_are_not_mixed(predict_from, dataset, tmp_path):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,14 @@ from PIL import Image
 from glus.config import DatasetConfig, InferenceConfig, ModelFolderConfig, PredictionForm
 from glus.data.benchmarks.index import read_expressions
 from glus.data.rle import decode_rle
-from glus.inference.claims import Claims
-from glus.inference.identity import prediction_identity
-from glus.inference.writer import IDENTITY_FILE, PredictionWriter, VideoWriter
+from glus.inference.job import PredictionJob, prediction_identity
 from glus.models.build import LoadedModel
-from glus.types import Expression, FrameResult
+from glus.types import Expression, FrameResult, Video
 
 IDENTITY = {"dataset": {"name": "d"}, "inference": {"memory_stride": 3}}
 VIDEO = [Expression("d", "deep/er/video", exp_id, "the cat", ("f 1", "2"), (), ()) for exp_id in ("10", "a")]
 MASK = np.array([[True, False, False], [False, False, False]])
+MARK = "predict.json"
 FORMS = pytest.mark.parametrize("form", PredictionForm)
 
 
@@ -39,28 +38,30 @@ def results() -> list[FrameResult]:
     return [both, one, other]
 
 
-def write(folder: VideoWriter, answers: Iterable[FrameResult]) -> None:
-    for result in answers:
-        folder.write(result)
+def write(job: PredictionJob, answers: Iterable[FrameResult], video: Video = VIDEO) -> None:
+    assert sum(job.write(video, answers, {})) == 2 * len(video)
 
 
-def open_writer(folder: Path, form: PredictionForm = PredictionForm.png) -> PredictionWriter:
-    return PredictionWriter(folder, IDENTITY, {}, form)
+def open_job(folder: Path, form: PredictionForm = PredictionForm.png) -> PredictionJob:
+    return PredictionJob(folder, IDENTITY, {}, form)
 
 
 def everything_below(folder: Path) -> list[str]:
-    """Files, without those that the writer keeps for itself."""
+    """Files, without those that the job keeps for itself."""
     files = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in files if name != IDENTITY_FILE and not name.startswith(".records"))
+    return sorted(name for name in files if name != MARK and not name.startswith(".records"))
 
 
 def test_pngs_appear_together_under_the_names_of_the_frames(tmp_path):
-    writer = open_writer(tmp_path)
-    with writer.open(VIDEO) as masks:
-        write(masks, results())
-        assert not writer.is_done(VIDEO)
+    job = open_job(tmp_path)
+
+    def observed() -> Iterator[FrameResult]:
+        yield from results()
+        assert not job.is_done(VIDEO)
         assert not (tmp_path / "deep/er/video/10").exists()
-    assert writer.is_done(VIDEO)
+
+    write(job, observed())
+    assert job.is_done(VIDEO)
     names = ("2.png", "answers.json", "f 1.png")
     assert everything_below(tmp_path) == [f"deep/er/video/{exp_id}/{name}" for exp_id in ("10", "a") for name in names]
     with Image.open(tmp_path / "deep/er/video/10/2.png") as image:
@@ -73,11 +74,14 @@ def test_pngs_appear_together_under_the_names_of_the_frames(tmp_path):
 
 
 def test_codes_appear_together_a_line_per_result(tmp_path):
-    writer = open_writer(tmp_path, PredictionForm.rle)
-    with writer.open(VIDEO) as masks:
-        write(masks, results())
-        assert not writer.is_done(VIDEO)
-    assert writer.is_done(VIDEO)
+    job = open_job(tmp_path, PredictionForm.rle)
+
+    def observed() -> Iterator[FrameResult]:
+        yield from results()
+        assert not job.is_done(VIDEO)
+
+    write(job, observed())
+    assert job.is_done(VIDEO)
     assert everything_below(tmp_path) == ["deep/er/video.jsonl"]
     lines = [json.loads(line) for line in (tmp_path / "deep/er/video.jsonl").read_text().splitlines()]
     assert [line["frame"] for line in lines] == ["2", "f 1", "f 1"]
@@ -90,12 +94,17 @@ def test_codes_appear_together_a_line_per_result(tmp_path):
 
 @FORMS
 def test_what_is_done_is_counted(tmp_path, form):
-    writer = open_writer(tmp_path, form)
-    with writer.open(VIDEO) as masks:
-        write(masks, results())
-        masks.record.add_seconds("llm", 2.0)
+    job = open_job(tmp_path, form)
+    clock = {"llm": 5.0}
+
+    def timed() -> Iterator[FrameResult]:
+        yield from results()
+        clock["llm"] += 2.0
+
+    assert list(job.write(VIDEO, timed(), clock)) == [2, 1, 1]
     other = [replace(VIDEO[0], video="other")]
-    summary = writer.summarize([VIDEO, other])
+    summary = job.conclude([VIDEO, other])
+    assert json.loads((tmp_path / "summary.json").read_text()) == asdict(summary)
     assert (summary.videos, summary.done, summary.frames, summary.masks) == (2, 1, 2, 4)
     assert (summary.without_seg, summary.empty_masks) == (1, 1)
     assert summary.seconds["llm"] == 2.0
@@ -105,49 +114,58 @@ def test_what_is_done_is_counted(tmp_path, form):
 
 @FORMS
 def test_an_error_leaves_nothing(tmp_path, form):
-    writer = open_writer(tmp_path, form)
+    job = open_job(tmp_path, form)
 
     def unreadable() -> Iterator[FrameResult]:
         yield results()[0]
         raise ValueError("cannot read")
 
-    with pytest.raises(ValueError, match="cannot read"), writer.open(VIDEO) as masks:
-        write(masks, unreadable())
+    with pytest.raises(ValueError, match="cannot read"):
+        write(job, unreadable())
+    assert everything_below(tmp_path) == []
+
+
+@FORMS
+def test_what_is_given_up_leaves_nothing(tmp_path, form):
+    writing = open_job(tmp_path, form).write(VIDEO, results(), {})
+    next(writing)
+    writing.close()
     assert everything_below(tmp_path) == []
 
 
 @FORMS
 def test_a_missing_mask_is_no_finished_video(tmp_path, form):
-    writer = open_writer(tmp_path, form)
-    with pytest.raises(AssertionError), writer.open(VIDEO) as masks:
-        write(masks, results()[:2])
+    job = open_job(tmp_path, form)
+    with pytest.raises(AssertionError):
+        write(job, results()[:2])
     assert everything_below(tmp_path) == []
 
 
 @FORMS
 def test_what_a_killed_run_left_is_not_taken_over(tmp_path, form):
     killed, clean = tmp_path / "killed", tmp_path / "clean"
-    with open_writer(clean, form).open(VIDEO) as masks:
-        masks.write(replace(results()[0], frame=0))
+
+    def interrupted() -> Iterator[FrameResult]:
+        first, *others = (replace(result, frame=1 - result.frame) for result in results())
+        yield first
         while not any("tmp" in name for name in everything_below(clean)):
             time.sleep(0.01)
         shutil.copytree(clean, killed)  # what kill -9 would leave at this moment
-        write(masks, [replace(result, frame=1 - result.frame) for result in results()[1:]])
-    writer = open_writer(killed, form)
-    assert not writer.is_done(VIDEO)
-    with writer.open(VIDEO) as masks:
-        write(masks, results())
-    assert writer.is_done(VIDEO)
+        yield from others
+
+    write(open_job(clean, form), interrupted())
+    job = open_job(killed, form)
+    assert not job.is_done(VIDEO)
+    write(job, results())
+    assert job.is_done(VIDEO)
     assert everything_below(killed) == everything_below(clean), "the same files, and nothing temporary"
 
 
 def test_expressions_that_a_killed_run_finished_are_left_alone(tmp_path):
-    writer = open_writer(tmp_path)
-    with writer.open(VIDEO[:1]) as masks:
-        write(masks, [replace(result, rows=(0,), **first_row(result)) for result in results()[:2]])
+    job = open_job(tmp_path)
+    write(job, [replace(result, rows=(0,), **first_row(result)) for result in results()[:2]], VIDEO[:1])
     before = (tmp_path / "deep/er/video/10/2.png").stat().st_mtime_ns
-    with writer.open(VIDEO) as masks:
-        write(masks, results())
+    write(job, results())
     assert (tmp_path / "deep/er/video/10/2.png").stat().st_mtime_ns == before
     assert (tmp_path / "deep/er/video/a/2.png").is_file()
 
@@ -159,7 +177,7 @@ def first_row(result: FrameResult) -> dict[str, np.ndarray]:
 @FORMS
 def test_a_full_disk_is_one_clear_message_and_leaves_nothing(tmp_path, form, monkeypatch):
     """The second write to the disk fails, in the thread that writes."""
-    writer = open_writer(tmp_path, form)
+    job = open_job(tmp_path, form)
     opened, real_open = [], Path.open
 
     def open_on_a_full_disk(path: Path, mode: str = "r", **options: object) -> object:
@@ -170,30 +188,31 @@ def test_a_full_disk_is_one_clear_message_and_leaves_nothing(tmp_path, form, mon
 
     monkeypatch.setattr(Path, "open", open_on_a_full_disk)
     message = r"cannot write .*deep/er.*: No space left .* MiB free .* run the same command"
-    with pytest.raises(OSError, match=message), writer.open(VIDEO) as masks:
-        write(masks, results())
+    with pytest.raises(OSError, match=message):
+        write(job, results())
     monkeypatch.undo()
     assert everything_below(tmp_path) == []
-    with open_writer(tmp_path, form).open(VIDEO) as masks:
-        write(masks, results())
-    assert writer.is_done(VIDEO)
+    write(open_job(tmp_path, form), results())
+    assert job.is_done(VIDEO)
 
 
 def test_processes_claim_a_video_each(tmp_path):
     """A lock is its process's own, so another process has to try."""
     other = (
-        "import sys; from pathlib import Path; from glus.inference.claims import Claims\n"
-        "claims = Claims(Path(sys.argv[1]), '')\n"
-        "for number in range(2):\n"
-        "    with claims.claimed(number) as is_mine: print(is_mine)"
+        "import fcntl, sys\n"
+        "file = open(sys.argv[1], 'r+')\n"
+        "for video in (1, 2):\n"
+        "    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, video)\n"
+        "    except OSError: print(False)\n"
+        "    else: print(True)"
     )
-    command = [sys.executable, "-c", other, str(tmp_path / "claims")]
+    command = [sys.executable, "-c", other, str(tmp_path / MARK)]
 
     def claimed_by_other() -> list[str]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
-    claims = Claims(tmp_path / "claims", "output_dir")
-    with claims.claimed(0) as is_mine:
+    job = open_job(tmp_path)
+    with job.locked(1) as is_mine:
         assert is_mine
         assert claimed_by_other() == ["False", "True"]
     assert claimed_by_other() == ["True", "True"]
@@ -203,39 +222,39 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def lockf(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("glus.inference.claims.fcntl.lockf", lockf)
+    monkeypatch.setattr("glus.inference.job.fcntl.lockf", lockf)
     with pytest.raises(OSError, match=r"predict.json cannot be locked \(No locks available\).*choose output_dir on"):
-        open_writer(tmp_path)
+        open_job(tmp_path)
 
 
 def test_another_model_setting_or_form_is_refused(tmp_path):
-    PredictionWriter(tmp_path, IDENTITY, {"run": 1}, PredictionForm.png)
-    PredictionWriter(tmp_path, IDENTITY, {"run": 2}, PredictionForm.png)
-    assert json.loads((tmp_path / IDENTITY_FILE).read_text()) == {"identity": {**IDENTITY, "form": "png"}, "run": 1}
+    PredictionJob(tmp_path, IDENTITY, {"run": 1}, PredictionForm.png)
+    PredictionJob(tmp_path, IDENTITY, {"run": 2}, PredictionForm.png)
+    assert json.loads((tmp_path / MARK).read_text()) == {"identity": {**IDENTITY, "form": "png"}, "run": 1}
     other = {**IDENTITY, "inference": {"memory_stride": 1}}
     with pytest.raises(ValueError, match=r"inference.memory_stride: 3 there, 1 now.*choose another output_dir"):
-        PredictionWriter(tmp_path, other, {}, PredictionForm.png)
+        PredictionJob(tmp_path, other, {}, PredictionForm.png)
     with pytest.raises(ValueError, match=r"form: png there, rle now"):
-        open_writer(tmp_path, PredictionForm.rle)
+        open_job(tmp_path, PredictionForm.rle)
 
 
 def test_an_identity_cut_short_by_a_kill_is_written_anew(tmp_path):
-    (tmp_path / IDENTITY_FILE).write_text('{"identity": {"data')
-    open_writer(tmp_path)
-    assert json.loads((tmp_path / IDENTITY_FILE).read_text())["identity"] == {**IDENTITY, "form": "png"}
+    (tmp_path / MARK).write_text('{"identity": {"data')
+    open_job(tmp_path)
+    assert json.loads((tmp_path / MARK).read_text())["identity"] == {**IDENTITY, "form": "png"}
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"holds 'thesis.tex' but no predict.json"):
-        open_writer(tmp_path)
+        open_job(tmp_path)
     assert everything_below(tmp_path) == ["thesis.tex"]
 
 
 def test_a_file_is_no_folder_of_predictions(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="file is a file; expected the name of a folder for predictions"):
-        PredictionWriter(tmp_path / "file", IDENTITY, {}, PredictionForm.png)
+        PredictionJob(tmp_path / "file", IDENTITY, {}, PredictionForm.png)
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -9,8 +9,8 @@ import torch
 
 from glus.config import FuserGamma
 from glus.data.frames import read_image
-from glus.models.mllm.llava import clip_crop
 from glus.models.glus import Glus
+from glus.models.mllm.llava import clip_crop
 from tools.parity import gates
 from tools.parity.fixture import Arrays, Fixture
 from tools.parity.models import Models

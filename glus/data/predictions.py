@@ -1,0 +1,291 @@
+"""Predictions on disk, in the two forms that they may have: written complete or not at all, and read strictly.
+
+- PNG: ``<folder>/<expression.prediction_dir>/<frame>.png``, any non-zero pixel is foreground;
+- RLE: ``<folder>/<video>.jsonl``, lines ``{"frame": name, "size": [H, W], "masks": {exp_id: COCO compressed counts}}``
+  in any order; a frame may be spread over several lines. Other keys of a line are not looked at. Some hundred times
+  fewer files.
+
+A mask means the same in both, so scores do not depend on the form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from glus.config import PredictionForm
+from glus.data.png import UnusablePrediction, read_png, wrong_size
+from glus.data.rle import Size, decode_rle, encode_rle
+from glus.files import distinct_keys, naming_write_errors, whole_file, whole_folder
+from glus.types import Expression, FrameResult, Video
+
+MaskWriter = Callable[[str, FrameResult], None]
+"""Takes the name of a frame and the answers to any of a video's expressions in it."""
+
+
+def is_predicted(folder: Path, video: Video, form: PredictionForm) -> bool:
+    """Whether all masks of a video are there."""
+    if form is PredictionForm.rle:
+        return (folder / video[0].prediction_file).is_file()
+    return all((folder / expression.prediction_dir).is_dir() for expression in video)
+
+
+def write_predictions(folder: Path, video: Video, form: PredictionForm) -> AbstractContextManager[MaskWriter]:
+    """A writer of one video's masks, which appear when the block ends; an error in it deletes them.
+
+    What a killed run left is replaced. Its expressions must be predicted together, also where a killed run has finished
+    some of them, which are left as they are: in a batch of another size, a pixel on the threshold may fall to the other
+    side.
+    """
+    return _write_codes(folder, video) if form is PredictionForm.rle else _write_pngs(folder, video)
+
+
+@contextmanager
+def _write_pngs(folder: Path, video: Video) -> Iterator[MaskWriter]:
+    with ExitStack() as stack:
+        paths = {row: folder / expression.prediction_dir for row, expression in enumerate(video)}
+        folders = {row: stack.enter_context(whole_folder(path)) for row, path in paths.items() if not path.is_dir()}
+        answers: dict[int, list[dict[str, Any]]] = {row: [] for row in folders}
+
+        def write(frame: str, result: FrameResult) -> None:
+            for row, *answer in zip(result.rows, result.masks_RHW, result.scores_R, result.has_seg_R, strict=True):
+                if row in folders:
+                    answers[row].append(write_mask(folders[row], frame, *answer))
+
+        yield write
+        for row, temporary in folders.items():
+            write_answers(temporary, answers[row])
+
+
+def write_mask(folder: Path, frame: str, mask_HW: np.ndarray, score: float, has_seg: bool) -> dict[str, Any]:
+    """Save ``<frame>.png``, 8-bit grey, 0 or 255.
+
+    Args:
+        folder: of one expression.
+        frame: name of the frame.
+        mask_HW: bool, at the frame's size.
+        score: probability of [SEG].
+        has_seg: whether the model answered with [SEG].
+
+    Returns:
+        ``frame``, ``area`` (share of the frame that the mask covers), ``score`` and ``has_seg``, for ``write_answers``.
+    """
+    # A third of the time that Pillow takes. OpenCV's own writing to disk would not tell why it fails.
+    png = cv2.imencode(".png", mask_HW.astype(np.uint8) * 255)[1].tobytes()
+    with naming_write_errors(folder):
+        (folder / f"{frame}.png").write_bytes(png)
+    area = round(float(mask_HW.mean()), 6)
+    return {"frame": frame, "area": area, "score": round(float(score), 6), "has_seg": bool(has_seg)}
+
+
+def write_answers(folder: Path, answers: Iterable[dict[str, Any]]) -> None:
+    """Write ``answers.json`` beside the masks of an expression, a line per frame."""
+    with naming_write_errors(folder):
+        (folder / "answers.json").write_text("[\n" + ",\n".join(map(json.dumps, answers)) + "\n]\n")
+
+
+@contextmanager
+def _write_codes(folder: Path, video: Video) -> Iterator[MaskWriter]:
+    """A line per result."""
+    path = folder / video[0].prediction_file
+    with whole_file(path) as temporary:
+
+        def write(frame: str, result: FrameResult) -> None:
+            ids = [video[row].exp_id for row in result.rows]
+            scores = [round(float(score), 6) for score in result.scores_R]
+            line = {
+                "frame": frame,
+                "size": list(result.masks_RHW.shape[1:]),
+                "masks": dict(zip(ids, map(encode_rle, result.masks_RHW), strict=True)),
+                "scores": dict(zip(ids, scores, strict=True)),
+                "has_seg": dict(zip(ids, map(bool, result.has_seg_R), strict=True)),
+            }
+            with naming_write_errors(path), temporary.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+        with naming_write_errors(path):
+            temporary.write_bytes(b"")
+        yield write
+
+
+def check_predictions_dir(predictions_dir: str | Path) -> None:
+    """Raise FileNotFoundError unless the folder exists: a misspelt path is no prediction that scores 0."""
+    if not Path(predictions_dir).is_dir():
+        raise FileNotFoundError(
+            f"no folder of predictions {predictions_dir}; expected <video>/<exp_id>/<frame>.png or <video>.jsonl in it"
+        )
+
+
+def open_predictions(folder: Path, video: Video) -> VideoPredictions:
+    """The predictions of one video, in the form they are found in; PNG where there are none.
+
+    Raises:
+        ValueError: both forms are there.
+    """
+    rle = folder / video[0].prediction_file
+    if not rle.is_file():
+        return PngPredictions(folder)
+    for e in video:
+        if (folder / e.prediction_dir).is_dir():
+            raise ValueError(f"{e.name} is predicted twice: {rle} and {folder / e.prediction_dir}; delete one")
+    return RlePredictions(rle, video)
+
+
+class VideoPredictions(ABC):
+    """The predictions for one video."""
+
+    problems: tuple[str, ...] = ()
+    """What is wrong with the form as a whole (RLE: lines that cannot be read)."""
+    warnings: tuple[str, ...] = ()
+    """What belongs to no expression or no frame of the video (RLE; for PNGs see ``unexpected_files``)."""
+
+    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> tuple[np.ndarray, dict[int, str]]:
+        """Read the masks of some frames.
+
+        Args:
+            expression: of the video.
+            frames: F indices.
+            size: (H, W) that masks must have.
+
+        Returns:
+            (F, H, W) bool, empty where a mask is missing, does not decode, or is of another size; and for each of
+            those its frame's index with a line that says what is wrong.
+        """
+        masks_FHW, unusable = np.zeros((len(frames), *size), bool), {}
+        for row, frame in enumerate(frames):
+            try:
+                masks_FHW[row] = self._mask(expression, expression.frames[frame], size)
+            except UnusablePrediction as error:
+                unusable[frame] = f"{expression.name}, frame {expression.frames[frame]}: {error}"
+        return masks_FHW, unusable
+
+    @abstractmethod
+    def no_answer(self, expression: Expression) -> str | None:
+        """A line that says so if there is nothing at all for this expression."""
+
+    @abstractmethod
+    def _mask(self, expression: Expression, frame: str, size: Size) -> np.ndarray:
+        """(H, W) of one frame, or UnusablePrediction."""
+
+
+class PngPredictions(VideoPredictions):
+    """One PNG for each expression and frame."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def no_answer(self, expression: Expression) -> str | None:
+        """See ``VideoPredictions``."""
+        folder = self.folder / expression.prediction_dir
+        return None if folder.is_dir() else f"no folder {folder} and no {self.folder / expression.prediction_file}"
+
+    def _mask(self, expression: Expression, frame: str, size: Size) -> np.ndarray:
+        return read_png(self.folder / expression.prediction_dir / f"{frame}.png", size)
+
+
+class RlePredictions(VideoPredictions):
+    """The run-length codes of one video, held compressed, about 1 kB a mask.
+
+    Args:
+        path: the file.
+        video: the expressions that are expected in it.
+
+    A line that cannot be read and a mask that is given twice are problems; masks of unknown expressions or frames are
+    warnings.
+    """
+
+    def __init__(self, path: Path, video: Video):
+        self.path = path
+        # By expression and frame: number of the line, counts, size.
+        self._codes: dict[str, dict[str, list[tuple[int, str, Size]]]] = {}
+        problems = []
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+            if not line:
+                continue
+            try:
+                frame, size, masks = _parse(line)
+                for exp_id, counts in masks.items():
+                    self._codes.setdefault(exp_id, {}).setdefault(frame, []).append((number, counts, size))
+            except ValueError as error:
+                problems.append(f"{path}, line {number}: {error}")
+        self.problems = tuple(problems)
+        self.warnings = tuple(self._unexpected(video))
+
+    def codes(self, expression: Expression, frames: Sequence[int], size: Size) -> list[list[str]]:
+        """The code of each frame's mask, alone in a list, without a look at whether it decodes.
+
+        Raises:
+            UnusablePrediction: one is missing, there twice, or of another size than (H, W).
+        """
+        return [[self._code(expression, expression.frames[frame], size)] for frame in frames]
+
+    def no_answer(self, expression: Expression) -> str | None:
+        """See ``VideoPredictions``."""
+        return None if expression.exp_id in self._codes else f"{self.path} has no mask of it"
+
+    def _mask(self, expression: Expression, frame: str, size: Size) -> np.ndarray:
+        counts = self._code(expression, frame, size)
+        try:
+            return decode_rle(counts, size)
+        except ValueError as error:
+            raise UnusablePrediction(f"its mask in {self.path} does not decode: {error}") from error
+
+    def _code(self, expression: Expression, frame: str, size: Size) -> str:
+        found = self._codes.get(expression.exp_id, {}).get(frame, [])
+        if not found:
+            raise UnusablePrediction(f"{self.path} has no mask of it")
+        if len(found) > 1:
+            lines = " and ".join(str(number) for number, *_ in found)
+            raise UnusablePrediction(f"{self.path} has it more than once, in lines {lines}")
+        number, counts, found_size = found[0]
+        if found_size != tuple(size):
+            raise UnusablePrediction(f"its mask in {self.path}, line {number}, is {wrong_size(found_size, size)}")
+        return counts
+
+    def _unexpected(self, video: Video) -> Iterator[str]:
+        for exp_id in sorted(self._codes.keys() - {expression.exp_id for expression in video}):
+            yield f"{self.path}: masks of no expression {exp_id!r}"
+        for e in video:
+            extra = sorted(self._codes.get(e.exp_id, {}).keys() - set(e.frames))
+            if extra:
+                yield f"{self.path}: {len(extra)} masks of expression {e.exp_id!r} in no frame, the first {extra[0]!r}"
+
+
+def _parse(line: bytes) -> tuple[str, Size, dict[str, str]]:
+    """Frame, size and masks of a line; ValueError if it is not as expected."""
+    try:
+        entry = json.loads(line, object_pairs_hook=distinct_keys)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError("is not complete JSON (damaged or cut short)") from error
+    match entry:
+        case {"frame": str(frame), "size": [int(height), int(width)], "masks": dict(masks)}:
+            if all(isinstance(counts, str) for counts in masks.values()):
+                return frame, (height, width), masks
+    raise ValueError(f"expected {{frame: name, size: [H, W], masks: {{exp_id: counts}}}}, found {entry!r:.80}")
+
+
+def unexpected_files(folder: Path, videos: Iterable[Video]) -> list[str]:
+    """Folders with PNGs of no expression, PNGs of no frame, and ``.jsonl`` files of no video, as sorted lines."""
+    videos = list(videos)
+    expected = {folder / expression.prediction_dir: expression.frames for video in videos for expression in video}
+    rle_files = {folder / video[0].prediction_file for video in videos}
+    lines = []
+    for name, subfolders, files in os.walk(folder):
+        subfolders.sort()
+        frames = expected.get(Path(name))
+        known = {f"{frame}.png" for frame in frames or ()}
+        pngs = sorted(file for file in files if file.endswith(".png") and file not in known)
+        if pngs:
+            nothing = "expression" if frames is None else f"frame, the first {pngs[0]}"
+            lines.append(f"{name}: {len(pngs)} PNGs of no {nothing}")
+        jsonl = (Path(name) / file for file in sorted(files) if file.endswith(".jsonl"))
+        lines += [f"{path}: masks of no video" for path in jsonl if path not in rle_files]
+    return lines
