@@ -36,9 +36,9 @@ from glus.data.transforms import clip_crop
 from glus.files import naming_write_errors
 from glus.inference.claims import Claims
 from glus.log import setup_logging
-from glus.models.build import build_glus
 from glus.models.features import feature_keys
 from glus.models.glus import Glus
+from glus.models.pretrained import build_glus
 from glus.models.weights import Target
 
 log = logging.getLogger(__name__)

@@ -27,9 +27,10 @@ from glus.config import PretrainConfig, load_config
 from glus.data.chat.llava import ConversationTokenizer, train_vocabulary
 from glus.files import write_text
 from glus.log import run_info, setup_logging
-from glus.models.build import build_glus, build_segmenter
-from glus.models.key_map import PROJECTOR_PREFIX
+from glus.models.build import build_segmenter
 from glus.models.mllm.llava import ClipEncoder, build_vision_tower
+from glus.models.pretrained import build_glus
+from glus.models.release_layout import PROJECTOR_PREFIX
 from glus.models.weight_files import write_pickle, write_tensors
 from glus.shapes.pretrain_clip import pretrain_clip
 from glus.shapes.pretrain_labels import draw_scenes

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from glus.config import Precision, Quantization, SettingsConfig
-from glus.models.build import LoadedModel, load_model, save_model
 from glus.models.mllm.adapters import Quantizer
 from glus.models.mllm.llava import LanguageModel, add_lora, build_llama
+from glus.models.pretrained import LoadedModel, load_model, save_model
 from tests.merging import merge_lora
 
 pytest.importorskip("bitsandbytes")

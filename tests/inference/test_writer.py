@@ -22,7 +22,7 @@ from glus.data.rle import decode_rle
 from glus.inference.claims import Claims
 from glus.inference.identity import prediction_identity
 from glus.inference.writer import IDENTITY_FILE, PredictionWriter, VideoWriter
-from glus.models.build import LoadedModel
+from glus.models.pretrained import LoadedModel
 from glus.types import Expression, FrameResult
 
 IDENTITY = {"dataset": {"name": "d"}, "inference": {"memory_stride": 3}}

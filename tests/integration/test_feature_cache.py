@@ -25,9 +25,9 @@ from glus.data.features import FeatureStore
 from glus.data.frames import FrameStore
 from glus.data.loader import build_loader, build_mixture
 from glus.losses.objective import build_objective
-from glus.models.build import build_glus
 from glus.models.features import feature_keys
 from glus.models.glus import Glus
+from glus.models.pretrained import build_glus
 from glus.tokens import Vocabulary
 from tests.integration.conftest import read_metrics
 from tools.cache_features import cache_features, towers_only

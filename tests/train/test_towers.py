@@ -12,7 +12,7 @@ from torch import nn
 
 from glus.config import FramesConfig
 from glus.data.chat.llava import ConversationTokenizer
-from glus.models.build import LoadedModel
+from glus.models.pretrained import LoadedModel
 from glus.shapes.pretrain_clip import pretrain_clip
 from glus.shapes.pretrain_labels import draw_scenes, patch_labels
 from glus.shapes.pretrain_llm import PLACE_CELLS, SentenceLabels, encode_scene, pretrain_llm
