@@ -29,8 +29,8 @@ from glus.inference.predictor import VideoPredictor
 from glus.inference.validation import Validation
 from glus.log import MetricsLog, setup_logging, write_run_folder
 from glus.losses.objective import build_objective
-from glus.models.build import build_glus, write_model_config
 from glus.models.glus import Glus
+from glus.models.pretrained import build_glus, write_model_config
 from glus.models.weights import Target
 from glus.tokens import Vocabulary
 from glus.train.checkpoint import Checkpoints, RunState, find_start

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from glus.config import FramesConfig, InferenceConfig
 from glus.inference import stream as clock
 from glus.inference.predictor import VideoPredictor
-from glus.models.build import build_glus
 from glus.models.glus import Glus
+from glus.models.pretrained import build_glus
 from glus.train.plan.trace import CostCounter, LikeOnGpu
 from tools.benchmark_inference import BenchmarkVideo, model_config, stand_in_tokenizer
 

@@ -25,8 +25,9 @@ from glus.config import (
     SegmenterConfig,
 )
 from glus.data.chat.llava import train_vocabulary
-from glus.models.build import LoadedModel, build_glus
 from glus.models.glus import Glus
+from glus.models.pretrained import LoadedModel, build_glus
+from glus.models.release import build_release, read_release
 from glus.tokens import Vocabulary
 from tests.merging import merge_lora
 from tests.released_layout import glus_tensors, write_checkpoint
@@ -65,6 +66,11 @@ SAM2_OVERRIDES = {
 def tiny_segmenter(**fields: Any) -> SegmenterConfig:
     """SAM2 at 64 pixels."""
     return SegmenterConfig("sam2_hiera_t", SAM2_OVERRIDES, multimask_fallback=False, **fields)
+
+
+def load_release(source: str | Path, segmenter: SegmenterConfig, clip: str | None = None) -> LoadedModel:
+    """A merged GLUS checkpoint as a model, in evaluation mode."""
+    return build_release(read_release(source, segmenter, clip))[0]
 
 
 def tiny_model_config(tokenizer: Path, vocab_size: int) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""Merging in place and at once, as one writes it first: what ``models.build.merged_tensors`` is compared with."""
+"""Merging in place and at once, as one writes it first: what ``models.pretrained.merged_tensors`` is compared with."""
 
 from __future__ import annotations
 

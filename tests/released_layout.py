@@ -1,7 +1,7 @@
 """Checkpoints in the authors' layouts, written for tests from a model of ours; the names are spelled out here anew.
 
 Source of the names and of config.json: METHOD 3 of the project's notes, that is what the authors' classes write under
-transformers 4.31. Nothing of ``glus.models.key_map`` is used, or a wrong table would agree with itself.
+transformers 4.31. Nothing of ``glus.models.release_layout`` is used, or a wrong table would agree with itself.
 """
 
 from __future__ import annotations

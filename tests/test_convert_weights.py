@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from glus.config import FuserGamma, Precision, SegHeadInit, SegmenterConfig
-from glus.models.build import LoadedModel, load_model, save_model
 from glus.models.glus import Glus
-from glus.models.release import load_release
+from glus.models.pretrained import LoadedModel, load_model, save_model
 from glus.models.weights import read_tensors
-from tests.conftest import tiny_segmenter
+from tests.conftest import load_release, tiny_segmenter
 from tests.released_layout import lisa_tensors, rewrite_weights, write_checkpoint
 from tools.convert_weights import convert, main, read_segmenter
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from glus.models.build import LoadedModel, load_model, save_model, trainable_names
+from glus.models.build import trainable_names
+from glus.models.pretrained import LoadedModel, load_model, save_model
 from tests.merging import merge_lora
 from tools.export import export
 

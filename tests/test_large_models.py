@@ -19,7 +19,7 @@ from glus.config import (
 )
 from glus.inference import predictor
 from glus.inference.segment import segment
-from glus.models.build import COMPLETE_FILE, CONFIG_FILE
+from glus.models.pretrained import COMPLETE_FILE, CONFIG_FILE
 from tests.inference.asking import ArrayVideo
 from tests.programs import load_script
 

@@ -108,8 +108,8 @@ def test_training_measures_procedures_and_a_step(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("has_engine", [False, True])
 def test_the_plan_is_that_of_the_optimizer_in_use(random_sizes: Sizes, has_engine: bool) -> None:
     from glus.config import TrainConfig, TrainerConfig
-    from glus.models.build import build_glus
-    from glus.train.plan.memory import BUCKET_NUMBERS
+    from glus.models.pretrained import build_glus
+    from glus.train.optim import BUCKET_NUMBERS
     from glus.train.plan.trace import trace_micro_batch
 
     config = TrainConfig(model=benchmark_inference.model_config(""), trainer=TrainerConfig(steps=1), output_dir="")

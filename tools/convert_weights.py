@@ -20,17 +20,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from glus.config import FuserGamma, SegHeadInit, SegmenterConfig, load_config
-from glus.models.build import UNQUANTIZED, load_model, merged_tensors, save_model
-from glus.models.release import build_release, load_lisa, read_release
-from glus.models.release_writer import save_release
-from glus.models.weight_files import LazyTensor
-from glus.models.weights import LoadReport, MisfitError, Target
+from glus.config import FuserGamma, Precision, SegHeadInit, SegmenterConfig, load_config
+from glus.models.build import DTYPES
+from glus.models.pretrained import load_to_merge, save_merged
+from glus.models.release import build_release, read_release, save_release
+from glus.models.weights import ON_DISK, LoadReport, MisfitError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_SHARD_GB = 10.0
 BYTES_PER_GB = 1e9
-ON_DISK = Target(stays_on_disk=True)
 
 
 def convert(
@@ -60,16 +57,9 @@ def convert(
     """
     _refuse_existing(output)
     fuser_gamma, segmenter.fuser_gamma = segmenter.fuser_gamma, FuserGamma.checkpoint  # the file keeps the true scales
-    if segmenter.weights:
-        model, reports = load_lisa(weights, segmenter, clip, seg_head_init, ON_DISK)
-    else:
-        model, reports = build_release(read_release(weights, segmenter, clip), target=ON_DISK)
-    config = model.config
-    config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
-    config.model.llm.tokenizer = "."
-    config.model.segmenter.fuser_gamma = fuser_gamma
-    tensors = {name: LazyTensor.of(value).to(dtype or value.dtype) for name, value in merged_tensors(model).items()}
-    save_model(output, tensors, config, model.vocabulary, metadata={"source": Path(weights).name})
+    model, reports = build_release(read_release(weights, segmenter, clip, seg_head_init), ON_DISK)
+    model.config.model.segmenter.fuser_gamma = fuser_gamma
+    save_merged(output, model, dtype, Path(weights).name)
     return reports
 
 
@@ -93,8 +83,7 @@ def to_release(
         FileNotFoundError, ValueError: ``weights`` cannot be loaded, or the layout cannot hold it.
     """
     _refuse_existing(output)
-    model = load_model(weights, settings=UNQUANTIZED, target=ON_DISK)
-    return save_release(output, model, dtype, safetensors, shard_bytes)
+    return save_release(output, load_to_merge(weights), dtype, safetensors, shard_bytes)
 
 
 def _refuse_existing(output: Path) -> None:
@@ -135,7 +124,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--seg-head-init", choices=[init.value for init in SegHeadInit], help="with --sam2; default: random"
     )
     parser.add_argument("--seed", type=int, default=0, help="of a [SEG] head at random")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the stored weights; default: exact")
+    parser.add_argument("--dtype", choices=[p.value for p in Precision], help="of the stored weights; default: exact")
     parser.add_argument("--to-release", action="store_true", help="the other direction: --weights is ours")
     parser.add_argument(
         "--format", choices=("bin", "safetensors"), help="with --to-release; default: bin, as published"
@@ -156,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING)
-    dtype = DTYPES[options.dtype] if options.dtype else None
+    dtype = DTYPES[Precision(options.dtype)] if options.dtype else None
     torch.manual_seed(options.seed)
     try:
         if options.to_release:

@@ -16,16 +16,12 @@ from pathlib import Path
 
 import torch
 
-from glus.config import to_yaml
+from glus.config import Precision
 from glus.files import whole_folder
 from glus.log import run_info
-from glus.models.build import UNQUANTIZED, LoadedModel, find_model_folder, load_model, merged_tensors, save_model
-from glus.models.weight_files import LazyTensor
-from glus.models.weights import Target
+from glus.models.build import DTYPES
+from glus.models.pretrained import CONFIG_FILE, LoadedModel, find_model_folder, load_to_merge, save_merged
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MERGED_PARTS = ("lora", "embeddings_new_rows", "lm_head_new_rows")
-"""Parts of ``model.trainable`` that an export no longer has."""
 RUN_FILES = ("metrics.jsonl", "run.json")
 
 
@@ -43,49 +39,44 @@ def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
     """
     if output.exists():
         raise FileExistsError(f"--output {output} exists: choose another folder, or remove it")
-    loaded = load_model(weights, settings=UNQUANTIZED, as_trained=True, target=Target(stays_on_disk=True))
-    tensors = {name: LazyTensor.of(value).to(dtype) for name, value in merged_tensors(loaded).items()}
-    config = loaded.config
-    config.model.llm.lora_rank = 0
-    config.model.trainable = [part for part in config.model.trainable if part not in MERGED_PARTS]
-    config.model.weights = None
-    config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
-    config.model.llm.tokenizer = "."
-    source = find_model_folder(weights)
+    loaded, source = load_to_merge(weights), find_model_folder(weights)
     with whole_folder(output) as temporary:
-        save_model(temporary, tensors, config, loaded.vocabulary, metadata={"source": source.name})
-        (temporary / "README.md").write_text(card(loaded, source, dtype))
+        save_merged(temporary, loaded, dtype, source.name)
+        (temporary / "README.md").write_text(card(loaded, source, dtype, (temporary / CONFIG_FILE).read_text()))
         for name in RUN_FILES:
             if (weights / name).is_file():
                 shutil.copyfile(weights / name, temporary / name)
 
 
-def card(loaded: LoadedModel, source: Path, dtype: torch.dtype) -> str:
-    """What the weights are and how they were made, as Markdown."""
+def card(loaded: LoadedModel, source: Path, dtype: torch.dtype, config: str) -> str:
+    """What the weights are and how they were made, as Markdown.
+
+    Args:
+        loaded: before it was merged.
+        source: its folder.
+        dtype: of the stored weights.
+        config: config.yaml beside them.
+    """
     merged = (".lora_", ".new_rows")
     parameters = sum(p.numel() for n, p in loaded.glus.named_parameters() if not any(part in n for part in merged))
     run_file = source.parents[1] / "run.json" if source.parent.name == "checkpoints" else source / "run.json"
     origin = json.loads(run_file.read_text()) if run_file.is_file() else {"command": "unknown"}
-    return "\n".join(
-        [
-            "# A GLUS model",
-            "",
-            f"{parameters:,} parameters, stored as {str(dtype).removeprefix('torch.')}; checkpoint {source.name}.",
-            "",
-            "Made by",
-            "",
-            "```json",
-            json.dumps(origin, indent=2),
-            "```",
-            "",
-            f"and exported with glus {run_info()['versions']['glus']}. Settings that travel with the weights:",
-            "",
-            "```yaml",
-            to_yaml(loaded.config).rstrip(),
-            "```",
-            "",
-        ]
-    )
+    return f"""# A GLUS model
+
+{parameters:,} parameters, stored as {str(dtype).removeprefix("torch.")}; checkpoint {source.name}.
+
+Made by
+
+```json
+{json.dumps(origin, indent=2)}
+```
+
+and exported with glus {run_info()["versions"]["glus"]}. Settings that travel with the weights:
+
+```yaml
+{config.rstrip()}
+```
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,10 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, help="run, checkpoint or model folder")
     parser.add_argument("--output", type=Path, required=True, help="new folder")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the stored weights")
+    parser.add_argument("--dtype", choices=[p.value for p in Precision], default="bf16", help="of the stored weights")
     options = parser.parse_args(arguments)
     try:
-        export(options.weights, options.output, DTYPES[options.dtype])
+        export(options.weights, options.output, DTYPES[Precision(options.dtype)])
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(options.output)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glus.config import HardwareConfig, TrainConfig, load_config
-from glus.models.build import build_glus
+from glus.models.pretrained import build_glus
 from glus.train.plan.advise import USABLE, recommend
 from glus.train.plan.memory import (
     GIB,

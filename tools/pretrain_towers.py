@@ -25,9 +25,10 @@ from glus.config import PretrainConfig, load_config
 from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.files import write_text
 from glus.log import run_info, setup_logging
-from glus.models.build import build_glus, build_segmenter
-from glus.models.key_map import PROJECTOR_PREFIX
+from glus.models.build import build_segmenter
 from glus.models.mllm.llava import ClipEncoder, build_vision_tower, llava_of
+from glus.models.pretrained import build_glus
+from glus.models.release_layout import PROJECTOR_PREFIX
 from glus.models.weight_files import write_pickle, write_tensors
 from glus.shapes.pretrain import ClipTower, LlmTower, Sam2Tower, Tower, pretrain
 from glus.shapes.scene import Scene, draw_scenes

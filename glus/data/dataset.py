@@ -15,7 +15,7 @@ from glus.data import sampling
 from glus.data.chat import wording as prompts
 from glus.data.chat.llava import LlavaChat
 from glus.data.frames import FrameStore
-from glus.data.masks import MaskStore
+from glus.data.mask_store import MaskStore
 from glus.types import Expression, ObjectKey
 
 

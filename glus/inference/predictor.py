@@ -28,8 +28,8 @@ from glus.data.sampling import context_indices_eval
 from glus.inference.asking import Pass
 from glus.inference.stream import FrameStream, StageClock
 from glus.inference.video_run import KeepsMask, VideoRun, schedule
-from glus.models.build import CONFIG_FILE, LoadedModel, find_model_folder, load_model
 from glus.models.glus import Glus
+from glus.models.pretrained import CONFIG_FILE, LoadedModel, find_model_folder, load_model
 from glus.models.weights import Target
 from glus.types import FrameResult
 
@@ -38,7 +38,7 @@ def check_folder_size(weights: str | Path, allow_cpu: bool) -> None:
     """``distributed.check_size`` of a model folder, before minutes of reading other things.
 
     Args:
-        weights: see ``models.build.find_model_folder``.
+        weights: see ``models.pretrained.find_model_folder``.
         allow_cpu: a large one may be run on the CPU.
 
     Raises:
@@ -56,7 +56,7 @@ def load_predictor(
     """A trained model, ready to segment: on this process's GPU, or on the CPU, there in float32 if not told otherwise.
 
     Args:
-        weights: model folder or run, see ``models.build.load_model``.
+        weights: model folder or run, see ``models.pretrained.load_model``.
         settings: override the model folder's, which is announced in the log.
         allow_cpu: see ``check_folder_size``.
 

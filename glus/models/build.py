@@ -1,57 +1,32 @@
-"""From config to network: the only place where a config meets a module, and the table of what is trained."""
+"""From config to network, with no weights but random ones: what is built, and the table of what is trained."""
 
 from __future__ import annotations
 
-import logging
-import shutil
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from glus import distributed
-from glus.config import (
-    FuserGamma,
-    ModelConfig,
-    ModelFolderConfig,
-    Precision,
-    Quantization,
-    SegHeadInit,
-    SegmenterConfig,
-    SettingsConfig,
-    load_config,
-    override_settings,
-    to_yaml,
-)
-from glus.files import whole_folder
-from glus.models import key_map
+from glus.config import FuserGamma, ModelConfig, Precision, Quantization, SegmenterConfig
 from glus.models.glus import Glus, IouHead, SegHead
 from glus.models.mllm.adapters import (
     NewRows,
     Quantizer,
     add_lora,
     check_quantization,
-    merged_weight,
-    plain_names,
     split_embeddings,
     split_head,
 )
 from glus.models.mllm.llava import ClipEncoder, Llava, build_llama, build_projector, build_vision_tower
-from glus.models.release_config import check_llm_config
 from glus.models.segmenter.sam2 import Sam2Segmenter, build_sam2
-from glus.models.weight_files import LazyTensor, Tensors, write_shards
-from glus.models.weights import LoadReport, Source, Target, load, read_clip_folder, read_tensors
+from glus.models.weights import Target
 from glus.tokens import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
-
-log = logging.getLogger(__name__)
 
 PARTS: dict[str, tuple[str, ...]] = {
     **Llava.PARTS,
@@ -67,54 +42,6 @@ _SPLITS = (("embeddings_new_rows", "embeddings", split_embeddings), ("lm_head_ne
 RANDOM_STD = 0.02
 """LLaMA's own, of weights that are to be measured with."""
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
-TRAINED_FILE = "trained.safetensors"
-COMPLETE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-SHARD_BYTES = 5 * 10**9
-"""A complete model that is larger is written as shards with an index."""
-CONFIG_FILE = "config.yaml"
-UNQUANTIZED = SettingsConfig(llm_quantization=Quantization.none)
-"""For a model that is merged: adapters go into the full-precision weights, also those trained over quantised ones."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model folder in memory."""
-
-    glus: Glus
-    vocabulary: Vocabulary
-    config: ModelFolderConfig
-
-
-def build_glus(config: ModelConfig, load_weights: bool = True, target: Target | None = None) -> Glus:
-    """The network, with the weights the config names, its trained parts marked by ``requires_grad``.
-
-    In a process group every rank calls this: rank 0 reads, and in the end all have the same tensors.
-
-    Args:
-        config: sizes, weights, trainable parts.
-        load_weights: False leaves everything at random and unquantised.
-        target: where the weights go; default: the CPU.
-
-    Raises:
-        FileNotFoundError: a weights file is missing.
-        ValueError: weights do not fit, or ``model.trainable`` names no part.
-    """
-    if not load_weights:
-        return assemble(config)
-    has_start, target = bool(config.weights), target or Target()
-    glus = assemble(config, has_start or bool(config.clip.weights), has_start or bool(config.llm.weights))
-    target = quantize(glus, config, target)
-    random = [*_tensors_with_values(glus).values()]
-    if config.weights:
-        load_start(glus, config.weights, target)
-    else:
-        load_parts(glus, config, target)
-    complete(glus, config, target)
-    if not target.stays_on_disk:
-        for tensor in random:  # those that are random still, though each rank drew them with the same seed
-            distributed.broadcast(tensor)
-    return glus.to(target.device)
 
 
 def build_random(config: ModelConfig, device: torch.device) -> Glus:
@@ -191,12 +118,6 @@ def _start_adapters(llama: LlamaForCausalLM) -> None:
                 layer.reset_lora_parameters(name, init_lora_weights=True)
 
 
-def _tensors_with_values(glus: Glus) -> dict[str, torch.Tensor]:
-    """Parameters and buffers that are not on the meta device."""
-    tensors: dict[str, torch.Tensor] = {**dict(glus.named_parameters()), **dict(glus.named_buffers())}
-    return {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
-
-
 def complete(glus: Glus, config: ModelConfig, target: Target) -> None:
     """Give the last tensors their values, which come from no file but follow from what was loaded."""
     embeddings = glus.mllm.clip.vision_model.embeddings
@@ -247,135 +168,6 @@ def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> S
     return Sam2Segmenter(build_sam2(config.variant, config.overrides), config.multimask_fallback, memory_gradient)
 
 
-def load_start(glus: Glus, folder: str, target: Target) -> None:
-    """Load all weights of another model, its adapters merged and its memory encoder as trained.
-
-    Either may have an IoU head alone: this one's is then at random, or the other's left aside.
-
-    Raises:
-        FileNotFoundError: ``folder`` is no model folder and no run.
-        ValueError: its tensors are not exactly these.
-    """
-
-    def read() -> Source:
-        start = load_model(folder, settings=UNQUANTIZED, as_trained=True, target=Target(stays_on_disk=True))
-        tensors = merged_tensors(start, widens=not target.stays_on_disk)
-        if glus.iou_head is None:
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("iou_head.")}
-        only = [name for name in loaded_names(glus) if start.glus.iou_head or not name.startswith("iou_head.")]
-        return under_adapters(glus, Source(folder, tensors, only))
-
-    load(glus, read, target)
-
-
-def loaded_names(glus: Glus) -> list[str]:
-    """Names of the tensors that another model has too, as they are without adapters."""
-    return [name for name in plain_names(glus) if not name.endswith(".new_rows")]
-
-
-def under_adapters(glus: Glus, source: Source) -> Source:
-    """Weights of a model without adapters for one that may have them."""
-    actual = plain_names(glus)
-    plain = {now: before for before, now in actual.items()}
-    return replace(
-        source,
-        tensors={actual.get(name, name): tensor for name, tensor in source.tensors.items()},
-        only=[actual[name] for name in source.only or loaded_names(glus)],
-        label=lambda name: source.label(plain.get(name, name)),
-    )
-
-
-def merged_tensors(model: LoadedModel, widens: bool = True) -> dict[str, torch.Tensor | LazyTensor]:
-    """The state dict with adapters and new rows merged, in the model's precision, each tensor made when it is read.
-
-    Args:
-        model: on disk or in memory.
-        widens: False leaves what merging does not change in its narrower type, which takes no memory.
-
-    Raises:
-        ValueError: a weight is quantised; its steps are coarser than what adapters learn.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    glus, dtype = model.glus, DTYPES[model.config.model.precision]
-    adapters = {f"{name}.": module for name, module in glus.named_modules() if isinstance(module, LoraLayer)}
-    tables = {f"{name}.weight": module for name, module in glus.named_modules() if isinstance(module, NewRows)}
-    merged: dict[str, torch.Tensor | LazyTensor] = {}
-    for name, value in glus.state_dict().items():
-        if ".lora_" in name or name.endswith(".new_rows"):
-            continue
-        adapted, base, _ = name.partition("base_layer.")
-        if not value.is_floating_point():
-            raise ValueError(f"{name} is quantised: load the model unquantised, then merge")
-        is_exact = torch.promote_types(value.dtype, dtype) is dtype
-        is_merged = bool(base) or name in tables
-        tensor = LazyTensor.of(value)
-        if widens or is_merged or not is_exact:
-            tensor = tensor.to(dtype)
-        if name in tables:
-            tensor = tensor.map(tables[name].with_rows)
-        if base and name.endswith(".weight"):
-            tensor = tensor.map(partial(merged_weight, adapters[adapted]))
-        merged[adapted + name.removeprefix(adapted + base)] = tensor
-    return merged
-
-
-def load_parts(glus: Glus, config: ModelConfig, target: Target | None = None) -> dict[str, LoadReport]:
-    """Load the pretrained towers the config names, each strictly.
-
-    Returns:
-        Name of the config's field -> what was loaded, under the file's names.
-
-    Raises:
-        FileNotFoundError: a weights file is missing.
-        ValueError: weights do not fit, or ``model.seg_head_init`` asks for a head without ``model.llm.weights``.
-    """
-    reports, target = {}, target or Target()
-    if clip := config.clip.weights:
-        reports["model.clip.weights"] = load(
-            glus.mllm.clip.vision_model, lambda: Source(clip, dict(read_clip_folder(clip))), target
-        )
-    if config.segmenter.weights:
-        reports["model.segmenter.weights"] = load(glus, lambda: _segmenter_source(glus, config), target)
-    if config.llm.weights:
-        reports["model.llm.weights"] = load(glus, lambda: _language_source(glus, config), target)
-    elif config.seg_head_init is SegHeadInit.lisa:
-        raise ValueError("model.seg_head_init=lisa: set model.llm.weights to the folder of LISA-7B-v1, which holds it")
-    return reports
-
-
-def _segmenter_source(glus: Glus, config: ModelConfig) -> Source:
-    assert config.segmenter.weights is not None
-    renamed = key_map.SAM2.rename(read_tensors(config.segmenter.weights))
-    names = [name for name in glus.state_dict() if name.startswith("segmenter.sam.")]
-    return Source(config.segmenter.weights, dict(renamed.tensors), names, key_map.SAM2.label)
-
-
-def _language_source(glus: Glus, config: ModelConfig) -> Source:
-    """The LLM, and the projector where the file holds LLaVA's, and the [SEG] head if ``seg_head_init`` says so.
-
-    LISA-7B-v1 is such a file: all rows of GLUS's tokens are in it, so none is added; its SAM-1 is left aside.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is of another LLM.
-    """
-    place = config.llm.weights
-    assert place is not None
-    keys = key_map.lisa(config.seg_head_init)
-    check_llm_config(Path(place), config)
-    tensors = read_tensors(place)
-    key_map.check_inv_freq(tensors, config.llm.architecture, place)
-    renamed = keys.rename(tensors)
-    parts = ["mllm.llama."]
-    parts += ["mllm.projector."] if any(name.startswith("mllm.projector.") for name in renamed.tensors) else []
-    parts += ["seg_head."] if config.seg_head_init is SegHeadInit.lisa else []
-    names = [name for name in loaded_names(glus) if name.startswith(tuple(parts))]
-    hint = key_map.lisa_hint(renamed)
-    source = Source(place, dict(renamed.tensors), names, keys.label, renamed.dropped, renamed.unknown, hint)
-    return under_adapters(glus, source)
-
-
 def mark_trainable(glus: Glus, parts: list[str]) -> None:
     """Set ``requires_grad`` of every parameter: True where a part of ``parts`` contains it, else False.
 
@@ -398,101 +190,3 @@ def mark_trainable(glus: Glus, parts: list[str]) -> None:
 def trainable_names(glus: nn.Module) -> list[str]:
     """Names of the parameters that are trained."""
     return [name for name, parameter in glus.named_parameters() if parameter.requires_grad]
-
-
-def save_model(
-    folder: str | Path,
-    tensors: Tensors,
-    config: ModelFolderConfig,
-    vocabulary: Vocabulary,
-    metadata: dict[str, str],
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Write a folder of a complete model: config, tokenizer, weights. It appears whole or not at all.
-
-    Args:
-        folder: must not exist.
-        tensors: the whole state dict.
-        config: what ``load_model`` builds from.
-        vocabulary: its files are copied.
-        metadata: strings kept in the weights file (where it comes from).
-        shard_bytes: size of a file at most.
-
-    Raises:
-        OSError: it cannot be written, or is there.
-    """
-    with whole_folder(Path(folder)) as temporary:
-        write_model_config(temporary, config, vocabulary)
-        write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
-
-
-def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: Vocabulary) -> None:
-    """Write all of a model folder but its weights: what ``load_model`` builds from, and the tokenizer."""
-    (folder / CONFIG_FILE).write_text(to_yaml(config))
-    for name in ("tokenizer.model", "added_tokens.json"):
-        shutil.copyfile(vocabulary.folder / name, folder / name)
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a model folder holds all tensors, not only those that were trained."""
-    return (folder / COMPLETE_FILE).is_file() or (folder / INDEX_FILE).is_file()
-
-
-def find_model_folder(path: str | Path) -> Path:
-    """The model folder that ``path`` is, or the newest checkpoint of the run folder that it is.
-
-    Raises:
-        FileNotFoundError: neither.
-    """
-    path = Path(path)
-    if is_complete(path) or (path / TRAINED_FILE).is_file():
-        return path
-    checkpoints = [p for p in path.glob("checkpoints/step_*") if p.suffix != ".tmp"]
-    if not checkpoints:
-        raise FileNotFoundError(
-            f"weights={path}: neither a model folder ({COMPLETE_FILE} or {TRAINED_FILE}) nor a run with checkpoints/"
-        )
-    return max(checkpoints, key=lambda p: int(p.name.removeprefix("step_")))
-
-
-def load_model(
-    path: str | Path,
-    precision: Precision | None = None,
-    settings: SettingsConfig | None = None,
-    as_trained: bool = False,
-    target: Target | None = None,
-) -> LoadedModel:
-    """Build and strictly load a model folder (or the newest checkpoint of a run), in evaluation mode.
-
-    Args:
-        path: see ``find_model_folder``.
-        precision: replaces the saved one; None keeps it.
-        settings: override the folder's; each that changes something is logged.
-        as_trained: whatever ``fuser_gamma`` says, keep the memory encoder's scales as the weights have them; for a
-            model that is to be stored or trained on.
-        target: where the weights go; default: the CPU.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: weights or config do not fit: they are not exactly the model's tensors (all of an export), or its
-            trainable ones (of a checkpoint).
-    """
-    folder, target = find_model_folder(path), target or Target()
-    config = load_config(ModelFolderConfig, OmegaConf.load(folder / CONFIG_FILE))  # type: ignore[arg-type]
-    config, changes = override_settings(config, settings or SettingsConfig())
-    for change in changes:
-        log.warning("%s: %s", path, change)
-    if precision is not None:
-        config.model.precision = precision
-    config.model.llm.tokenizer = str(folder)
-    gamma = FuserGamma.checkpoint if as_trained else config.model.segmenter.fuser_gamma
-    model = replace(config.model, segmenter=replace(config.model.segmenter, fuser_gamma=gamma))
-    if is_complete(folder):
-        glus = assemble(model, is_clip_empty=True, is_llm_empty=True)
-        target = quantize(glus, model, target)
-        load(glus, lambda: Source(folder, key_map.current_names(read_tensors(folder))), target)
-    else:
-        glus, file = build_glus(model, target=target), folder / TRAINED_FILE
-        load(glus, lambda: Source(file, key_map.current_names(read_tensors(file)), trainable_names(glus)), target)
-    complete(glus, model, target)
-    return LoadedModel(glus.eval().to(target.device), Vocabulary(folder), config)

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-import struct
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from glus.files import hidden_sibling, naming_write_errors, whole_file
-
-_SAFETENSORS_TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_ALIGNMENT = 64
-"""Bytes; at least that of any type."""
 
 
 @dataclass(frozen=True)
@@ -60,65 +48,38 @@ class LazyTensor:
 
     def to(self, dtype: torch.dtype) -> LazyTensor:
         """The same values in another type."""
-        if dtype is self.dtype:
-            return self
-        return replace(self, dtype=dtype, read=lambda: self.read().to(dtype), is_stored=False)
+        return self if dtype is self.dtype else replace(self.map(lambda value: value.to(dtype)), dtype=dtype)
 
 
 Tensors = Mapping[str, torch.Tensor | LazyTensor]
 
 
 class SafetensorsFile:
-    """A safetensors file that is written one tensor at a time, which the library cannot do.
-
-    Format: https://huggingface.co/docs/safetensors (length of the header, header, the tensors one after the other).
+    """A safetensors file whose tensors come one by one, which the library cannot write: until it is closed, they lie in
+    nameless files beside it instead of in memory.
 
     Args:
-        path: is written at once; rename it, or its folder, when it is complete.
-        layout: shape and type of the tensors by name, in the order in which they will come; types that take more
-            bytes come first, so that every tensor is aligned.
-        metadata: strings kept in the header.
+        path: is written when the file is closed; rename it, or its folder, when it is complete.
+        layout: shapes and types of the tensors by name, in the order in which they will come.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
-        metadata: Mapping[str, str] | None = None,
-    ):
-        self._layout = iter(layout.values())
-        self._file = path.open("wb")
-        self._file.write(self._header(layout, metadata or {}))
-
-    @classmethod
-    def size(cls, layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> int:
-        """Bytes of the whole file, without metadata."""
-        content = sum(dtype.itemsize * math.prod(shape) for shape, dtype in layout.values())
-        return len(cls._header(layout, {})) + content
+    def __init__(self, path: Path, layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]]):
+        self._path, self._expected = path, iter(layout.items())
+        self._tensors: dict[str, torch.Tensor] = {}
 
     def append(self, tensor: torch.Tensor) -> None:
-        """Write the next tensor: of the shape and type that were announced, on any device."""
-        assert (tuple(tensor.shape), tensor.dtype) == next(self._layout), (tensor.shape, tensor.dtype)
-        values = tensor.detach().cpu().contiguous().flatten()
-        self._file.write(values.view(torch.uint8).numpy().data)
+        """Take the next tensor: of the shape and type that were announced, on any device.
 
-    @staticmethod
-    def _header(layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]], metadata: Mapping[str, str]) -> bytes:
-        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-        end, widths = 0, [dtype.itemsize for _, dtype in layout.values()]
-        assert widths == sorted(widths, reverse=True), "wide types come first"
-        for name, (shape, dtype) in layout.items():
-            start, end = end, end + dtype.itemsize * math.prod(shape)
-            header[name] = {"dtype": _SAFETENSORS_TYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        return struct.pack("<Q", len(text)) + text
+        Raises:
+            OSError: there is no room for it.
+        """
+        name, expected = next(self._expected)
+        assert (tuple(tensor.shape), tensor.dtype) == expected, (name, tensor.shape, tensor.dtype)
+        self._tensors[name] = _spilled(self._path, tensor)
 
     def close(self) -> None:
-        """Write what is still in memory, down to the disk."""
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        """Write the file."""
+        _save(self._tensors, self._path, {})
 
 
 def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
@@ -128,16 +89,15 @@ def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, str
         OSError: it cannot be written.
     """
     path = Path(path)
-    named = ((name, LazyTensor.of(tensor)) for name, tensor in tensors.items())
-    content = dict(sorted(named, key=lambda item: -item[1].dtype.itemsize))
-    layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in content.items()}
-    with (
-        whole_file(path) as temporary,
-        naming_write_errors(path),
-        closing(SafetensorsFile(temporary, layout, metadata)) as file,
-    ):
-        for tensor in content.values():
-            file.append(tensor.read())
+    with whole_file(path) as temporary, naming_write_errors(path):
+        _save(_materialise(path, tensors), temporary, metadata)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    try:
+        save_file(tensors, path, dict(metadata))
+    except SafetensorError as error:  # all that can fail here is the system
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def write_pickle(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -165,41 +125,44 @@ def write_shards(folder: Path, tensors: Tensors, ending: str, shard_bytes: int, 
         metadata: strings kept in safetensors files.
     """
     stem = {"safetensors": "model", "bin": "pytorch_model"}[ending]
-    content = {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
     split = split_state_dict_into_shards_factory(
-        content,
-        get_storage_size=lambda tensor: tensor.nbytes,
+        dict(tensors),
+        get_storage_size=lambda tensor: LazyTensor.of(tensor).nbytes,
         filename_pattern=f"{stem}{{suffix}}.{ending}",
         max_shard_size=shard_bytes,
     )
     for name, members in split.filename_to_tensors.items():
-        shard = {member: content[member] for member in members}
+        shard = {member: tensors[member] for member in members}
         if ending == "safetensors":
             write_tensors(folder / name, shard, metadata)
         else:
-            write_pickle(folder / name, _read_beside(folder / name, shard))
+            with naming_write_errors(folder / name):
+                values = _materialise(folder / name, shard)
+            write_pickle(folder / name, values)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
         (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _read_beside(path: Path, shard: Mapping[str, LazyTensor]) -> dict[str, torch.Tensor]:
-    """All tensors of a pickle, which ``torch.save`` wants at once: those that are computed lie in a nameless file
-    beside ``path``, for as long as they are used, instead of in memory."""
-    computed = {name: tensor for name, tensor in shard.items() if not tensor.is_stored}
-    sizes = [math.ceil(tensor.nbytes / _ALIGNMENT) * _ALIGNMENT for tensor in computed.values()]
-    values, start = {}, 0
-    if sum(sizes):
-        scratch = hidden_sibling(path.with_name(f"{path.name}.values"))
-        with naming_write_errors(path), scratch.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, sum(sizes))  # a full disk is told here, not by a signal later
-        room = torch.UntypedStorage.from_file(str(scratch), shared=True, nbytes=sum(sizes))
-        scratch.unlink()
-        for (name, tensor), size in zip(computed.items(), sizes, strict=True):
-            place = torch.empty(0, dtype=tensor.dtype).set_(room[start : start + tensor.nbytes])
-            values[name] = place.view(tensor.shape).copy_(tensor.read())
-            start += size
-    return {name: values[name] if name in values else _whole(tensor.read()) for name, tensor in shard.items()}
+def _materialise(path: Path, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """All tensors of a file, which the libraries want at once: those that are computed lie beside ``path`` on the disk,
+    for as long as they are used, instead of in memory."""
+    lazy = {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
+    return {name: _whole(item.read()) if item.is_stored else _spilled(path, item.read()) for name, item in lazy.items()}
+
+
+def _spilled(path: Path, tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU whose memory is a nameless file beside ``path``."""
+    if not tensor.numel():
+        return tensor.cpu()
+    scratch = hidden_sibling(path.with_name(f"{path.name}.values"))
+    with scratch.open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, tensor.nbytes)  # a full disk is told here, not by a signal later
+            copy = torch.from_file(str(scratch), shared=True, size=tensor.numel(), dtype=tensor.dtype)
+        finally:
+            scratch.unlink()
+    return copy.view(tensor.shape).copy_(tensor.detach())
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

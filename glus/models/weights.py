@@ -8,10 +8,10 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import call
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -42,44 +42,34 @@ class LoadReport:
     """What a strict load found, by tensor name."""
 
     matched: int
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    wrong_shape: tuple[str, ...]
-    bad_values: tuple[str, ...] = ()
-    """Not floating point, or holding NaN or infinity."""
+    problems: Mapping[str, Sequence[str]]
+    """What is wrong (``missing``, ``unexpected``, ``wrong shape``, and ``bad values``: not floating point, or NaN or
+    infinite) -> the tensors of which it is true."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """What was left aside knowingly -> number of tensors."""
 
     @property
     def is_clean(self) -> bool:
         """Every wanted tensor was there, in its shape and finite, and nothing else."""
-        return not (self.missing or self.unexpected or self.wrong_shape or self.bad_values)
-
-    def kinds(self) -> dict[str, tuple[str, ...]]:
-        """What is wrong -> the tensors of which it is true."""
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "wrong shape": self.wrong_shape}
-        return kinds | ({"bad values": self.bad_values} if self.bad_values else {})
+        return not any(self.problems.values())
 
     def __str__(self) -> str:
-        kinds = self.kinds()
-        counts = ", ".join([f"{self.matched} matched", *(f"{len(names)} {kind}" for kind, names in kinds.items())])
+        counts = [f"{self.matched} matched", *(f"{len(names)} {kind}" for kind, names in self.problems.items())]
         dropped = [f"dropped: {', '.join(f'{n} {what}' for what, n in self.dropped.items())}"] if self.dropped else []
         lists = [
             f"{kind}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-            for kind, names in kinds.items()
+            for kind, names in self.problems.items()
             if names
         ]
-        return "; ".join([counts, *dropped, *lists])
+        return "; ".join([", ".join(counts), *dropped, *lists])
 
     def table(self) -> str:
         """One line per count, and below each the names of all tensors that are not as they should be."""
-        rows: list[tuple[str, int, tuple[str, ...]]] = [("matched", self.matched, ())]
+        rows: list[tuple[str, int, Sequence[str]]] = [("matched", self.matched, ())]
         rows += [(f"dropped: {what}", number, ()) for what, number in self.dropped.items()]
-        rows += [(kind, len(names), names) for kind, names in self.kinds().items()]
+        rows += [(kind, len(names), names) for kind, names in self.problems.items()]
         width = max(len(title) for title, _, _ in rows)
-        lines = []
-        for title, number, names in rows:
-            lines += [f"{title:<{width}}  {number:>6}", *(f"    {name}" for name in names)]
+        lines = ["\n    ".join([f"{title:<{width}}  {number:>6}", *names]) for title, number, names in rows]
         return "\n".join(lines)
 
 
@@ -93,12 +83,12 @@ class MisfitError(ValueError):
     """
 
     def __init__(self, source: str | Path, report: LoadReport, hint: str = ""):
-        super().__init__(f"weights of {source} do not fit: {report}{f' ({hint})' if hint else ''}")
-        self.source, self.report, self.hint = source, report, hint
+        super().__init__(source, report, hint)  # as arguments, so that it can travel to other processes
+        self.report = report
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For the way to other processes."""
-        return type(self), (self.source, self.report, self.hint)
+    def __str__(self) -> str:
+        source, report, hint = self.args
+        return f"weights of {source} do not fit: {report}{f' ({hint})' if hint else ''}"
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
@@ -140,8 +130,7 @@ def _read_folder(folder: Path) -> dict[str, torch.Tensor]:
             return _read_indexed(folder / index)
         files = sorted(folder.glob(pattern))
         if files:
-            _check_shards_complete(files)
-            return _join({file: read_tensors(file) for file in files})
+            return _read_shards(files)
     raise FileNotFoundError(f"no *.safetensors or pytorch_model*.bin file in {folder}")
 
 
@@ -151,42 +140,37 @@ def _read_indexed(index: Path) -> dict[str, torch.Tensor]:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f'{index} is no index (expected JSON with "weight_map": {{tensor: file}})') from error
-    shards = {name: read_tensors(_shard(index, name)) for name in sorted(set(weight_map.values()))}
-    for name, tensors in shards.items():
-        listed = {key for key, file in weight_map.items() if file == name}
+    joined: dict[str, torch.Tensor] = {}
+    for name in sorted(set(weight_map.values())):
+        file = index.parent / name
+        if file.parent != index.parent or not file.is_file():
+            raise FileNotFoundError(f"{index} names the shard {name!r}, which is not in {index.parent}")
+        tensors, listed = read_tensors(file), {key for key, shard in weight_map.items() if shard == name}
         if listed != tensors.keys():
             absent, extra = sorted(listed - tensors.keys()), sorted(tensors.keys() - listed)
             raise ValueError(
-                f"{index.parent / name} and {index.name} contradict each other: listed but not in the file "
+                f"{file} and {index.name} contradict each other: listed but not in the file "
                 f"{absent[:_SHOWN]} ({len(absent)}), in the file but not listed {extra[:_SHOWN]} ({len(extra)}); "
                 "copy both again from the same source"
             )
-    return _join({index.parent / name: tensors for name, tensors in shards.items()})
+        joined |= tensors
+    return joined
 
 
-def _shard(index: Path, name: str) -> Path:
-    if Path(name).name != name or not (index.parent / name).is_file():
-        raise FileNotFoundError(f"{index} names the shard {name!r}, which is not in {index.parent}")
-    return index.parent / name
-
-
-def _check_shards_complete(files: list[Path]) -> None:
-    """Shards without an index carry their number and their total in their names."""
-    found = [match for match in (_SHARD.fullmatch(file.name) for file in files) if match]
+def _read_shards(files: list[Path]) -> dict[str, torch.Tensor]:
+    """All tensors of files without an index; shards carry their number and their total in their names."""
+    folder, found = files[0].parent, [match for match in (_SHARD.fullmatch(file.name) for file in files) if match]
     totals = {int(match[2]) for match in found}
     if len(totals) > 1 or (found and len(found) != len(files)):
-        raise ValueError(f"{files[0].parent} mixes shards of several models: {[file.name for file in files]}")
+        raise ValueError(f"{folder} mixes shards of several models: {[file.name for file in files]}")
     absent = sorted(set(range(1, max(totals, default=0) + 1)) - {int(match[1]) for match in found})
     if absent:
-        raise FileNotFoundError(f"{files[0].parent} lacks shards {absent} of {totals.pop()}")
-
-
-def _join(shards: Mapping[Path, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        raise FileNotFoundError(f"{folder} lacks shards {absent} of {totals.pop()}")
     joined: dict[str, torch.Tensor] = {}
-    for file, tensors in shards.items():
-        twice = sorted(joined.keys() & tensors.keys())
-        if twice:
-            raise ValueError(f"{file} repeats tensors of another file in {file.parent}: {', '.join(twice[:_SHOWN])}")
+    for file in files:
+        tensors = read_tensors(file)
+        if twice := sorted(joined.keys() & tensors.keys()):
+            raise ValueError(f"{file} repeats tensors of another file in {folder}: {', '.join(twice[:_SHOWN])}")
         joined |= tensors
     return joined
 
@@ -210,9 +194,24 @@ class Source:
     hint: str = ""
     """What may be the reason if it fails."""
 
-    def misfit(self, report: LoadReport) -> MisfitError:
-        """The error that says what does not fit."""
-        return MisfitError(self.place, report, self.hint)
+    def report(self, num_fitting: int, misfits: Mapping[str, Sequence[str]], bad: Mapping[str, str]) -> LoadReport:
+        """What was found of it.
+
+        Args:
+            num_fitting: tensors of the right names and shapes.
+            misfits: what is wrong with names and shapes -> tensors of which it is true.
+            bad: what is wrong with the values of tensors that fit, by name.
+
+        Raises:
+            MisfitError: anything is wrong.
+        """
+        values = [f"{self.label(name)} {problem}" for name, problem in sorted(bad.items())]
+        problems = {**misfits, **({"bad values": values} if values else {})}
+        report = LoadReport(num_fitting - len(values), problems, self.dropped)
+        if not report.is_clean:
+            raise MisfitError(self.place, report, self.hint)
+        log.info("%s: %s", self.place, report)
+        return report
 
 
 @dataclass(frozen=True)
@@ -225,6 +224,11 @@ class Target:
     """The module is only to be written again: its tensors are left in their files, mapped, in the files' types."""
     pack: Callable[[str, torch.Tensor], torch.Tensor] = field(default=lambda name, value: value)
     """Makes of a tensor, by its name, what the module holds in its place: quantised weights."""
+
+
+IN_MEMORY = Target()
+ON_DISK = Target(stays_on_disk=True)
+_FITS: dict[str, Sequence[str]] = {"missing": (), "unexpected": (), "wrong shape": ()}
 
 
 def load(module: nn.Module, read: Callable[[], Source], target: Target) -> LoadReport:
@@ -252,7 +256,7 @@ def load(module: nn.Module, read: Callable[[], Source], target: Target) -> LoadR
         FileNotFoundError, ValueError: of ``read``.
     """
     own, opened = module.state_dict(), list[Source]()
-    on_reader = _alone if target.stays_on_disk else distributed.on_main
+    on_reader = call if target.stays_on_disk else distributed.on_main
 
     def open_source() -> list[str]:
         source = read()
@@ -262,8 +266,8 @@ def load(module: nn.Module, read: Callable[[], Source], target: Target) -> LoadR
 
     names = on_reader(open_source)
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    values, problems = _receive(own, names, trained, opened[0] if opened else None, target)
-    report = on_reader(lambda: _check_values(len(names), problems, opened[0]))
+    values, problems = _receive(own, names, trained, opened[0] if opened else Source("", {}), target)
+    report = on_reader(lambda: opened[0].report(len(names), _FITS, problems))
     with torch.no_grad():
         for name in names:
             if own[name].is_meta or target.stays_on_disk:
@@ -271,20 +275,6 @@ def load(module: nn.Module, read: Callable[[], Source], target: Target) -> LoadR
             else:
                 own[name].copy_(values.pop(name))
     return report
-
-
-Result = TypeVar("Result")
-
-
-def _alone(function: Callable[[], Result]) -> Result:
-    return function()
-
-
-def load_strict(
-    module: nn.Module, tensors: Mapping[str, torch.Tensor], source: str | Path, only: Iterable[str] | None = None
-) -> LoadReport:
-    """``load`` of tensors that are there already, into a module on the CPU; they are kept."""
-    return load(module, lambda: Source(source, dict(tensors), only), Target())
 
 
 def _check_fit(own: Mapping[str, torch.Tensor], source: Source) -> None:
@@ -295,48 +285,43 @@ def _check_fit(own: Mapping[str, torch.Tensor], source: Source) -> None:
     """
     tensors, label = source.tensors, source.label
     wanted = set(own if source.only is None else source.only)
-    shared = sorted(wanted & tensors.keys())
-    wrong = [name for name in shared if tensors[name].shape != own[name].shape]
-    integers = [name for name in shared if name not in wrong and not tensors[name].dtype.is_floating_point]
-    report = LoadReport(
-        matched=0,
-        missing=tuple(sorted(label(name) for name in wanted - tensors.keys())),
-        unexpected=tuple(sorted([*(label(name) for name in tensors.keys() - wanted), *source.unknown])),
-        wrong_shape=tuple(
-            f"{label(name)} is {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}" for name in wrong
-        ),
-        bad_values=tuple(integers),
-        dropped=source.dropped,
-    )
-    if report.is_clean:
-        return
-    fitting = [name for name in shared if name not in wrong]
-    problems = {name: _value_problem(LazyTensor.of(tensors[name]).read()) for name in fitting}
-    bad = tuple(f"{label(name)} {problem}" for name, problem in problems.items() if problem)
-    raise source.misfit(replace(report, matched=len(fitting) - len(bad), bad_values=bad))
+    shared = wanted & tensors.keys()
+    fitting = sorted(name for name in shared if tensors[name].shape == own[name].shape)
+    misfits = {
+        "missing": [label(name) for name in wanted - shared],
+        "unexpected": [*(label(name) for name in tensors.keys() - wanted), *source.unknown],
+        "wrong shape": [
+            f"{label(name)} is {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in shared.difference(fitting)
+        ],
+    }
+    if any(misfits.values()) or not all(tensors[name].dtype.is_floating_point for name in fitting):
+        problems = {name: _value_problem(LazyTensor.of(tensors[name]).read()) for name in fitting}
+        bad = {name: problem for name, problem in problems.items() if problem}
+        source.report(len(fitting), {kind: sorted(names) for kind, names in misfits.items()}, bad)
 
 
 def _receive(
-    own: Mapping[str, torch.Tensor], names: list[str], trained: set[str], source: Source | None, target: Target
+    own: Mapping[str, torch.Tensor], names: list[str], trained: set[str], source: Source, target: Target
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors where they belong, read from ``source`` or, where that is None, sent by the process that reads.
+    """The tensors where they belong, read from ``source`` or, where it is empty, sent by the process that reads.
 
     Returns:
         Tensors by name, and for those whose values are none, what is wrong with them.
     """
     values: dict[str, torch.Tensor] = {}
     problems: dict[str, str] = {}
-    num_bytes = sum(LazyTensor.of(tensor).nbytes for tensor in source.tensors.values()) if source is not None else 0
-    progress = LoadProgress(source.place if source is not None else "", len(names), num_bytes)
+    num_bytes = sum(LazyTensor.of(tensor).nbytes for tensor in source.tensors.values())
+    progress = LoadProgress(source.place, len(names), num_bytes)
     for name in names:
-        read = LazyTensor.of(source.tensors.pop(name)) if source is not None else None
+        read = LazyTensor.of(source.tensors.pop(name)) if name in source.tensors else None
         value = _settle(own[name], read, name in trained, target)
         if not target.stays_on_disk:
             distributed.broadcast(value)
         if read is not None:
             progress.advance(read.nbytes)
-            problem = _value_problem(value)
-            problems |= {name: problem} if problem else {}
+            if problem := _value_problem(value):
+                problems[name] = problem
         values[name] = target.pack(name, value)
     return values, problems
 
@@ -349,20 +334,6 @@ def _settle(place: torch.Tensor, read: LazyTensor | None, is_trained: bool, targ
             return read.read().contiguous()
     value = torch.empty(place.shape, dtype=place.dtype, device=target.device if place.is_meta else place.device)
     return value if read is None else value.copy_(read.read())
-
-
-def _check_values(num_tensors: int, problems: Mapping[str, str], source: Source) -> LoadReport:
-    """The report on tensors that all fit.
-
-    Raises:
-        MisfitError: there are problems with their values.
-    """
-    bad = tuple(f"{source.label(name)} {problems[name]}" for name in sorted(problems))
-    report = LoadReport(num_tensors - len(bad), (), (), (), bad, source.dropped)
-    if bad:
-        raise source.misfit(report)
-    log.info("%s: %s", source.place, report)
-    return report
 
 
 def _place(module: nn.Module, name: str, value: torch.Tensor) -> None:
@@ -382,25 +353,3 @@ def _value_problem(value: torch.Tensor) -> str:
     if value.numel() and not all(bool(end.isfinite()) for end in value.aminmax()):  # both are NaN if one value is
         return f"holds {int((~torch.isfinite(value)).sum())} values that are NaN or infinite"
     return ""
-
-
-def read_clip_folder(folder: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of a transformers CLIP vision tower in a local folder, under the names of transformers 5.
-
-    transformers 4 put ``vision_model.`` before every name; its position ids are a constant and are dropped. In a
-    folder of a whole CLIP, as OpenAI's are, the text tower and the two projections are left aside.
-
-    Raises:
-        FileNotFoundError: the folder has no weights file.
-    """
-    folder = Path(folder)
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            tensors = read_tensors(folder / name)
-            break
-    else:
-        raise FileNotFoundError(f"model.clip.weights={folder}: no model.safetensors or pytorch_model.bin there")
-    if any(name.startswith("text_model.") for name in tensors):
-        tensors = {name: value for name, value in tensors.items() if name.startswith("vision_model.")}
-    tensors = {name.removeprefix("vision_model."): value for name, value in tensors.items()}
-    return {name: value for name, value in tensors.items() if not name.endswith("embeddings.position_ids")}

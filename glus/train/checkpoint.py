@@ -34,8 +34,7 @@ from safetensors.torch import save
 from glus import distributed
 from glus.config import TrainConfig, load_config
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
-from glus.models.build import TRAINED_FILE
-from glus.models.key_map import current_names
+from glus.models.pretrained import TRAINED_FILE, current_names
 from glus.models.weight_files import SafetensorsFile
 from glus.train.engine import Engine, OptimizerTensor
 from glus.types import ObjectKey

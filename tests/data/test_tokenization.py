@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from glus.data.chat.llava import LlavaChat, common_prefix, train_vocabulary
+from glus.data.chat.llava import LlavaChat, train_vocabulary
+from glus.data.chat.tree import common_prefix
 from glus.data.chat.wording import ANSWERS, CONTEXT, QUESTIONS, SYSTEM, Turn
 from glus.tokens import IMAGE_ID, Vocabulary
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from glus.config import ModelConfig, load_config
 from glus.data.chat.llava import train_vocabulary
 from glus.models.build import assemble
-from glus.models.key_map import GLUS, inv_freq_tensors
+from glus.models.release_layout import GLUS, inv_freq_tensors
 from glus.models.weight_files import LazyTensor, write_shards
 from glus.tokens import ADDED_TOKENS, Vocabulary
 from tests.released_layout import write_clip, write_settings

@@ -10,9 +10,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from glus.config import Precision, Quantization, SettingsConfig
-from glus.models.build import LoadedModel, load_model, save_model
 from glus.models.mllm.adapters import Quantizer, add_lora
 from glus.models.mllm.llava import build_llama
+from glus.models.pretrained import LoadedModel, load_model, save_model
 from tests.merging import merge_lora
 
 pytest.importorskip("bitsandbytes")

@@ -10,7 +10,7 @@ import torch
 
 from glus.config import ContrastiveConfig, LossConfig
 from glus.losses.objective import build_objective
-from glus.models.build import LoadedModel
+from glus.models.pretrained import LoadedModel
 from tests.models.conftest import BatchMaker
 from tests.models.conftest import make_batch as make_batch  # the fixture
 

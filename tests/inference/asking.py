@@ -11,7 +11,7 @@ import torch
 from glus.config import FramesConfig, InferenceConfig
 from glus.data.chat.llava import LlavaChat
 from glus.inference.predictor import VideoPredictor
-from glus.models.build import LoadedModel
+from glus.models.pretrained import LoadedModel
 
 TEXTS = ["the red circle", "The circle moving left to the far corner.", "all shapes"]
 SIZE = (40, 56)

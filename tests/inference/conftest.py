@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glus.config import DatasetConfig, InferenceConfig, Layout, ModelFolderConfig
-from glus.models.build import LoadedModel, save_model
+from glus.models.pretrained import LoadedModel, save_model
 from glus.shapes.write import write_shapes
 from tests.inference.asking import answering
 

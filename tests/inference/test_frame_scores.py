@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from glus.config import FramesConfig
-from glus.models.build import LoadedModel
 from glus.models.glus import IouHead
+from glus.models.pretrained import LoadedModel
 from tests.inference.asking import TEXTS, ArrayVideo, answering, predictor
 from tools.benchmark_inference import counted, segment_plainly, token_bound
 

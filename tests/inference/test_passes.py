@@ -1,9 +1,9 @@
-"""Which windows a pass shows, and which prompts are read together."""
+"""Which windows a pass shows, and which prompts are read merge_prefixes."""
 
 from __future__ import annotations
 
 from glus.config import FramesConfig, Window
-from glus.inference.asking import Asking, Pass, together
+from glus.inference.asking import Pass, Prompt, merge_prefixes
 
 FRAMES = FramesConfig(num_context=2, num_query=3)
 
@@ -38,15 +38,15 @@ def test_windows_count_from_the_start_of_the_pass() -> None:
 
 def test_prompts_that_go_on_are_read_with_those_that_they_continue() -> None:
     asked = [(0, (0,)), (0, (0, 1)), (0, (0, 1, 2)), (0, (1, 2, 3)), (1, (0,)), (1, (0, 1))]
-    assert set(together(asked)) == {
-        Asking(0, (0, 1, 2), (0, 1, 2)),
-        Asking(0, (1, 2, 3), (2,)),
-        Asking(1, (0, 1), (0, 1)),
+    assert set(merge_prefixes(asked)) == {
+        Prompt(0, (0, 1, 2), (0, 1, 2)),
+        Prompt(0, (1, 2, 3), (2,)),
+        Prompt(1, (0, 1), (0, 1)),
     }
 
 
 def test_prompts_that_part_are_read_apart() -> None:
-    assert set(together([(0, (0, 2)), (0, (0, 3, 6)), (0, (0,))])) == {
-        Asking(0, (0, 3, 6), (0, 2)),
-        Asking(0, (0, 2), (1,)),
+    assert set(merge_prefixes([(0, (0, 2)), (0, (0, 3, 6)), (0, (0,))])) == {
+        Prompt(0, (0, 3, 6), (0, 2)),
+        Prompt(0, (0, 2), (1,)),
     }

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from glus.config import FramesConfig
 from glus.inference.predictor import VideoPredictor
-from glus.models.build import LoadedModel
+from glus.models.pretrained import LoadedModel
 from tests.inference.asking import TEXTS, ArrayVideo, answering_sometimes, predictor
 from tests.waits import Waits
 

@@ -20,7 +20,7 @@ from glus.config import DatasetConfig, InferenceConfig, ModelFolderConfig, Predi
 from glus.data.benchmarks.index import read_expressions
 from glus.data.rle import decode_rle
 from glus.inference.job import PredictionJob, prediction_identity
-from glus.models.build import LoadedModel
+from glus.models.pretrained import LoadedModel
 from glus.types import Expression, FrameResult, Video
 
 IDENTITY = {"dataset": {"name": "d"}, "inference": {"memory_stride": 3}}

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from glus.config import ModelConfig, load_config
-from glus.models import build, weights
+from glus.models import pretrained, weights
 from glus.train.engine import init_distributed, leave_process_group
 
 
@@ -32,11 +32,11 @@ def main(config_file: str, weights_folder: str, output: str, rank: int) -> None:
         files.append(str(path))
         return read_tensors(path)
 
-    weights.read_tensors = build.read_tensors = counting
+    weights.read_tensors = pretrained.read_tensors = counting
     torch.manual_seed(rank)  # what is drawn at random must be equal nevertheless
     content: dict[str, object] = {"error": None}
     try:
-        glus = build.build_glus(config)
+        glus = pretrained.build_glus(config)
         tensors = {**dict(glus.named_parameters()), **dict(glus.named_buffers())}
         content["tensors"] = {name: digest(tensor) for name, tensor in tensors.items()}
     except ValueError as error:

@@ -15,7 +15,7 @@ from glus.data.chat.llava import LlavaChat
 from glus.data.loader import build_loader, build_mixture
 from glus.log import MetricsLog
 from glus.losses.objective import build_objective
-from glus.models.build import build_glus
+from glus.models.pretrained import build_glus
 from glus.tokens import Vocabulary
 from glus.train.checkpoint import Checkpoints, RunState
 from glus.train.engine import Engine, init_distributed, leave_process_group

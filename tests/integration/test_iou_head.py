@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from glus.config import TrainConfig
-from glus.models.build import TRAINED_FILE, load_model
+from glus.models.pretrained import TRAINED_FILE, load_model
 from tests.integration.conftest import read_metrics
 
 STEPS = 30

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from glus.models.build import load_model
+from glus.models.pretrained import load_model
 from glus.tokens import Vocabulary
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from glus.config import ModelConfig, Precision, to_yaml
-from glus.models.build import LoadedModel, build_glus, save_model
 from glus.models.glus import Glus
+from glus.models.pretrained import LoadedModel, build_glus, save_model
 from tests.programs import environment
 from tests.released_layout import lisa_tensors, rewrite_weights, write_checkpoint
 

@@ -14,7 +14,7 @@ from glus.data.frames import DatasetVideo, FrameStore
 from glus.data.loader import build_loader, build_mixture
 from glus.inference.predictor import VideoPredictor
 from glus.losses.objective import build_objective
-from glus.models.build import LoadedModel
+from glus.models.pretrained import LoadedModel
 from tests.layouts import SIZE
 from tests.layouts.pictures import write_reason_seg, write_refcoco
 from tests.layouts.youtube_vos import write_ref_youtube_vos

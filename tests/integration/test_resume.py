@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from glus.config import MixtureItem, ModelFolderConfig, Precision, TrainConfig, load_config
 from glus.data.chat.llava import LlavaChat
 from glus.data.loader import build_mixture
-from glus.models.build import build_glus, load_model
+from glus.models.pretrained import build_glus, load_model
 from glus.tokens import Vocabulary
 from glus.train.guards import EXIT_PREEMPTED
 from tests.integration.conftest import Finished, read_metrics

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from glus.config import Offload
-from glus.models.build import build_glus, load_model, trainable_names
+from glus.models.build import trainable_names
+from glus.models.pretrained import build_glus, load_model
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.train.checkpoint import list_checkpoints, read_state
 from tests.integration.conftest import read_metrics

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from glus.models.release import load_release
-from tests.conftest import tiny_segmenter
+from tests.conftest import load_release, tiny_segmenter
 
 Damage = Callable[[Path, random.Random], str]
 """Damages a checkpoint's folder, and returns what the message must name."""

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from glus import compat
 from glus.config import ModelConfig, Precision, load_config
-from glus.models.build import build_glus, load_model
+from glus.models.pretrained import build_glus, load_model
 from tools.convert_weights import to_release
 from tools.export import export
 

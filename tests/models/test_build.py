@@ -16,20 +16,17 @@ from glus.batch import Batch
 from glus.config import FuserGamma, LossConfig, ModelFolderConfig, Precision
 from glus.files import hidden_sibling
 from glus.losses.objective import build_objective
-from glus.models.build import (
+from glus.models.build import PARTS, build_random, mark_trainable, trainable_names
+from glus.models.glus import Glus
+from glus.models.pretrained import (
     COMPLETE_FILE,
-    PARTS,
     TRAINED_FILE,
     LoadedModel,
     build_glus,
-    build_random,
     find_model_folder,
     load_model,
-    mark_trainable,
     save_model,
-    trainable_names,
 )
-from glus.models.glus import Glus
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.train.plan.trace import CostCounter
 from tests.models.conftest import save_trained

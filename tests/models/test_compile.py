@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from glus import compat
-from glus.models.build import LoadedModel, trainable_names
+from glus.models.build import trainable_names
 from glus.models.glus import Glus
+from glus.models.pretrained import LoadedModel
 from tests.models.conftest import BatchMaker
 
 

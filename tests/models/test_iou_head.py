@@ -13,8 +13,9 @@ import torch
 from glus.batch import Batch
 from glus.config import LossConfig, ModelFolderConfig
 from glus.losses.objective import build_objective
-from glus.models.build import LoadedModel, build_glus, load_model, save_model, trainable_names
+from glus.models.build import trainable_names
 from glus.models.glus import Glus
+from glus.models.pretrained import LoadedModel, build_glus, load_model, save_model
 from glus.models.weights import read_tensors
 from tools.convert_weights import to_release
 from tools.export import export

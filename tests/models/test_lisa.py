@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from glus.config import FuserGamma, ModelConfig, SegHeadInit
-from glus.models.build import LoadedModel, build_glus, load_parts, trainable_names
+from glus.models.build import trainable_names
 from glus.models.glus import Glus
-from glus.models.release import load_lisa, load_release
+from glus.models.pretrained import LoadedModel, build_glus, load_parts
+from glus.models.release import build_release, read_release
 from glus.models.weights import MisfitError
-from tests.conftest import tiny_segmenter
+from tests.conftest import load_release, tiny_segmenter
 from tests.edits import edit_json
 from tests.merging import merge_lora
 from tests.released_layout import SAM1_NAMES, lisa_tensors, write_checkpoint, write_weights
@@ -77,7 +78,7 @@ def test_what_is_not_taken_of_lisa_is_counted(start: ModelConfig, merged_glus: G
 
 def test_lisa_and_sam2_make_one_model(lisa: Path, merged_glus: Glus) -> None:
     segmenter = tiny_segmenter(weights=str(lisa.parent / "sam2.pt"), fuser_gamma=FuserGamma.identity)
-    loaded, reports = load_lisa(lisa, segmenter, seg_head_init=SegHeadInit.lisa)
+    loaded, reports = build_release(read_release(lisa, segmenter, seg_head_init=SegHeadInit.lisa))
     assert all(report.is_clean for report in reports.values())
     fuser = "segmenter.sam.memory_encoder.fuser.layers."
     for name, value in merged_glus.state_dict().items():
@@ -135,6 +136,13 @@ def test_settings_that_contradict_lisas_config_are_refused(
     edit_json(tmp_path / "LISA" / "config.json", lambda content: content.update({key: value}))
     start.llm.architecture["rms_norm_eps"] = 1e-6
     with pytest.raises(ValueError, match=message):
+        build_glus(start)
+
+
+@pytest.mark.parametrize("part", ["clip", "segmenter", "llm"])
+def test_a_folder_without_weights_is_an_error_that_names_the_key(start: ModelConfig, tmp_path: Path, part: str) -> None:
+    getattr(start, part).weights = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"model\.{part}\.weights={tmp_path}: no \*\.safetensors or"):
         build_glus(start)
 
 

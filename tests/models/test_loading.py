@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from glus.config import ModelConfig, Precision, SegHeadInit
-from glus.models.build import LoadedModel, build_glus, load_model, merged_tensors, save_model, trainable_names
+from glus.config import ModelConfig, Precision
+from glus.models.build import trainable_names
 from glus.models.glus import Glus
 from glus.models.load_progress import GB, LoadProgress
-from glus.models.release import build_release, load_lisa, read_release
-from glus.models.weights import LoadReport, MisfitError, Target
+from glus.models.pretrained import LoadedModel, build_glus, load_model, merged_tensors, save_model
+from glus.models.release import build_release, read_release
+from glus.models.weights import ON_DISK, LoadReport, MisfitError
 from tests.conftest import tiny_segmenter
 from tests.merging import merge_lora, merge_new_rows
 from tests.models.conftest import save_trained
@@ -86,9 +87,7 @@ WAYS: dict[str, Way] = {
     ),
     "a release with adapters": lambda parts, folder, released, model, room: _release_with_adapters(released),
     "LISA": lambda parts, folder, released, model, room: (
-        load_lisa(
-            str(parts.llm.weights), tiny_segmenter(weights=parts.segmenter.weights), seg_head_init=SegHeadInit.random
-        )[0].glus
+        build_release(read_release(str(parts.llm.weights), tiny_segmenter(weights=parts.segmenter.weights)))[0].glus
     ),
 }
 
@@ -160,7 +159,7 @@ def test_a_file_may_be_deleted_or_replaced_under_a_model(folder: Path, tiny_mode
 
 
 def test_a_model_on_disk_takes_no_memory_and_merges_as_one_in_memory_does(folder: Path) -> None:
-    on_disk = load_model(folder, as_trained=True, target=Target(stays_on_disk=True))
+    on_disk = load_model(folder, as_trained=True, target=ON_DISK)
     assert mapped_names(on_disk.glus, folder) == on_disk.glus.state_dict().keys()
     live = load_model(folder, as_trained=True).glus
     merge_lora(live.mllm.llama)
@@ -184,7 +183,7 @@ def test_a_start_is_merged_in_its_own_precision(folder: Path, tiny_model: Loaded
 
 
 def test_an_error_can_travel_to_other_processes() -> None:
-    error = MisfitError("x.bin", LoadReport(1, ("a",), (), ()), "why")
+    error = MisfitError("x.bin", LoadReport(1, {"missing": ("a",)}), "why")
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.report) == (str(error), error.report)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from glus.config import ModelConfig, Precision, to_yaml
-from glus.models.build import LoadedModel, assemble, build_glus, save_model
+from glus.models.build import assemble
+from glus.models.pretrained import LoadedModel, build_glus, save_model
 from tests.watched import Stage, watch
 
 WIDTHS = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 1}

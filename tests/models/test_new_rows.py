@@ -12,16 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from glus.batch import Batch
-from glus.models.build import (
-    TRAINED_FILE,
-    LoadedModel,
-    build_glus,
-    load_model,
-    mark_trainable,
-    save_model,
-    trainable_names,
-)
+from glus.models.build import mark_trainable, trainable_names
 from glus.models.glus import Glus
+from glus.models.pretrained import TRAINED_FILE, LoadedModel, build_glus, load_model, save_model
 from tests.merging import merge_new_rows
 from tests.models.conftest import save_trained
 from tools.export import export

@@ -16,9 +16,9 @@ from torch import nn
 
 from glus.config import Quantization, SettingsConfig
 from glus.models import build
-from glus.models.build import LoadedModel, build_glus, load_model, merged_tensors, save_model
 from glus.models.mllm.adapters import Quantizer, check_quantization
 from glus.models.mllm.llava import build_llama
+from glus.models.pretrained import LoadedModel, build_glus, load_model, merged_tensors, save_model
 from tests.conftest import tiny_model_config
 
 

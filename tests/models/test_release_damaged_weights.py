@@ -84,7 +84,7 @@ def other_frequencies(folder: Path, rng: random.Random) -> str:
 
 def integer_frequencies(folder: Path, rng: random.Random) -> str:
     name = change_one(folder, rng, lambda value: value.int(), is_frequency)
-    return f"{name} is (16,) int32, expected (16,), floating point"
+    return f"{name} holds other rotary frequencies"
 
 
 def rename(folder: Path, rng: random.Random) -> str:
@@ -205,7 +205,7 @@ def clip_tensor(folder: Path, rng: random.Random) -> str:
     del tensors[name]
     torch.save(tensors, file)
     counts = f"{len(tensors)} matched, 1 missing, 0 unexpected, 0 wrong shape"
-    return f"weights of {file.parent} do not fit: {counts}; missing: clip.{name}"
+    return f"weights of {file.parent} do not fit: {counts}; missing: {name}"
 
 
 DAMAGES = [

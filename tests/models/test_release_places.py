@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from glus.models.glus import Glus
-from glus.models.release import load_release, read_release
-from tests.conftest import tiny_segmenter
+from glus.models.release import read_release
+from tests.conftest import load_release, tiny_segmenter
 from tests.edits import edit_json
 from tests.released_layout import write_clip
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from glus.models.build import LoadedModel
 from glus.models.glus import Glus
+from glus.models.pretrained import LoadedModel
 from glus.models.segmenter import sam2
 from glus.models.segmenter.sam2 import (
     SAM2_MEAN,

@@ -15,8 +15,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from glus.models.release_layout import CLIP
 from glus.models.weight_files import LazyTensor, write_pickle, write_shards, write_tensors
-from glus.models.weights import MisfitError, Source, Target, load, load_strict, read_clip_folder, read_tensors
+from glus.models.weights import IN_MEMORY, LoadReport, MisfitError, Source, load, read_tensors
+
+
+def load_strict(
+    module: nn.Module, tensors: dict[str, torch.Tensor], source: str, only: list[str] | None = None
+) -> LoadReport:
+    """``load`` of tensors that are there already and that are kept, into a module on the CPU."""
+    return load(module, lambda: Source(source, dict(tensors), only), IN_MEMORY)
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -194,7 +202,7 @@ def test_a_pickle_of_before_torch_1_6_is_read(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(3)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     tensors = read_tensors(tmp_path / "old.bin")
     module = nn.Linear(3, 1, bias=False, device="meta")
-    load(module, lambda: Source("old.bin", {"weight": tensors["a"][None]}), Target())
+    load(module, lambda: Source("old.bin", {"weight": tensors["a"][None]}), IN_MEMORY)
     (tmp_path / "old.bin").write_bytes(b"")
     assert torch.equal(module.weight, torch.ones(1, 3))
 
@@ -205,13 +213,13 @@ def test_values_that_the_modules_type_cannot_hold_are_refused() -> None:
         load_strict(module, {"weight": torch.tensor([[1.0, 1e6]])}, "x")
 
 
-CLIP = {"embeddings.class_embedding": torch.zeros(2), "encoder.layers.0.mlp.fc1.weight": torch.ones(2, 2)}
+TOWER = {"embeddings.class_embedding": torch.zeros(2), "encoder.layers.0.mlp.fc1.weight": torch.ones(2, 2)}
 
 
 @pytest.mark.parametrize("form", ["transformers 5", "transformers 4", "whole CLIP"])
 def test_clip_folders_of_every_form_give_the_vision_tower(tmp_path: Path, form: str) -> None:
     prefix = "" if form == "transformers 5" else "vision_model."
-    tensors = {f"{prefix}{name}": value for name, value in CLIP.items()}
+    tensors = {f"{prefix}{name}": value for name, value in TOWER.items()}
     if form != "transformers 5":
         tensors[f"{prefix}embeddings.position_ids"] = torch.arange(3)[None]
     if form == "whole CLIP":
@@ -223,12 +231,10 @@ def test_clip_folders_of_every_form_give_the_vision_tower(tmp_path: Path, form: 
         )
         tensors |= {name: torch.zeros(1) for name in others}
     torch.save(tensors, tmp_path / "pytorch_model.bin")
-    assert read_clip_folder(tmp_path).keys() == CLIP.keys()
-
-
-def test_a_clip_folder_without_weights_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"model\.clip\.weights="):
-        read_clip_folder(tmp_path)
+    source = CLIP.source(tmp_path, read_tensors(tmp_path))
+    assert source.tensors.keys() == {f"mllm.clip.vision_model.{name}" for name in TOWER}
+    assert not source.unknown
+    assert list(source.dropped.values()) == {"transformers 5": [], "transformers 4": [1], "whole CLIP": [1, 4]}[form]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +260,7 @@ def test_messages_use_the_files_names_and_count_what_was_dropped() -> None:
     tensors = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
     source = Source("x.bin", tensors, None, lambda name: f"model.{name}", {"old": 3}, ["z"], "why")
     with pytest.raises(MisfitError) as caught:
-        load(module, lambda: source, Target())
+        load(module, lambda: source, IN_MEMORY)
     assert str(caught.value) == (
         "weights of x.bin do not fit: 0 matched, 1 missing, 2 unexpected, 1 wrong shape; dropped: 3 old; "
         "missing: model.bias; unexpected: model.scale, z; wrong shape: model.weight is (3, 2), expected (2, 3) (why)"

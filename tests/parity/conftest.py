@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from glus.models.build import LoadedModel
 from glus.models.glus import Glus
+from glus.models.pretrained import LoadedModel
 from tests.conftest import SAM2_OVERRIDES
 from tests.parity.recorder import record
 from tools.parity.fixture import read_fixture

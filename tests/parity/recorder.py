@@ -29,9 +29,9 @@ from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
 from glus.losses.contrastive import ContrastiveQueue, object_contrastive_loss
 from glus.losses.objective import build_objective
-from glus.models.build import LoadedModel
 from glus.models.glus import Glus
-from glus.models.release_writer import save_release
+from glus.models.pretrained import LoadedModel
+from glus.models.release import save_release
 from glus.models.segmenter import upsample_masks
 from glus.tokens import IMAGE_ID
 from tools.parity.batch import make_batch, read_videos

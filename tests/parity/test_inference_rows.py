@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from glus.config import FuserGamma
-from glus.models.build import LoadedModel
+from glus.models.pretrained import LoadedModel
 from tests.parity.conftest import not_passed
 from tools.parity.fixture import Arrays, Fixture, Record, read_fixture, read_records, unpack
 from tools.parity.inference import CASES_FILE, EXACT, FLOATS, compare_case, open_frames, run_case

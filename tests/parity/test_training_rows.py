@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from glus.models.build import LoadedModel
+from glus.models.pretrained import LoadedModel
 from tests.edits import edit_arrays, edit_json
 from tests.parity.conftest import not_passed
 from tools.parity.batch import compare_batch, make_batch, read_videos

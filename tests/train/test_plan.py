@@ -15,7 +15,8 @@ from glus.config import DataConfig, HardwareConfig, Offload, Precision, TrainCon
 from glus.config.training import TrainerConfig
 from glus.data.chat.tree import LENGTH_MULTIPLE, unpack_conversations
 from glus.losses.objective import GlusObjective
-from glus.models.build import assemble, build_glus
+from glus.models.build import assemble
+from glus.models.pretrained import build_glus
 from glus.tokens import Vocabulary
 from glus.train.engine import _deepspeed_config
 from glus.train.optim import BUCKET_NUMBERS

@@ -12,8 +12,8 @@ from torch import nn
 
 from glus.config import FramesConfig
 from glus.data.chat.llava import LlavaChat
-from glus.models.build import LoadedModel
 from glus.models.glus import Glus
+from glus.models.pretrained import LoadedModel
 from glus.shapes.labels import PLACE_CELLS, patch_labels, sentence_labels
 from glus.shapes.pretrain import ClipTower, LlmTower, Sam2Tower, pretrain
 from glus.shapes.render import COLOURS, SHAPES

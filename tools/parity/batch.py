@@ -13,8 +13,8 @@ from glus.data.chat import wording as prompts
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import unpack_conversations
 from glus.data.loader import collate, pad_conversations
-from glus.models.build import LoadedModel
 from glus.models.mllm.llava import clip_crop
+from glus.models.pretrained import LoadedModel
 from glus.types import ObjectKey
 from tools.parity.arrays import expand_images
 from tools.parity.fixture import Arrays, Record, read_records, unpack

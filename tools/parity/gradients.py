@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from glus.models import key_map
 from glus.models.glus import Glus
+from glus.models.release_layout import GLUS
 from tools.parity import gates
 from tools.parity.fixture import Arrays, Record
 from tools.parity.report import Case
@@ -20,11 +20,7 @@ Gradients = Mapping[str, torch.Tensor | None]
 
 def collect_gradients(glus: Glus) -> Gradients:
     """Gradients of the trained tensors; they are the model's own, so a next backward pass would add to them."""
-    return {
-        key_map.GLUS.label(name): parameter.grad
-        for name, parameter in glus.named_parameters()
-        if parameter.requires_grad
-    }
+    return {GLUS.label(name): parameter.grad for name, parameter in glus.named_parameters() if parameter.requires_grad}
 
 
 def compare_gradients(case: Case, ours: Gradients, step: Record, full: Arrays | None) -> None:

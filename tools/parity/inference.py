@@ -16,8 +16,8 @@ from glus.data.chat.llava import LlavaChat
 from glus.data.frames import VideoSource, open_video
 from glus.data.sampling import context_indices_eval
 from glus.inference.predictor import VideoPredictor
-from glus.models.build import LoadedModel
 from glus.models.glus import Glus
+from glus.models.pretrained import LoadedModel
 from glus.models.segmenter.sam2 import DecodedMasks
 from tools.parity import gates
 from tools.parity.arrays import expand_images, map_range, subsample

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from glus.config import FuserGamma, LlmConfig, ModelConfig
-from glus.models import key_map
-from glus.models.build import LoadedModel
+from glus.models.pretrained import LoadedModel
 from glus.models.release import build_release, read_release
-from glus.models.weights import LoadReport, Source, Target, load, read_tensors
+from glus.models.release_layout import GLUS
+from glus.models.weights import IN_MEMORY, LoadReport, load, read_tensors
 from tools.parity.fixture import Fixture
 from tools.parity.report import Report
 
@@ -55,17 +55,18 @@ class Models:
         Raises:
             FileNotFoundError, ValueError: a file is missing or does not fit.
         """
-        adapters = key_map.GLUS.rename(read_tensors(lora))
+        adapters = GLUS.source(lora, read_tensors(lora))
         checkpoint = read_release(self._fixture.checkpoint, self._fixture.segmenter, str(self._fixture.clip))
         config = checkpoint.config
-        config.llm.lora_rank, config.llm.lora_targets = _lora_shape(adapters.tensors, lora)
+        config.llm.lora_rank, config.llm.lora_targets = _lora_shape(
+            {name: value.shape for name, value in adapters.tensors.items()}, lora
+        )
         config.llm.lora_alpha = LlmConfig().lora_alpha
         config.trainable = ModelConfig().trainable
         config.memory.detach = detach
         model, _ = build_release(checkpoint)
         names = [name for name in model.glus.state_dict() if ".lora_" in name]
-        source = Source(lora, dict(adapters.tensors), names, key_map.GLUS.label, adapters.dropped, adapters.unknown)
-        load(model.glus, lambda: source, Target())
+        load(model.glus, lambda: replace(adapters, only=names), IN_MEMORY)
         model.glus.train()
         silence_dropout(model.glus)
         return model
@@ -81,11 +82,11 @@ def silence_dropout(module: nn.Module) -> None:
                 setattr(part, name, 0.0)
 
 
-def _lora_shape(adapters: dict[str, torch.Tensor], path: Path) -> tuple[int, list[str]]:
+def _lora_shape(adapters: dict[str, torch.Size], path: Path) -> tuple[int, list[str]]:
     """Rank of adapters, and the projections they adapt."""
     matches = {name: re.search(r"\.(\w+)\.lora_A\.", name) for name in adapters}
     targets = {match[1] for match in matches.values() if match}
-    ranks = {adapters[name].shape[0] for name, match in matches.items() if match}
+    ranks = {adapters[name][0] for name, match in matches.items() if match}
     if len(ranks) != 1:
         raise ValueError(f"{path}: expected LoRA matrices of one rank, found ranks {sorted(ranks)}")
     return ranks.pop(), sorted(targets)
@@ -103,7 +104,7 @@ def replay_checkpoint(report: Report, fixture: Fixture, models: Models) -> None:
     with case.errors_as_row("tensors"):
         model, reports = models.loaded(FuserGamma.checkpoint)
         for what, loaded in reports.items():
-            problems = sum(len(names) for names in loaded.kinds().values())
+            problems = sum(len(names) for names in loaded.problems.values())
             case.differing(f"tensors of {what}", problems, loaded.matched + problems, str(loaded))
         if fixture.sam2_weights is None:
             case.absent("SAM2's own file", "fixture.json names none")

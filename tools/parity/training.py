@@ -14,7 +14,7 @@ from glus.batch import Batch, GlusOutput
 from glus.config import ContrastiveConfig, LossConfig
 from glus.files import read_json
 from glus.losses.objective import GlusObjective, build_objective
-from glus.models.build import LoadedModel
+from glus.models.pretrained import LoadedModel
 from tools.parity import gates
 from tools.parity.arrays import map_range, subsample
 from tools.parity.batch import Video, compare_batch, make_batch, read_videos

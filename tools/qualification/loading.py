@@ -68,7 +68,7 @@ def answers(predictor: VideoPredictor, sizes: Sizes) -> tuple[np.ndarray, np.nda
 def _write_weights(predictor: VideoPredictor, sizes: Sizes, folder: Path, num_bytes: int) -> str:
     """Write a model folder to load, if the disk has room; what was done, in words."""
     from glus.config import ModelFolderConfig
-    from glus.models.build import save_model
+    from glus.models.pretrained import save_model
     from glus.tokens import Vocabulary
     from tools.benchmark_inference import SHIPPED, model_config
 

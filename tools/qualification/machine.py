@@ -189,7 +189,7 @@ def count_training_waits(device: torch.device) -> Counter[str]:
     from glus.data.chat.llava import LlavaChat
     from glus.data.loader import collate
     from glus.losses.objective import build_objective
-    from glus.models.build import load_model
+    from glus.models.pretrained import load_model
     from tools import benchmark_training
     from tools.benchmark_inference import SHIPPED
 

@@ -166,7 +166,7 @@ def planned_bytes(config: Any, has_engine: bool) -> float:
     Without DeepSpeed, gradients and both moments are of the weights' own type.
     """
     from glus.config import HardwareConfig
-    from glus.models.build import build_glus
+    from glus.models.pretrained import build_glus
     from glus.train.plan.memory import measure_sizes, memory_lines, total_bytes
     from glus.train.plan.trace import trace_micro_batch
 

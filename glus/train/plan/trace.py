@@ -25,8 +25,8 @@ from glus.batch import Batch, Conversation, TrainSample
 from glus.config import TrainConfig
 from glus.data.loader import collate
 from glus.losses.objective import TERMS, GlusObjective
-from glus.models.build import build_glus
 from glus.models.glus import Glus
+from glus.models.pretrained import build_glus
 from glus.tokens import IMAGE_ID
 from glus.train.measure import attention_counts
 

@@ -1,0 +1,347 @@
+"""Weights into the network and out of it: from the files that a config names, and from and to model folders."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from omegaconf import OmegaConf
+
+from glus import distributed
+from glus.config import (
+    FuserGamma,
+    ModelConfig,
+    ModelFolderConfig,
+    Precision,
+    Quantization,
+    SegHeadInit,
+    SettingsConfig,
+    load_config,
+    override_settings,
+    to_yaml,
+)
+from glus.files import whole_folder
+from glus.models.build import DTYPES, assemble, complete, quantize, trainable_names
+from glus.models.glus import Glus
+from glus.models.mllm.adapters import NewRows, merged_weight, plain_names
+from glus.models.release_layout import CLIP, SAM2, KeyMap, check_inv_freq, check_llm_config, lisa
+from glus.models.weight_files import LazyTensor, Tensors, write_shards
+from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, load, read_tensors
+from glus.tokens import Vocabulary
+
+log = logging.getLogger(__name__)
+
+TRAINED_FILE = "trained.safetensors"
+COMPLETE_FILE = "model.safetensors"
+CONFIG_FILE = "config.yaml"
+TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json")
+CLIP_FILES = ("model.safetensors", "pytorch_model.bin")
+"""The first that is there is read; CLIP's folder may hold it in other forms too."""
+SHARD_BYTES = 5 * 10**9
+"""A complete model that is larger is written as shards with an index."""
+MERGED_PARTS = ("lora", "embeddings_new_rows", "lm_head_new_rows")
+"""Parts of ``model.trainable`` that a merged model no longer has."""
+IOU_HEAD = "iou_head."
+"""How the names of the tensors begin that a model may do without."""
+
+_FORMER = (("clip.", "mllm.clip."), ("projector.", "mllm.projector."), ("language.llama.", "mllm.llama."))
+"""How names began in model folders and checkpoints of before the MLLM was one part of the network, and now."""
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model folder in memory."""
+
+    glus: Glus
+    vocabulary: Vocabulary
+    config: ModelFolderConfig
+
+
+def build_glus(config: ModelConfig, load_weights: bool = True, target: Target = IN_MEMORY) -> Glus:
+    """The network, with the weights the config names, its trained parts marked by ``requires_grad``.
+
+    In a process group every rank calls this: rank 0 reads, and in the end all have the same tensors.
+
+    Args:
+        config: sizes, weights, trainable parts.
+        load_weights: False leaves everything at random and unquantised.
+        target: where the weights go; default: the CPU.
+
+    Raises:
+        FileNotFoundError: a weights file is missing.
+        ValueError: weights do not fit, or ``model.trainable`` names no part.
+    """
+    if not load_weights:
+        return assemble(config)
+    has_start = bool(config.weights)
+    glus = assemble(config, has_start or bool(config.clip.weights), has_start or bool(config.llm.weights))
+    target = quantize(glus, config, target)
+    random = [tensor for tensor in (*glus.parameters(), *glus.buffers()) if not tensor.is_meta]
+    if config.weights:
+        load_start(glus, config.weights, target)
+    else:
+        load_parts(glus, config, target)
+    complete(glus, config, target)
+    if not target.stays_on_disk:
+        for tensor in random:  # those that are random still, though each rank drew them with the same seed
+            distributed.broadcast(tensor)
+    return glus.to(target.device)
+
+
+def load_parts(glus: Glus, config: ModelConfig, target: Target = IN_MEMORY) -> dict[str, LoadReport]:
+    """Load the pretrained towers the config names, each strictly.
+
+    Returns:
+        Name of the config's field -> what was loaded, under the file's names.
+
+    Raises:
+        FileNotFoundError: a weights file is missing.
+        ValueError: weights do not fit, or ``model.seg_head_init`` asks for a head without ``model.llm.weights``.
+    """
+    reports = {}
+    for part, layout in {"clip": CLIP, "segmenter": SAM2, "llm": lisa(config.seg_head_init)}.items():
+        place = getattr(config, part).weights
+        if place:
+            read = partial(_part_source, glus, config, part, place, layout)
+            reports[f"model.{part}.weights"] = load(glus, read, target)
+    if config.seg_head_init is SegHeadInit.lisa and not config.llm.weights:
+        raise ValueError("model.seg_head_init=lisa: set model.llm.weights to the folder of LISA-7B-v1, which holds it")
+    return reports
+
+
+def _part_source(glus: Glus, config: ModelConfig, part: str, place: str, layout: KeyMap) -> Source:
+    """All that ``layout`` may hold, but for LLaVA's projector, which comes with some LLMs only.
+
+    LISA-7B-v1 is an LLM: all rows of GLUS's tokens are in it, so none is added; its SAM-1 is left aside.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is of another LLM.
+    """
+    if part == "llm":
+        check_llm_config(Path(place), config)
+    files = [Path(place) / name for name in CLIP_FILES if part == "clip"]
+    try:
+        tensors = read_tensors(next(filter(Path.is_file, files), place))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"model.{part}.weights={place}: {error}") from error
+    if part == "llm":
+        check_inv_freq(tensors, config.llm.architecture, place)
+    source = layout.source(place, tensors)
+    has_projector = any(name.startswith("mllm.projector.") for name in source.tensors)
+    held = tuple(ours for _, ours in layout.renamed if has_projector or ours != "mllm.projector.")
+    return under_adapters(glus, replace(source, only=[name for name in loaded_names(glus) if name.startswith(held)]))
+
+
+def load_start(glus: Glus, folder: str, target: Target) -> None:
+    """Load all weights of another model, its adapters merged and its memory encoder as trained.
+
+    Either may have an IoU head alone: this one's is then at random, or the other's left aside.
+
+    Raises:
+        FileNotFoundError: ``folder`` is no model folder and no run.
+        ValueError: its tensors are not exactly these.
+    """
+
+    def read() -> Source:
+        start = load_to_merge(folder)
+        has_both = glus.iou_head is not None and start.glus.iou_head is not None
+        left_out = () if has_both else (IOU_HEAD,)
+        tensors = {name: value for name, value in merged_tensors(start).items() if not name.startswith(left_out)}
+        only = [name for name in loaded_names(glus) if not name.startswith(left_out)]
+        return under_adapters(glus, Source(folder, tensors, only))
+
+    load(glus, read, target)
+
+
+def loaded_names(glus: Glus) -> list[str]:
+    """Names of the tensors that another model has too, as they are without adapters."""
+    return [name for name in plain_names(glus) if not name.endswith(".new_rows")]
+
+
+def under_adapters(glus: Glus, source: Source) -> Source:
+    """Weights of a model without adapters for one that may have them."""
+    actual = plain_names(glus)
+    plain = {now: before for before, now in actual.items()}
+    return replace(
+        source,
+        tensors={actual.get(name, name): tensor for name, tensor in source.tensors.items()},
+        only=[actual[name] for name in source.only or loaded_names(glus)],
+        label=lambda name: source.label(plain.get(name, name)),
+    )
+
+
+def load_to_merge(path: str | Path) -> LoadedModel:
+    """A model folder or run whose tensors stay in their files, for ``merged_tensors``: adapters go into the
+    full-precision weights, also those trained over quantised ones, and the memory encoder is as trained."""
+    unquantized = SettingsConfig(llm_quantization=Quantization.none)
+    return load_model(path, settings=unquantized, as_trained=True, target=ON_DISK)
+
+
+def merged_tensors(model: LoadedModel, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor | LazyTensor]:
+    """The state dict with adapters and new rows merged in the model's precision, each tensor made when it is read.
+
+    Args:
+        model: on disk or in memory.
+        dtype: of all tensors in the end; None leaves those that merging does not change in a narrower type, in which
+            they may be stored.
+
+    Raises:
+        ValueError: a weight is quantised; its steps are coarser than what adapters learn.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    glus, precision = model.glus, DTYPES[model.config.model.precision]
+    adapters = {f"{name}.": module for name, module in glus.named_modules() if isinstance(module, LoraLayer)}
+    tables = {f"{name}.weight": module for name, module in glus.named_modules() if isinstance(module, NewRows)}
+    merged: dict[str, torch.Tensor | LazyTensor] = {}
+    for name, value in glus.state_dict().items():
+        if ".lora_" in name or name.endswith(".new_rows"):
+            continue
+        adapted, base, _ = name.partition("base_layer.")
+        if not value.is_floating_point():
+            raise ValueError(f"{name} is quantised: load the model unquantised, then merge")
+        tensor = LazyTensor.of(value)
+        if base or name in tables or torch.promote_types(value.dtype, precision) is not precision:
+            tensor = tensor.to(precision)
+        if name in tables:
+            tensor = tensor.map(tables[name].with_rows)
+        if base and name.endswith(".weight"):
+            tensor = tensor.map(partial(merged_weight, adapters[adapted]))
+        merged[name.replace("base_layer.", "")] = tensor.to(dtype or tensor.dtype)
+    return merged
+
+
+def save_merged(folder: Path, model: LoadedModel, dtype: torch.dtype | None, source: str) -> None:
+    """Write a folder of a model that needs nothing else, neither adapters nor the files that its config names.
+
+    Args:
+        folder: must not exist.
+        model: what ``load_to_merge`` gives.
+        dtype: of the stored weights; None: the model's.
+        source: its name, which is kept in the weights file.
+
+    Raises:
+        OSError: the folder cannot be written, or is there.
+        ValueError: a weight is quantised.
+    """
+    config = copy.deepcopy(model.config)
+    config.model.llm.lora_rank, config.model.llm.tokenizer = 0, "."
+    config.model.trainable = [part for part in config.model.trainable if part not in MERGED_PARTS]
+    config.model.weights = config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
+    tensors = merged_tensors(model, dtype or DTYPES[config.model.precision])
+    save_model(folder, tensors, config, model.vocabulary, metadata={"source": source})
+
+
+def save_model(
+    folder: str | Path,
+    tensors: Tensors,
+    config: ModelFolderConfig,
+    vocabulary: Vocabulary,
+    metadata: dict[str, str],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a folder of a complete model: config, tokenizer, weights. It appears whole or not at all.
+
+    Args:
+        folder: must not exist.
+        tensors: the whole state dict.
+        config: what ``load_model`` builds from.
+        vocabulary: its files are copied.
+        metadata: strings kept in the weights file (where it comes from).
+        shard_bytes: size of a file at most.
+
+    Raises:
+        OSError: it cannot be written, or is there.
+    """
+    with whole_folder(Path(folder)) as temporary:
+        write_model_config(temporary, config, vocabulary)
+        write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
+
+
+def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: Vocabulary) -> None:
+    """Write all of a model folder but its weights: what ``load_model`` builds from, and the tokenizer."""
+    (folder / CONFIG_FILE).write_text(to_yaml(config))
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(vocabulary.folder / name, folder / name)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a model folder holds all tensors, not only those that were trained."""
+    return any((folder / name).is_file() for name in (COMPLETE_FILE, f"{COMPLETE_FILE}.index.json"))
+
+
+def find_model_folder(path: str | Path) -> Path:
+    """The model folder that ``path`` is, or the newest checkpoint of the run folder that it is.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    path = Path(path)
+    if is_complete(path) or (path / TRAINED_FILE).is_file():
+        return path
+    checkpoints = [p for p in path.glob("checkpoints/step_*") if p.suffix != ".tmp"]
+    if not checkpoints:
+        raise FileNotFoundError(
+            f"weights={path}: neither a model folder ({COMPLETE_FILE} or {TRAINED_FILE}) nor a run with checkpoints/"
+        )
+    return max(checkpoints, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def load_model(
+    path: str | Path,
+    precision: Precision | None = None,
+    settings: SettingsConfig | None = None,
+    as_trained: bool = False,
+    target: Target = IN_MEMORY,
+) -> LoadedModel:
+    """Build and strictly load a model folder (or the newest checkpoint of a run), in evaluation mode.
+
+    Args:
+        path: see ``find_model_folder``.
+        precision: replaces the saved one; None keeps it.
+        settings: override the folder's; each that changes something is logged.
+        as_trained: whatever ``fuser_gamma`` says, keep the memory encoder's scales as the weights have them; for a
+            model that is to be stored or trained on.
+        target: where the weights go; default: the CPU.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: weights or config do not fit: they are not exactly the model's tensors (all of an export), or its
+            trainable ones (of a checkpoint).
+    """
+    folder = find_model_folder(path)
+    config = load_config(ModelFolderConfig, OmegaConf.load(folder / CONFIG_FILE))  # type: ignore[arg-type]
+    config, changes = override_settings(config, settings or SettingsConfig())
+    for change in changes:
+        log.warning("%s: %s", path, change)
+    if precision is not None:
+        config.model.precision = precision
+    config.model.llm.tokenizer = str(folder)
+    gamma = FuserGamma.checkpoint if as_trained else config.model.segmenter.fuser_gamma
+    model = replace(config.model, segmenter=replace(config.model.segmenter, fuser_gamma=gamma))
+    if is_complete(folder):
+        glus = assemble(model, is_clip_empty=True, is_llm_empty=True)
+        target = quantize(glus, model, target)
+        load(glus, lambda: Source(folder, current_names(read_tensors(folder))), target)
+    else:
+        glus, file = build_glus(model, target=target), folder / TRAINED_FILE
+        load(glus, lambda: Source(file, current_names(read_tensors(file)), trainable_names(glus)), target)
+    complete(glus, model, target)
+    return LoadedModel(glus.eval().to(target.device), Vocabulary(folder), config)
+
+
+def current_names(tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """Tensors of a model folder of ours, however old, under today's names."""
+    return {
+        next((new + name.removeprefix(old) for old, new in _FORMER if name.startswith(old)), name): value
+        for name, value in tensors.items()
+    }
