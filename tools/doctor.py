@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import itertools
 import math
 import os
 import platform
@@ -223,9 +222,8 @@ def shared_memory_gib(mixture: str, num_processes: int) -> float:
     """
     data = load_mixture(mixture)
     workers, sentences = (data.get(key, getattr(DataConfig, key)) for key in ("num_workers", "expressions_per_video"))
-    videos = OmegaConf.load(CONFIGS / "trainer" / "default.yaml").micro_batch_size
-    frames = OmegaConf.load(CONFIGS / "train.yaml").frames.num_query
-    micro_batch = videos * frames * FRAME_PIXELS * (3 + sentences)  # colours, and a mask per sentence
+    pictures = _load("trainer/default.yaml").micro_batch_size * _load("train.yaml").frames.num_query
+    micro_batch = pictures * FRAME_PIXELS * (3 + sentences)  # colours, and a mask per sentence
     return float(num_processes * workers * PREFETCHED * micro_batch / GIB)
 
 
@@ -235,21 +233,25 @@ def load_mixture(name: str) -> DictConfig:
     Raises:
         ValueError: there is none of this name.
     """
-    file = CONFIGS / "data" / f"{name}.yaml"
-    if not file.is_file():
-        known = sorted(path.stem for path in file.parent.glob("*.yaml"))
+    known = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
+    if name not in known:
         raise ValueError(f"--mixture {name}: expected one of {', '.join(known)}")
-    loaded = OmegaConf.load(file)
-    assert isinstance(loaded, DictConfig)
-    return loaded
+    return _load(f"data/{name}.yaml")
+
+
+def _load(name: str, **paths: Path) -> DictConfig:
+    """A file in ``configs``, with the paths that it refers to."""
+    texts = {key: str(path) for key, path in paths.items()}
+    config = OmegaConf.merge({"paths": texts}, OmegaConf.load(CONFIGS / name))
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def check_weights(folder: Path) -> Iterator[Check]:
     """The starting weights of the full size, as ``configs/model/glus_7b.yaml`` names them."""
-    model = OmegaConf.load(CONFIGS / "model" / "glus_7b.yaml")
-    config = OmegaConf.merge({"paths": {"weights": str(folder)}}, model)
+    model = _load("model/glus_7b.yaml", weights=folder)
     for part in ("clip", "llm", "segmenter"):
-        yield check_path(f"weights of {part}", config[part].weights, f"put them there, or set model.{part}.weights")
+        yield check_path(f"weights of {part}", model[part].weights, f"put them there, or set model.{part}.weights")
 
 
 def check_data(folder: Path, mixture: str) -> Iterator[Check]:
@@ -258,9 +260,9 @@ def check_data(folder: Path, mixture: str) -> Iterator[Check]:
     Raises:
         ValueError: there is no such mixture.
     """
-    for name in itertools.chain.from_iterable(entry.values() for entry in load_mixture(mixture).defaults):
-        dataset = OmegaConf.load(CONFIGS / "dataset" / f"{name}.yaml")
-        root = OmegaConf.merge({"paths": {"data": str(folder)}}, dataset).root
+    for entry in load_mixture(mixture).defaults:
+        (name,) = entry.values()
+        root = _load(f"dataset/{name}.yaml", data=folder).root
         yield check_path(f"dataset {name}", root, f"see README, then python tools/check_data.py dataset={name}")
 
 

@@ -1,6 +1,6 @@
 """Pixels of Shapes, the generated benchmark: what one object is, and how objects and backgrounds are drawn.
 
-Which objects a video has, how they move and what is said about them is ``shapes.py``.
+Which objects a video has, how they move and what is said about them is ``scene.py``.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from PIL import Image
 
 from glus.data.rle import encode_rle
 from glus.files import whole_file, whole_folder, write_text
-from glus.shapes.scene import KINDS, SPLITS, Scene, Sentence, scene_of
+from glus.shapes.scene import KINDS, Scene, Sentence, scene_of
 
 LAYOUTS = {"mevis": KINDS, "ref_youtube_vos": ("appearance", "motion", "global", "local")}
 """Layout -> kinds of sentences that it can hold: Ref-YouTube-VOS has exactly one object per sentence."""
@@ -44,7 +44,7 @@ Tables = defaultdict[str, dict[str, Any]]
 
 _GENERATION = 1
 """Raised when the same settings give other videos than before."""
-_SIDE, _GAP, _TITLE = 168, 6, 30
+_COLUMNS, _SIDE, _GAP, _TITLE = 7, 168, 6, 30
 _MARK = (0, 255, 255)
 """Colour of the outline on the sheet, drawn on a black one: no object has it."""
 
@@ -81,8 +81,6 @@ def write_shapes(
         OSError: it cannot be written.
         ValueError: a setting is out of range.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
     if num_videos < 1 or seed < 0:
         raise ValueError(f"num_videos={num_videos}, seed={seed}: expected at least 1 video and a seed from 0")
     settings = {"generation": _GENERATION, "layout": layout, "split": split, "num_videos": num_videos}
@@ -103,10 +101,9 @@ def write_shapes(
 
 
 def count_kinds(folder: Path, split: str) -> Counter[str]:
-    """Number of sentences of each kind in a written split, kinds in their usual order."""
+    """Number of sentences of each kind in a written split."""
     kinds = json.loads((folder / split / "kinds.json").read_text(encoding="utf-8"))
-    found = Counter(kind for of_video in kinds.values() for kind in of_video.values())
-    return Counter({kind: found[kind] for kind in KINDS if kind in found})
+    return Counter(kind for of_video in kinds.values() for kind in of_video.values())
 
 
 def _is_there(target: Path, settings: dict[str, Any]) -> bool:
@@ -192,15 +189,13 @@ def _json_text(content: Any) -> str:
 # ------------------------------------------------------------------------------------------ the contact sheet
 
 
-def draw_contact_sheet(
-    seed: int, num_frames: int = 16, size: int = 128, kinds: Sequence[str] = KINDS, num_columns: int = 7
-) -> np.ndarray:
-    """(height, width, 3) uint8 RGB: rows of ``num_columns`` frames of training videos, under their sentence.
+def draw_contact_sheet(seed: int, num_frames: int = 16, size: int = 128, kinds: Sequence[str] = KINDS) -> np.ndarray:
+    """(height, width, 3) uint8 RGB: rows of frames of training videos, under their sentence.
 
     In each row the objects of one sentence are outlined; a row of an ``absent`` sentence has no outline.
     """
     wanted = [row for row in SHEET_ROWS if row[0] in kinds for _ in range(2)]
-    return np.concatenate([_row(*found, num_columns) for found in _find(wanted, seed, num_frames, size)])
+    return np.concatenate([_row(*found) for found in _find(wanted, seed, num_frames, size)])
 
 
 def write_contact_sheet(
@@ -227,13 +222,13 @@ def _find(wanted: Sequence[tuple[str, str]], seed: int, num_frames: int, size: i
         yield fitting[0], of_kind[number % len(of_kind)]
 
 
-def _row(scene: Scene, sentence: Sentence, num_columns: int) -> np.ndarray:
-    picked = np.linspace(0, len(scene.frames_THW3) - 1, num_columns).round().astype(int)
-    tiles = [_tile(scene, sentence, int(t)) for t in picked]
-    title = np.full((_TITLE, num_columns * (_SIDE + _GAP), 3), 255, np.uint8)
+def _row(scene: Scene, sentence: Sentence) -> np.ndarray:
+    picked = np.linspace(0, len(scene.frames_THW3) - 1, _COLUMNS).round().astype(int)
+    tiles = np.concatenate([_tile(scene, sentence, int(t)) for t in picked], axis=1)
+    title = np.full((_TITLE, tiles.shape[1], 3), 255, np.uint8)
     text = f"{sentence.kind}: {sentence.text}   [frames {', '.join(map(str, picked))}]"
     cv2.putText(title, text, (4, _TITLE - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (20, 20, 20), 1, cv2.LINE_AA)
-    return np.concatenate([title, np.concatenate(tiles, axis=1)])
+    return np.concatenate([title, tiles])
 
 
 def _tile(scene: Scene, sentence: Sentence, t: int) -> np.ndarray:

@@ -239,6 +239,12 @@ def test_too_small_is_refused() -> None:
         scene_of(0, "tset", 0)
 
 
+def test_an_unknown_split_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'tset'"):
+        write_shapes(tmp_path / "shapes", "tset", 2, num_frames=6, size=48)
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------------------------------------------ files
 
 
