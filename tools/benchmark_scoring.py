@@ -39,7 +39,7 @@ from rich.table import Table
 from glus.config import DatasetConfig, Layout
 from glus.data.mask_pack import MaskCache
 from glus.data.rle import Size
-from glus.evaluation.packed import BitMasks, FrameScores, score_frames
+from glus.evaluation.packed import BitMasks, JFScores, compare
 from glus.evaluation.png import read_png
 from glus.evaluation.reference import plain_boundary_accuracy, plain_region_similarity
 from glus.evaluation.score import score_predictions
@@ -166,10 +166,10 @@ def time_in_memory(pairs: Pairs, seconds: float) -> dict[str, float]:
     bools = pairs.prediction.astype(bool), pairs.target.astype(bool)
     codes = [[[code] for code in encode(masks)] for masks in (pairs.prediction, pairs.target)]
     packed = BitMasks.from_dense(pairs.prediction), BitMasks.from_dense(pairs.target)
-    ours: dict[str, Callable[[], FrameScores]] = {
-        "dense": lambda: score_frames(BitMasks.from_dense(pairs.prediction), BitMasks.from_dense(pairs.target)),
-        "rle": lambda: score_frames(*(BitMasks.from_rle(masks, pairs.size) for masks in codes)),
-        "packed": lambda: score_frames(*packed),
+    ours: dict[str, Callable[[], JFScores]] = {
+        "dense": lambda: compare(BitMasks.from_dense(pairs.prediction), BitMasks.from_dense(pairs.target)),
+        "rle": lambda: compare(*(BitMasks.from_rle(masks, pairs.size) for masks in codes)),
+        "packed": lambda: compare(*packed),
     }
     expected = official_scores(*bools)
     for name, function in ours.items():

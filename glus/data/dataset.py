@@ -17,7 +17,7 @@ from glus.data.chat import wording as prompts
 from glus.data.chat.llava import ConversationTokenizer
 from glus.data.features import FeatureStore
 from glus.data.frames import FrameStore
-from glus.data.masks import MaskStore
+from glus.data.mask_store import MaskStore
 from glus.data.transforms import clip_crop
 from glus.types import Expression, ObjectKey
 

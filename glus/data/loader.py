@@ -17,13 +17,12 @@ from torch.utils.data import DataLoader
 
 from glus.batch import Batch, Conversation, TrainSample
 from glus.config import DataConfig, DatasetConfig, FeatureCacheConfig, FramesConfig
-from glus.data.benchmarks.index import read_expressions, require_annotations, trainable
+from glus.data.benchmarks.index import open_masks, read_expressions, require_annotations, trainable
 from glus.data.chat.llava import ConversationTokenizer
 from glus.data.chat.tree import pack_conversations
 from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings
 from glus.data.features import open_features
 from glus.data.frames import FrameStore
-from glus.data.masks import open_masks
 from glus.tokens import placeholders
 from glus.types import Expression
 

@@ -1,27 +1,17 @@
-"""Ground-truth masks: of an expression, in given frames, as 0/1 arrays of the frames' size."""
+"""Ground-truth masks as run-length codes, one file for all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glus.config import DatasetConfig, Layout
-from glus.data.benchmarks.places import mask_path
 from glus.data.mask_pack import Code, MaskCache, MaskFile
-from glus.data.mask_store import MaskStore, by, place
-from glus.data.outline_masks import PolygonMasks, ShapeMasks
-from glus.data.png_masks import FolderMasks, PaletteMasks
+from glus.data.mask_store import by, place
 from glus.data.rle import Size, encode_rle
 from glus.types import Expression
-
-
-def open_masks(dataset: DatasetConfig) -> MaskStore:
-    """The mask store of a split; it reads nothing before the first mask is asked for."""
-    return STORES[dataset.layout](dataset.name, mask_path(dataset))
 
 
 class RleMasks:
@@ -103,19 +93,3 @@ class RleMasks:
                 f"mask of {name} in {self.file.path} is {by(found)}, but the frame is {by(size)} (height x width)"
             )
         return counts if isinstance(counts, bytes) else encode_rle(self.file.decode(counts, size, name)).encode("ascii")
-
-
-STORES: dict[Layout, Callable[[str, Path], MaskStore]] = {
-    Layout.mevis: RleMasks,
-    Layout.mevis_v2: RleMasks,
-    Layout.ref_youtube_vos: PaletteMasks,
-    Layout.ref_youtube_vos_valid: partial(FolderMasks, absent_is_empty=False),
-    Layout.ref_davis17: PaletteMasks,
-    Layout.revos: RleMasks,
-    Layout.reason_vos: partial(FolderMasks, absent_is_empty=False),
-    Layout.lvvis: RleMasks,
-    Layout.long_rvos: partial(FolderMasks, absent_is_empty=True),
-    Layout.refcoco: PolygonMasks,
-    Layout.reason_seg: ShapeMasks,
-}
-"""Which store each layout has; given the dataset's name and the file or folder of its masks."""

@@ -15,31 +15,23 @@ of that row alone, and counted.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from glus.config import DatasetConfig
+from glus.data.benchmarks.index import open_masks
 from glus.data.frames import FrameStore
-from glus.data.masks import open_masks
 from glus.data.parallel import map_in_processes
-from glus.data.rle import Size
-from glus.evaluation.packed import BitMasks, TargetReader, score_frames
-from glus.evaluation.predictions import (
-    VideoPredictions,
-    check_predictions_dir,
-    open_predictions,
-    read_complete,
-)
-from glus.evaluation.report import csv_text
-from glus.evaluation.score import CHUNK_FRAMES, read_scored_videos
+from glus.evaluation.packed import BitMasks, TargetReader, compare
+from glus.evaluation.predictions import check_predictions_dir, open_predictions, read_complete
+from glus.evaluation.report import csv_text, print_table
+from glus.evaluation.score import chunks, read_scored_videos
 from glus.types import Expression, Video
 
 ROWS = ("model", "all_objects", "random_object", "other_sentence", "empty")
@@ -133,44 +125,31 @@ class VideoComparer:
 
     def __init__(self, dataset: DatasetConfig, predictions: dict[str, Path]) -> None:
         self.predictions = predictions
-        self.masks = open_masks(dataset)
-        self.frames = FrameStore(dataset)
+        self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
 
     def __call__(self, video: Video) -> dict[str, list[Scores]]:
-        """By label, the rows of each expression of the video."""
+        """By label, the rows of each expression of the video; every mask is read once."""
         size = self.frames.size(video[0].video, video[0].frames[0])
-        num_frames = len(video[0].frames)
         opened = {label: open_predictions(folder, video) for label, folder in self.predictions.items()}
-        chunks = [
-            self._compare_frames(video, opened, range(start, min(start + CHUNK_FRAMES, num_frames)), size)
-            for start in range(0, num_frames, CHUNK_FRAMES)
-        ]
-        return {
-            label: [
-                {row: float(np.mean(np.concatenate([chunk[label][index][row] for chunk in chunks]))) for row in rows}
-                for index, rows in enumerate(chunks[0][label])
-            ]
-            for label in self.predictions
-        }
-
-    def _compare_frames(
-        self, video: Video, opened: Mapping[str, VideoPredictions], frames: range, size: Size
-    ) -> dict[str, list[RowScores]]:
-        """By label, the rows of each expression in some frames; every mask is read once."""
-        targets = TargetReader(self.masks, frames, size)
         names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
-        objects = [targets(replace(video[0], annotation_ids=(name,))) for name in names]
-        nothing = targets(replace(video[0], annotation_ids=()))
-        blind = [_sentence_blind_scores(objects, nothing, targets(expression)) for expression in video]
+        found: dict[str, list[dict[str, list[np.ndarray]]]] = {
+            label: [defaultdict(list) for _ in video] for label in opened
+        }
         hint = "a comparison needs complete predictions: see score.py"
-        compared = {}
-        for label, predictions in opened.items():
-            answers = [read_complete(predictions, expression, frames, size, hint) for expression in video]
-            compared[label] = [
-                _model_scores(video, answers, index, targets(expression)) | blind[index]
-                for index, expression in enumerate(video)
-            ]
-        return compared
+        for frames in chunks(len(video[0].frames)):
+            targets = TargetReader(self.masks, frames, size)
+            objects = [targets(replace(video[0], annotation_ids=(name,))) for name in names]
+            blind = [_sentence_blind_scores(objects, targets(expression)) for expression in video]
+            for label, predictions in opened.items():
+                answers = [read_complete(predictions, expression, frames, size, hint) for expression in video]
+                for index, expression in enumerate(video):
+                    scores = _model_scores(video, answers, index, targets(expression)) | blind[index]
+                    for row, jf_F in scores.items():
+                        found[label][index][row].append(jf_F)
+        return {
+            label: [{row: float(np.mean(np.concatenate(parts))) for row, parts in rows.items()} for rows in of_video]
+            for label, of_video in found.items()
+        }
 
 
 def rows_as_csv(comparisons: Mapping[str, Comparison]) -> str:
@@ -197,14 +176,12 @@ def summary(comparisons: Mapping[str, Comparison]) -> dict[str, object]:
 
 def print_comparison(label: str, comparison: Comparison, console: Console) -> None:
     """One line per kind with all rows in percent and the margin of ``model`` over the best sentence-blind row."""
-    title = f"J&F of {escape(label)} and of answers that ignore the sentence, percent"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("kind", no_wrap=True)
-    for column in (*ROWS, "margin"):
-        table.add_column(column.replace("_", " "), justify="right")
-    for kind, rows in comparison.table().items():
-        table.add_row(escape(kind), *(_decimals(rows[row]) for row in ROWS), _decimals(margin(rows), sign="+"))
-    console.print(table)
+    title = f"J&F of {label} and of answers that ignore the sentence, percent"
+    cells = {
+        kind: {row.replace("_", " "): _decimals(rows[row]) for row in ROWS} | {"margin": _decimals(margin(rows), "+")}
+        for kind, rows in comparison.table().items()
+    }
+    print_table(console, title, "kind", cells)
     for kind, rows_excluded in comparison.excluded().items():
         for row, count in rows_excluded.items():
             console.print(f"{kind}: {count} expressions have no {row} and are left out of that row", markup=False)
@@ -221,30 +198,28 @@ def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, target:
     """Rows made of the model's answers: to this expression, and to those about entirely different objects."""
     own = set(video[index].annotation_ids)
     others = [
-        jf(answer, target)
+        _jf(answer, target)
         for expression, answer in zip(video, answers, strict=True)
         if expression.annotation_ids and own.isdisjoint(expression.annotation_ids)
     ]
-    scores = {"model": jf(answers[index], target)}
+    scores = {"model": _jf(answers[index], target)}
     return scores | ({"other_sentence": np.mean(others, axis=0)} if others else {})
 
 
-def _sentence_blind_scores(objects: Sequence[BitMasks], nothing: BitMasks, target: BitMasks) -> RowScores:
+def _sentence_blind_scores(objects: Sequence[BitMasks], target: BitMasks) -> RowScores:
     """Rows made of the ground truth of the video's objects alone."""
-    scores = {"all_objects": jf(_union(objects, nothing), target), "empty": jf(nothing, target)}
+    nothing = BitMasks(np.zeros_like(target.words_TWh), target.height)
+    union = BitMasks(reduce(np.bitwise_or, (mask.words_TWh for mask in objects), nothing.words_TWh), target.height)
+    scores = {"all_objects": _jf(union, target), "empty": _jf(nothing, target)}
     if objects:
-        scores["random_object"] = np.mean([jf(mask, target) for mask in objects], axis=0)
+        scores["random_object"] = np.mean([_jf(mask, target) for mask in objects], axis=0)
     return scores
 
 
-def jf(prediction: BitMasks, target: BitMasks) -> np.ndarray:
+def _jf(prediction: BitMasks, target: BitMasks) -> np.ndarray:
     """(F,) float64: J&F of each frame."""
-    scores = score_frames(prediction, target)
+    scores = compare(prediction, target)
     return (scores.j_T + scores.f_T) / 2
-
-
-def _union(masks: Sequence[BitMasks], nothing: BitMasks) -> BitMasks:
-    return BitMasks(np.bitwise_or.reduce([nothing.words_TWh, *(mask.words_TWh for mask in masks)]), nothing.height)
 
 
 def _mean_percent(scores: Sequence[Scores], row: str) -> float | None:

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from glus.config import DatasetConfig
-from glus.data.benchmarks.index import by_video, read_expressions
-from glus.data.benchmarks.places import expression_path, image_folder, mask_path
+from glus.data.benchmarks.index import by_video, expression_path, image_folder, mask_path, open_masks, read_expressions
 from glus.data.check.findings import Check, Report, Row
 from glus.data.check.video import VideoChecker, VideoFindings
-from glus.data.masks import RleMasks, open_masks
+from glus.data.masks import RleMasks
 from glus.data.outline_masks import PolygonMasks
 from glus.data.parallel import map_in_processes
 from glus.types import Expression

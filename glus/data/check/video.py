@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from glus.config import DatasetConfig
+from glus.data.benchmarks.index import open_masks
 from glus.data.check.alignment import Outline, find_misfit, gradients, outline, unite
 from glus.data.check.findings import Check
 from glus.data.frames import FrameStore
 from glus.data.mask_store import by
-from glus.data.masks import open_masks
 from glus.data.png_masks import PaletteMasks
 from glus.data.rle import Size
 from glus.types import Expression
