@@ -99,7 +99,7 @@ def test_the_lowest_layer_has_no_cycle() -> None:
 
 
 def test_scoring_loads_neither_models_nor_torch() -> None:
-    """Also not by way of other modules: a scoring process starts in a second, on a machine without torch's libraries."""
+    """Also not by way of other modules: each of its processes starts in a second, and needs no GPU."""
     modules = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in (ROOT / "glus/evaluation").rglob("*.py")]
     code = f"""
 import importlib, runpy, sys

@@ -15,7 +15,7 @@ of that row alone, and counted.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -30,7 +30,7 @@ from glus.data.frames import FrameStore
 from glus.data.parallel import map_in_processes
 from glus.evaluation.packed import BitMasks, TargetReader, compare
 from glus.evaluation.predictions import check_predictions_dir, open_predictions, read_complete
-from glus.evaluation.report import csv_text, print_table
+from glus.evaluation.report import csv_text, print_rows
 from glus.evaluation.score import chunks, read_scored_videos
 from glus.types import Expression, Video
 
@@ -59,18 +59,17 @@ class Comparison:
     def table(self) -> dict[str, dict[str, float | None]]:
         """J&F in percent by group and row, then ``overall`` (unweighted mean over the groups) and ``overall_present``
         (the same without the group ``absent``); None where no expression has the row."""
-        groups = self._groups()
-        table = {name: {row: _mean_percent(scores, row) for row in ROWS} for name, scores in groups.items()}
-        present = {name: rows for name, rows in table.items() if name != ABSENT}
-        return {**table, "overall": _mean_of_groups(table), "overall_present": _mean_of_groups(present)}
+        table = {name: _means(scores, 100) for name, scores in self._groups().items()}
+        present = [rows for name, rows in table.items() if name != ABSENT]
+        return {**table, "overall": _means(list(table.values())), "overall_present": _means(present)}
 
     def excluded(self) -> dict[str, dict[str, int]]:
         """By group and row, how many expressions do not have the row; only counts above 0."""
         counts = {
-            name: {row: sum(row not in score for score in scores) for row in ROWS}
+            name: Counter(row for row in ROWS for score in scores if row not in score)
             for name, scores in self._groups().items()
         }
-        return {name: kept for name, rows in counts.items() if (kept := {r: n for r, n in rows.items() if n})}
+        return {name: dict(of_group) for name, of_group in counts.items() if of_group}
 
     def _groups(self) -> dict[str, list[Scores]]:
         groups: dict[str, list[Scores]] = {}
@@ -78,17 +77,12 @@ class Comparison:
             groups.setdefault(expression.group or UNGROUPED, []).append(scores)
         reserved = {"overall", "overall_present", "other_models"}.intersection(groups)
         if reserved:
-            raise ValueError(
-                f"a group of expressions is called {sorted(reserved)[0]!r}, which the summary needs itself"
-            )
+            raise ValueError(f"a group of expressions is called {min(reserved)!r}, which the summary needs itself")
         return groups
 
 
 def compare_predictions(
-    dataset: DatasetConfig,
-    predictions: Mapping[str, str | Path],
-    num_workers: int = 1,
-    max_videos: int | None = None,
+    dataset: DatasetConfig, predictions: Mapping[str, str | Path], num_workers: int = 1, max_videos: int | None = None
 ) -> dict[str, Comparison]:
     """Compare each model's predictions with the answers that ignore the sentence.
 
@@ -168,10 +162,7 @@ def summary(comparisons: Mapping[str, Comparison]) -> dict[str, object]:
     """The first model's ``{kind: {row: percent}}`` and, if there are more, theirs under ``other_models``."""
     tables = {label: comparison.table() for label, comparison in comparisons.items()}
     first, *others = tables
-    result: dict[str, object] = dict(tables[first])
-    if others:
-        result["other_models"] = {label: tables[label] for label in others}
-    return result
+    return {**tables[first], **({"other_models": {label: tables[label] for label in others}} if others else {})}
 
 
 def print_comparison(label: str, comparison: Comparison, console: Console) -> None:
@@ -181,7 +172,7 @@ def print_comparison(label: str, comparison: Comparison, console: Console) -> No
         kind: {row.replace("_", " "): _decimals(rows[row]) for row in ROWS} | {"margin": _decimals(margin(rows), "+")}
         for kind, rows in comparison.table().items()
     }
-    print_table(console, title, "kind", cells)
+    print_rows(console, title, "kind", cells)
     for kind, rows_excluded in comparison.excluded().items():
         for row, count in rows_excluded.items():
             console.print(f"{kind}: {count} expressions have no {row} and are left out of that row", markup=False)
@@ -222,15 +213,10 @@ def _jf(prediction: BitMasks, target: BitMasks) -> np.ndarray:
     return (scores.j_T + scores.f_T) / 2
 
 
-def _mean_percent(scores: Sequence[Scores], row: str) -> float | None:
-    values = [score[row] for score in scores if row in score]
-    return 100 * float(np.mean(values)) if values else None
-
-
-def _mean_of_groups(table: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Unweighted mean over the groups that have the row."""
-    columns = {row: [value for rows in table.values() if (value := rows[row]) is not None] for row in ROWS}
-    return {row: float(np.mean(values)) if values else None for row, values in columns.items()}
+def _means(scores: Sequence[Mapping[str, float | None]], scale: float = 1) -> dict[str, float | None]:
+    """By row, the unweighted mean over those that have it; None where none has."""
+    values = {row: [value for score in scores if (value := score.get(row)) is not None] for row in ROWS}
+    return {row: scale * float(np.mean(found)) if found else None for row, found in values.items()}
 
 
 def _decimals(value: float | None, sign: str = "") -> str:

@@ -415,12 +415,12 @@ class TargetReader:
     """
 
     def __init__(self, masks: MaskStore, frames: Sequence[int], size: Size):
-        self._masks, self._frames, self._size = masks, frames, size
+        self.masks, self.frames, self.size = masks, frames, size
         self._read: dict[tuple[tuple[str, ...], tuple[int, ...]], BitMasks] = {}
 
     def __call__(self, expression: Expression, frames: Sequence[int] | None = None) -> BitMasks:
         """The union of the expression's objects in all the frames, or in these; errors as ``MaskStore.read``."""
-        chosen = tuple(self._frames if frames is None else frames)
+        chosen = tuple(self.frames if frames is None else frames)
         key = expression.annotation_ids, chosen
         if key not in self._read:
             self._read[key] = self._pack(expression, chosen)
@@ -428,14 +428,14 @@ class TargetReader:
 
     def ignored(self, expression: Expression, frames: Sequence[int]) -> BitMasks | None:
         """The pixels whose truth is unknown, see ``MaskStore.ignore``."""
-        pixels_FHW: np.ndarray | None = self._masks.ignore(expression, frames, self._size)
+        pixels_FHW = self.masks.ignore(expression, frames, self.size)
         return None if pixels_FHW is None else BitMasks.from_dense(pixels_FHW)
 
     def _pack(self, expression: Expression, frames: Sequence[int]) -> BitMasks:
-        if isinstance(self._masks, RleMasks):
-            codes = self._masks.codes(expression, frames, self._size)
+        if isinstance(self.masks, RleMasks):
+            codes = self.masks.codes(expression, frames, self.size)
             try:
-                return BitMasks.from_rle(codes, self._size)
+                return BitMasks.from_rle(codes, self.size)
             except ValueError:
                 pass  # reading them as pixels says which one is damaged
-        return BitMasks.from_dense(self._masks.read(expression, frames, self._size))
+        return BitMasks.from_dense(self.masks.read(expression, frames, self.size))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -21,6 +22,11 @@ from glus.files import write_text
 
 MAX_LISTED = 20
 """Problems and warnings printed at most; the files hold all of them."""
+JSON_KEYS = (
+    "dataset", "split", "predictions", "missing", "official_missing", "protocol", "overall", "groups", "tables",
+    "problems", "num_unscored", "without_truth", "warnings",
+)  # fmt: skip
+"""What report.json holds of a report, in this order."""
 
 
 class Answer(Enum):
@@ -123,7 +129,7 @@ class GroupScore:
 
 
 @dataclass(frozen=True)
-class Report:
+class ScoreReport:
     """The result of scoring one folder of predictions against one split."""
 
     dataset: str
@@ -168,20 +174,16 @@ class Report:
 def summarize(scores: Sequence[ExpressionScore]) -> GroupScore:
     """Means over expressions, taken in the given order so that they do not depend on how the work was shared."""
     counted = [score for score in scores if score.is_counted]
-    j, f = mean_of(score.j for score in counted), mean_of(score.f for score in counted)
-    j_visible, f_visible = (mean_of(getattr(score, name) for score in counted) for name in ("j_visible", "f_visible"))
+    names = ("j", "f", "j_visible", "f_visible", "false_positives")
+    means = {name: mean_of(getattr(score, name) for score in counted) for name in names}
     return GroupScore(
         num_expressions=len(counted),
         num_incomplete=sum(bool(score.problems) for score in scores),
-        j=j,
-        f=f,
         no_target_accuracy=mean_of(score.answer is Answer.empty for score in counted if not score.has_target),
         target_accuracy=mean_of(score.answer is Answer.masks for score in counted if score.has_target),
-        j_visible=j_visible,
-        f_visible=f_visible,
-        false_positives=mean_of(score.false_positives for score in counted),
-        jf=(j + f) / 2,
-        jf_visible=(j_visible + f_visible) / 2,
+        jf=(means["j"] + means["f"]) / 2,
+        jf_visible=(means["j_visible"] + means["f_visible"]) / 2,
+        **means,
     )
 
 
@@ -205,7 +207,7 @@ def mean_jf(scores: Sequence[ExpressionScore | ObjectScore]) -> dict[str, float]
     return {"J": j, "F": f, "J&F": (j + f) / 2}
 
 
-def print_report(report: Report, console: Console) -> None:
+def print_report(report: ScoreReport, console: Console) -> None:
     """Tables in percent: one with a line per group and one for all expressions, then the benchmark's own; then
     problems and warnings."""
     rows = {
@@ -224,7 +226,7 @@ def print_report(report: Report, console: Console) -> None:
     title = f"{report.dataset} ({report.split}), percent. {report.protocol}"
     own = [(f"{table.title}, percent", table.rows, table.note) for table in report.tables]
     for heading, cells, text in [(title, rows, note), *own]:
-        print_table(console, heading, "group", {name: _percents(row) for name, row in cells.items()})
+        print_rows(console, heading, "group", {name: _percents(row) for name, row in cells.items()})
         if text:
             console.print(f"{text}\n", markup=False, highlight=False)
     _print_list(console, f"missing or unusable predictions (missing={report.missing})", report.problems, "red")
@@ -238,7 +240,7 @@ def print_report(report: Report, console: Console) -> None:
     _print_list(console, "predictions that belong to nothing, ignored", report.warnings, "yellow")
 
 
-def print_table(console: Console, title: str, name: str, rows: Mapping[str, Mapping[str, str]]) -> None:
+def print_rows(console: Console, title: str, name: str, rows: Mapping[str, Mapping[str, str]]) -> None:
     """Rows of cells by the name of the row, whose column is called ``name``, and that of the column.
 
     Names of columns wrap where the console is narrow, cells never.
@@ -252,7 +254,7 @@ def print_table(console: Console, title: str, name: str, rows: Mapping[str, Mapp
     console.print(table)
 
 
-def write_report(report: Report, output_dir: Path) -> list[Path]:
+def write_report(report: ScoreReport, output_dir: Path) -> list[Path]:
     """Write report.json, per_expression.csv and, where objects are scored, per_object.csv into ``output_dir``.
 
     Each file is complete or absent. Scores are in [0, 1]; a mean over nothing is null in JSON.
@@ -280,28 +282,22 @@ def csv_text(rows: Sequence[dict[str, object]]) -> str:
     return text.getvalue()
 
 
-def _as_json(report: Report) -> dict[str, object]:
-    def as_found(*names: str) -> dict[str, object]:
-        return {name: getattr(report, name) for name in names}
-
-    tables = {
-        table.name: {"title": table.title, "note": table.note, "rows": _without_nan(table.rows)}
-        for table in report.tables
+def _as_json(report: ScoreReport) -> dict[str, object]:
+    means = {
+        "overall": asdict(report.overall),
+        "groups": {name: asdict(score) for name, score in report.groups.items()},
+        "tables": {
+            table.name: {"title": table.title, "note": table.note, "rows": table.rows} for table in report.tables
+        },
     }
-    return {
-        **as_found("dataset", "split", "predictions", "missing", "official_missing", "protocol"),
-        **_without_nan({"overall": asdict(report.overall)}),
-        "groups": _without_nan({name: asdict(score) for name, score in report.groups.items()}),
-        "tables": tables,
-        **as_found("problems", "num_unscored", "without_truth", "warnings"),
-    }
+    return {name: _without_nan(means[name] if name in means else getattr(report, name)) for name in JSON_KEYS}
 
 
-def _without_nan(rows: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
-    return {
-        name: {column: None if math.isnan(value) else value for column, value in row.items()}
-        for name, row in rows.items()
-    }
+def _without_nan(value: Any) -> Any:
+    """``value`` with None in the place of NaN, which JSON does not know, also within dicts."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _as_row(score: ExpressionScore) -> dict[str, object]:

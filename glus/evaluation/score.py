@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glus.config import DatasetConfig, Missing, Protocol
+from glus.config import DatasetConfig, Missing
 from glus.data.benchmarks.index import by_video, open_masks, read_expressions, require_annotations
 from glus.data.frames import FrameStore
 from glus.data.parallel import map_in_processes
@@ -24,31 +24,12 @@ from glus.evaluation.predictions import (
     open_predictions,
     unexpected_files,
 )
-from glus.evaluation.protocols import (
-    Chunk,
-    ImageProtocol,
-    JFProtocol,
-    LongRvosProtocol,
-    Measured,
-    MevisV2Protocol,
-    Observed,
-)
-from glus.evaluation.ref_davis17 import RefDavis17Protocol
-from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, Report
-from glus.evaluation.revos import RevosProtocol
+from glus.evaluation.protocols import PROTOCOLS, Measured, Observed
+from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, ScoreReport
 from glus.types import Expression, Video
 
 CHUNK_FRAMES = 32
 """Frames in memory at a time, so that memory does not grow with the video."""
-PROTOCOLS: dict[Protocol, type[JFProtocol]] = {
-    Protocol.jf: JFProtocol,
-    Protocol.mevis_v2: MevisV2Protocol,
-    Protocol.revos: RevosProtocol,
-    Protocol.ref_davis17: RefDavis17Protocol,
-    Protocol.long_rvos: LongRvosProtocol,
-    Protocol.images: ImageProtocol,
-}
-"""By the name that ``dataset.protocol`` gives."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +53,7 @@ def score_predictions(
     missing: Missing = Missing.zero,
     num_workers: int = 1,
     max_videos: int | None = None,
-) -> Report:
+) -> ScoreReport:
     """J and F of every expression of a split, their means per group and overall, and the benchmark's own tables.
 
     Args:
@@ -102,7 +83,7 @@ def score_predictions(
         [score for score in objects if score.is_complete or missing is not Missing.drop],
     )
     warnings = [warning for video in videos for warning in video.warnings]
-    return Report(
+    return ScoreReport(
         dataset=dataset.name,
         split=dataset.split,
         predictions=str(predictions_dir),
@@ -185,7 +166,7 @@ class VideoScorer:
                 scores[index].append(compare(answer, targets(expression, inside), void))
                 unusable[index] |= lines
                 answers.append(answer)
-            observed.append(self.protocol.observe(Chunk(video, span, size, answers, targets, self.masks)))
+            observed.append(self.protocol.observe(video, answers, targets))
         of_video = _joined(observed)
         measured = []
         for index, (expression, frames) in enumerate(scored.items()):

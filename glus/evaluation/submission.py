@@ -40,15 +40,6 @@ class Submission:
     num_masks: int
 
 
-@dataclass(frozen=True)
-class EncodedVideo:
-    """The masks of one video for the zip."""
-
-    pngs: dict[str, bytes]
-    """By the name of the entry; incomplete if there are problems."""
-    problems: list[str]
-
-
 def build_submission(
     dataset: DatasetConfig, predictions_dir: str | Path, output: str | Path, num_workers: int = 1
 ) -> Submission:
@@ -79,9 +70,9 @@ def build_submission(
     open_encoder = partial(VideoEncoder, dataset, Path(predictions_dir))
     with whole_file(output) as beside:
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as opened:  # PNGs are compressed already
-            for video in map_in_processes(open_encoder, videos, num_workers):
-                problems += video.problems
-                for name, data in video.pngs.items() if not problems else ():
+            for pngs, of_video in map_in_processes(open_encoder, videos, num_workers):
+                problems += of_video
+                for name, data in pngs.items() if not problems else ():
                     opened.writestr(zipfile.ZipInfo(name), data)
         if problems:
             listed = "".join(f"\n  {problem}" for problem in problems[:MAX_NAMED])
@@ -98,8 +89,9 @@ class VideoEncoder:
         self.predictions_dir, self.frames = predictions_dir, FrameStore(dataset)
         self.zip_folder = LAYOUTS[dataset.layout].zip_folder
 
-    def __call__(self, video: Video) -> EncodedVideo:
-        """The PNGs of a video, or what is wrong with its predictions."""
+    def __call__(self, video: Video) -> tuple[dict[str, bytes], list[str]]:
+        """The PNGs of a video by the name of their entry, incomplete if anything is wrong with its predictions, which
+        the second lists."""
         size = self.frames.size(video[0].video, video[0].frames[0])
         predictions = open_predictions(self.predictions_dir, video)
         problems = list(predictions.problems)
@@ -114,7 +106,7 @@ class VideoEncoder:
                     pngs[f"{self.zip_folder}{name}"] = encode_png(mask_HW)
             nothing = predictions.no_answer(expression) if lines else None
             problems += [f"{expression.name}: {nothing}"] if nothing else lines
-        return EncodedVideo(pngs, problems)
+        return pngs, problems
 
 
 def encode_png(mask_HW: np.ndarray) -> bytes:

@@ -39,7 +39,7 @@ def whole_number(mapping: dict[str, Any], key: str, where: str) -> int:
     return int(str(value))
 
 
-def read_videos(path: Path) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any], str]]:
+def iterate_videos(path: Path) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any], str]]:
     """(video, its frames as the file spells them, its content, its place for messages) of an expression file.
 
     Raises:
@@ -67,7 +67,7 @@ def read_entries(dataset: str, path: Path, all_or_none: str = "exp") -> list[Ent
         ValueError: a field is missing or of another type, or some expressions have that key and others have not.
     """
     entries = []
-    for video, frames, content, where in read_videos(path):
+    for video, frames, content, where in iterate_videos(path):
         expressions = field(content, "expressions", dict, where)
         for exp_id in sorted(expressions, key=int) if all(map(str.isdecimal, expressions)) else expressions:
             inside = f"{where}.expressions[{exp_id!r}]"

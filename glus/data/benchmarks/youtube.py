@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from glus.config import DatasetConfig
-from glus.data.benchmarks.json_access import Entry, field, read_entries, read_videos, whole_number
+from glus.data.benchmarks.json_access import Entry, field, iterate_videos, read_entries, whole_number
 from glus.types import Expression
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def read_reason_vos(dataset: DatasetConfig, path: Path, _masks: Path) -> list[Ex
         ValueError: an object of a video has an ``exp_id`` twice, or a field is missing.
     """
     expressions: dict[str, Expression] = {}
-    for video, frames, content, place in read_videos(path):
+    for video, frames, content, place in iterate_videos(path):
         source = field(content, "source", str, place)
         for index, value in enumerate(field(content, "expressions", list, place)):
             where = f"{place}.expressions[{index}]"
@@ -98,7 +98,7 @@ def _without_test_videos(dataset: DatasetConfig, path: Path, expressions: list[E
     num_videos = len({expression.video for expression in expressions})
     test_file = Path(dataset.root) / "meta_expressions" / "test" / "meta_expressions.json"
     if test_file.is_file():
-        test = {video for video, *_ in read_videos(test_file)}
+        test = {video for video, *_ in iterate_videos(test_file)}
         kept = [expression for expression in expressions if expression.video not in test]
         num_test = num_videos - len({expression.video for expression in kept})
         log.info("%s: %d of the %d videos listed belong to test", dataset.name, num_test, num_videos)
