@@ -98,10 +98,21 @@ def test_the_lowest_layer_has_no_cycle() -> None:
             del needs[part]
 
 
-def test_evaluation_knows_neither_models_nor_torch() -> None:
-    for file in (ROOT / "glus" / "evaluation").glob("*.py"):
-        names = {name.split(".")[0] for name in _imports(file)} | {_part(name) for name in _imports(file)}
-        assert not names & {"torch", "models", "transformers"}, _name(file)
+def test_scoring_loads_neither_models_nor_torch() -> None:
+    """Also not by way of other modules: each of its processes starts in a second, and needs no GPU."""
+    modules = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in (ROOT / "glus/evaluation").rglob("*.py")]
+    code = f"""
+import importlib, runpy, sys
+for name in {modules!r}:
+    importlib.import_module(name)
+for script in ("score", "submit", "compare"):
+    runpy.run_path(f"scripts/{{script}}.py")
+assert "glus.evaluation.score" in sys.modules
+loaded = {{"torch", "transformers", "deepspeed", "glus.models", "glus.train"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_glus_never_imports_what_stands_above_it() -> None:

@@ -40,7 +40,7 @@ from glus.config import DatasetConfig, Layout
 from glus.data.mask_pack import MaskPack
 from glus.data.png import read_png
 from glus.data.rle import Size
-from glus.evaluation.packed import BitMasks, FrameScores, score_frames
+from glus.evaluation.packed import BitMasks
 from glus.evaluation.reference import plain_boundary_accuracy, plain_region_similarity
 from glus.evaluation.score import score_predictions
 from glus.files import write_text
@@ -167,10 +167,10 @@ def time_in_memory(pairs: Pairs, seconds: float) -> dict[str, float]:
     bools = pairs.prediction.astype(bool), pairs.target.astype(bool)
     codes = [[[code] for code in encode(masks)] for masks in (pairs.prediction, pairs.target)]
     packed = BitMasks.from_dense(pairs.prediction), BitMasks.from_dense(pairs.target)
-    ours: dict[str, Callable[[], FrameScores]] = {
-        "dense": lambda: score_frames(BitMasks.from_dense(pairs.prediction), BitMasks.from_dense(pairs.target)),
-        "rle": lambda: score_frames(*(BitMasks.from_rle(masks, pairs.size) for masks in codes)),
-        "packed": lambda: score_frames(*packed),
+    ours: dict[str, Callable[[], JFScores]] = {
+        "dense": lambda: compare(BitMasks.from_dense(pairs.prediction), BitMasks.from_dense(pairs.target)),
+        "rle": lambda: compare(*(BitMasks.from_rle(masks, pairs.size) for masks in codes)),
+        "packed": lambda: compare(*packed),
     }
     expected = official_scores(*bools)
     for name, function in ours.items():

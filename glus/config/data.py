@@ -34,7 +34,7 @@ class Layout(Enum):
 
 
 class Protocol(Enum):
-    """How a benchmark turns masks into numbers; see ``glus/evaluation/protocols``."""
+    """How a benchmark turns masks into numbers; see ``glus/evaluation/protocols.py``."""
 
     jf = "jf"
     """J and F: mean over all frames, then over expressions (MeViS, Ref-YouTube-VOS, ReasonVOS, Shapes)."""

@@ -15,11 +15,9 @@ import numpy as np
 
 from glus.config import DatasetConfig
 from glus.data.alignment import OUTLINE, find_misfit, gradients, outline
-from glus.data.benchmarks.index import by_video, read_expressions
-from glus.data.benchmarks.places import expression_path, image_folder
+from glus.data.benchmarks.index import by_video, expression_path, image_folder, open_masks, read_expressions
 from glus.data.frames import FrameStore
 from glus.data.mask_store import MaskStore, PaletteMasks, RleMasks, by
-from glus.data.masks import open_masks
 from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
 from glus.types import Expression, Video

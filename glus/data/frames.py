@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from glus.config import DatasetConfig, Layout
-from glus.data.benchmarks.places import image_folder
+from glus.config import DatasetConfig
+from glus.data.benchmarks.index import LAYOUTS, image_folder
 from glus.data.display_matrix import flipped_axis
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -48,7 +48,7 @@ class FrameStore:
     def __init__(self, dataset: DatasetConfig):
         self.name = dataset.name
         self.folder = image_folder(dataset)
-        self._is_flat = dataset.layout in (Layout.refcoco, Layout.reason_seg)
+        self._is_flat = LAYOUTS[dataset.layout].is_flat
 
     def path(self, video: str, frame: str) -> Path:
         """The file of a frame.

@@ -17,12 +17,11 @@ from torch.utils.data import DataLoader
 
 from glus.batch import Batch, TrainSample
 from glus.config import DataConfig, DatasetConfig, FramesConfig
-from glus.data.benchmarks.index import read_expressions, require_annotations, trainable
+from glus.data.benchmarks.index import open_masks, read_expressions, require_annotations, trainable
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import pack_conversations
 from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings
 from glus.data.frames import FrameStore
-from glus.data.masks import open_masks
 from glus.types import Expression
 
 

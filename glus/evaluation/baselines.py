@@ -15,26 +15,23 @@ of that row alone, and counted.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from glus.config import DatasetConfig
+from glus.data.benchmarks.index import open_masks
 from glus.data.frames import FrameStore
-from glus.data.masks import open_masks
 from glus.data.parallel import map_in_processes
-from glus.data.predictions import VideoPredictions, check_predictions_dir, open_predictions
-from glus.data.rle import Size
-from glus.evaluation.packed import BitMasks, TargetReader, read_complete, score_frames
-from glus.evaluation.report import csv_text
-from glus.evaluation.score import CHUNK_FRAMES, read_scored_videos
+from glus.data.predictions import check_predictions_dir, open_predictions
+from glus.evaluation.packed import BitMasks, TargetReader, compare, read_complete
+from glus.evaluation.report import csv_text, print_rows
+from glus.evaluation.score import chunks, read_scored_videos
 from glus.types import Expression, Video
 
 ROWS = ("model", "all_objects", "random_object", "other_sentence", "empty")
@@ -62,18 +59,17 @@ class Comparison:
     def table(self) -> dict[str, dict[str, float | None]]:
         """J&F in percent by group and row, then ``overall`` (unweighted mean over the groups) and ``overall_present``
         (the same without the group ``absent``); None where no expression has the row."""
-        groups = self._groups()
-        table = {name: {row: _mean_percent(scores, row) for row in ROWS} for name, scores in groups.items()}
-        present = {name: rows for name, rows in table.items() if name != ABSENT}
-        return {**table, "overall": _mean_of_groups(table), "overall_present": _mean_of_groups(present)}
+        table = {name: _means(scores, 100) for name, scores in self._groups().items()}
+        present = [rows for name, rows in table.items() if name != ABSENT]
+        return {**table, "overall": _means(list(table.values())), "overall_present": _means(present)}
 
     def excluded(self) -> dict[str, dict[str, int]]:
         """By group and row, how many expressions do not have the row; only counts above 0."""
         counts = {
-            name: {row: sum(row not in score for score in scores) for row in ROWS}
+            name: Counter(row for row in ROWS for score in scores if row not in score)
             for name, scores in self._groups().items()
         }
-        return {name: kept for name, rows in counts.items() if (kept := {r: n for r, n in rows.items() if n})}
+        return {name: dict(of_group) for name, of_group in counts.items() if of_group}
 
     def _groups(self) -> dict[str, list[Scores]]:
         groups: dict[str, list[Scores]] = {}
@@ -81,17 +77,12 @@ class Comparison:
             groups.setdefault(expression.group or UNGROUPED, []).append(scores)
         reserved = {"overall", "overall_present", "other_models"}.intersection(groups)
         if reserved:
-            raise ValueError(
-                f"a group of expressions is called {sorted(reserved)[0]!r}, which the summary needs itself"
-            )
+            raise ValueError(f"a group of expressions is called {min(reserved)!r}, which the summary needs itself")
         return groups
 
 
 def compare_predictions(
-    dataset: DatasetConfig,
-    predictions: Mapping[str, str | Path],
-    num_workers: int = 1,
-    max_videos: int | None = None,
+    dataset: DatasetConfig, predictions: Mapping[str, str | Path], num_workers: int = 1, max_videos: int | None = None
 ) -> dict[str, Comparison]:
     """Compare each model's predictions with the answers that ignore the sentence.
 
@@ -128,44 +119,31 @@ class VideoComparer:
 
     def __init__(self, dataset: DatasetConfig, predictions: dict[str, Path]) -> None:
         self.predictions = predictions
-        self.masks = open_masks(dataset)
-        self.frames = FrameStore(dataset)
+        self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
 
     def __call__(self, video: Video) -> dict[str, list[Scores]]:
-        """By label, the rows of each expression of the video."""
+        """By label, the rows of each expression of the video; every mask is read once."""
         size = self.frames.size(video[0].video, video[0].frames[0])
-        num_frames = len(video[0].frames)
         opened = {label: open_predictions(folder, video) for label, folder in self.predictions.items()}
-        chunks = [
-            self._compare_frames(video, opened, range(start, min(start + CHUNK_FRAMES, num_frames)), size)
-            for start in range(0, num_frames, CHUNK_FRAMES)
-        ]
-        return {
-            label: [
-                {row: float(np.mean(np.concatenate([chunk[label][index][row] for chunk in chunks]))) for row in rows}
-                for index, rows in enumerate(chunks[0][label])
-            ]
-            for label in self.predictions
-        }
-
-    def _compare_frames(
-        self, video: Video, opened: Mapping[str, VideoPredictions], frames: range, size: Size
-    ) -> dict[str, list[RowScores]]:
-        """By label, the rows of each expression in some frames; every mask is read once."""
-        targets = TargetReader(self.masks, frames, size)
         names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
-        objects = [targets(replace(video[0], annotation_ids=(name,))) for name in names]
-        nothing = targets(replace(video[0], annotation_ids=()))
-        blind = [_sentence_blind_scores(objects, nothing, targets(expression)) for expression in video]
+        found: dict[str, list[dict[str, list[np.ndarray]]]] = {
+            label: [defaultdict(list) for _ in video] for label in opened
+        }
         hint = "a comparison needs complete predictions: see score.py"
-        compared = {}
-        for label, predictions in opened.items():
-            answers = [read_complete(predictions, expression, frames, size, hint) for expression in video]
-            compared[label] = [
-                _model_scores(video, answers, index, targets(expression)) | blind[index]
-                for index, expression in enumerate(video)
-            ]
-        return compared
+        for frames in chunks(len(video[0].frames)):
+            targets = TargetReader(self.masks, frames, size)
+            objects = [targets(replace(video[0], annotation_ids=(name,))) for name in names]
+            blind = [_sentence_blind_scores(objects, targets(expression)) for expression in video]
+            for label, predictions in opened.items():
+                answers = [read_complete(predictions, expression, frames, size, hint) for expression in video]
+                for index, expression in enumerate(video):
+                    scores = _model_scores(video, answers, index, targets(expression)) | blind[index]
+                    for row, jf_F in scores.items():
+                        found[label][index][row].append(jf_F)
+        return {
+            label: [{row: float(np.mean(np.concatenate(parts))) for row, parts in rows.items()} for rows in of_video]
+            for label, of_video in found.items()
+        }
 
 
 def rows_as_csv(comparisons: Mapping[str, Comparison]) -> str:
@@ -184,22 +162,17 @@ def summary(comparisons: Mapping[str, Comparison]) -> dict[str, object]:
     """The first model's ``{kind: {row: percent}}`` and, if there are more, theirs under ``other_models``."""
     tables = {label: comparison.table() for label, comparison in comparisons.items()}
     first, *others = tables
-    result: dict[str, object] = dict(tables[first])
-    if others:
-        result["other_models"] = {label: tables[label] for label in others}
-    return result
+    return {**tables[first], **({"other_models": {label: tables[label] for label in others}} if others else {})}
 
 
 def print_comparison(label: str, comparison: Comparison, console: Console) -> None:
     """One line per kind with all rows in percent and the margin of ``model`` over the best sentence-blind row."""
-    title = f"J&F of {escape(label)} and of answers that ignore the sentence, percent"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("kind", no_wrap=True)
-    for column in (*ROWS, "margin"):
-        table.add_column(column.replace("_", " "), justify="right")
-    for kind, rows in comparison.table().items():
-        table.add_row(escape(kind), *(_decimals(rows[row]) for row in ROWS), _decimals(margin(rows), sign="+"))
-    console.print(table)
+    title = f"J&F of {label} and of answers that ignore the sentence, percent"
+    cells = {
+        kind: {row.replace("_", " "): _decimals(rows[row]) for row in ROWS} | {"margin": _decimals(margin(rows), "+")}
+        for kind, rows in comparison.table().items()
+    }
+    print_rows(console, title, "kind", cells)
     for kind, rows_excluded in comparison.excluded().items():
         for row, count in rows_excluded.items():
             console.print(f"{kind}: {count} expressions have no {row} and are left out of that row", markup=False)
@@ -216,41 +189,34 @@ def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, target:
     """Rows made of the model's answers: to this expression, and to those about entirely different objects."""
     own = set(video[index].annotation_ids)
     others = [
-        jf(answer, target)
+        _jf(answer, target)
         for expression, answer in zip(video, answers, strict=True)
         if expression.annotation_ids and own.isdisjoint(expression.annotation_ids)
     ]
-    scores = {"model": jf(answers[index], target)}
+    scores = {"model": _jf(answers[index], target)}
     return scores | ({"other_sentence": np.mean(others, axis=0)} if others else {})
 
 
-def _sentence_blind_scores(objects: Sequence[BitMasks], nothing: BitMasks, target: BitMasks) -> RowScores:
+def _sentence_blind_scores(objects: Sequence[BitMasks], target: BitMasks) -> RowScores:
     """Rows made of the ground truth of the video's objects alone."""
-    scores = {"all_objects": jf(_union(objects, nothing), target), "empty": jf(nothing, target)}
+    nothing = BitMasks(np.zeros_like(target.words_TWh), target.height)
+    union = BitMasks(reduce(np.bitwise_or, (mask.words_TWh for mask in objects), nothing.words_TWh), target.height)
+    scores = {"all_objects": _jf(union, target), "empty": _jf(nothing, target)}
     if objects:
-        scores["random_object"] = np.mean([jf(mask, target) for mask in objects], axis=0)
+        scores["random_object"] = np.mean([_jf(mask, target) for mask in objects], axis=0)
     return scores
 
 
-def jf(prediction: BitMasks, target: BitMasks) -> np.ndarray:
+def _jf(prediction: BitMasks, target: BitMasks) -> np.ndarray:
     """(F,) float64: J&F of each frame."""
-    scores = score_frames(prediction, target)
+    scores = compare(prediction, target)
     return (scores.j_T + scores.f_T) / 2
 
 
-def _union(masks: Sequence[BitMasks], nothing: BitMasks) -> BitMasks:
-    return BitMasks(np.bitwise_or.reduce([nothing.words_TWh, *(mask.words_TWh for mask in masks)]), nothing.height)
-
-
-def _mean_percent(scores: Sequence[Scores], row: str) -> float | None:
-    values = [score[row] for score in scores if row in score]
-    return 100 * float(np.mean(values)) if values else None
-
-
-def _mean_of_groups(table: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Unweighted mean over the groups that have the row."""
-    columns = {row: [value for rows in table.values() if (value := rows[row]) is not None] for row in ROWS}
-    return {row: float(np.mean(values)) if values else None for row, values in columns.items()}
+def _means(scores: Sequence[Mapping[str, float | None]], scale: float = 1) -> dict[str, float | None]:
+    """By row, the unweighted mean over those that have it; None where none has."""
+    values = {row: [value for score in scores if (value := score.get(row)) is not None] for row in ROWS}
+    return {row: scale * float(np.mean(found)) if found else None for row, found in values.items()}
 
 
 def _decimals(value: float | None, sign: str = "") -> str:

@@ -6,10 +6,11 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -21,6 +22,11 @@ from glus.files import write_text
 
 MAX_LISTED = 20
 """Problems and warnings printed at most; the files hold all of them."""
+JSON_KEYS = (
+    "dataset", "split", "predictions", "missing", "official_missing", "protocol", "overall", "groups", "tables",
+    "problems", "num_unscored", "without_truth", "warnings",
+)  # fmt: skip
+"""What report.json holds of a report, in this order."""
 
 
 class Answer(Enum):
@@ -116,20 +122,14 @@ class GroupScore:
     f_visible: float
     false_positives: float
     """Means over the expressions that have such frames."""
-
-    @property
-    def jf(self) -> float:
-        """J&F, the mean of both."""
-        return (self.j + self.f) / 2
-
-    @property
-    def jf_visible(self) -> float:
-        """J&F in the frames in which an object is to be seen."""
-        return (self.j_visible + self.f_visible) / 2
+    jf: float
+    """J&F, the mean of both."""
+    jf_visible: float
+    """J&F in the frames in which an object is to be seen."""
 
 
 @dataclass(frozen=True)
-class Report:
+class ScoreReport:
     """The result of scoring one folder of predictions against one split."""
 
     dataset: str
@@ -137,27 +137,33 @@ class Report:
     predictions: str
     missing: str
     """The rule for missing predictions: a value of ``config.Missing``."""
-    overall: GroupScore
-    """Over all expressions."""
-    groups: dict[str, GroupScore]
-    """By ``Expression.group``, in order of first appearance; empty where the dataset has no groups."""
+    official_missing: str | None
+    """What the benchmark's own script does with a missing prediction; None where there is no such script."""
+    protocol: str
+    """What the means over expressions are."""
     expressions: tuple[ExpressionScore, ...]
     """In dataset order."""
-    title: str = "J&F"
-    """What the means over expressions are: the protocol."""
-    official_missing: str | None = None
-    """What the benchmark's own script does with a missing prediction; None where there is no such script."""
-    objects: tuple[ObjectScore, ...] = ()
-    tables: tuple[ScoreTable, ...] = ()
+    objects: tuple[ObjectScore, ...]
+    tables: tuple[ScoreTable, ...]
     """The benchmark's own tables."""
-    file_problems: tuple[str, ...] = ()
+    file_problems: tuple[str, ...]
     """Lines of RLE files that cannot be read."""
-    without_truth: tuple[str, ...] = ()
-    """Expressions whose ground truth has no frame: they are in no mean."""
-    num_unscored: int = 0
+    num_unscored: int
     """Frames without ground truth, which are left out, summed over all expressions."""
-    warnings: tuple[str, ...] = ()
+    without_truth: tuple[str, ...]
+    """Expressions whose ground truth has no frame: they are in no mean."""
+    warnings: tuple[str, ...]
     """Predictions that belong to no expression."""
+
+    @property
+    def overall(self) -> GroupScore:
+        """Over all expressions."""
+        return summarize(self.expressions)
+
+    @property
+    def groups(self) -> dict[str, GroupScore]:
+        """By ``Expression.group``, in order of first appearance; empty where the dataset has no groups."""
+        return {name: summarize(group) for name, group in by_group(self.expressions).items()}
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -168,16 +174,16 @@ class Report:
 def summarize(scores: Sequence[ExpressionScore]) -> GroupScore:
     """Means over expressions, taken in the given order so that they do not depend on how the work was shared."""
     counted = [score for score in scores if score.is_counted]
+    names = ("j", "f", "j_visible", "f_visible", "false_positives")
+    means = {name: mean_of(getattr(score, name) for score in counted) for name in names}
     return GroupScore(
         num_expressions=len(counted),
         num_incomplete=sum(bool(score.problems) for score in scores),
-        j=mean_of(score.j for score in counted),
-        f=mean_of(score.f for score in counted),
         no_target_accuracy=mean_of(score.answer is Answer.empty for score in counted if not score.has_target),
         target_accuracy=mean_of(score.answer is Answer.masks for score in counted if score.has_target),
-        j_visible=mean_of(score.j_visible for score in counted),
-        f_visible=mean_of(score.f_visible for score in counted),
-        false_positives=mean_of(score.false_positives for score in counted),
+        jf=(means["j"] + means["f"]) / 2,
+        jf_visible=(means["j_visible"] + means["f_visible"]) / 2,
+        **means,
     )
 
 
@@ -189,40 +195,40 @@ def by_group(scores: Sequence[ExpressionScore]) -> dict[str, list[ExpressionScor
     return {} if list(groups) == [""] else groups
 
 
-def group_scores(scores: Sequence[ExpressionScore]) -> dict[str, GroupScore]:
-    """``summarize`` for each group."""
-    return {name: summarize(group) for name, group in by_group(scores).items()}
-
-
 def mean_of(values: Iterable[float | None]) -> float:
     """Mean of the values that exist, in the given order; NaN if there are none."""
     numbers = np.array([value for value in values if value is not None], dtype=np.float64)
     return float(np.mean(numbers)) if numbers.size else math.nan
 
 
-def print_report(report: Report, console: Console) -> None:
+def mean_jf(scores: Sequence[ExpressionScore | ObjectScore]) -> dict[str, float]:
+    """The columns J, F and J&F of a row of a benchmark's table."""
+    j, f = mean_of(score.j for score in scores), mean_of(score.f for score in scores)
+    return {"J": j, "F": f, "J&F": (j + f) / 2}
+
+
+def print_report(report: ScoreReport, console: Console) -> None:
     """Tables in percent: one with a line per group and one for all expressions, then the benchmark's own; then
     problems and warnings."""
-    groups = {**report.groups, "all": report.overall}
     rows = {
         name or "(none)": {
             "J": s.j, "F": s.f, "J&F": s.jf, "J&F seen": s.jf_visible, "false pos.": s.false_positives,
             "N-acc": s.no_target_accuracy, "T-acc": s.target_accuracy,
             "num": s.num_expressions, "bad": s.num_incomplete,
         }
-        for name, s in groups.items()
+        for name, s in {**report.groups, "all": report.overall}.items()
     }  # fmt: skip
-    _print_table(console, f"{report.dataset} ({report.split}), percent. {report.title}", rows)
-    console.print(
+    note = (
         "J&F seen: over frames with an object. false pos.: frames without an object that were answered with "
         "foreground. N-acc, T-acc: expressions without / with an object that were answered with nothing / something. "
-        "bad: expressions with a missing or unusable prediction.\n",
-        highlight=False,
+        "bad: expressions with a missing or unusable prediction."
     )
-    for table in report.tables:
-        _print_table(console, f"{table.title}, percent", table.rows)
-        if table.note:
-            console.print(f"{table.note}\n", markup=False, highlight=False)
+    title = f"{report.dataset} ({report.split}), percent. {report.protocol}"
+    own = [(f"{table.title}, percent", table.rows, table.note) for table in report.tables]
+    for heading, cells, text in [(title, rows, note), *own]:
+        print_rows(console, heading, "group", {name: _percents(row) for name, row in cells.items()})
+        if text:
+            console.print(f"{text}\n", markup=False, highlight=False)
     _print_list(console, f"missing or unusable predictions (missing={report.missing})", report.problems, "red")
     if report.problems and report.official_missing is not None:
         console.print(f"the official script: {report.official_missing}", markup=False, highlight=False)
@@ -234,7 +240,21 @@ def print_report(report: Report, console: Console) -> None:
     _print_list(console, "predictions that belong to nothing, ignored", report.warnings, "yellow")
 
 
-def write_report(report: Report, output_dir: Path) -> list[Path]:
+def print_rows(console: Console, title: str, name: str, rows: Mapping[str, Mapping[str, str]]) -> None:
+    """Rows of cells by the name of the row, whose column is called ``name``, and that of the column.
+
+    Names of columns wrap where the console is narrow, cells never.
+    """
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    table.add_column(name, no_wrap=True)
+    for column in next(iter(rows.values())):
+        table.add_column(escape(column), justify="right", min_width=max(len(row[column]) for row in rows.values()))
+    for label, row in rows.items():
+        table.add_row(escape(label), *row.values())
+    console.print(table)
+
+
+def write_report(report: ScoreReport, output_dir: Path) -> list[Path]:
     """Write report.json, per_expression.csv and, where objects are scored, per_object.csv into ``output_dir``.
 
     Each file is complete or absent. Scores are in [0, 1]; a mean over nothing is null in JSON.
@@ -262,64 +282,37 @@ def csv_text(rows: Sequence[dict[str, object]]) -> str:
     return text.getvalue()
 
 
-def percent(value: float | None) -> str:
-    """A share of 1 as percent with two decimals, a count as it is; "-" where there is no value."""
-    if isinstance(value, int):
-        return str(value)
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
-
-
-def _as_json(report: Report) -> dict[str, object]:
-    return {
-        "dataset": report.dataset,
-        "split": report.split,
-        "predictions": report.predictions,
-        "missing": report.missing,
-        "official_missing": report.official_missing,
-        "protocol": report.title,
-        "overall": _group_as_json(report.overall),
-        "groups": {name: _group_as_json(score) for name, score in report.groups.items()},
+def _as_json(report: ScoreReport) -> dict[str, object]:
+    means = {
+        "overall": asdict(report.overall),
+        "groups": {name: asdict(score) for name, score in report.groups.items()},
         "tables": {
-            table.name: {
-                "title": table.title,
-                "note": table.note,
-                "rows": {name: _without_nan(row) for name, row in table.rows.items()},
-            }
-            for table in report.tables
+            table.name: {"title": table.title, "note": table.note, "rows": table.rows} for table in report.tables
         },
-        "problems": report.problems,
-        "num_unscored": report.num_unscored,
-        "without_truth": report.without_truth,
-        "warnings": report.warnings,
     }
+    return {name: _without_nan(means[name] if name in means else getattr(report, name)) for name in JSON_KEYS}
+
+
+def _without_nan(value: Any) -> Any:
+    """``value`` with None in the place of NaN, which JSON does not know, also within dicts."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _as_row(score: ExpressionScore) -> dict[str, object]:
     values = asdict(score)
     measures = values.pop("measures")
+    answer, problems = score.answer.value, "; ".join(score.problems)
+    return {**values, "jf": score.jf, "answer": answer, "problems": problems, **measures}
+
+
+def _percents(row: Mapping[str, float]) -> dict[str, str]:
+    """Shares of 1 in percent with two decimals, counts as they are; "-" where there is no value."""
     return {
-        **values, "jf": score.jf, "answer": score.answer.value, "problems": "; ".join(score.problems), **measures
-    }  # fmt: skip
-
-
-def _group_as_json(score: GroupScore) -> dict[str, float | None]:
-    return _without_nan({**asdict(score), "jf": score.jf, "jf_visible": score.jf_visible})
-
-
-def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
-
-
-def _print_table(console: Console, title: str, rows: dict[str, dict[str, float]]) -> None:
-    """Names of columns wrap where the console is narrow, numbers never."""
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
-    table.add_column("group", no_wrap=True)
-    for column in next(iter(rows.values())):
-        width = max(len(percent(row[column])) for row in rows.values())
-        table.add_column(escape(column), justify="right", min_width=width)
-    for name, row in rows.items():
-        table.add_row(escape(name), *map(percent, row.values()))
-    console.print(table)
+        name: str(value) if isinstance(value, int) else "-" if math.isnan(value) else f"{100 * value:.2f}"
+        for name, value in row.items()
+    }
 
 
 def _print_list(console: Console, title: str, lines: Sequence[str], style: str) -> None:

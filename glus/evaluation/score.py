@@ -6,24 +6,21 @@ videos among processes, and every mean is taken in dataset order, so scores do n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from glus.config import DatasetConfig, Missing
-from glus.data.benchmarks.index import by_video, read_expressions, require_annotations
+from glus.data.benchmarks.index import by_video, open_masks, read_expressions, require_annotations
 from glus.data.frames import FrameStore
-from glus.data.masks import open_masks
 from glus.data.parallel import map_in_processes
 from glus.data.predictions import VideoPredictions, check_predictions_dir, open_predictions, unexpected_files
-from glus.data.rle import Size
-from glus.evaluation.measured import Chunk, Measured, Observed
-from glus.evaluation.packed import FrameScores, TargetReader, read_packed, score_frames
-from glus.evaluation.protocols import RULES
-from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, Report, group_scores, summarize
+from glus.evaluation.packed import JFScores, TargetReader, compare, read_packed
+from glus.evaluation.protocols import PROTOCOLS, Measured, Observed
+from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, ScoreReport
 from glus.types import Expression, Video
 
 CHUNK_FRAMES = 32
@@ -39,7 +36,7 @@ class VideoScore:
     problems: tuple[str, ...]
     """What is wrong with the file of predictions as such."""
     warnings: tuple[str, ...]
-    without_truth: tuple[str, ...]
+    without_truth: list[str]
     """Expressions that cannot be scored, which is no fault of the predictions."""
     num_unscored: int
     """Frames of all expressions for which there is no ground truth."""
@@ -51,7 +48,7 @@ def score_predictions(
     missing: Missing = Missing.zero,
     num_workers: int = 1,
     max_videos: int | None = None,
-) -> Report:
+) -> ScoreReport:
     """J and F of every expression of a split, their means per group and overall, and the benchmark's own tables.
 
     Args:
@@ -66,159 +63,36 @@ def score_predictions(
         FileNotFoundError: the folder of predictions or a file of the dataset does not exist.
         ValueError: ``missing`` is ``error`` and a prediction is missing or unusable; a video is predicted in both
             forms; the split has no ground truth.
-        OSError: the masks cannot be packed anywhere (see ``mask_cache``), or a scoring process died.
+        OSError: the masks cannot be packed anywhere (see ``mask_pack.py``), or a scoring process died.
     """
-    check_predictions_dir(predictions_dir)
+    folder = Path(predictions_dir)
+    check_predictions_dir(folder)
     all_videos = read_scored_videos(dataset)
-    open_scorer = partial(VideoScorer, dataset, Path(predictions_dir), missing)
+    open_scorer = partial(VideoScorer, dataset, folder, missing)
     videos = list(map_in_processes(open_scorer, all_videos[:max_videos], num_workers))
     scores = [score for video in videos for score in video.expressions]
     objects = [score for video in videos for score in video.objects]
-    is_dropping = missing is Missing.drop
-    rules = RULES[dataset.protocol]
-    return Report(
+    protocol = PROTOCOLS[dataset.protocol](dataset)
+    tables = protocol.tables(
+        [score for score in scores if score.is_counted],
+        [score for score in objects if score.is_complete or missing is not Missing.drop],
+    )
+    warnings = [warning for video in videos for warning in video.warnings]
+    return ScoreReport(
         dataset=dataset.name,
         split=dataset.split,
         predictions=str(predictions_dir),
         missing=missing.value,
-        overall=summarize(scores),
-        groups=group_scores(scores),
-        expressions=tuple(scores),
-        title=rules.title,
         official_missing=dataset.official_missing,
+        protocol=protocol.title,
+        expressions=tuple(scores),
         objects=tuple(objects),
-        tables=tuple(
-            rules.tables(
-                [score for score in scores if score.is_counted],
-                [score for score in objects if score.is_complete or not is_dropping],
-            )
-        ),
+        tables=tuple(tables),
         file_problems=tuple(problem for video in videos for problem in video.problems),
-        without_truth=tuple(line for video in videos for line in video.without_truth),
         num_unscored=sum(video.num_unscored for video in videos),
-        warnings=tuple(
-            [warning for video in videos for warning in video.warnings]
-            + unexpected_files(Path(predictions_dir), all_videos)
-        ),
+        without_truth=tuple(line for video in videos for line in video.without_truth),
+        warnings=(*warnings, *unexpected_files(folder, all_videos)),
     )
-
-
-class VideoScorer:
-    """Scores the expressions of one video at a time; holds the open ground truth of the split."""
-
-    def __init__(self, dataset: DatasetConfig, predictions_dir: Path, missing: Missing) -> None:
-        self.predictions_dir = predictions_dir
-        self.missing = missing
-        self.masks = open_masks(dataset)
-        self.frames = FrameStore(dataset)
-        self.rules = RULES[dataset.protocol]
-        self.observe = self.rules.open_observer(dataset) if self.rules.open_observer else None
-
-    def __call__(self, video: Video) -> VideoScore:
-        """The scores of these expressions, in their order.
-
-        Raises:
-            ValueError: a prediction is missing or unusable and ``missing`` is ``error``.
-        """
-        predictions = open_predictions(self.predictions_dir, video)
-        scored = {expression: np.flatnonzero(self.masks.annotated(expression)) for expression in video}
-        without = [expression for expression, frames in scored.items() if not frames.size]
-        measured, unusable = self._measure({e: frames for e, frames in scored.items() if frames.size}, predictions)
-        problems = [*predictions.problems, *(line for lines in unusable for line in lines)]
-        if problems and self.missing is Missing.error:
-            raise ValueError(f"{problems[0]} (missing=error stops at the first)")
-        scores = []
-        for one, lines in zip(measured, unusable, strict=True):
-            nothing = predictions.no_answer(one.expression) if lines else None
-            listed = (f"{one.expression.name}: {nothing}",) if nothing else lines
-            scores.append(self._score(one, listed))
-        return VideoScore(
-            scores,
-            self.rules.match(measured),
-            predictions.problems,
-            predictions.warnings,
-            tuple(f"{expression.name}: no frame has a ground truth" for expression in without),
-            sum(len(expression.frames) - len(frames) for expression, frames in scored.items()),
-        )
-
-    def _measure(
-        self, scored: dict[Expression, np.ndarray], predictions: VideoPredictions
-    ) -> tuple[list[Measured], list[tuple[str, ...]]]:
-        """What is counted of each expression in the frames that are scored, and a line for each of these that could
-        not be read."""
-        video = list(scored)
-        if not video:
-            return [], []
-        size = self.frames.size(video[0].video, video[0].frames[0])
-        chunks: list[list[FrameScores]] = [[] for _ in video]
-        unusable: list[dict[int, str]] = [{} for _ in video]
-        observed: list[Observed] = []
-        num_frames = max(len(expression.frames) for expression in video)
-        for start in range(0, num_frames, CHUNK_FRAMES):
-            span = range(start, min(start + CHUNK_FRAMES, num_frames))
-            targets = TargetReader(self.masks, span, size)
-            masks = []
-            for index, (expression, frames) in enumerate(scored.items()):
-                inside = frames[(frames >= span.start) & (frames < span.stop)].tolist()
-                prediction, lines = read_packed(predictions, expression, inside, size)
-                void = targets.ignored(expression, inside) if self.rules.is_ignoring else None
-                chunks[index].append(score_frames(prediction, targets(expression, inside), void))
-                unusable[index] |= lines
-                masks += [prediction] if self.observe else []
-            if self.observe:
-                observed.append(self.observe(Chunk(video, span, size, masks, targets, self.masks)))
-        together = {name: np.concatenate([chunk[name] for chunk in observed]) for name in (observed or [{}])[0]}
-        measured = [
-            _measured(expression, frames, size, chunks[index], unusable[index], together, index)
-            for index, (expression, frames) in enumerate(scored.items())
-        ]
-        return measured, [tuple(lines.values()) for lines in unusable]
-
-    def _score(self, measured: Measured, problems: tuple[str, ...]) -> ExpressionScore:
-        expression, frames = measured.expression, measured.frames
-        visible_T = measured.visible_T
-        has_answer = bool(frames.prediction_T.any())
-        answer = Answer.masks if has_answer else Answer.missing if measured.unusable_T.any() else Answer.empty
-        return ExpressionScore(
-            video=expression.video,
-            exp_id=expression.exp_id,
-            text=expression.text,
-            group=expression.group,
-            num_frames=len(frames.j_T),
-            has_target=bool(expression.annotation_ids),
-            j=float(np.mean(frames.j_T)),
-            f=float(np.mean(frames.f_T)),
-            answer=answer,
-            j_visible=_mean_or_none(frames.j_T[visible_T]),
-            f_visible=_mean_or_none(frames.f_T[visible_T]),
-            false_positives=_mean_or_none(measured.answered_T[~visible_T]),
-            measures=self.rules.measure(measured),
-            problems=problems,
-            is_counted=not (problems and self.missing is Missing.drop),
-        )
-
-
-def _measured(
-    expression: Expression,
-    scored: np.ndarray,
-    size: Size,
-    chunks: Sequence[FrameScores],
-    unusable: dict[int, str],
-    observed: Observed,
-    index: int,
-) -> Measured:
-    """The chunks of one expression put together; J and F are 0 where a prediction could not be read."""
-    arrays = {
-        field.name: np.concatenate([getattr(chunk, field.name) for chunk in chunks]) for field in fields(FrameScores)
-    }
-    unusable_T = np.isin(scored, list(unusable))
-    for name in ("j_T", "f_T"):
-        arrays[name] = np.where(unusable_T, 0.0, arrays[name])
-    return Measured(expression, size, FrameScores(**arrays), unusable_T, observed, index)
-
-
-def _mean_or_none(values_T: np.ndarray) -> float | None:
-    return float(np.mean(values_T)) if values_T.size else None
 
 
 def read_scored_videos(dataset: DatasetConfig) -> list[Video]:
@@ -231,3 +105,99 @@ def read_scored_videos(dataset: DatasetConfig) -> list[Video]:
     expressions = read_expressions(dataset)
     require_annotations(dataset, expressions)
     return by_video(expressions)
+
+
+def chunks(num_frames: int) -> Iterator[range]:
+    """The frames of a video, as many at a time as may be in memory."""
+    for start in range(0, num_frames, CHUNK_FRAMES):
+        yield range(start, min(start + CHUNK_FRAMES, num_frames))
+
+
+class VideoScorer:
+    """Scores the expressions of one video at a time; holds the open ground truth of the split."""
+
+    def __init__(self, dataset: DatasetConfig, predictions_dir: Path, missing: Missing) -> None:
+        self.predictions_dir, self.missing = predictions_dir, missing
+        self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
+        self.protocol = PROTOCOLS[dataset.protocol](dataset)
+
+    def __call__(self, video: Video) -> VideoScore:
+        """The scores of these expressions, in their order.
+
+        Raises:
+            ValueError: a prediction is missing or unusable and ``missing`` is ``error``.
+        """
+        predictions = open_predictions(self.predictions_dir, video)
+        scored = {expression: np.flatnonzero(self.masks.annotated(expression)) for expression in video}
+        measured = self._measure({e: frames for e, frames in scored.items() if frames.size}, predictions)
+        problems = [*predictions.problems, *(line for one in measured for line in one.problems)]
+        if problems and self.missing is Missing.error:
+            raise ValueError(f"{problems[0]} (missing=error stops at the first)")
+        return VideoScore(
+            [self._score(one, predictions) for one in measured],
+            self.protocol.match(measured),
+            predictions.problems,
+            predictions.warnings,
+            [f"{expression.name}: no frame has a ground truth" for expression, of in scored.items() if not of.size],
+            sum(len(expression.frames) - frames.size for expression, frames in scored.items()),
+        )
+
+    def _measure(self, scored: dict[Expression, np.ndarray], predictions: VideoPredictions) -> list[Measured]:
+        """What is counted of each expression in the frames that are scored."""
+        video = list(scored)
+        if not video:
+            return []
+        size = self.frames.size(video[0].video, video[0].frames[0])
+        scores: list[list[JFScores]] = [[] for _ in video]
+        unusable: list[dict[int, str]] = [{} for _ in video]
+        observed: list[Observed] = []
+        for span in chunks(max(len(expression.frames) for expression in video)):
+            targets = TargetReader(self.masks, span, size)
+            answers = []
+            for index, (expression, frames) in enumerate(scored.items()):
+                inside = frames[(frames >= span.start) & (frames < span.stop)].tolist()
+                answer, lines = read_packed(predictions, expression, inside, size)
+                void = targets.ignored(expression, inside) if self.protocol.is_ignoring else None
+                scores[index].append(compare(answer, targets(expression, inside), void))
+                unusable[index] |= lines
+                answers.append(answer)
+            observed.append(self.protocol.observe(video, answers, targets))
+        of_video = _joined(observed)
+        measured = []
+        for index, (expression, frames) in enumerate(scored.items()):
+            unusable_T = np.isin(frames, list(unusable[index]))
+            jf = JFScores(**_joined([vars(part) for part in scores[index]]))
+            jf = replace(jf, j_T=np.where(unusable_T, 0.0, jf.j_T), f_T=np.where(unusable_T, 0.0, jf.f_T))
+            problems = tuple(unusable[index].values())
+            measured.append(Measured(expression, index, size, jf, unusable_T, problems, of_video))
+        return measured
+
+    def _score(self, measured: Measured, predictions: VideoPredictions) -> ExpressionScore:
+        expression, frames, visible_T = measured.expression, measured.frames, measured.visible_T
+        nothing = predictions.no_answer(expression) if measured.problems else None
+        has_answer = bool(frames.prediction_T.any())
+        return ExpressionScore(
+            video=expression.video,
+            exp_id=expression.exp_id,
+            text=expression.text,
+            group=expression.group,
+            num_frames=len(frames.j_T),
+            has_target=bool(expression.annotation_ids),
+            j=float(np.mean(frames.j_T)),
+            f=float(np.mean(frames.f_T)),
+            answer=Answer.masks if has_answer else Answer.missing if measured.problems else Answer.empty,
+            j_visible=_mean_or_none(frames.j_T[visible_T]),
+            f_visible=_mean_or_none(frames.f_T[visible_T]),
+            false_positives=_mean_or_none(measured.answered_T[~visible_T]),
+            measures=self.protocol.measure(measured),
+            problems=(f"{expression.name}: {nothing}",) if nothing else measured.problems,
+            is_counted=not (measured.problems and self.missing is Missing.drop),
+        )
+
+
+def _joined(chunks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _mean_or_none(values_T: np.ndarray) -> float | None:
+    return float(np.mean(values_T)) if values_T.size else None

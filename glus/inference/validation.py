@@ -8,9 +8,8 @@ import numpy as np
 
 from glus import distributed
 from glus.config import DatasetConfig
-from glus.data.benchmarks.index import by_video, read_expressions
+from glus.data.benchmarks.index import by_video, open_masks, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.masks import open_masks
 from glus.inference.predictor import VideoPredictor
 from glus.types import Video
 

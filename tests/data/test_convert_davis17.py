@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from glus.config import DatasetConfig, Layout
-from glus.data.benchmarks.index import read_expressions
-from glus.data.masks import open_masks
+from glus.data.benchmarks.index import open_masks, read_expressions
 from tests.layouts import SIZE, make_video
 from tests.layouts.davis17 import davis_ids, davis_sentence, write_davis_download
 from tools import convert_davis17

@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from glus.config import DatasetConfig, Layout
-from glus.data.benchmarks.index import by_video, read_expressions, require_annotations, trainable
+from glus.data.benchmarks.index import LAYOUTS, by_video, read_expressions, require_annotations, trainable
 from glus.types import Expression
 
 
@@ -135,3 +135,8 @@ def test_training_counts_the_short_videos_it_leaves_out(tmp_path, caplog):
 def test_expressions_of_a_video_need_not_be_neighbours():
     first, second, third = (Expression("d", name, exp_id, "x", ("0",), (), ()) for name, exp_id in ("b0", "a0", "b1"))
     assert by_video([first, second, third]) == [[first, third], [second]]
+
+
+def test_every_layout_has_its_row():
+    assert list(LAYOUTS) == list(Layout)
+    assert {layout.value for layout, row in LAYOUTS.items() if row.is_flat} == {"refcoco", "reason_seg"}

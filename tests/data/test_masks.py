@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from glus.config import DatasetConfig, Layout
-from glus.data.masks import open_masks
+from glus.data.benchmarks.index import open_masks
 from glus.data.rle import encode_rle, unpack_runs
 from glus.types import Expression
 

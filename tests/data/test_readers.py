@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 
 from glus.config import Layout
-from glus.data.benchmarks.index import read_expressions, require_annotations
-from glus.data.benchmarks.places import expression_path
+from glus.data.benchmarks.index import expression_path, open_masks, read_expressions, require_annotations
 from glus.data.frames import FrameStore
-from glus.data.masks import open_masks
 from tests.edits import edit_json
 from tests.layouts import SIZE, WRITERS, Written
 from tests.layouts.pictures import write_refcoco

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from glus.config import DatasetConfig, Layout
-from glus.data.benchmarks.index import read_expressions
-from glus.data.masks import open_masks
+from glus.data.benchmarks.index import open_masks, read_expressions
 from glus.data.rle import encode_rle
 
 SIZES = {"a/one": (16, 20), "b": (12, 14)}

@@ -95,7 +95,7 @@ def test_two_models(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> No
 def test_chunks_and_workers_change_nothing(dataset: DatasetConfig, perfect: Path, monkeypatch) -> None:
     whole = summary(compare_predictions(dataset, {"m": perfect}))
     assert summary(compare_predictions(dataset, {"m": perfect}, num_workers=2)) == whole
-    monkeypatch.setattr("glus.evaluation.baselines.CHUNK_FRAMES", 2)
+    monkeypatch.setattr("glus.evaluation.score.CHUNK_FRAMES", 2)
     assert summary(compare_predictions(dataset, {"m": perfect})) == whole
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from glus.evaluation.packed import BitMasks, FrameScores, score_frames
+from glus.evaluation.packed import BitMasks, JFScores, compare
 from glus.evaluation.reference import plain_boundary_accuracy, plain_region_similarity
 
 CASES_PER_SIZE = 240
@@ -54,10 +54,10 @@ def code(mask: np.ndarray) -> bytes:
     return coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
 
 
-def plain_scores(prediction: np.ndarray, target: np.ndarray, void: np.ndarray) -> FrameScores:
+def plain_scores(prediction: np.ndarray, target: np.ndarray, void: np.ndarray) -> JFScores:
     frames = list(zip(prediction, target, void, strict=True))
     prediction, target = prediction & ~void, target & ~void
-    return FrameScores(
+    return JFScores(
         j_T=np.array([plain_region_similarity(*frame) for frame in frames]),
         f_T=np.array([plain_boundary_accuracy(*frame) for frame in frames]),
         intersection_T=(prediction & target).sum((1, 2)),
@@ -67,21 +67,21 @@ def plain_scores(prediction: np.ndarray, target: np.ndarray, void: np.ndarray) -
     )
 
 
-def assert_equal(scores: FrameScores, expected: FrameScores) -> None:
+def assert_equal(scores: JFScores, expected: JFScores) -> None:
     for name, values in vars(expected).items():
         found = getattr(scores, name)
         assert found.dtype == values.dtype, name
         assert found.tolist() == values.tolist(), name
 
 
-def check_random_cases(size: tuple[int, int], count: int) -> FrameScores:
+def check_random_cases(size: tuple[int, int], count: int) -> JFScores:
     """A third of the cases has void pixels; a third compares a mask with a shifted copy of itself."""
     rng = np.random.default_rng(size)
     prediction, target, void = (random_masks(rng, count, size) for _ in range(3))
     prediction[::3] = np.roll(target[::3], rng.integers(-3, 4, 2), (1, 2))
     void[np.arange(count) % 3 != 1] = False
     expected = plain_scores(prediction, target, void)
-    assert_equal(score_frames(*(BitMasks.from_dense(masks) for masks in (prediction, target, void))), expected)
+    assert_equal(compare(*(BitMasks.from_dense(masks) for masks in (prediction, target, void))), expected)
     return expected
 
 
@@ -159,11 +159,11 @@ def test_a_bad_code_is_refused_with_its_frame(name: str) -> None:
 def test_frames_and_sizes_must_agree() -> None:
     masks, others = BitMasks.from_dense(np.zeros((2, 4, 5))), BitMasks.from_dense(np.zeros((2, 5, 4)))
     with pytest.raises(ValueError, match="expected two"):
-        score_frames(masks, others)
+        compare(masks, others)
     with pytest.raises(ValueError, match="void mask"):
-        score_frames(masks, masks, others)
+        compare(masks, masks, others)
     with pytest.raises(ValueError, match=r"expected \(T, H, W\)"):
         BitMasks.from_dense(np.zeros((4, 5)))
     with pytest.raises(ValueError, match="at least 1x1"):
         BitMasks.from_rle([[b""]], (0, 5))
-    assert score_frames(*[BitMasks.from_dense(np.zeros((0, 4, 5)))] * 2).j_T.shape == (0,)
+    assert compare(*[BitMasks.from_dense(np.zeros((0, 4, 5)))] * 2).j_T.shape == (0,)

@@ -125,7 +125,7 @@ def test_shapes_must_agree() -> None:
     for measure in (region_similarity, boundary_accuracy):
         with pytest.raises(ValueError, match="expected two"):
             measure(np.zeros((1, 4, 5)), np.zeros((1, 5, 4)))
-        with pytest.raises(ValueError, match="expected two"):
+        with pytest.raises(ValueError, match=r"expected \(T, H, W\), got \(4, 5\)"):
             measure(np.zeros((4, 5)), np.zeros((4, 5)))
         with pytest.raises(ValueError, match="void mask"):
             measure(np.zeros((1, 4, 5)), np.zeros((1, 4, 5)), np.zeros((2, 4, 5)))

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from glus.config import Layout, Missing, Protocol
 from glus.evaluation.packed import boundary_accuracy, region_similarity
-from glus.evaluation.report import Report, print_report
+from glus.evaluation.protocols import PROTOCOLS as PROTOCOL_CLASSES
+from glus.evaluation.report import ScoreReport, print_report
 from glus.evaluation.score import score_predictions
 from tests.edits import edit_json
 from tests.evaluation.predicted import Masks, true_masks, write_png, write_rle
@@ -35,13 +36,13 @@ def write(tmp_path: Path):
 def score(tmp_path: Path):
     """Writes predictions and scores them."""
 
-    def score_masks(written: Written, masks: Masks, missing: Missing = Missing.zero) -> Report:
+    def score_masks(written: Written, masks: Masks, missing: Missing = Missing.zero) -> ScoreReport:
         return score_predictions(written.dataset, write_png(tmp_path / "predictions", written.dataset, masks), missing)
 
     return score_masks
 
 
-def table(report: Report, name: str) -> dict[str, dict[str, float]]:
+def table(report: ScoreReport, name: str) -> dict[str, dict[str, float]]:
     return next(table.rows for table in report.tables if table.name == name)
 
 
@@ -236,3 +237,8 @@ def test_the_form_of_predictions_changes_nothing(layout: Layout, write, tmp_path
         assert replace(other, predictions=first.predictions) == first
     assert first.problems == first.warnings == ()
     assert 0 < first.overall.jf < 1
+
+
+def test_every_protocol_has_its_class() -> None:
+    assert list(PROTOCOL_CLASSES) == list(Protocol)
+    assert len(set(PROTOCOL_CLASSES.values())) == len(Protocol)

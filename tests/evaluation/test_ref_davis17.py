@@ -13,8 +13,8 @@ from scipy.optimize import linear_sum_assignment
 from glus.config import Layout, Missing, Protocol
 from glus.data.benchmarks.index import read_expressions
 from glus.evaluation.packed import boundary_accuracy, region_similarity
-from glus.evaluation.protocols.ref_davis17 import ANNOTATORS, annotator
-from glus.evaluation.report import Report
+from glus.evaluation.protocols import ANNOTATORS, annotator
+from glus.evaluation.report import ScoreReport
 from glus.evaluation.score import score_predictions
 from tests.evaluation.predicted import Masks, true_masks, write_png
 from tests.layouts import WRITERS, Written
@@ -30,7 +30,7 @@ def written(tmp_path: Path) -> Written:
     return replace(found, dataset=replace(found.dataset, protocol=Protocol.ref_davis17))
 
 
-def protocol_a(report: Report) -> dict[str, dict[str, float]]:
+def protocol_a(report: ScoreReport) -> dict[str, dict[str, float]]:
     (table,) = report.tables
     assert "protocol A" in table.title
     return table.rows
@@ -62,7 +62,7 @@ def test_two_protocols_two_numbers(written: Written, tmp_path: Path) -> None:
         (second, "11"): 0.0,
     }
     assert report.overall.j == np.mean(list(alone.values()))
-    assert "protocol B" in report.title
+    assert "protocol B" in report.protocol
     assert [(s.object_id, s.proposal) for s in report.objects[:3]] == [(2, 1), (1, 2), (3, 3)]
 
 

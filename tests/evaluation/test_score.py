@@ -18,11 +18,11 @@ from rich.console import Console
 from glus.config import DatasetConfig, Missing
 from glus.data.benchmarks.index import read_expressions
 from glus.data.parallel import map_in_processes
-from glus.evaluation.report import Answer, Report, print_report, write_report
+from glus.evaluation.report import Answer, ScoreReport, print_report, write_report
 from glus.evaluation.score import score_predictions
 
 
-def scores(report: Report) -> dict[str, tuple[float, float]]:
+def scores(report: ScoreReport) -> dict[str, tuple[float, float]]:
     return {f"{score.video}/{score.exp_id}": (score.j, score.f) for score in report.expressions}
 
 

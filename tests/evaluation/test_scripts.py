@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import yaml
 
 from glus.config import DatasetConfig
 from glus.data.mask_pack import pack_paths
-from glus.evaluation.submission import check_zip
 from tests.programs import run_program
 
 
@@ -75,11 +75,12 @@ def test_compare(run, perfect: Path, tmp_path: Path) -> None:
     assert "Traceback" not in wrong.stderr
 
 
-def test_submit(run, dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
+def test_submit(run, perfect: Path, tmp_path: Path) -> None:
     good = run("submit.py", f"predictions={perfect}", "output=out/mevis.zip")
     assert good.returncode == 0, good.stderr
     assert good.stdout.endswith("\nout/mevis.zip: 14 masks of 5 expressions in 2 videos\n")
-    assert check_zip(tmp_path / "cwd/out/mevis.zip", dataset) == []
+    with zipfile.ZipFile(tmp_path / "cwd/out/mevis.zip") as made:
+        assert len(made.namelist()) == 14
 
     (perfect / "b/0/00000.png").unlink()
     wrong = run("submit.py", f"predictions={perfect}", "output=wrong.zip", "num_workers=1")

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from glus.config import DatasetConfig
-from glus.data.benchmarks.index import by_video, read_expressions
+from glus.data.benchmarks.index import by_video, open_masks, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore, VideoSource
-from glus.data.masks import open_masks
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.validation import Validation
 from glus.types import Expression, FrameResult

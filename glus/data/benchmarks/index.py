@@ -1,41 +1,110 @@
-"""The expression files of the benchmarks, read into one list of ``Expression``."""
+"""The benchmarks: a row for each says where its files are and who reads them, into one list of ``Expression``."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from glus.config import DatasetConfig, Layout
 from glus.data.benchmarks.json_access import field
 from glus.data.benchmarks.mevis import read_lvvis, read_mevis, read_revos
-from glus.data.benchmarks.places import expression_path
 from glus.data.benchmarks.reason_seg import read_reason_seg
-from glus.data.benchmarks.reason_vos import read_reason_vos
-from glus.data.benchmarks.refcoco import read_refcoco
-from glus.data.benchmarks.youtube import read_long_rvos, read_ref_youtube_vos, read_ref_youtube_vos_valid
+from glus.data.benchmarks.refcoco import REFS, read_refcoco
+from glus.data.benchmarks.youtube import (
+    read_long_rvos,
+    read_reason_vos,
+    read_ref_youtube_vos,
+    read_ref_youtube_vos_valid,
+)
+from glus.data.mask_store import FolderMasks, MaskStore, PaletteMasks, PolygonMasks, RleMasks, ShapeMasks
 from glus.files import read_json
 from glus.types import Expression, Video
 
 log = logging.getLogger(__name__)
 
-Reader = Callable[[DatasetConfig, Path], list[Expression]]
-"""From a split's configuration and its expression file to its expressions."""
 
-READERS: dict[Layout, Reader] = {
-    Layout.mevis: read_mevis,
-    Layout.mevis_v2: read_mevis,
-    Layout.ref_youtube_vos: read_ref_youtube_vos,
-    Layout.ref_youtube_vos_valid: read_ref_youtube_vos_valid,
-    Layout.ref_davis17: read_ref_youtube_vos,
-    Layout.revos: read_revos,
-    Layout.reason_vos: read_reason_vos,
-    Layout.lvvis: read_lvvis,
-    Layout.long_rvos: read_long_rvos,
-    Layout.refcoco: read_refcoco,
-    Layout.reason_seg: read_reason_seg,
+@dataclass(frozen=True)
+class Benchmark:
+    """The files of a benchmark as it is officially distributed; ``{split}`` stands for the name of the split."""
+
+    read: Callable[[DatasetConfig, Path, Path], list[Expression]]
+    """From a split's configuration, its expression file and its masks to its expressions."""
+    open_masks: Callable[[str, Path], MaskStore]
+    """From the dataset's name and its masks to their store."""
+    expressions: tuple[str, ...]
+    """Names below ``root`` that the expression file is known to have, the first that exists counts."""
+    masks: str
+    """File or folder of the masks below ``root``."""
+    images: str = "{split}/JPEGImages"
+    """Folder of the frames below ``root``."""
+    is_flat: bool = False
+    """Whether frames lie in that folder itself (pictures, each a video of one frame), not in one per video."""
+    zip_folder: str | None = None
+    """What stands before ``<video>/`` in the zip for the benchmark's server; None if it has none."""
+
+
+_JSON, _RLE, _PNG = "{split}/meta_expressions.json", "{split}/mask_dict.json", "{split}/Annotations"
+_V2 = ("{split}/meta_expressions_v2.json", "{split}/meta_expressions_v2_release.json")
+_YOUTUBE = ("meta_expressions/{split}/meta_expressions.json",)
+_OBJECTS, _SENTENCES = partial(FolderMasks, absent_is_empty=True), partial(FolderMasks, absent_is_empty=False)
+_TRAIN2014 = "../images/mscoco/images/train2014"
+
+LAYOUTS: dict[Layout, Benchmark] = {
+    Layout.mevis: Benchmark(read_mevis, RleMasks, (_JSON, *_V2), _RLE, zip_folder=""),
+    Layout.mevis_v2: Benchmark(read_mevis, RleMasks, (*_V2, _JSON), _RLE, zip_folder=""),
+    Layout.ref_youtube_vos: Benchmark(read_ref_youtube_vos, PaletteMasks, _YOUTUBE, _PNG),
+    Layout.ref_youtube_vos_valid: Benchmark(
+        read_ref_youtube_vos_valid, _SENTENCES, _YOUTUBE, _PNG, zip_folder="Annotations/"
+    ),
+    Layout.ref_davis17: Benchmark(read_ref_youtube_vos, PaletteMasks, _YOUTUBE, _PNG),
+    Layout.revos: Benchmark(read_revos, RleMasks, ("meta_expressions_{split}_.json",), "mask_dict.json", "JPEGImages"),
+    Layout.reason_vos: Benchmark(read_reason_vos, _SENTENCES, ("meta_expressions.json",), "Annotations", "JPEGImages"),
+    Layout.lvvis: Benchmark(read_lvvis, RleMasks, (_JSON,), _RLE),
+    Layout.long_rvos: Benchmark(read_long_rvos, _OBJECTS, (_JSON,), _PNG),
+    Layout.refcoco: Benchmark(read_refcoco, PolygonMasks, REFS, "instances.json", _TRAIN2014, is_flat=True),
+    Layout.reason_seg: Benchmark(read_reason_seg, ShapeMasks, ("{split}",), "{split}", "{split}", is_flat=True),
 }
+"""MeViS' version 2 has file names of its own, but its documents also speak of version 1's."""
+
+
+def expression_path(dataset: DatasetConfig) -> Path:
+    """The expression file of a split (ReasonSeg: the folder of its files).
+
+    Raises:
+        FileNotFoundError: it is at none of the layout's places.
+    """
+    names = LAYOUTS[dataset.layout].expressions if dataset.expressions is None else (dataset.expressions,)
+    candidates = [_below_root(dataset, name) for name in names]
+    for path in candidates:
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"dataset {dataset.name!r} ({dataset.layout.value} layout) has no expression file; "
+        f"expected {' or '.join(str(path) for path in candidates)}"
+    )
+
+
+def image_folder(dataset: DatasetConfig) -> Path:
+    """The folder of a split's frames."""
+    return _below_root(dataset, dataset.images or LAYOUTS[dataset.layout].images)
+
+
+def mask_path(dataset: DatasetConfig) -> Path:
+    """The file or folder of a split's masks."""
+    return _below_root(dataset, dataset.masks or LAYOUTS[dataset.layout].masks)
+
+
+def open_masks(dataset: DatasetConfig) -> MaskStore:
+    """The mask store of a split; it reads nothing before the first mask is asked for."""
+    return LAYOUTS[dataset.layout].open_masks(dataset.name, mask_path(dataset))
+
+
+def _below_root(dataset: DatasetConfig, name: str) -> Path:
+    return Path(os.path.normpath(Path(dataset.root) / name.replace("{split}", dataset.split)))
 
 
 def read_expressions(dataset: DatasetConfig) -> list[Expression]:
@@ -50,7 +119,7 @@ def read_expressions(dataset: DatasetConfig) -> list[Expression]:
         ValueError: the file does not have the layout's fields.
     """
     path = expression_path(dataset)
-    expressions = READERS[dataset.layout](dataset, path)
+    expressions = LAYOUTS[dataset.layout].read(dataset, path, mask_path(dataset))
     expressions = _with_groups(dataset, _of_listed_videos(dataset, expressions))
     if not expressions:
         raise ValueError(f"dataset {dataset.name!r}: {path} holds no expression")

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glus.files import read_json
+from glus.types import Expression
 
 
 @dataclass(frozen=True)
 class Entry:
     """One expression of a file in which videos hold frames and expressions by id."""
 
-    video: str
-    exp_id: str
-    text: str
-    frames: tuple[str, ...]
+    expression: Expression
+    """What all such files say about it: neither objects nor group."""
     value: dict[str, Any]
-    """What the file says about the expression."""
+    """All that the file says about it."""
     where: str
     """File and place, for messages."""
 
@@ -40,56 +39,42 @@ def whole_number(mapping: dict[str, Any], key: str, where: str) -> int:
     return int(str(value))
 
 
-def read_videos(path: Path) -> dict[str, Any]:
-    """The ``videos`` of an expression file."""
-    videos: dict[str, Any] = field(read_json(path), "videos", dict, str(path))
-    return videos
-
-
-def frame_names(entry: Any, where: str) -> tuple[str, ...]:
-    """A video's frames as the file spells them.
+def iterate_videos(path: Path) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any], str]]:
+    """(video, its frames as the file spells them, its content, its place for messages) of an expression file.
 
     Raises:
-        ValueError: none, one twice, or anything but text.
+        ValueError: there are no ``videos``, or one has no frames, one twice, or anything but text.
     """
-    frames = field(entry, "frames", list, where)
-    if not frames or len(set(map(str, frames))) != len(frames) or not all(isinstance(name, str) for name in frames):
-        raise ValueError(f"{where}.frames: expected distinct frame names, found {frames[:5]}")
-    return tuple(frames)
+    for video, content in field(read_json(path), "videos", dict, str(path)).items():
+        where = f"{path}: videos[{video!r}]"
+        frames = field(content, "frames", list, where)
+        if not frames or len(set(map(str, frames))) != len(frames) or not all(isinstance(name, str) for name in frames):
+            raise ValueError(f"{where}.frames: expected distinct frame names, found {frames[:5]}")
+        yield video, tuple(frames), content, where
 
 
-def read_entries(path: Path, videos: dict[str, Any]) -> Iterator[Entry]:
-    """The expressions of ``{video: {frames: [...], expressions: {exp_id: {exp: ...}}}}``.
+def read_entries(dataset: str, path: Path, all_or_none: str = "exp") -> list[Entry]:
+    """The expressions of ``{"videos": {video: {frames: [...], expressions: {exp_id: {exp: ...}}}}}``.
 
-    Videos in the file's order, expressions in numeric order.
+    Videos in the file's order, expressions in numeric order ("2" before "10") where all are numbers.
 
     Args:
-        path: the file, for messages.
-        videos: its content.
-    """
-    for video, content in videos.items():
-        where = f"{path}: videos[{video!r}]"
-        frames = frame_names(content, where)
-        for exp_id, value in _numeric_order(field(content, "expressions", dict, where)):
-            inside = f"{where}.expressions[{exp_id!r}]"
-            yield Entry(video, exp_id, field(value, "exp", str, inside), frames, value, inside)
-
-
-def require_all_or_none(path: Path, entries: Iterable[Entry], key: str) -> None:
-    """A split names ``key`` in every expression or in none: a single gap would be taken for "no object".
+        dataset: its name.
+        path: the file.
+        all_or_none: a key that a split has in every expression or in none: a single gap would be taken for "no object".
 
     Raises:
-        ValueError: some have it, others have not.
+        ValueError: a field is missing or of another type, or some expressions have that key and others have not.
     """
-    entries = list(entries)
-    without = [entry for entry in entries if key not in entry.value]
-    if without and len(without) < len(entries):
+    entries = []
+    for video, frames, content, where in iterate_videos(path):
+        expressions = field(content, "expressions", dict, where)
+        for exp_id in sorted(expressions, key=int) if all(map(str.isdecimal, expressions)) else expressions:
+            inside = f"{where}.expressions[{exp_id!r}]"
+            text = field(expressions[exp_id], "exp", str, inside)
+            entries.append(Entry(Expression(dataset, video, exp_id, text, frames, (), ()), expressions[exp_id], inside))
+    without = [entry.expression for entry in entries if all_or_none not in entry.value]
+    if 0 < len(without) < len(entries):
         first = f"{without[0].video}/{without[0].exp_id}"
-        raise ValueError(f"{path}: {len(without)} expressions have no {key!r} though others do; first: {first}")
-
-
-def _numeric_order(expressions: dict[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Items in numeric order of their keys where all are numbers ("2" before "10"), else in file order."""
-    if all(key.isdecimal() for key in expressions):
-        return sorted(expressions.items(), key=lambda item: int(item[0]))
-    return expressions.items()
+        raise ValueError(f"{path}: {len(without)} expressions have no {all_or_none!r} though others do; first: {first}")
+    return entries

@@ -37,14 +37,14 @@ class ReasonSegFile:
     """In the file's order, without the deprecated ones labelled "flag"."""
 
 
-def read_reason_seg(dataset: DatasetConfig, path: Path) -> list[Expression]:
+def read_reason_seg(dataset: DatasetConfig, path: Path, _masks: Path) -> list[Expression]:
     """In ``train`` every text of a picture is an expression; elsewhere the first, which alone is scored (LISA).
 
     The group is ``long`` or ``short``, under which LISA reports.
 
     Args:
         dataset: the split.
-        path: folder of its files.
+        path: folder of its files, which also hold the masks.
 
     Raises:
         ValueError: a file is malformed or has no text.

@@ -15,17 +15,18 @@ from typing import Any
 
 from glus.config import DatasetConfig
 from glus.data.benchmarks.json_access import field, whole_number
-from glus.data.benchmarks.places import PLACES, mask_path
 from glus.files import read_object
 from glus.types import Expression
 
 log = logging.getLogger(__name__)
 
+REFS = ("refs(unc).p", "refs(umd).p")
+"""Names that the file of sentences has."""
 SIBLINGS = ("refcoco", "refcoco+", "refcocog")
 """Folders of the three sets, side by side. They share pictures across their splits."""
 
 
-def read_refcoco(dataset: DatasetConfig, path: Path) -> list[Expression]:
+def read_refcoco(dataset: DatasetConfig, path: Path, masks: Path) -> list[Expression]:
     """One expression per sentence, its id the ``sent_id``; pictures in the file's order.
 
     Pictures of ``train`` that belong to val or test in any of the three sets are left out: a model that was trained on
@@ -44,11 +45,11 @@ def read_refcoco(dataset: DatasetConfig, path: Path) -> list[Expression]:
     kept = [ref for ref in chosen if ref["image_id"] not in held_out]
     if len(kept) < len(chosen):
         log.info("%s: %d of %d objects lie in val or test pictures", dataset.name, len(chosen) - len(kept), len(chosen))
-    pictures = _picture_names(mask_path(dataset))
+    pictures = _picture_names(masks)
     by_picture: dict[str, list[Expression]] = {}
     for ref in kept:
         if ref["image_id"] not in pictures:
-            raise ValueError(f"{path}: image_id {ref['image_id']} is not in {mask_path(dataset)}")
+            raise ValueError(f"{path}: image_id {ref['image_id']} is not in {masks}")
         picture = pictures[ref["image_id"]]
         by_picture.setdefault(picture, []).extend(_expressions(dataset, picture, ref, path))
     return [e for group in by_picture.values() for e in sorted(group, key=lambda e: int(e.exp_id))]
@@ -80,7 +81,7 @@ def _held_out_images(dataset: DatasetConfig, path: Path) -> set[int]:
     folders = [path.parent, *(path.parent.parent / name for name in SIBLINGS if name != path.parent.name)]
     found: set[int] = set()
     for folder in folders:
-        files = [folder / name for name in PLACES[dataset.layout].expressions if (folder / name).is_file()]
+        files = [folder / name for name in REFS if (folder / name).is_file()]
         if not files:
             log.warning("%s: %s is not there; its val and test pictures may be trained on", dataset.name, folder)
         for file in files:

@@ -1,17 +1,19 @@
-"""Ref-YouTube-VOS, Ref-DAVIS17 and Long-RVOS: expressions that name one object.
+"""Ref-YouTube-VOS, Ref-DAVIS17, Long-RVOS and ReasonVOS: expressions that name one object.
 
-``{"videos": {video: {"frames": [...], "expressions": {exp_id: {"exp": ..., "obj_id": "1"}}}}}``.
+``{"videos": {video: {"frames": [...], "expressions": {exp_id: {"exp": ..., "obj_id": "1"}}}}}``. ReasonVOS has a list:
+``"source": "MOSE", "expressions": [{"obj_id": "1", "exp_id": 0, "exp_text": ..., "is_sent": true}]``, whose ids repeat
+for the objects of a video. What identifies one of its expressions is (source, video, object, exp_id); the released GLUS
+and others take fewer of these and mix expressions up.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from glus.config import DatasetConfig
-from glus.data.benchmarks.json_access import read_entries, read_videos, require_all_or_none, whole_number
-from glus.data.benchmarks.places import mask_path
+from glus.data.benchmarks.json_access import Entry, field, iterate_videos, read_entries, whole_number
 from glus.types import Expression
 
 log = logging.getLogger(__name__)
@@ -21,23 +23,21 @@ NUM_VIDEOS_OF_VALID_AND_TEST = 507
 LONG_RVOS_TYPES = ("static", "dynamic", "hybrid")
 
 
-def read_ref_youtube_vos(dataset: DatasetConfig, path: Path) -> list[Expression]:
+def read_ref_youtube_vos(dataset: DatasetConfig, path: Path, _masks: Path) -> list[Expression]:
     """Ref-YouTube-VOS train and Ref-DAVIS17: the object's id is also the value of its pixels, hence its annotation."""
     expressions = []
-    for entry in read_entries(path, read_videos(path)):
+    for entry in read_entries(dataset.name, path):
         if "obj_id" not in entry.value:
             raise ValueError(
                 f"{entry.where}: expected an 'obj_id'; Ref-YouTube-VOS names no objects in valid and test, "
                 "which are read with layout=ref_youtube_vos_valid"
             )
         number = whole_number(entry.value, "obj_id", entry.where)
-        expressions.append(
-            Expression(dataset.name, entry.video, entry.exp_id, entry.text, entry.frames, (number,), (str(number),))
-        )
+        expressions.append(replace(entry.expression, object_ids=(number,), annotation_ids=(str(number),)))
     return expressions
 
 
-def read_ref_youtube_vos_valid(dataset: DatasetConfig, path: Path) -> list[Expression]:
+def read_ref_youtube_vos_valid(dataset: DatasetConfig, path: Path, masks: Path) -> list[Expression]:
     """Ref-YouTube-VOS valid and test, which name no objects.
 
     The masks of valid that were released later lie in ``Annotations/<video>/<exp_id>/``; where that folder is, it is
@@ -46,49 +46,66 @@ def read_ref_youtube_vos_valid(dataset: DatasetConfig, path: Path) -> list[Expre
     Raises:
         ValueError: the official valid file without a way to tell valid from test videos.
     """
-    videos = _without_test_videos(dataset, path, read_videos(path))
-    has_masks = mask_path(dataset).is_dir()
-    return [
-        Expression(
-            dataset.name, entry.video, entry.exp_id, entry.text, entry.frames,
-            object_ids=(), annotation_ids=(f"{entry.video}/{entry.exp_id}",) if has_masks else (),
-        )
-        for entry in read_entries(path, videos)
-    ]  # fmt: skip
+    expressions = [entry.expression for entry in read_entries(dataset.name, path)]
+    if dataset.split == "valid":
+        expressions = _without_test_videos(dataset, path, expressions)
+    if not masks.is_dir():
+        return expressions
+    return [replace(found, annotation_ids=(f"{found.video}/{found.exp_id}",)) for found in expressions]
 
 
-def read_long_rvos(dataset: DatasetConfig, path: Path) -> list[Expression]:
+def read_long_rvos(dataset: DatasetConfig, path: Path, _masks: Path) -> list[Expression]:
     """Long-RVOS: an object's masks lie in ``Annotations/<video>/<obj_id>/``; the group of an expression is its type."""
-    entries = list(read_entries(path, read_videos(path)))
-    require_all_or_none(path, entries, "obj_id")
-    expressions = []
-    for entry in entries:
-        group = entry.value.get("type")
-        if group not in LONG_RVOS_TYPES:
-            raise ValueError(f"{entry.where}: expected {' or '.join(LONG_RVOS_TYPES)} under 'type', found {group!r}")
-        objects: tuple[int, ...] = ()
-        if "obj_id" in entry.value:
-            objects = (whole_number(entry.value, "obj_id", entry.where),)
-        annotations = tuple(f"{entry.video}/{entry.value['obj_id']}" for _ in objects)
-        expressions.append(
-            Expression(dataset.name, entry.video, entry.exp_id, entry.text, entry.frames, objects, annotations, group)
-        )
-    return expressions
+    return [_long_rvos(entry) for entry in read_entries(dataset.name, path, "obj_id")]
 
 
-def _without_test_videos(dataset: DatasetConfig, path: Path, videos: dict[str, Any]) -> dict[str, Any]:
+def read_reason_vos(dataset: DatasetConfig, path: Path, _masks: Path) -> list[Expression]:
+    """ReasonVOS: ids become ``<obj_id>_<exp_id>``; predictions lie in ``<source>_<video>_<obj_id>/<exp_id>``.
+
+    Raises:
+        ValueError: an object of a video has an ``exp_id`` twice, or a field is missing.
+    """
+    expressions: dict[str, Expression] = {}
+    for video, frames, content, place in iterate_videos(path):
+        source = field(content, "source", str, place)
+        for index, value in enumerate(field(content, "expressions", list, place)):
+            where = f"{place}.expressions[{index}]"
+            text = field(value, "exp_text", str, where)
+            object_id, number = whole_number(value, "obj_id", where), whole_number(value, "exp_id", where)
+            annotation = f"{source}_{video}_{value['obj_id']}"  # as spelled: it is the name of a folder
+            folder, exp_id = f"{annotation}/{value['exp_id']}", f"{object_id}_{number}"
+            if folder in expressions:
+                raise ValueError(f"{where}: {folder} stands there twice")
+            expressions[folder] = Expression(
+                dataset.name, video, exp_id, text, frames, (object_id,), (annotation,), folder=folder
+            )
+    return list(expressions.values())
+
+
+def _long_rvos(entry: Entry) -> Expression:
+    group = entry.value.get("type")
+    if group not in LONG_RVOS_TYPES:
+        raise ValueError(f"{entry.where}: expected {' or '.join(LONG_RVOS_TYPES)} under 'type', found {group!r}")
+    expression = replace(entry.expression, group=group)
+    if "obj_id" not in entry.value:
+        return expression
+    number, annotation = whole_number(entry.value, "obj_id", entry.where), f"{expression.video}/{entry.value['obj_id']}"
+    return replace(expression, object_ids=(number,), annotation_ids=(annotation,))
+
+
+def _without_test_videos(dataset: DatasetConfig, path: Path, expressions: list[Expression]) -> list[Expression]:
     """The official valid file also lists the test videos: those of the test file, where that is present."""
-    if dataset.split != "valid":
-        return videos
+    num_videos = len({expression.video for expression in expressions})
     test_file = Path(dataset.root) / "meta_expressions" / "test" / "meta_expressions.json"
     if test_file.is_file():
-        test = read_videos(test_file)
-        kept = {video: entry for video, entry in videos.items() if video not in test}
-        log.info("%s: %d of the %d videos listed belong to test", dataset.name, len(videos) - len(kept), len(videos))
+        test = {video for video, *_ in iterate_videos(test_file)}
+        kept = [expression for expression in expressions if expression.video not in test]
+        num_test = num_videos - len({expression.video for expression in kept})
+        log.info("%s: %d of the %d videos listed belong to test", dataset.name, num_test, num_videos)
         return kept
-    if len(videos) == NUM_VIDEOS_OF_VALID_AND_TEST and dataset.videos is None:
+    if num_videos == NUM_VIDEOS_OF_VALID_AND_TEST and dataset.videos is None:
         raise ValueError(
-            f"{path} lists all {len(videos)} videos of valid and test, and nothing tells which 202 are valid: put the "
+            f"{path} lists all {num_videos} videos of valid and test, and nothing tells which 202 are valid: put the "
             f"test file at {test_file}, or name a file with the 202 ids (one a line, below root) as dataset.videos"
         )
-    return videos
+    return expressions
