@@ -45,18 +45,30 @@ def naming_write_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _parents_of(path: Path) -> Iterator[None]:
-    """Make the folders that ``path`` is to lie in; those that were not there are removed again on an error."""
+def _renamed(temporary: Path, path: Path, replace: bool = False) -> Iterator[None]:
+    """Give what is prepared in the block its name, or delete it on an error, with the folders made for it."""
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         with naming_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         yield
+        with naming_write_errors(path):
+            if replace and path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
     except BaseException:
+        _delete(temporary)
         for folder in missing:
             with suppress(OSError):  # not empty: somebody else uses it meanwhile
                 folder.rmdir()
         raise
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -68,19 +80,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     with _renamed(hidden_sibling(path), path):
         yield hidden_sibling(path)
-
-
-@contextmanager
-def _renamed(temporary: Path, path: Path) -> Iterator[None]:
-    """Give a file that is written in the block its name, or delete it on an error."""
-    with _parents_of(path):
-        try:
-            yield
-            with naming_write_errors(path):
-                os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -108,19 +107,11 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         OSError: it cannot be written, or holds files that are not to be replaced.
     """
     temporary = hidden_sibling(path)
-    with _parents_of(path):
+    with _renamed(temporary, path, replace):
         with naming_write_errors(path):
-            shutil.rmtree(temporary, ignore_errors=True)
+            _delete(temporary)
             temporary.mkdir()
-        try:
-            yield temporary
-            with naming_write_errors(path):
-                if replace and path.is_dir():
-                    shutil.rmtree(path)
-                os.replace(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        yield temporary
 
 
 def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
@@ -133,11 +124,15 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}")
-    text = _decode(path, encodings)
-    try:
-        return json.loads(text, object_pairs_hook=distinct_keys)
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    data, reason = path.read_bytes(), ""
+    for encoding in encodings:
+        try:
+            return json.loads(data.decode(encoding), object_pairs_hook=distinct_keys)
+        except UnicodeDecodeError as error:
+            reason = str(error)
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
+    raise ValueError(f"{path} is not text in {' or '.join(encodings)}: {reason}")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -160,13 +155,3 @@ def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"key {twice!r} stands twice beside {', '.join(map(repr, keys[:3]))}, ...")
     return found
-
-
-def _decode(path: Path, encodings: Sequence[str]) -> str:
-    data = path.read_bytes()
-    for encoding in encodings:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError as error:
-            reason = str(error)
-    raise ValueError(f"{path} is not text in {' or '.join(encodings)}: {reason}")

@@ -41,7 +41,7 @@ class Validation:
     def __call__(self) -> dict[str, float]:
         """Mean of each metric, and of all of them ("J&F"); every rank calls it and gets the same."""
         sums: dict[str, float] = dict.fromkeys([*self.metrics, "count"], 0.0)
-        for expressions in distributed.shard(self.videos, distributed.rank(), distributed.world_size()):
+        for expressions in self.videos[distributed.rank() :: distributed.world_size()]:
             for name, value in self._score_video(expressions).items():
                 sums[name] += value
         sums = distributed.sum_over_ranks(sums, self.predictor.device)

@@ -1,4 +1,4 @@
-"""What is written is there complete or not at all."""
+"""What is written is there complete or not at all, and JSON is read strictly, with the file's name in what is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glus.files import hidden_sibling, whole_file, whole_folder, write_text
+from glus.files import hidden_sibling, read_json, read_object, whole_file, whole_folder, write_text
 
 
 def below(folder: Path) -> list[str]:
@@ -102,3 +102,30 @@ def test_a_folder_with_files_is_replaced_only_when_told(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot write .*result: Directory not empty"), whole_folder(path):
         pass
     assert below(tmp_path) == ["result", "result/second"]
+
+
+def test_encodings_are_tried_in_turn(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes('["caf\u00e9"]'.encode("cp1252"))
+    assert read_json(path, ("utf-8", "cp1252")) == ["caf\u00e9"]
+    with pytest.raises(ValueError, match=r"a\.json is not text in utf-8: "):
+        read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no JSON: "),
+        ('{"x": {"a": 1, "b": 2, "a": 3}}', "is no JSON: key 'a' stands twice"),
+        ("[1, 2]", "holds a list, expected an object"),
+    ],
+)
+def test_what_is_no_object_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"a\.json {message}"):
+        read_object(tmp_path / "a.json")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} has no a\.json"):
+        read_json(tmp_path / "a.json")
