@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus import distributed
@@ -89,6 +90,9 @@ def predict_video(
         for stage, seconds in predictor.seconds.items():
             masks.record.add_seconds(stage, seconds - before.get(stage, 0.0))
     progress.finish(video)
+
+
+ConfigStore.instance().store("schema", PredictConfig)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="predict")

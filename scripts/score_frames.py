@@ -15,6 +15,7 @@ import sys
 from functools import partial
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus import distributed
@@ -60,6 +61,9 @@ def score_video(
     scores.write(video, scores_ET)
     progress.advance(scores_ET.size, len(video))
     progress.finish(video)
+
+
+ConfigStore.instance().store("schema", ScoreFramesConfig)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="score_frames")
