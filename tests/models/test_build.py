@@ -31,7 +31,7 @@ from glus.models.build import (
     trainable_names,
 )
 from glus.models.glus import Glus
-from glus.train.plan.trace import CostCounter
+from glus.train.plan import CostCounter
 from tests.models.conftest import save_trained
 
 BatchMaker = Callable[..., Batch]
