@@ -1,10 +1,10 @@
 """Files and folders that are there complete or not at all, and JSON that is read strictly.
 
-Everything is prepared under a hidden name beside its own and renamed in the end. An error deletes what was prepared,
-with the folders that were made for it; a killed process leaves it, until the next attempt at the same name replaces
-it. Two processes must therefore not prepare the same name at once. ``write_text`` alone has a hidden name for each
-process: several may write the same text, and what a kill leaves of one stays. Holds against a killed process, not
-against a power cut: nothing is forced to disk.
+What is written lies under a hidden name beside its own until it is complete; then it is renamed. If an error ends the
+writing, the hidden file or folder is deleted, and so are the folders that were made for it. If the process is killed,
+it stays until the next attempt at the same name replaces it: so two processes must not write the same name at once.
+Only ``write_text`` allows that, with one hidden name per process, of which a killed one's stays. All this holds against
+a killed process, not against a power cut: nothing is forced to disk.
 """
 
 from __future__ import annotations
