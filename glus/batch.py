@@ -47,12 +47,12 @@ class Conversation:
 class TrainSample:
     """One video with its drawn frames and sentences, before collation (CPU)."""
 
-    context_clip: np.ndarray | torch.Tensor
-    """(K, s, s, 3) uint8: CLIP crops of the context frames; or (K, P, width): their cached features."""
-    query_clip: np.ndarray | torch.Tensor
-    """(Q, s, s, 3) uint8: CLIP crops of the query frames; or (Q, P, width): their cached features."""
-    query_frames: np.ndarray | torch.Tensor
-    """(Q, H, W, 3) uint8 RGB; or (Q, R): cached features of SAM2, see ``FrameFeatures.flat``."""
+    context_clip: np.ndarray
+    """(K, s, s, 3) uint8: CLIP crops of the context frames."""
+    query_clip: np.ndarray
+    """(Q, s, s, 3) uint8: CLIP crops of the query frames."""
+    query_frames: np.ndarray
+    """(Q, H, W, 3) uint8 RGB."""
     conversations: list[Conversation]
     """One per expression."""
     target_masks: list[np.ndarray]
@@ -69,11 +69,11 @@ class Batch:
     is held once."""
 
     context_clip: torch.Tensor
-    """(B, K, 3, s, s) uint8, or (B, K, P, width) cached features."""
+    """(B, K, 3, s, s) uint8."""
     query_clip: torch.Tensor
-    """(B, Q, 3, s, s) uint8, or (B, Q, P, width) cached features."""
+    """(B, Q, 3, s, s) uint8."""
     query_frames: list[torch.Tensor]
-    """B tensors (Q, H, W, 3) uint8, SAM2's resize happens on the device; or (Q, R) cached features."""
+    """B tensors (Q, H, W, 3) uint8, SAM2's resize happens on the device."""
     input_ids: torch.Tensor
     """(B, L) int64: what all conversations of the video begin with, then the rest of each; right-padded."""
     position_ids: torch.Tensor

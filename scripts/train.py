@@ -30,7 +30,6 @@ from glus.inference.validation import Validation
 from glus.log import MetricsLog, setup_logging, write_run_folder
 from glus.losses.objective import build_objective
 from glus.models.build import build_glus, write_model_config
-from glus.models.features import feature_keys
 from glus.models.glus import Glus
 from glus.models.weights import Target
 from glus.tokens import Vocabulary
@@ -68,8 +67,7 @@ def build_and_fit(config: TrainConfig) -> bool:
         glus.language.checkpoint_gradients()
     compile_layers(glus, config)
     tokenizer = ConversationTokenizer(vocabulary, glus.tokens_per_frame)
-    keys = feature_keys(glus, config.model, config.data.feature_cache.used_parts())
-    mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, trainer.seed, keys)
+    mixture = build_mixture(config.data, config.frames, tokenizer, glus.clip.image_size, trainer.seed)
     objective = build_objective(config.loss, vocabulary.seg_id)
     engine = Engine(glus.train(), trainer, accumulation)
     folder_config = ModelFolderConfig(config.model, config.frames, config.inference)

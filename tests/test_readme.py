@@ -27,7 +27,6 @@ TINY = {
     "scripts/segment_video.py": [],
     "tools/export.py": [],
     "tools/plan.py": [],
-    "tools/cache_features.py": [],
     "tools/check_data.py": [],
     "tools/doctor.py": [],
     "scripts/submit.py": [],

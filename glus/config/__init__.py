@@ -8,7 +8,6 @@ from glus.config.data import (
     DataConfig,
     DatasetConfig,
     ExpectedCounts,
-    FeatureCacheConfig,
     FramesConfig,
     Layout,
     MixtureItem,

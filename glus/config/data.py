@@ -7,7 +7,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from glus.config.loading import at_least, checked, require
+from glus.config.loading import at_least, checked
 
 
 class Layout(Enum):
@@ -126,24 +126,6 @@ class MixtureItem:
 
 
 @dataclass
-class FeatureCacheConfig:
-    """Features of frozen towers that ``tools/cache_features.py`` wrote, read in training instead of encoding frames."""
-
-    folder: str | None = None
-    """Where they lie; null: every frame is encoded whenever it is drawn."""
-    parts: list[str] = field(default_factory=lambda: ["clip"])
-    """Which are used: ``clip`` (131 kB a frame at full size in bfloat16) and ``sam2`` (8.4 MB)."""
-
-    def __post_init__(self) -> None:
-        is_known = bool(self.parts) and set(self.parts) <= {"clip", "sam2"}
-        require(is_known, "data.feature_cache.parts", "clip, sam2 or both", self.parts)
-
-    def used_parts(self) -> list[str]:
-        """``parts``; none without a folder."""
-        return sorted(set(self.parts)) if self.folder else []
-
-
-@dataclass
 class DataConfig:
     """What training draws from."""
 
@@ -152,7 +134,6 @@ class DataConfig:
     """Sentences drawn without replacement for each drawn video; fewer where a video has fewer."""
     num_workers: int = 2
     """Loader processes per rank; 0 loads in the training process."""
-    feature_cache: FeatureCacheConfig = field(default_factory=FeatureCacheConfig)
 
 
 @dataclass

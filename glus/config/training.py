@@ -196,7 +196,6 @@ class TrainConfig:
         is_trained = self.loss.weights.get("iou", 0) > 0
         expected = f"{str(is_trained).lower()} where loss.weights.iou is {'above' if is_trained else 'not above'} 0"
         require(self.model.iou_head == is_trained, "model.iou_head", expected, self.model.iou_head)
-        self._check_feature_cache()
         best = self.trainer.keep_best
         require(best is None or self.valid is not None, "trainer.keep_best", "null where valid is not set", best)
 
@@ -207,14 +206,3 @@ class TrainConfig:
     def _can_compile(self) -> bool:
         """Stage 3 gathers parameters in hooks, and quantised layers have kernels of their own: neither was tried."""
         return self.trainer.zero_stage < 3 and self.model.llm.quantization is Quantization.none
-
-    def _check_feature_cache(self) -> None:
-        """What is cached must not change in training."""
-        cached, decay = self.data.feature_cache.used_parts(), self.trainer.weight_decay
-        for part, tower in {"clip": "clip", "sam2": "image_encoder"}.items():
-            expected = f"without {tower}, whose features are cached (data.feature_cache.parts has {part})"
-            trainable = self.model.trainable
-            require(part not in cached or tower not in trainable, "model.trainable", expected, trainable)
-        # Two convolutions of the mask decoder make the cached features; they get no gradient, but they would decay.
-        is_still = "sam2" not in cached or not decay or "mask_decoder" not in self.model.trainable
-        require(is_still, "trainer.weight_decay", "0 where data.feature_cache.parts has sam2", decay)

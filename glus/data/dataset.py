@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from glus import distributed
@@ -15,7 +14,6 @@ from glus.config import FramesConfig
 from glus.data import sampling
 from glus.data.chat import wording as prompts
 from glus.data.chat.llava import ConversationTokenizer
-from glus.data.features import FeatureStore
 from glus.data.frames import FrameStore
 from glus.data.masks import MaskStore
 from glus.data.transforms import clip_crop
@@ -42,23 +40,16 @@ class RefVOSDataset:
         expressions: those that may be trained on; all of one split.
         frames: the split's frames.
         masks: the split's masks.
-        features: by part (``clip``, ``sam2``), the cached features that samples hold in place of pixels.
 
     Raises:
         ValueError: no expression, or two expressions of a video list different frames.
     """
 
-    def __init__(
-        self,
-        expressions: Sequence[Expression],
-        frames: FrameStore,
-        masks: MaskStore,
-        features: Mapping[str, FeatureStore] | None = None,
-    ):
+    def __init__(self, expressions: Sequence[Expression], frames: FrameStore, masks: MaskStore):
         if not expressions:
             raise ValueError(f"dataset {frames.name!r} has no expression to train on")
         self.name = frames.name
-        self._frames, self._masks, self._features = frames, masks, dict(features or {})
+        self._frames, self._masks = frames, masks
         by_video: dict[str, list[Expression]] = {}
         for expression in expressions:
             known = by_video.setdefault(expression.video, [])
@@ -92,43 +83,17 @@ class RefVOSDataset:
             settings.tokenizer.train(prompts.draw_turns(e.text, want.num_query, rng), want.num_context, e.name)
             for e in chosen
         ]
-        pixels = self._read_frames(video[0], self._not_cached(context, query))
-        size = next(iter(pixels.values())).shape[:2] if pixels else self._size(video[0], query[0])
+        pixels = self._read_frames(video[0], sorted({*context, *query}))
+        height, width = pixels[query[0]].shape[:2]
         return TrainSample(
-            context_clip=self._clip_input(video[0], pixels, context, settings.clip_size),
-            query_clip=self._clip_input(video[0], pixels, query, settings.clip_size),
-            query_frames=self._sam2_input(video[0], pixels, query),
+            context_clip=_clip_crops(pixels, context, settings.clip_size),
+            query_clip=_clip_crops(pixels, query, settings.clip_size),
+            query_frames=np.stack([pixels[i] for i in query]),
             conversations=conversations,
-            target_masks=[self._read_masks(e, query, size) for e in chosen],
+            target_masks=[self._read_masks(e, query, (height, width)) for e in chosen],
             object_keys=[[_key(e, i) for i in query] for e in chosen],
             names=[e.name for e in chosen],
         )
-
-    def _not_cached(self, context: Sequence[int], query: Sequence[int]) -> list[int]:
-        """The frames whose pixels are needed."""
-        for_clip = [] if "clip" in self._features else [*context, *query]
-        return sorted({*for_clip, *([] if "sam2" in self._features else query)})
-
-    def _clip_input(
-        self, expression: Expression, pixels: dict[int, np.ndarray], indices: Sequence[int], size: int
-    ) -> np.ndarray | torch.Tensor:
-        """(F, size, size, 3) uint8 crops, or (F, P, width) cached features."""
-        cached = self._features.get("clip")
-        return self._cached(cached, expression, indices) if cached else _clip_crops(pixels, indices, size)
-
-    def _sam2_input(
-        self, expression: Expression, pixels: dict[int, np.ndarray], indices: Sequence[int]
-    ) -> np.ndarray | torch.Tensor:
-        """(F, H, W, 3) uint8 frames, or (F, R) cached features."""
-        cached = self._features.get("sam2")
-        return self._cached(cached, expression, indices) if cached else np.stack([pixels[i] for i in indices])
-
-    @staticmethod
-    def _cached(store: FeatureStore, expression: Expression, indices: Sequence[int]) -> torch.Tensor:
-        return store.read(expression.video, [expression.frames[i] for i in indices])
-
-    def _size(self, expression: Expression, index: int) -> tuple[int, int]:
-        return self._frames.size(expression.video, expression.frames[index])
 
     def _read_masks(self, expression: Expression, query: Sequence[int], size: tuple[int, int]) -> np.ndarray:
         """(Q, H, W) uint8, each frame's read once though a picture is every query frame."""
@@ -136,9 +101,9 @@ class RefVOSDataset:
         return self._masks.read(expression, distinct.tolist(), size)[rows]
 
     def _read_frames(self, expression: Expression, indices: Sequence[int]) -> dict[int, np.ndarray]:
-        """Each frame decoded once, (H, W, 3) uint8; all of one size."""
+        """(H, W, 3) uint8 of each frame, which all have one size."""
         pixels = {i: self._frames.read(expression.video, expression.frames[i]) for i in indices}
-        first = min(indices, default=0)
+        first = indices[0]
         for i, frame in pixels.items():
             if frame.shape != pixels[first].shape:
                 (height, width), (first_height, first_width) = frame.shape[:2], pixels[first].shape[:2]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,16 +16,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from glus.batch import Batch, Conversation, TrainSample
-from glus.config import DataConfig, DatasetConfig, FeatureCacheConfig, FramesConfig
+from glus.config import DataConfig, DatasetConfig, FramesConfig
 from glus.data.benchmarks.index import read_expressions, require_annotations, trainable
 from glus.data.chat.llava import ConversationTokenizer
 from glus.data.chat.tree import pack_conversations
 from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings
-from glus.data.features import open_features
 from glus.data.frames import FrameStore
 from glus.data.masks import open_masks
 from glus.tokens import placeholders
-from glus.types import Expression
 
 
 def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
@@ -39,7 +37,7 @@ def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
     return Batch(
         context_clip=_channels_first([sample.context_clip for sample in samples]),
         query_clip=_channels_first([sample.query_clip for sample in samples]),
-        query_frames=[torch.as_tensor(sample.query_frames) for sample in samples],
+        query_frames=[torch.from_numpy(sample.query_frames) for sample in samples],
         **vars(pack_conversations([sample.conversations for sample in samples], pad_id)),
         video_index=torch.tensor(rows, dtype=torch.int64),
         target_masks=[torch.from_numpy(mask) for sample in samples for mask in sample.target_masks],
@@ -70,44 +68,25 @@ def pad_conversations(
     return ids, where, positions
 
 
-def _channels_first(crops: Sequence[np.ndarray | torch.Tensor]) -> torch.Tensor:
-    """B arrays (F, s, s, 3) -> (B, F, 3, s, s); cached features (F, P, width) -> (B, F, P, width)."""
-    frames = torch.stack([torch.as_tensor(crop) for crop in crops])
-    return frames if frames.is_floating_point() else frames.permute(0, 1, 4, 2, 3).contiguous()
+def _channels_first(crops: Sequence[np.ndarray]) -> torch.Tensor:
+    """B arrays (F, s, s, 3) -> (B, F, 3, s, s)."""
+    return torch.from_numpy(np.stack(crops)).permute(0, 1, 4, 2, 3).contiguous()
 
 
-def training_expressions(dataset: DatasetConfig, num_query: int) -> list[Expression]:
-    """What can be trained on in a split.
-
-    Raises:
-        FileNotFoundError, ValueError: files missing or malformed, or no public masks.
-    """
-    expressions = read_expressions(dataset)
-    require_annotations(dataset, expressions)
-    return trainable(expressions, num_query)
-
-
-def build_dataset(
-    dataset: DatasetConfig, num_query: int, cache: FeatureCacheConfig, feature_keys: Mapping[str, str]
-) -> RefVOSDataset:
+def build_dataset(dataset: DatasetConfig, num_query: int) -> RefVOSDataset:
     """One split to train on.
 
     Raises:
-        FileNotFoundError, ValueError: files missing or malformed, no public masks, only videos shorter than
-            ``num_query`` frames, or cached features are missing or of another model.
+        FileNotFoundError, ValueError: files missing or malformed, no public masks, or only videos shorter than
+            ``num_query`` frames.
     """
-    expressions, frames = training_expressions(dataset, num_query), FrameStore(dataset)
-    videos = list(dict.fromkeys(expression.video for expression in expressions))
-    return RefVOSDataset(expressions, frames, open_masks(dataset), open_features(cache, feature_keys, frames, videos))
+    expressions = read_expressions(dataset)
+    require_annotations(dataset, expressions)
+    return RefVOSDataset(trainable(expressions, num_query), FrameStore(dataset), open_masks(dataset))
 
 
 def build_mixture(
-    data: DataConfig,
-    frames: FramesConfig,
-    tokenizer: ConversationTokenizer,
-    clip_size: int,
-    seed: int,
-    feature_keys: Mapping[str, str] | None = None,
+    data: DataConfig, frames: FramesConfig, tokenizer: ConversationTokenizer, clip_size: int, seed: int
 ) -> Mixture:
     """The stream of training samples that ``data.mixture`` describes.
 
@@ -117,14 +96,12 @@ def build_mixture(
         tokenizer: the model's.
         clip_size: side of CLIP's input in pixels.
         seed: decides every sample.
-        feature_keys: of the model, for each part that ``data.feature_cache`` has.
     """
     if not data.mixture:
         raise ValueError("data.mixture is empty: name at least one dataset to train on, e.g. data=shapes")
     settings = SampleSettings(frames, data.expressions_per_video, clip_size, tokenizer)
     items = list(data.mixture.values())
-    cache, keys = data.feature_cache, feature_keys or {}
-    datasets = [build_dataset(item.dataset, frames.num_query, cache, keys) for item in items]
+    datasets = [build_dataset(item.dataset, frames.num_query) for item in items]
     return Mixture(datasets, [item.weight for item in items], settings, seed)
 
 

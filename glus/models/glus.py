@@ -148,9 +148,7 @@ class Glus(nn.Module):
         return MemoryBank(self.memory_frames, stride, self.memory_enabled)
 
     def vision_tokens(self, crops_BFCss: torch.Tensor) -> torch.Tensor:
-        """Visual tokens of frames: (B, F, 3, s, s) uint8, or (B, F, P, width) CLIP features -> (B, F, P, D)."""
-        if crops_BFCss.is_floating_point():
-            return self.projector(crops_BFCss)
+        """Visual tokens of frames: (B, F, 3, s, s) uint8 -> (B, F, P, D)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._clip_is_trained):
             features = self.clip(crops_BFCss.flatten(0, 1))
         return self.projector(features).unflatten(0, crops_BFCss.shape[:2])
@@ -165,13 +163,13 @@ class Glus(nn.Module):
         """Mask logits (N, Q, m, m) of the query frames, in order, each reading the memories of those before it.
 
         Args:
-            query_frames: B tensors (Q, H, W, 3) uint8, each frame is encoded once for all its expressions; or (Q, R)
-                features, flat.
+            query_frames: B tensors (Q, H, W, 3) uint8, each frame is encoded once for all its expressions.
             video_index: (N,) row of the video of each expression.
             embeds_NQC: prompts.
         """
         num_rows, num_query = embeds_NQC.shape[:2]
-        features = self._segmenter_features(query_frames)
+        images = [self.segmenter.prepare_frames(video_QHW3) for video_QHW3 in query_frames]
+        features = self.segmenter.encode_frames(torch.cat(images))
         bank = self.memory_bank()
         masks = []
         for q in range(num_query):
@@ -180,11 +178,6 @@ class Glus(nn.Module):
             decoded = segment_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=q + 1 < num_query)
             masks.append(decoded.logits_Nmm)
         return torch.stack(masks, dim=1)
-
-    def _segmenter_features(self, frames: list[torch.Tensor]) -> FrameFeatures:
-        if frames[0].is_floating_point():
-            return self.segmenter.unflatten(torch.cat(frames))
-        return self.segmenter.encode_frames(torch.cat([self.segmenter.prepare_frames(video) for video in frames]))
 
     def forward(self, batch: Batch) -> GlusOutput:
         """The training forward pass; sampling, text and losses live elsewhere."""

@@ -256,7 +256,7 @@ def _read_queues(path: Path, world_size: int, device: torch.device) -> list[list
 
 STATE_FILE = "training.json"
 SAME_RESULT = (
-    *("hardware", "hardware.*", "data.feature_cache.*", "allow_cpu"),
+    *("hardware", "hardware.*", "allow_cpu"),
     *("output_dir", "paths.*", "valid", "valid.*", "inference.*", "data.num_workers", "data.mixture.*.dataset.root"),
     *("trainer.micro_batch_size", "trainer.zero_stage", "trainer.gradient_checkpointing", "trainer.offload"),
     "trainer.compile",

@@ -56,10 +56,6 @@ class FrameFeatures:
     dense_position_1Chw: torch.Tensor
     """(1, C, S/16, S/16): random-frequency encoding, for the mask decoder."""
 
-    def flat(self) -> torch.Tensor:
-        """(N, R): the three levels of each frame in a row; ``Sam2Segmenter.unflatten`` undoes it."""
-        return torch.cat([level_NChw.flatten(1) for level_NChw in (*self.high_NChw, self.image_NChw)], dim=1)
-
     def rows(self, index: torch.Tensor | Sequence[int]) -> FrameFeatures:
         """The features of some frames, repeated as often as ``index`` names them."""
         where = index if isinstance(index, torch.Tensor) else row_index(index, self.image_NChw.device)
@@ -242,25 +238,14 @@ class Sam2Segmenter(nn.Module):
         high_4, high_8, image = (
             torch.cat(levels) if len(levels) > 1 else levels[0] for levels in zip(*parts, strict=True)
         )
-        return self._features((high_4, high_8), image)
+        position_1Chw = self.sam.image_encoder.neck.position_encoding(image).to(self.dtype)
+        return FrameFeatures((high_4, high_8), image, position_1Chw, self.dense_position())
 
     def _encode(self, image_F3SS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._encoder_is_trained):
             out = self.sam.forward_image(image_F3SS.to(self.dtype))
             high_4, high_8, image = (level.to(self.dtype) for level in out["backbone_fpn"])
         return high_4, high_8, image
-
-    def _features(self, high_NChw: tuple[torch.Tensor, torch.Tensor], image_NChw: torch.Tensor) -> FrameFeatures:
-        position_1Chw = self.sam.image_encoder.neck.position_encoding(image_NChw).to(self.dtype)
-        return FrameFeatures(high_NChw, image_NChw, position_1Chw, self.dense_position())
-
-    def unflatten(self, flat_NR: torch.Tensor) -> FrameFeatures:
-        """The features that ``FrameFeatures.flat`` made rows of."""
-        side, width = self.image_size // BACKBONE_STRIDE, self.width
-        shapes = ((width // 8, 4 * side, 4 * side), (width // 4, 2 * side, 2 * side), (width, side, side))
-        parts = flat_NR.split([math.prod(shape) for shape in shapes], dim=1)
-        high_4, high_8, image = (part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True))
-        return self._features((high_4, high_8), image)
 
     def condition(self, frame: FrameFeatures, memories_NTChw: torch.Tensor | None) -> FrameFeatures:
         """The frame as it looks with memories in mind; without any, the no-memory embedding is added.
