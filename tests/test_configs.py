@@ -129,6 +129,8 @@ def test_checks_name_the_key() -> None:
         load_config(TrainConfig, OmegaConf.create({"output_dir": "x", "model": {"llm": {"vocab_size": 1}}}))
     with pytest.raises(ValueError, match=r"unknown config key 'trainer.stepz': TrainerConfig knows steps"):
         load_config(TrainConfig, OmegaConf.create({"trainer": {"stepz": 1}}))
+    with pytest.raises(ValueError, match=r"unknown config key 'valid.namee': DatasetConfig knows name, layout"):
+        load_config(TrainConfig, OmegaConf.create({"valid": {"namee": "x"}}))
 
 
 @pytest.mark.parametrize(

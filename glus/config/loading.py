@@ -55,7 +55,7 @@ def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
             raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=... on the command line or in YAML")
         typed = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
-        where = error.object_type
+        where: Any = error.object_type if is_dataclass(error.object_type) else schema
         known = ", ".join(declared.name for declared in fields(where))
         raise ValueError(f"unknown config key {error.full_key!r}: {where.__name__} knows {known}") from error
     except OmegaConfBaseException as error:
