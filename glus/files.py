@@ -72,7 +72,7 @@ def _delete(path: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Where to write a file, which takes the name ``path`` at the end, and is deleted on an error.
 
     Raises:
@@ -96,7 +96,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary folder to fill, which takes the name ``path`` at the end, and is deleted on an error.
 
     Args:

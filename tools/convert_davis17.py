@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glus.files import whole_folder, write_text
+from glus.files import atomic_folder, write_text
 
 ANNOTATORS = (
     ("Davis17_annot1.txt", "utf-8"),
@@ -182,7 +182,7 @@ def _copy_folder(place: Place, link: bool) -> None:
         if sorted(path.name for path in place.target.iterdir()) != names:
             raise ValueError(f"{place.target} holds other files than {place.source}; remove it and run this again")
         return
-    with whole_folder(place.target) as folder:
+    with atomic_folder(place.target) as folder:
         for name in names:
             if link:
                 os.link(place.source / name, folder / name)

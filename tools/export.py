@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from glus.config import to_yaml
-from glus.files import whole_folder
+from glus.files import atomic_folder
 from glus.log import run_info
 from glus.models.build import UNQUANTIZED, LoadedModel, find_model_folder, load_model, merged_tensors, save_model
 from glus.models.weight_files import LazyTensor
@@ -52,7 +52,7 @@ def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
     config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
     config.model.llm.tokenizer = "."
     source = find_model_folder(weights)
-    with whole_folder(output) as temporary:
+    with atomic_folder(output) as temporary:
         save_model(temporary, tensors, config, loaded.vocabulary, metadata={"source": source.name})
         (temporary / "README.md").write_text(card(loaded, source, dtype))
         for name in RUN_FILES:

@@ -29,7 +29,7 @@ from glus.data.parallel import map_in_processes
 from glus.data.rle import Size
 from glus.evaluation.predictions import check_predictions_dir, open_predictions
 from glus.evaluation.score import CHUNK_FRAMES
-from glus.files import whole_file
+from glus.files import atomic_file
 from glus.types import Expression, Video
 
 TOP_FOLDERS = {
@@ -88,7 +88,7 @@ def build_submission(
     videos = by_video(read_expressions(dataset))
     check_counts(dataset, videos)
     encode = partial(VideoEncoder, dataset, Path(predictions_dir), top)
-    with whole_file(output) as beside:
+    with atomic_file(output) as beside:
         problems = _write(beside, map_in_processes(encode, videos, num_workers))
         _stop(problems, f"{predictions_dir} cannot be submitted")
         _stop(check_zip(beside, dataset, num_workers), f"the zip made of {predictions_dir} is wrong")

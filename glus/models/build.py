@@ -28,7 +28,7 @@ from glus.config import (
     override_settings,
     to_yaml,
 )
-from glus.files import whole_folder
+from glus.files import atomic_folder
 from glus.models import key_map
 from glus.models.glus import Glus, IouHead, SegHead
 from glus.models.mllm.adapters import NewRows, Quantizer, check_quantization, split_embeddings, split_head
@@ -449,7 +449,7 @@ def save_model(
     Raises:
         OSError: it cannot be written, or is there.
     """
-    with whole_folder(Path(folder)) as temporary:
+    with atomic_folder(Path(folder)) as temporary:
         write_model_config(temporary, config, vocabulary)
         write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from glus.config import FuserGamma, ModelConfig
-from glus.files import whole_folder
+from glus.files import atomic_folder
 from glus.models.build import LoadedModel, merged_tensors
 from glus.models.mllm.llava import CLIP_MEAN, CLIP_STD, ClipEncoder
 from glus.models.release import IOU_HEAD_PREFIX, to_release
@@ -55,7 +55,7 @@ def save_release(
     state = {name: value.to(dtype or value.dtype) for name, value in state.items()}
     release = to_release(state, config)
     clip = {name.removeprefix("clip."): value for name, value in state.items() if name.startswith("clip.")}
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / CLIP_FOLDER).mkdir()
         write_shards(temporary, release, "safetensors" if safetensors else "bin", shard_bytes, {"format": "pt"})
         _write_json(temporary / "config.json", _config_json(model, release))

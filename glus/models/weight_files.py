@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from glus.files import hidden_sibling, naming_write_errors, whole_file
+from glus.files import atomic_file, hidden_sibling, naming_write_errors
 
 _SAFETENSORS_TYPES = {
     torch.float64: "F64",
@@ -132,7 +132,7 @@ def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, str
     content = dict(sorted(named, key=lambda item: -item[1].dtype.itemsize))
     layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in content.items()}
     with (
-        whole_file(path) as temporary,
+        atomic_file(path) as temporary,
         naming_write_errors(path),
         closing(SafetensorsFile(temporary, layout, metadata)) as file,
     ):
@@ -147,7 +147,7 @@ def write_pickle(path: str | Path, content: Mapping[str, Any]) -> None:
         OSError: it cannot be written.
     """
     path = Path(path)
-    with whole_file(path) as temporary, naming_write_errors(path), temporary.open("wb") as file:
+    with atomic_file(path) as temporary, naming_write_errors(path), temporary.open("wb") as file:
         try:
             torch.save(dict(content), file)  # given a name, torch would not tell of a full disk
         except RuntimeError as error:  # torch closes the archive in vain after the first error

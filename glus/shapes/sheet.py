@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from glus.files import whole_file
+from glus.files import atomic_file
 from glus.shapes.scene import KINDS, Scene, Sentence
 from glus.shapes.write import scene_of
 
@@ -49,7 +49,7 @@ def write_contact_sheet(
     """
     sheet = draw_contact_sheet(seed, num_frames, size, kinds)
     _, data = cv2.imencode(path.suffix, sheet[..., ::-1])
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(data.tobytes())
 
 

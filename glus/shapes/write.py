@@ -18,7 +18,7 @@ from PIL import Image
 
 from glus.data.rle import encode_rle
 from glus.distributed import generator
-from glus.files import whole_folder, write_text
+from glus.files import atomic_folder, write_text
 from glus.shapes.scene import KINDS, Scene, Sentence, generate_scene
 
 SPLITS = {"train": 0, "valid": 1, "test": 2}
@@ -79,7 +79,7 @@ def write_shapes(
     kinds: dict[str, dict[str, str]] = {}
     masks: dict[str, list[dict[str, Any] | None]] = {}
     frames = [f"{t:05d}" for t in range(num_frames)]
-    with whole_folder(folder / split) as staging:
+    with atomic_folder(folder / split) as staging:
         for number, (video, scene) in enumerate(_scenes(settings, progress)):
             _write_frames(staging / "JPEGImages" / video, frames, scene.frames_THW3)
             anno_ids = [len(masks) + item.object_id for item in scene.objects]
@@ -123,7 +123,7 @@ def write_shapes_youtube(
     objects: dict[str, Any] = {}
     kinds: dict[str, dict[str, str]] = {}
     frames = [f"{FRAME_STEP * t:05d}" for t in range(num_frames)]
-    with whole_folder(folder / split) as staging:
+    with atomic_folder(folder / split) as staging:
         for video, scene in _scenes(settings, progress):
             _write_frames(staging / "JPEGImages" / video, frames, scene.frames_THW3)
             _write_palettes(staging / "Annotations" / video, frames, scene.masks_OTHW)
