@@ -303,13 +303,11 @@ def count_parameters(glus: Glus) -> dict[str, tuple[int, int]]:
 
 def measure_sizes(glus: Glus) -> Sizes:
     """The counts that ``memory_lines`` needs."""
+    totals, trained = zip(*count_parameters(glus).values(), strict=True)
     sizes = {name: parameter.numel() for name, parameter in glus.named_parameters()}
-    return Sizes(
-        total=sum(sizes.values()),
-        trained=sum(sizes[name] for name, parameter in glus.named_parameters() if parameter.requires_grad),
-        projections=sum(size for name, size in sizes.items() if _is_quantisable(name)),
-        small=sum(size for name, size in sizes.items() if not _is_born_empty(name)),
-    )
+    projections = sum(size for name, size in sizes.items() if _is_quantisable(name))
+    small = sum(size for name, size in sizes.items() if not _is_born_empty(name))
+    return Sizes(sum(totals), sum(trained), projections, small)
 
 
 def _is_quantisable(name: str) -> bool:
@@ -453,8 +451,7 @@ def options(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig, traces:
     """All ways to train, the best first, whether they fit or not.
 
     What changes no number comes before what does (quantisation); what slows least comes first: no offloading, no
-    recomputing, stage 2 (whose traffic is that of plain data parallelism, so that stage 0 never gains) before stage 3,
-    large micro-batches.
+    recomputing, stage 2 (whose traffic is that of plain data parallelism) before stage 3, large micro-batches.
 
     Args:
         config: of the run; its global batch is kept.
