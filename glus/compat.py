@@ -1,4 +1,4 @@
-"""Where GLUS meets other people's builds: torchvision without operators, a missing compiler, malloc's defaults.
+"""Where GLUS meets other people's builds: torchvision without operators, and a missing compiler.
 
 PyPI's torchvision, which sam2 brings along, is built against a CUDA torch. Beside a CPU torch its operator library
 does not load, and ``import torchvision`` (hence parts of transformers and peft) fails with "operator
@@ -8,7 +8,6 @@ two schemas first lets the import succeed; GLUS calls no torchvision operator.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
 import sys
@@ -19,10 +18,6 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's ``mallopt`` (malloc.h)."""
 
 
 @functools.cache
@@ -68,22 +63,3 @@ def check_compiler(device: torch.device) -> None:
             f"trainer.compile: torch.compile does not work here ({reason}): install a C++ compiler "
             "(apt install g++; the variable CXX names another one), or set trainer.compile=false"
         ) from error
-
-
-def keep_freed_memory(kept: int = 256 << 20) -> bool:
-    """Let this process keep memory that it freed, for what it takes next; for programs that compute on the CPU.
-
-    glibc's malloc gives freed memory back to the system once a few megabytes of it lie together, and takes it again
-    page by page. A large model's activations cross that line in every layer: of prediction with the shipped model,
-    7 % of the CPU time went into 250,000 page faults. Each process keeps at most ``kept`` bytes more.
-
-    Args:
-        kept: bytes of freed memory that stay.
-
-    Returns:
-        Whether the C library takes the wish (glibc does).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return bool(mallopt(_TRIM_THRESHOLD, kept)) and bool(mallopt(_MMAP_THRESHOLD, 32 << 20))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -12,9 +12,10 @@ import torch.distributed as dist
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """What torch reads about CUDA's memory when it first takes some: the first name, or in older versions the second."""
+_PLAIN_ERRORS = (FileNotFoundError, OSError, ValueError, RuntimeError)
+"""What rank 0's error is to the other ranks, which may not be able to make it: the first kind that it is of."""
 LARGE_MODEL = 10**9
 """Parameters of an LLM that nobody runs on a CPU unless on purpose."""
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -82,11 +83,6 @@ def check_size(num_parameters: int, allow_cpu: bool) -> None:
         )
 
 
-def shard(items: Sequence[Item], index: int, count: int) -> list[Item]:
-    """Every ``count``-th item from ``index`` on: disjoint shares that together hold every item once."""
-    return list(items[index::count])
-
-
 def generator(*key: int) -> np.random.Generator:
     """A generator that depends on ``key`` alone, equal on every machine, rank and worker."""
     return np.random.default_rng(np.random.SeedSequence(key))
@@ -114,7 +110,8 @@ def on_main(function: Callable[[], Result]) -> Result:
     """The result of ``function``, which rank 0 alone calls, on every rank; a process without a group calls it itself.
 
     Raises:
-        Exception: what ``function`` raised, on every rank, so that none waits for the others in vain.
+        Exception: what ``function`` raised, so that no rank waits for the others in vain; on the others a plain error
+            of the same kind with its text, since not every error can be pickled.
     """
     if not _in_group():
         return function()
@@ -126,7 +123,8 @@ def on_main(function: Callable[[], Result]) -> Result:
     try:
         result = function()
     except Exception as error:  # swallows nothing: the others, who would wait in vain, get it too, and it goes on
-        gather(error)
+        kind = next((kind for kind in _PLAIN_ERRORS if isinstance(error, kind)), None)
+        gather(kind(str(error)) if kind else RuntimeError(f"{type(error).__name__}: {error}"))
         raise
     gather(result)
     return result

@@ -1,10 +1,10 @@
 """Files and folders that are there complete or not at all, and JSON that is read strictly.
 
-Everything is prepared under a hidden name beside its own and renamed in the end. An error deletes what was prepared,
-with the folders that were made for it; a killed process leaves it, until the next attempt at the same name replaces
-it. Two processes must therefore not prepare the same name at once. ``write_text`` alone has a hidden name for each
-process: several may write the same text, and what a kill leaves of one stays. Holds against a killed process, not
-against a power cut: nothing is forced to disk.
+What is written lies under a hidden name beside its own until it is complete; then it is renamed. If an error ends the
+writing, the hidden file or folder is deleted, and so are the folders that were made for it. If the process is killed,
+it stays until the next attempt at the same name replaces it: so two processes must not write the same name at once.
+Only ``write_text`` allows that, with one hidden name per process, of which a killed one's stays. All this holds against
+a killed process, not against a power cut: nothing is forced to disk.
 """
 
 from __future__ import annotations
@@ -45,22 +45,34 @@ def naming_write_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _parents_of(path: Path) -> Iterator[None]:
-    """Make the folders that ``path`` is to lie in; those that were not there are removed again on an error."""
+def _renamed(temporary: Path, path: Path, replace: bool = False) -> Iterator[None]:
+    """Give what is prepared in the block its name, or delete it on an error, with the folders made for it."""
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         with naming_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         yield
+        with naming_write_errors(path):
+            if replace and path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
     except BaseException:
+        _delete(temporary)
         for folder in missing:
             with suppress(OSError):  # not empty: somebody else uses it meanwhile
                 folder.rmdir()
         raise
 
 
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Where to write a file, which takes the name ``path`` at the end, and is deleted on an error.
 
     Raises:
@@ -68,19 +80,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     with _renamed(hidden_sibling(path), path):
         yield hidden_sibling(path)
-
-
-@contextmanager
-def _renamed(temporary: Path, path: Path) -> Iterator[None]:
-    """Give a file that is written in the block its name, or delete it on an error."""
-    with _parents_of(path):
-        try:
-            yield
-            with naming_write_errors(path):
-                os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,7 +96,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary folder to fill, which takes the name ``path`` at the end, and is deleted on an error.
 
     Args:
@@ -108,19 +107,11 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         OSError: it cannot be written, or holds files that are not to be replaced.
     """
     temporary = hidden_sibling(path)
-    with _parents_of(path):
+    with _renamed(temporary, path, replace):
         with naming_write_errors(path):
-            shutil.rmtree(temporary, ignore_errors=True)
+            _delete(temporary)
             temporary.mkdir()
-        try:
-            yield temporary
-            with naming_write_errors(path):
-                if replace and path.is_dir():
-                    shutil.rmtree(path)
-                os.replace(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        yield temporary
 
 
 def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
@@ -133,11 +124,15 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}")
-    text = _decode(path, encodings)
-    try:
-        return json.loads(text, object_pairs_hook=distinct_keys)
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    data, reason = path.read_bytes(), ""
+    for encoding in encodings:
+        try:
+            return json.loads(data.decode(encoding), object_pairs_hook=distinct_keys)
+        except UnicodeDecodeError as error:
+            reason = str(error)
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
+    raise ValueError(f"{path} is not text in {' or '.join(encodings)}: {reason}")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -160,13 +155,3 @@ def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"key {twice!r} stands twice beside {', '.join(map(repr, keys[:3]))}, ...")
     return found
-
-
-def _decode(path: Path, encodings: Sequence[str]) -> str:
-    data = path.read_bytes()
-    for encoding in encodings:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError as error:
-            reason = str(error)
-    raise ValueError(f"{path} is not text in {' or '.join(encodings)}: {reason}")

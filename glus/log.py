@@ -26,28 +26,17 @@ _PACKAGES = ("glus", "torch", "transformers", "peft", "deepspeed", "sam2", "nump
 
 def setup_logging() -> None:
     """Log to the console: rank 0 from INFO on, other ranks from WARNING on, with the rank in front."""
-    is_main = distributed.rank() == 0
-    prefix = "" if is_main else f"[rank {distributed.rank()}] "
-    logging.basicConfig(
-        level=logging.INFO if is_main else logging.WARNING,
-        format=f"%(asctime)s {prefix}%(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
+    rank = distributed.rank()
+    level, prefix = (logging.WARNING, f"[rank {rank}] ") if rank else (logging.INFO, "")
+    logging.basicConfig(level=level, format=f"%(asctime)s {prefix}%(message)s", datefmt="%H:%M:%S", force=True)
     for noisy in ("httpx", "DeepSpeed", "transformers", "numba"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def run_info() -> dict[str, Any]:
     """Command, commit, versions and time: what one needs to know about a run years later."""
-    source = Path(__file__).resolve().parent
-    git = subprocess.run(
-        ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    describe = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    git = subprocess.run(describe, capture_output=True, text=True, check=False)
     return {
         "command": sys.argv,
         "commit": git.stdout.strip() or "unknown (not a git checkout)",

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus import distributed
@@ -70,6 +71,9 @@ def predict_video(
     source = DatasetVideo(frames, video[0].video, video[0].frames)
     results = predictor.segment(source, [expression.text for expression in video], starts)
     return job.write(video, results, predictor.seconds)
+
+
+ConfigStore.instance().store("schema", PredictConfig)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="predict")

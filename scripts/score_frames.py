@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus import distributed
@@ -51,6 +52,9 @@ def score_video(predictor: VideoPredictor, job: FrameScoreJob, frames: FrameStor
     scores_ET = predictor.score_frames(source, [expression.text for expression in video])
     job.write(video, scores_ET)
     yield scores_ET.size
+
+
+ConfigStore.instance().store("schema", ScoreFramesConfig)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="score_frames")

@@ -22,7 +22,7 @@ from glus.inference import stream as clock
 from glus.inference.predictor import VideoPredictor
 from glus.models.glus import Glus
 from glus.models.pretrained import build_glus
-from glus.train.plan.trace import CostCounter, LikeOnGpu
+from glus.train.plan import CostCounter, LikeOnGpu
 from tools.benchmark_inference import BenchmarkVideo, model_config, stand_in_tokenizer
 
 META = torch.device("meta")

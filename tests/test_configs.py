@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from glus.config import (
-    SETTING_PATHS,
     FuserGamma,
     LlmConfig,
     ModelConfig,
@@ -73,11 +73,17 @@ def test_datasets(dataset: str) -> None:
 
 
 @pytest.mark.parametrize(("program", "schema"), [("predict", PredictConfig), ("score_frames", ScoreFramesConfig)])
-def test_programs_that_run_a_model_list_every_setting(program: str, schema: type) -> None:
-    cfg = compose(program, overrides=["weights=here", "output_dir=there", "inference.num_query=2"])
-    config = load_config(schema, cfg)
-    assert config.inference.num_query == 2
-    assert cfg.inference.keys() == vars(config.inference).keys()
+def test_programs_that_run_a_model_take_every_setting(program: str, schema: type) -> None:
+    ConfigStore.instance().store("schema", schema)
+    begin = ["weights=here", "output_dir=there"]
+    settings = [f"inference.{setting.name}=null" for setting in fields(SettingsConfig)]
+    config = load_config(schema, compose(program, [*begin, *settings, "inference.window=clips", "allow_cpu=true"]))
+    wanted = schema(config.dataset, config.paths, "here", "there", allow_cpu=True)
+    wanted.inference.window = Window.clips
+    assert config == wanted
+    assert config.dataset.name == "shapes_valid"
+    with pytest.raises(ConfigCompositionException, match=r"Could not override 'inference\.windo'"):
+        compose(program, [*begin, "inference.windo=clips"])
 
 
 def test_pretraining() -> None:
@@ -117,12 +123,34 @@ def test_wrong_overrides_are_named(override: str, named: str) -> None:
 
 
 def test_checks_name_the_key() -> None:
-    with pytest.raises(ValueError, match=r"trainer.zero_stage=1: expected 0, 2 or 3"):
+    with pytest.raises(ValueError, match=r"trainer.zero_stage=1: expected 2 or 3"):
         load_config(TrainConfig, compose_train("experiment=shapes", "trainer.zero_stage=1"))
     with pytest.raises(ValueError, match=r"no value for .*trainer.steps"):
         load_config(TrainConfig, OmegaConf.create({"output_dir": "x", "model": {"llm": {"vocab_size": 1}}}))
     with pytest.raises(ValueError, match=r"unknown config key 'trainer.stepz': TrainerConfig knows steps"):
         load_config(TrainConfig, OmegaConf.create({"trainer": {"stepz": 1}}))
+    with pytest.raises(ValueError, match=r"unknown config key 'valid.namee': DatasetConfig knows name, layout"):
+        load_config(TrainConfig, OmegaConf.create({"valid": {"namee": "x"}}))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("frames.num_context=-1", r"frames\.num_context=-1: expected at least 0"),
+        ("model.llm.lora_dropout=1", r"model\.llm\.lora_dropout=1\.0: expected a share in \[0, 1\)"),
+        ("data.mixture.shapes.weight=0", r"data\.mixture\.shapes\.weight=0\.0: expected a positive weight"),
+        ("loss.weights.bce=-1", r"loss\.weights\.bce=-1\.0: expected 0 \(off\) or a positive weight"),
+        ("trainer.betas=[0.9]", r"trainer\.betas=\[0\.9\]: expected two numbers"),
+        ("trainer.keep_best=IoU", r"trainer\.keep_best='IoU': expected J, F, J&F or null"),
+        ("trainer.offload=parameters", r"trainer\.zero_stage=2: expected 3 where trainer\.offload=parameters"),
+        ("inference.token_budget=0", r"inference\.token_budget=0: expected at least 1 or null"),
+        ("valid.expected.videos=0", r"valid\.expected\.videos=0: expected at least 1 or null"),
+        ("+valid.sha256.file=abc", r"valid\.sha256\.file='abc': expected 64 hexadecimal digits"),
+    ],
+)
+def test_values_out_of_range_are_named(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(TrainConfig, compose_train("experiment=shapes", override))
 
 
 @pytest.mark.parametrize(("head", "weight"), [("true", "0"), ("false", "0.1")])
@@ -172,7 +200,7 @@ def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
     assert config.model.llm.quantization is Quantization.nf4
     assert config.model.precision is Precision.bf16
     assert config.inference.window is Window.clips
-    assert len(changes) == len(vars(wanted)) == len(SETTING_PATHS)
+    assert len(changes) == len(vars(wanted)) == len(fields(SettingsConfig))
     assert "model.segmenter.fuser_gamma: identity instead of the model folder's checkpoint" in changes
     assert override_settings(config, wanted) == (config, [])
     assert override_settings(config, SettingsConfig()) == (config, [])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,3 +70,44 @@ def test_the_size_of_an_llm_follows_from_its_config(architecture: dict[str, int]
     with torch.device("meta"):
         llama = build_llama(config.architecture, config.vocab_size)
     assert config.num_parameters == pytest.approx(sum(p.numel() for p in llama.parameters()), rel=1e-3)
+
+
+TWO_RANKS = """
+import sys
+from datetime import timedelta
+import torch.distributed as dist
+from glus import distributed
+
+class Refused(FileNotFoundError):
+    def __init__(self, folder, file):  # pickle would make it again from its text alone
+        super().__init__(f"{folder} has no {file}")
+
+class Odd(Exception):
+    pass
+
+def fail(error):
+    raise error
+
+rank = int(sys.argv[1])
+group = dict(init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+dist.init_process_group("gloo", **group)
+for error in (Refused("run", "config.yaml"), Odd("lambda")):
+    error.unpicklable = lambda: None
+    try:
+        distributed.on_main(lambda: fail(error))
+    except Exception as raised:
+        print(type(raised).__name__, raised, flush=True)
+print(distributed.on_main(lambda: distributed.rank()))
+dist.destroy_process_group()
+"""
+
+
+def test_an_error_of_rank_0_that_cannot_be_pickled_reaches_the_others(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TWO_RANKS]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    first, second = (process.communicate(timeout=120)[0].splitlines() for process in ranks)
+    assert first == ["Refused run has no config.yaml", "Odd lambda", "0"]
+    assert second == ["FileNotFoundError run has no config.yaml", "RuntimeError Odd: lambda", "0"]

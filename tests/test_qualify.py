@@ -110,7 +110,7 @@ def test_the_plan_is_that_of_the_optimizer_in_use(random_sizes: Sizes, has_engin
     from glus.config import TrainConfig, TrainerConfig
     from glus.models.pretrained import build_glus
     from glus.train.optim import BUCKET_NUMBERS
-    from glus.train.plan.trace import trace_micro_batch
+    from glus.train.plan import trace_micro_batch
 
     config = TrainConfig(model=benchmark_inference.model_config(""), trainer=TrainerConfig(steps=1), output_dir="")
     parameters = list(build_glus(config.model).parameters())

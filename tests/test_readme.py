@@ -7,10 +7,10 @@ import shlex
 import sys
 from pathlib import Path
 
-import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+from glus.pictures import write_movie
 from tests.programs import ROOT, run
 
 TINY = {
@@ -102,7 +102,7 @@ def test_small_commands_run_in_order(tmp_path: Path) -> None:
     (tmp_path / "outputs" / "quickstart").symlink_to(".")  # as if the quickstart had left its model there
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     frames = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), dtype=np.uint8)
-    imageio.imwrite(tmp_path / "my_video.mp4", frames, fps=3)
+    write_movie(tmp_path / "my_video.mp4", frames, frames_per_second=3)
     small = [c for c in commands() if program(c) in TINY and not is_composed(c)]
     order = ["make_shapes", "pretrain_towers", "experiment=shapes"]  # what the others need
     small.sort(key=lambda c: next((i for i, name in enumerate(order) if name in c), len(order)))

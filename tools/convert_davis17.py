@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glus.files import whole_folder, write_text
+from glus.files import atomic_folder, write_text
 
 ANNOTATORS = {
     "Davis17_annot1.txt": "utf-8",
@@ -156,7 +156,7 @@ def _copy_folder(files: Sequence[Path], target: Path, link: bool) -> None:
         if sorted(path.name for path in target.iterdir()) != [path.name for path in files]:
             raise ValueError(f"{target} holds other files than {files[0].parent}; remove it and run this again")
         return
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         for path in files:
             (os.link if link else shutil.copyfile)(path, folder / path.name)
 

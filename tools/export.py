@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from glus.config import Precision
-from glus.files import whole_folder
+from glus.files import atomic_folder
 from glus.log import run_info
 from glus.models.build import DTYPES
 from glus.models.pretrained import CONFIG_FILE, LoadedModel, find_model_folder, load_to_merge, save_merged
@@ -40,7 +40,7 @@ def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
     if output.exists():
         raise FileExistsError(f"--output {output} exists: choose another folder, or remove it")
     loaded, source = load_to_merge(weights), find_model_folder(weights)
-    with whole_folder(output) as temporary:
+    with atomic_folder(output) as temporary:
         save_merged(temporary, loaded, dtype, source.name)
         (temporary / "README.md").write_text(card(loaded, source, dtype, (temporary / CONFIG_FILE).read_text()))
         for name in RUN_FILES:

@@ -11,74 +11,61 @@ settings to use. The network is built and run on the meta device, so that its ow
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from glus.config import HardwareConfig, TrainConfig, load_config
 from glus.models.pretrained import build_glus
-from glus.train.plan.advise import USABLE, recommend
-from glus.train.plan.memory import (
+from glus.train.plan import (
     GIB,
+    USABLE,
     Line,
-    Sizes,
+    Trace,
     count_parameters,
     host_lines,
     measure_sizes,
     memory_lines,
     prediction_bytes,
+    recommend,
     total_bytes,
+    trace_micro_batch,
 )
-from glus.train.plan.trace import Trace, trace_micro_batch
 
 ASSUMED_UTILISATION = 0.4
 """Of a GPU's peak, for the estimate of time."""
 
 
-def show_parameters(console: Console, config: TrainConfig) -> Sizes:
-    """Print the network's parts."""
-    with torch.device("meta"):
-        glus = build_glus(config.model, load_weights=False)
-    table = Table("part", title="parameters")
-    for column in ("total", "trained"):
-        table.add_column(column, justify="right")
-    parts = count_parameters(glus)
-    for part in parts:
-        table.add_row(part.name, f"{part.total:,}", f"{part.trained:,}")
+def show_table(
+    console: Console, title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]], total: tuple[str, ...]
+) -> None:
+    """Print rows and their sum; a column whose name ends in ``>`` is aligned to the right."""
+    table = Table(*(Column(c.rstrip(">"), justify="right" if c[-1] == ">" else "left") for c in columns), title=title)
+    for row in rows:
+        table.add_row(*row)
     table.add_section()
-    table.add_row("all", f"{sum(part.total for part in parts):,}", f"{sum(part.trained for part in parts):,}")
+    table.add_row(*total)
     console.print(table)
-    return measure_sizes(glus)
 
 
 def show_memory(console: Console, title: str, lines: list[Line], available_gb: float) -> None:
     """Print lines and their sum beside what there is."""
-    table = Table("what", title=title)
-    table.add_column("GiB", justify="right")
-    table.add_column("how")
-    for line in lines:
-        table.add_row(line.what, f"{line.bytes / GIB:.2f}", line.formula)
-    table.add_section()
-    table.add_row("sum", f"{total_bytes(lines) / GIB:.2f}", f"of {available_gb:g}")
-    console.print(table)
+    rows = [(line.what, f"{line.bytes / GIB:.2f}", line.formula) for line in lines]
+    total = ("sum", f"{total_bytes(lines) / GIB:.2f}", f"of {available_gb:g}")
+    show_table(console, title, ("what", "GiB>", "how"), rows, total)
 
 
 def show_operations(console: Console, config: TrainConfig, hardware: HardwareConfig, trace: Trace) -> None:
     """Print operations of an optimizer step and the time they take."""
-    videos = config.trainer.global_batch_size
-    table = Table("part", title=f"operations of one step of {videos} videos")
-    for column in ("TFLOP", "share"):
-        table.add_column(column, justify="right")
-    total = sum(trace.flops.values())
-    for part, flops in trace.flops.items():
-        table.add_row(part, f"{videos * flops / 1e12:,.1f}", f"{flops / total:.1%}")
-    table.add_section()
-    table.add_row("all", f"{videos * total / 1e12:,.1f}", "")
-    console.print(table)
+    videos, total = config.trainer.global_batch_size, sum(trace.flops.values())
+    rows = [(part, f"{videos * flops / 1e12:,.1f}", f"{flops / total:.1%}") for part, flops in trace.flops.items()]
+    title = f"operations of one step of {videos} videos"
+    show_table(console, title, ("part", "TFLOP>", "share>"), rows, ("all", f"{videos * total / 1e12:,.1f}", ""))
     seconds = videos * total / (hardware.num_gpus * hardware.peak_tflops * 1e12 * ASSUMED_UTILISATION)
     hours = seconds * config.trainer.steps / 3600
     console.print(
@@ -94,10 +81,15 @@ def plan(config: TrainConfig, console: Console) -> None:
     Raises:
         ValueError: the GPUs cannot share the global batch.
     """
-    hardware = config.hardware or HardwareConfig()
-    sizes = show_parameters(console, config)
+    hardware, trainer = config.hardware or HardwareConfig(), config.trainer
+    with torch.device("meta"):
+        glus = build_glus(config.model, load_weights=False)
+    parts, sizes = count_parameters(glus), measure_sizes(glus)
+    rows = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in parts.items()]
+    everything = ("all", f"{sizes.total:,}", f"{sizes.trained:,}")
+    show_table(console, "parameters", ("part", "total>", "trained>"), rows, everything)
     traces = {wanted: trace_micro_batch(config, 1, wanted) for wanted in (False, True)}
-    trace, trainer = traces[config.trainer.gradient_checkpointing], config.trainer
+    trace = traces[trainer.gradient_checkpointing]
     lines = memory_lines(config, sizes, hardware, trace)
     title = (
         f"memory of each of {hardware.num_gpus} GPUs: ZeRO {trainer.zero_stage}, {trainer.micro_batch_size} videos, "
@@ -108,13 +100,12 @@ def plan(config: TrainConfig, console: Console) -> None:
     show_memory(console, "memory of a node", host_lines(config, sizes, hardware), hardware.node_memory_gb)
     show_operations(console, config, hardware, trace)
     gpu, host = prediction_bytes(config, sizes)
+    verdict = "fit" if total_bytes(lines) <= USABLE * hardware.gpu_memory_gb * GIB else "do NOT fit"
     console.print(
         f"Prediction takes {gpu / GIB:.1f} GiB of its GPU for the weights, and {host / GIB:.1f} GiB of the machine's "
-        "memory for each process."
+        "memory for each process.\n"
+        f"These settings {verdict} into {hardware.gpu_memory_gb:g} GiB ({USABLE:.0%} of it is counted on)."
     )
-    room = USABLE * hardware.gpu_memory_gb * GIB
-    verdict = "fit" if total_bytes(lines) <= room else "do NOT fit"
-    console.print(f"These settings {verdict} into {hardware.gpu_memory_gb:g} GiB ({USABLE:.0%} of it is counted on).")
     best = recommend(config, sizes, hardware, traces)
     if best is None:
         console.print("No settings fit: a larger GPU, a smaller model, or fewer sentences and frames are needed.")

@@ -7,7 +7,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from glus.config.loading import require
+from glus.config.loading import at_least, checked
 
 
 class Layout(Enum):
@@ -58,34 +58,30 @@ class QuerySampling(Enum):
 class FramesConfig:
     """Which frames a conversation sees; the model itself reads the counts from its inputs."""
 
-    num_context: int = 4
+    num_context: int = at_least(0, default=4)
     """K, spread over the whole video; 0 drops the context turn altogether ("local only")."""
-    num_query: int = 4
+    num_query: int = at_least(1, default=4)
     """Q, the frames that are segmented together."""
     query_sampling: QuerySampling = QuerySampling.consecutive
     """``consecutive``: Q neighbouring frames. ``uniform`` ("global only"): in training one random frame from each of
     Q equal parts of the video; at inference frame t with the Q - 1 frames before it at distance ceil(T / Q)."""
-
-    def __post_init__(self) -> None:
-        require(self.num_context >= 0, "frames.num_context", "0 or more", self.num_context)
-        require(self.num_query >= 1, "frames.num_query", "at least 1", self.num_query)
 
 
 @dataclass
 class ExpectedCounts:
     """What the authors of a benchmark publish about a split; null where they do not say."""
 
-    videos: int | None = None
+    videos: int | None = at_least(1, default=None)
     """Videos, or pictures of a set of pictures."""
-    expressions: int | None = None
-    objects: int | None = None
+    expressions: int | None = at_least(1, default=None)
+    objects: int | None = at_least(1, default=None)
     """Distinct (video, object) pairs that the expressions name."""
-    frames: int | None = None
+    frames: int | None = at_least(1, default=None)
     """Frames of all videos, each counted once."""
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            require(value is None or value >= 1, f"dataset.expected.{name}", "at least 1 or null", value)
+
+def _is_sha256(digest: str) -> bool:
+    return len(digest) == 64 and set(digest.lower()) <= set("0123456789abcdef")
 
 
 @dataclass
@@ -110,7 +106,7 @@ class DatasetConfig:
     """Text file below ``root`` with one video id per line: only these are read; null: all that the split has."""
     expected: ExpectedCounts = field(default_factory=ExpectedCounts)
     """Published counts, against which ``tools/check_data.py`` holds what it finds."""
-    sha256: dict[str, str] = field(default_factory=dict)
+    sha256: dict[str, str] = checked(_is_sha256, "64 hexadecimal digits", default=dict)
     """SHA-256 of files below ``root`` (64 hexadecimal digits), where known; ``tools/check_data.py`` compares them."""
     protocol: Protocol = Protocol.jf
     """Which numbers ``scripts/score.py`` reports."""
@@ -119,24 +115,14 @@ class DatasetConfig:
     groups: str | None = None
     """Sidecar file below the split folder: {video: {exp_id: group}}; its groups are scored apart (Shapes' kinds)."""
 
-    def __post_init__(self) -> None:
-        for name, digest in self.sha256.items():
-            is_digest = len(digest) == 64 and set(digest.lower()) <= set("0123456789abcdef")
-            require(is_digest, f"dataset.sha256.{name}", "64 hexadecimal digits", digest)
-
 
 @dataclass
 class MixtureItem:
     """One dataset of the training mixture."""
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    weight: float = 1.0
+    weight: float = checked(lambda weight: weight > 0, "a positive weight (delete the entry to drop it)", default=1.0)
     """Share of draws, relative to the other datasets' weights."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.weight > 0, "data.mixture.*.weight", "a positive weight (delete the entry to drop it)", self.weight
-        )
 
 
 @dataclass
@@ -144,13 +130,10 @@ class DataConfig:
     """What training draws from."""
 
     mixture: dict[str, MixtureItem] = field(default_factory=dict)
-    expressions_per_video: int = 3
+    expressions_per_video: int = at_least(1, default=3)
     """Sentences drawn without replacement for each drawn video; fewer where a video has fewer."""
     num_workers: int = 2
     """Loader processes per rank; 0 loads in the training process."""
-
-    def __post_init__(self) -> None:
-        require(self.expressions_per_video >= 1, "data.expressions_per_video", "at least 1", self.expressions_per_video)
 
 
 @dataclass

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import field, fields, is_dataclass
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 Schema = TypeVar("Schema")
 
@@ -17,9 +18,28 @@ def require(condition: bool, key: str, expected: str, value: object) -> None:
         raise ValueError(f"{key}={value!r}: expected {expected}")
 
 
-def check_max_videos(value: int | None) -> None:
-    """Raise ValueError unless ``max_videos`` is null or positive."""
-    require(value is None or value >= 1, "max_videos", "null (all) or at least 1", value)
+def checked(test: Callable[[Any], bool], expected: str, default: Any = MISSING) -> Any:
+    """A field of a dataclass whose value ``load_config`` tests: of a dict each value, and null never.
+
+    Args:
+        test: whether a value is fine.
+        expected: what the message says otherwise.
+        default: of the field, or a function that makes it.
+    """
+    metadata = {"test": test, "expected": f"{expected} or null" if default is None else expected}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def at_least(least: int, default: Any = MISSING) -> Any:
+    """A field with a lower limit."""
+    return checked(lambda value: value >= least, f"at least {least}", default)
+
+
+def positive(default: Any = MISSING) -> Any:
+    """A field for numbers above 0."""
+    return checked(lambda value: value > 0, "a positive number", default)
 
 
 def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
@@ -35,26 +55,28 @@ def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
             raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=... on the command line or in YAML")
         typed = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
-        raise ValueError(f"unknown config key {error.full_key!r}: {_known_keys(schema, error.full_key)}") from error
-    except MissingMandatoryValue as error:
-        raise ValueError(f"no value for config key {error.full_key!r}") from error
+        where: Any = error.object_type if is_dataclass(error.object_type) else schema
+        known = ", ".join(declared.name for declared in fields(where))
+        raise ValueError(f"unknown config key {error.full_key!r}: {where.__name__} knows {known}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"config key {error.full_key!r}: {str(error).splitlines()[0]}") from error
     assert isinstance(typed, schema)
+    _check(typed, "")
     return typed
+
+
+def _check(config: Any, prefix: str) -> None:
+    """Test every field that was declared with ``checked``."""
+    for declared in fields(config):
+        value, key = getattr(config, declared.name), prefix + declared.name
+        entries = {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
+        for name, entry in entries.items():
+            if is_dataclass(entry):
+                _check(entry, f"{name}.")
+            elif "test" in declared.metadata and entry is not None:
+                require(declared.metadata["test"](entry), name, declared.metadata["expected"], entry)
 
 
 def to_yaml(config: object) -> str:
     """A typed config as YAML that ``load_config`` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def _known_keys(schema: Any, full_key: str | None) -> str:
-    """The keys that exist where ``full_key`` was looked for."""
-    for part in (full_key or "").split(".")[:-1]:
-        inner = next((f for f in fields(schema) if f.name == part), None)
-        default = inner.default_factory() if inner and callable(inner.default_factory) else None
-        if not is_dataclass(default):
-            break
-        schema = type(default)
-    return f"{schema.__name__} knows {', '.join(f.name for f in fields(schema))}"

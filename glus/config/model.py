@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from glus.config.loading import require
+from glus.config.loading import at_least, checked, positive
 
 
 class FuserGamma(Enum):
@@ -51,11 +51,8 @@ class ClipConfig:
     """Folder of a CLIP as transformers saves it; null leaves the tower at random."""
     select_layer: int = -2
     """Index into ``hidden_states``; -2, the output of the last but one layer, is LLaVA's choice."""
-    pool: int = 4
+    pool: int = at_least(1, default=4)
     """Patches averaged into one visual token: 1-D, consecutive in raster order, before the projector."""
-
-    def __post_init__(self) -> None:
-        require(self.pool >= 1, "model.clip.pool", "a positive number of patches", self.pool)
 
 
 @dataclass
@@ -71,21 +68,17 @@ class LlmConfig:
     weights: str | None = None
     """Folder or file of a LLaMA under transformers' names (safetensors or ``.bin``, shards too), which may hold LLaVA's
     projector and LISA's [SEG] head as well: LISA-7B-v1 as published. Null leaves it at random."""
-    lora_rank: int = 8
+    lora_rank: int = checked(lambda rank: rank >= 0, "0 (off) or a positive rank", default=8)
     """Rank of LoRA; 0: no LoRA."""
     lora_alpha: int = 16
     """LoRA scale is alpha / rank."""
-    lora_dropout: float = 0.05
+    lora_dropout: float = checked(lambda share: 0 <= share < 1, "a share in [0, 1)", default=0.05)
     """Dropout before LoRA's A, in training."""
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
     """Projections of the LLM's attention that get LoRA."""
     quantization: Quantization = Quantization.none
     """``int8`` or ``nf4`` (4 bits, QLoRA's): the frozen projections in fewer bits, by bitsandbytes, on a GPU only. LoRA
     is trained over them as they are; merging it into them is refused."""
-
-    def __post_init__(self) -> None:
-        require(self.lora_rank >= 0, "model.llm.lora_rank", "0 (off) or a positive rank", self.lora_rank)
-        require(0 <= self.lora_dropout < 1, "model.llm.lora_dropout", "a share in [0, 1)", self.lora_dropout)
 
     @property
     def num_parameters(self) -> int:
@@ -119,16 +112,12 @@ class MemoryConfig:
 
     enabled: bool = True
     """Off: every frame takes the empty-bank path and nothing is stored."""
-    num_frames: int = 7
+    num_frames: int = at_least(1, default=7)
     """Frames read at most: the previous one and ``num_frames - 1`` on the stride."""
-    stride: int = 1
+    stride: int = at_least(1, default=1)
     """Distance of the strided memories in training; inference has its own, ``inference.memory_stride``."""
     detach: bool = True
     """``True``: memories carry no gradient, as released. ``False``: end to end, the paper's words."""
-
-    def __post_init__(self) -> None:
-        require(self.num_frames >= 1, "model.memory.num_frames", "at least 1", self.num_frames)
-        require(self.stride >= 1, "model.memory.stride", "at least 1", self.stride)
 
 
 @dataclass
@@ -145,7 +134,7 @@ class ModelConfig:
     seg_head_init: SegHeadInit = SegHeadInit.random
     """``random``: the [SEG] head starts anew, as released, although LISA-7B-v1 holds one of the same shape. ``lisa``:
     it starts as the ``text_hidden_fcs`` that ``llm.weights`` must then hold."""
-    seg_head_gain: float = 1.0
+    seg_head_gain: float = positive(default=1.0)
     """Factor on the initial output weights of a random [SEG] head; 1: PyTorch's initialisation, as released. A small
     SAM2 hardly answers prompts so much shorter than those it was pre-trained with."""
     iou_head: bool = False
@@ -159,6 +148,3 @@ class ModelConfig:
     (32 k parameters for 262 M at full size); the release trains whole tables."""
     precision: Precision = Precision.fp32
     """Weights and activations; bf16 on a GPU as released, fp32 on a CPU."""
-
-    def __post_init__(self) -> None:
-        require(self.seg_head_gain > 0, "model.seg_head_gain", "a positive number", self.seg_head_gain)

@@ -1,4 +1,4 @@
-"""Losses, the training loop, and the pre-training of small models."""
+"""Losses, the training loop, and the published results that they are to give."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from omegaconf import MISSING
 from glus.config.data import DataConfig, DatasetConfig, FramesConfig, PathsConfig
 from glus.config.hardware import HardwareConfig
 from glus.config.inference import InferenceConfig
-from glus.config.loading import require
+from glus.config.loading import at_least, checked, positive, require
 from glus.config.model import ModelConfig, Precision, Quantization
-from glus.config.recipe import RecipeConfig
 
 
 @dataclass
 class ContrastiveConfig:
     """Object contrastive loss."""
 
-    queue_size: int = 512
+    queue_size: int = at_least(1, default=512)
     """Embeddings kept per rank, first in first out."""
-    temperature: float = 0.07
+    temperature: float = positive(default=0.07)
     """Divides the cosine similarities."""
     num_negatives: int = 128
     """Negatives drawn with replacement per anchor; an anchor with fewer candidates gives no term."""
@@ -32,10 +31,6 @@ class ContrastiveConfig:
     exclude_same_objects: bool = False
     """Never take the same objects at other frames as negatives (release: False)."""
 
-    def __post_init__(self) -> None:
-        require(self.queue_size >= 1, "loss.contrastive.queue_size", "at least 1", self.queue_size)
-        require(self.temperature > 0, "loss.contrastive.temperature", "a positive number", self.temperature)
-
 
 _RELEASED_WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1, "iou": 0.0}
 
@@ -44,15 +39,13 @@ _RELEASED_WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1, "i
 class LossConfig:
     """Weights of the terms of the objective; a weight of 0 switches a term off."""
 
-    weights: dict[str, float] = field(default_factory=lambda: dict(_RELEASED_WEIGHTS))
+    weights: dict[str, float] = checked(
+        lambda weight: weight >= 0, "0 (off) or a positive weight", default=lambda: dict(_RELEASED_WEIGHTS)
+    )
     """Names are those of ``losses.objective.TERMS`` and "contrastive" (released values; GLUS-A trains without it).
     ``iou`` above 0 (0.1, say) trains the head that ``model.iou_head`` adds; it leaves all other gradients alone, but
     the head's own count in the norm that ``trainer.max_grad_norm`` limits."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
-
-    def __post_init__(self) -> None:
-        for name, weight in self.weights.items():
-            require(weight >= 0, f"loss.weights.{name}", "0 (off) or a positive weight", weight)
 
 
 @dataclass
@@ -61,11 +54,8 @@ class WandbConfig:
 
     enabled: bool = False
     project: str = "glus"
-    mode: str = "online"
+    mode: str = checked({"online", "offline"}.__contains__, "online or offline", default="online")
     """``online`` or ``offline`` (then ``wandb sync`` later)."""
-
-    def __post_init__(self) -> None:
-        require(self.mode in ("online", "offline"), "trainer.wandb.mode", "online or offline", self.mode)
 
 
 class Offload(Enum):
@@ -89,25 +79,25 @@ class TrainerConfig:
 
     steps: int = MISSING
     """Optimizer steps (GLUS-S 3000, GLUS-A 5000)."""
-    global_batch_size: int = 80
+    global_batch_size: int = at_least(1, default=80)
     """Videos per optimizer step over all ranks and accumulation steps; accumulation is derived from it."""
-    micro_batch_size: int = 2
+    micro_batch_size: int = at_least(1, default=2)
     """Videos per forward pass and rank."""
     learning_rate: float = 3e-4
     """Peak, reached after the warm-up."""
     warmup_steps: int = 100
     """Linear from 0; then linear decay to 0 at the last step."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    betas: list[float] = checked(lambda betas: len(betas) == 2, "two numbers", default=lambda: [0.9, 0.95])
     weight_decay: float = 0.0
     """AdamW's, of all that is declared trainable (release: 0), also where no gradient arrives: embeddings of tokens
     that never occur, and the mask decoder's ``Sam2Segmenter.NEVER_UPDATED``."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm."""
-    zero_stage: int = 2
-    """DeepSpeed ZeRO stage: 0, 2 or 3."""
+    zero_stage: int = checked({2, 3}.__contains__, "2 or 3", default=2)
+    """DeepSpeed ZeRO stage: 2 or 3."""
     offload: Offload = Offload.none
-    """``optimizer``: float32 weights and moments lie in the machine's memory, where the update is computed (ZeRO stage
-    2 or 3). ``parameters``: the weights too, fetched layer by layer (stage 3 only)."""
+    """``optimizer``: float32 weights and moments lie in the machine's memory, where the update is computed.
+    ``parameters``: the weights too, fetched layer by layer (stage 3 only)."""
     gradient_checkpointing: bool = True
     """Recompute the LLM's layers in the backward pass instead of keeping their activations."""
     compile: bool | None = None
@@ -118,48 +108,56 @@ class TrainerConfig:
     to make. ``true`` needs a C++ compiler."""
     seed: int = 0
     """Decides initial weights and every drawn sample."""
-    log_every: int = 10
+    log_every: int = at_least(1, default=10)
     """Optimizer steps between two lines of metrics.jsonl."""
     eval_every: int = 0
     """Optimizer steps between two evaluations on ``valid``; 0: only after the last step, if ``valid`` is set."""
     eval_videos: int = 8
     """Videos of ``valid`` (the first ones) that an evaluation during training segments."""
-    save_every: int = 500
+    save_every: int = at_least(1, default=500)
     """Optimizer steps between two checkpoints; the last step is always saved."""
-    save_every_minutes: float = 0.0
+    save_every_minutes: float = checked(lambda minutes: minutes >= 0, "0 (off) or more", default=0.0)
     """Save also when so much time has passed since the last checkpoint, by rank 0's clock; 0: not by time."""
-    keep_last: int = 3
+    keep_last: int = at_least(1, default=3)
     """Newest checkpoints that are kept; older ones are removed after a new one is complete."""
-    keep_best: str | None = None
+    keep_best: str | None = checked({"J", "F", "J&F"}.__contains__, "J, F, J&F", default=None)
     """Score of ``valid`` (J, F or J&F) by which the best checkpoint is kept too; a new best is saved at once."""
     resume: str = "auto"
     """``auto``: go on from the newest complete checkpoint of ``output_dir``, if there is one. ``never``: refuse to. A
     path: start from that checkpoint (or the newest of that run), unless ``output_dir`` has its own already."""
     on_nonfinite: OnNonfinite = OnNonfinite.stop
     """A loss or gradient that is not finite: ``stop`` the run, or ``skip`` the step, which is counted and logged."""
-    max_skips_in_row: int = 10
+    max_skips_in_row: int = at_least(1, default=10)
     """More steps skipped one after the other stop the run."""
-    spike_ratio: float = 3.0
+    spike_ratio: float = checked(lambda ratio: ratio > 1, "above 1", default=3.0)
     """A loss above so many times the median of the last 50 steps is reported with this step's samples."""
-    hang_timeout_minutes: float = 30.0
+    hang_timeout_minutes: float = positive(default=30.0)
     """A rank that takes longer for a step, an evaluation or a checkpoint prints its stack and samples and ends."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
-        require(self.zero_stage in (0, 2, 3), "trainer.zero_stage", "0, 2 or 3", self.zero_stage)
-        least = {Offload.none: 0, Offload.optimizer: 2, Offload.parameters: 3}[self.offload]
-        expected = f"at least {least} where trainer.offload={self.offload.value}"
-        require(self.zero_stage >= least, "trainer.zero_stage", expected, self.zero_stage)
-        for name in ("global_batch_size", "micro_batch_size", "log_every", "save_every"):
-            require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
-        require(len(self.betas) == 2, "trainer.betas", "two numbers", self.betas)
-        for name in ("keep_last", "max_skips_in_row"):
-            require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
-        require(self.save_every_minutes >= 0, "trainer.save_every_minutes", "0 (off) or more", self.save_every_minutes)
-        require(self.hang_timeout_minutes > 0, "trainer.hang_timeout_minutes", "above 0", self.hang_timeout_minutes)
-        require(self.spike_ratio > 1, "trainer.spike_ratio", "above 1", self.spike_ratio)
-        known = (None, "J", "F", "J&F")
-        require(self.keep_best in known, "trainer.keep_best", "J, F, J&F or null", self.keep_best)
+        is_possible = self.zero_stage == 3 or self.offload is not Offload.parameters
+        require(is_possible, "trainer.zero_stage", "3 where trainer.offload=parameters", self.zero_stage)
+
+
+@dataclass
+class RecipeConfig:
+    """One row of the paper's tables; nothing here changes what is trained."""
+
+    row: str = MISSING
+    """How the table calls it."""
+    source: str = MISSING
+    """Where the expected score stands."""
+    expected: dict[str, float | None] = checked(lambda score: 0 < score < 100, "J&F in percent, or null", default=dict)
+    """Split -> J&F in percent; null: not published."""
+    batch_source: str = "micro-batch 2 and 10 accumulations in the released train_ds.py, 4 GPUs by a secondary source"
+    """Where ``trainer.global_batch_size`` comes from."""
+    gpu_hours: float = MISSING
+    """On A100."""
+    gpu_hours_source: str = MISSING
+    """Where they come from."""
+    key_frames: bool = False
+    """The expected score was reached with the authors' key frames."""
 
 
 @dataclass
@@ -185,21 +183,14 @@ class TrainConfig:
     """Train an LLM of a billion parameters or more where no GPU is usable, instead of refusing to."""
 
     def __post_init__(self) -> None:
-        require(
-            self.model.llm.quantization is Quantization.none or self.trainer.zero_stage < 3,
-            "trainer.zero_stage",
-            "0 or 2 where model.llm.quantization is not none (stage 3 cannot cut quantised weights)",
-            self.trainer.zero_stage,
-        )
-        precision = self.model.precision
+        precision, stage = self.model.precision, self.trainer.zero_stage
+        is_quantized = self.model.llm.quantization is not Quantization.none
+        expected = "2 where model.llm.quantization is not none (stage 3 cannot cut quantised weights)"
+        require(stage < 3 or not is_quantized, "trainer.zero_stage", expected, stage)
         require(precision is not Precision.fp16, "model.precision", "fp32 or bf16 in training", precision.value)
         # ZeRO-3 gathers parameters by collective calls, which ranks that segment different videos would not make alike.
-        require(
-            self.valid is None or self.trainer.zero_stage < 3,
-            "trainer.zero_stage",
-            "0 or 2 where valid is set (set valid=null, and evaluate checkpoints with scripts/predict.py)",
-            self.trainer.zero_stage,
-        )
+        expected = "2 where valid is set (set valid=null, and evaluate checkpoints with scripts/predict.py)"
+        require(stage < 3 or self.valid is None, "trainer.zero_stage", expected, stage)
         expected = "false or null where trainer.zero_stage is 3 or model.llm.quantization is not none"
         require(self._can_compile() or not self.trainer.compile, "trainer.compile", expected, self.trainer.compile)
         is_trained = self.loss.weights.get("iou", 0) > 0
@@ -215,38 +206,3 @@ class TrainConfig:
     def _can_compile(self) -> bool:
         """Stage 3 gathers parameters in hooks, and quantised layers have kernels of their own: neither was tried."""
         return self.trainer.zero_stage < 3 and self.model.llm.quantization is Quantization.none
-
-
-@dataclass
-class PretrainConfig:
-    """``tools/pretrain_towers.py``: tokenizer, CLIP, SAM2 and LLM of a small model, from generated scenes."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    frames: FramesConfig = field(default_factory=FramesConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    output_dir: str = MISSING
-    """Gets ``tokenizer/``, ``clip/``, ``sam2.pt`` and ``llm/``."""
-    parts: list[str] = field(default_factory=lambda: ["tokenizer", "clip", "sam2", "llm"])
-    """What to make. The LLM needs tokenizer and CLIP; SAM2 needs nothing, so two processes can share the work."""
-    num_scenes: int = 300
-    """Generated videos to learn from."""
-    num_frames: int = 16
-    """Their length."""
-    seed: int = 0
-    learning_rate: float = 1e-3
-    """Peak, of each part."""
-    clip_steps: int = 1500
-    clip_batch_size: int = 32
-    """Frames per step."""
-    sam2_steps: int = 1600
-    sam2_batch_size: int = 6
-    """Clips per step."""
-    sam2_clip_frames: int = 3
-    """Frames per clip in the second part of SAM2's pre-training."""
-    llm_steps: int = 1500
-    llm_batch_size: int = 12
-    """Videos per step in the first part of the LLM's pre-training."""
-
-    def __post_init__(self) -> None:
-        known = ("tokenizer", "clip", "sam2", "llm")
-        require(set(self.parts) <= set(known), "parts", f"names among {', '.join(known)}", self.parts)

@@ -24,7 +24,7 @@ import numpy as np
 from glus.config import PredictionForm
 from glus.data.png import UnusablePrediction, read_png, wrong_size
 from glus.data.rle import Size, decode_rle, encode_rle
-from glus.files import distinct_keys, naming_write_errors, whole_file, whole_folder
+from glus.files import atomic_file, atomic_folder, distinct_keys, naming_write_errors
 from glus.types import Expression, FrameResult, Video
 
 MaskWriter = Callable[[str, FrameResult], None]
@@ -52,7 +52,7 @@ def write_predictions(folder: Path, video: Video, form: PredictionForm) -> Abstr
 def _write_pngs(folder: Path, video: Video) -> Iterator[MaskWriter]:
     with ExitStack() as stack:
         paths = {row: folder / expression.prediction_dir for row, expression in enumerate(video)}
-        folders = {row: stack.enter_context(whole_folder(path)) for row, path in paths.items() if not path.is_dir()}
+        folders = {row: stack.enter_context(atomic_folder(path)) for row, path in paths.items() if not path.is_dir()}
         answers: dict[int, list[dict[str, Any]]] = {row: [] for row in folders}
 
         def write(frame: str, result: FrameResult) -> None:
@@ -96,7 +96,7 @@ def write_answers(folder: Path, answers: Iterable[dict[str, Any]]) -> None:
 def _write_codes(folder: Path, video: Video) -> Iterator[MaskWriter]:
     """A line per result."""
     path = folder / video[0].prediction_file
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
 
         def write(frame: str, result: FrameResult) -> None:
             ids = [video[row].exp_id for row in result.rows]

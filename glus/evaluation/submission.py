@@ -23,7 +23,7 @@ from glus.data.frames import FrameStore
 from glus.data.parallel import map_in_processes
 from glus.data.predictions import check_predictions_dir, open_predictions
 from glus.evaluation.score import chunks
-from glus.files import whole_file
+from glus.files import atomic_file
 from glus.types import Video
 
 MAX_NAMED = 20
@@ -68,7 +68,7 @@ def build_submission(
     _check_counts(dataset, videos)
     problems: list[str] = []
     open_encoder = partial(VideoEncoder, dataset, Path(predictions_dir))
-    with whole_file(output) as beside:
+    with atomic_file(output) as beside:
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as opened:  # PNGs are compressed already
             for pngs, of_video in map_in_processes(open_encoder, videos, num_workers):
                 problems += of_video

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from glus import compat, distributed
+from glus import distributed
 from glus.config import (
     FramesConfig,
     InferenceConfig,
@@ -70,8 +70,6 @@ def load_predictor(
     device, settings = distributed.use_device(), settings or SettingsConfig()
     check_folder_size(weights, allow_cpu)
     is_default = settings.precision is None and device.type == "cpu"
-    if device.type == "cpu":
-        compat.keep_freed_memory()
     model = load_model(weights, Precision.fp32 if is_default else None, settings, target=Target(device))
     chat = LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
     return VideoPredictor(model.glus, chat, model.config.frames, model.config.inference), model

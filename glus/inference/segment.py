@@ -17,7 +17,7 @@ from glus.config import SettingsConfig
 from glus.data.frames import FileVideo, VideoSource, open_video
 from glus.data.predictions import write_answers, write_mask
 from glus.data.rle import decode_rle, encode_rle
-from glus.files import naming_write_errors, whole_folder, write_text
+from glus.files import atomic_folder, naming_write_errors, write_text
 from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.pictures import fit, legend, overlay, palette, write_movie
@@ -117,7 +117,7 @@ def segment(
     palette(len(texts))  # too many sentences are better refused now than after the last frame
     output = Path(output).absolute()
     _check_output(output, overwrite)
-    with whole_folder(output, replace=overwrite) as folder:
+    with atomic_folder(output, replace=overwrite) as folder:
         source, segmentation = _predict(video, texts, weights, settings, show_progress, allow_cpu)
         _write_masks(folder, segmentation)
         rate = frames_per_second or (source.frames_per_second if isinstance(source, FileVideo) else FRAMES_PER_SECOND)

@@ -42,7 +42,7 @@ class Validation:
         sums: dict[str, float] = dict.fromkeys([*self.metrics, "count"], 0.0)
         self.predictor.glus.eval()
         try:
-            for expressions in distributed.shard(self.videos, distributed.rank(), distributed.world_size()):
+            for expressions in self.videos[distributed.rank() :: distributed.world_size()]:
                 for name, value in self._score_video(expressions).items():
                     sums[name] += value
         finally:

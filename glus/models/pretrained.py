@@ -27,7 +27,7 @@ from glus.config import (
     override_settings,
     to_yaml,
 )
-from glus.files import whole_folder
+from glus.files import atomic_folder
 from glus.models.build import DTYPES, assemble, complete, quantize, trainable_names
 from glus.models.glus import Glus
 from glus.models.mllm.adapters import NewRows, merged_weight, plain_names
@@ -262,7 +262,7 @@ def save_model(
     Raises:
         OSError: it cannot be written, or is there.
     """
-    with whole_folder(Path(folder)) as temporary:
+    with atomic_folder(Path(folder)) as temporary:
         write_model_config(temporary, config, vocabulary)
         write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
 

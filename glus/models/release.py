@@ -23,7 +23,7 @@ from glus.config import (
     SegHeadInit,
     SegmenterConfig,
 )
-from glus.files import whole_folder
+from glus.files import atomic_folder
 from glus.models.build import DTYPES, assemble, complete
 from glus.models.pretrained import (
     IOU_HEAD,
@@ -184,7 +184,7 @@ def save_release(
     ending, metadata = "safetensors" if safetensors else "bin", {"format": "pt"}
     texts = {"config.json": _config_json(config, release), **_tokenizer_json(), **_clip_json(config)}
     texts["generation_config.json"] = {"_from_model_config": True, "use_cache": False, **_TOKEN_IDS}
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / CLIP_FOLDER).mkdir()
         write_shards(temporary, release, ending, shard_bytes, metadata)
         write_shards(temporary / CLIP_FOLDER, clip, ending, sys.maxsize, metadata)

@@ -16,7 +16,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from glus.files import hidden_sibling, naming_write_errors, whole_file
+from glus.files import atomic_file, hidden_sibling, naming_write_errors
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, str
         OSError: it cannot be written.
     """
     path = Path(path)
-    with whole_file(path) as temporary, naming_write_errors(path):
+    with atomic_file(path) as temporary, naming_write_errors(path):
         _save(_materialise(path, tensors), temporary, metadata)
 
 
@@ -107,7 +107,7 @@ def write_pickle(path: str | Path, content: Mapping[str, Any]) -> None:
         OSError: it cannot be written.
     """
     path = Path(path)
-    with whole_file(path) as temporary, naming_write_errors(path), temporary.open("wb") as file:
+    with atomic_file(path) as temporary, naming_write_errors(path), temporary.open("wb") as file:
         try:
             torch.save(dict(content), file)  # given a name, torch would not tell of a full disk
         except RuntimeError as error:  # torch closes the archive in vain after the first error

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from glus.data.rle import encode_rle
-from glus.files import whole_file, whole_folder, write_text
+from glus.files import atomic_file, atomic_folder, write_text
 from glus.shapes.scene import KINDS, Scene, Sentence, scene_of
 
 LAYOUTS = {"mevis": KINDS, "ref_youtube_vos": ("appearance", "motion", "global", "local")}
@@ -88,7 +88,7 @@ def write_shapes(
     if _is_there(folder / split, settings):
         return False
     tables: Tables = defaultdict(dict)
-    with whole_folder(folder / split) as staging:
+    with atomic_folder(folder / split) as staging:
         for number in progress(range(num_videos)):
             scene = scene_of(seed, split, number, num_frames, size)
             _add_video(staging, tables, f"{split}{number:05d}", scene, layout)
@@ -207,7 +207,7 @@ def write_contact_sheet(
         OSError: it cannot be written.
     """
     _, data = cv2.imencode(path.suffix, draw_contact_sheet(seed, num_frames, size, kinds)[..., ::-1])
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(data.tobytes())
 
 

@@ -114,19 +114,13 @@ class Engine:
         settings = (trainer.learning_rate, trainer.betas, trainer.weight_decay)
         self._adamw = build_adamw(self.trained.values(), *settings, fused=trainer.offload is not Offload.none)
         dtype = next(iter(self.trained.values())).dtype
-        # Without ZeRO and in float32, DeepSpeed leaves the optimizer as it is: it discards no step, tells no norm, and
-        # its clipping stumbles over a step without gradients.
-        self._is_plain = trainer.zero_stage == 0 and dtype is torch.float32
-        self._max_norm = trainer.max_grad_norm
-        clipping = 0.0 if self._is_plain else trainer.max_grad_norm
         self._engine, _, _, _ = deepspeed.initialize(
-            model=model, optimizer=self._adamw, config=_deepspeed_config(trainer, accumulation, dtype, clipping)
+            model=model, optimizer=self._adamw, config=_deepspeed_config(trainer, accumulation, dtype)
         )
         self._adamw.register_step_pre_hook(self._drop_broken_gradients)
         self._zero_stage = trainer.zero_stage
         self._factor = warmup_decay(trainer.warmup_steps, trainer.steps)
         self._peak = trainer.learning_rate
-        self._plain_norm = torch.zeros(())
         self._is_broken = False
         self._gradient_norms: list[list[tuple[str, torch.Tensor]]] = []
         for name, parameter in self.trained.items():
@@ -141,7 +135,7 @@ class Engine:
     @property
     def grad_norm(self) -> float:
         """Global L2 norm of the last optimizer step's gradients, before clipping."""
-        return float(self._plain_norm if self._is_plain else self._engine.get_global_grad_norm())
+        return float(self._engine.get_global_grad_norm())
 
     @property
     def is_discarded(self) -> bool:
@@ -179,8 +173,6 @@ class Engine:
         """
         if self._engine.is_gradient_accumulation_boundary():
             self._is_broken = self._has_broken_gradients()
-            if self._is_plain:
-                self._clip()
         self._engine.step()
 
     def _has_broken_gradients(self) -> bool:
@@ -194,12 +186,6 @@ class Engine:
         num_broken = (~values.isfinite()).sum()
         dist.all_reduce(num_broken)
         return bool(num_broken)
-
-    def _clip(self) -> None:
-        parameters = list(self.trained.values())
-        self._plain_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self._max_norm:
-            nn.utils.clip_grads_with_norm_(parameters, self._max_norm, self._plain_norm)
 
     def _drop_broken_gradients(self, adamw: torch.optim.Optimizer, *_: object) -> None:
         """Before each step of AdamW, which leaves parameters without a gradient, and their moments, as they are."""
@@ -231,10 +217,8 @@ class Engine:
 
         A collective call: every rank iterates to the end, at the same pace.
         """
-        for parameter, master in self._with_masters():
-            if master is not None:
-                whole = master if kind.value is None else self._adamw.state[master][kind.value]
-            elif kind.value is None:
+        for parameter in self.trained.values():
+            if kind.value is None:
                 whole = deepspeed.utils.safe_get_full_fp32_param(parameter)
             else:
                 whole = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind.value)
@@ -247,14 +231,12 @@ class Engine:
             kind: which one.
             read: gives it by the parameter's name, whole; every rank reads.
         """
-        for name, (parameter, master) in zip(self.trained, self._with_masters(), strict=True):
+        for name, parameter in self.trained.items():
             value = read(name).to(self.device)
             if kind.value is None:
                 with deepspeed.zero.GatheredParameters([parameter], 0, enabled=self._zero_stage == 3), torch.no_grad():
                     parameter.copy_(value)
-            if master is not None:
-                (master if kind.value is None else self._adamw.state[master][kind.value]).data.copy_(value)
-            elif self._zero_stage == 3:
+            if self._zero_stage == 3:
                 self._write_shard(parameter, kind.value, value)
             elif kind.value is None:
                 deepspeed.utils.safe_set_full_fp32_param(parameter, value)
@@ -271,13 +253,8 @@ class Engine:
         else:
             deepspeed.utils.safe_set_local_optimizer_state(parameter, shard, key)
 
-    def _with_masters(self) -> Iterator[tuple[nn.Parameter, torch.Tensor | None]]:
-        """Each trained parameter with what AdamW updates for it; None with ZeRO, which has flat parts of several."""
-        parameters = list(self.trained.values())
-        return zip(parameters, [None] * len(parameters) if self._zero_stage else self._masters(), strict=True)
-
     def _masters(self) -> list[torch.Tensor]:
-        """What AdamW updates: the parameters themselves, float32 copies of them, or this rank's flat parts of these."""
+        """What AdamW updates: this rank's flat parts of float32 copies of the parameters."""
         if self._zero_stage == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [master for group in self._adamw.param_groups for master in group["params"]]
@@ -305,11 +282,11 @@ def _offload(offload: Offload) -> dict[str, Any]:
     return {f"offload_{part}": {"device": "cpu", "pin_memory": torch.cuda.is_available()} for part in parts}
 
 
-def _deepspeed_config(trainer: TrainerConfig, accumulation: int, dtype: torch.dtype, clipping: float) -> dict[str, Any]:
+def _deepspeed_config(trainer: TrainerConfig, accumulation: int, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": trainer.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clipping,
+        "gradient_clipping": trainer.max_grad_norm,
         "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
         "zero_optimization": {
             "stage": trainer.zero_stage,

@@ -2,7 +2,6 @@ import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
-import imageio.v2 as imageio
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from PIL import Image
 from glus.config import DatasetConfig, Layout
 from glus.data.display_matrix import flipped_axis
 from glus.data.frames import DatasetVideo, FileVideo, FolderVideo, FrameStore, open_video
+from glus.pictures import write_movie
 
 
 def picture(seed, height=20, width=30):
@@ -84,11 +84,9 @@ def ffmpeg(*arguments):
 
 def write_clip(path, num_frames, width=72, height=32):
     """Frame n is grey of level 8n, but for a red corner at the top left."""
-    with imageio.get_writer(path, fps=5, macro_block_size=8) as writer:
-        for index in range(num_frames):
-            frame = np.full((height, width, 3), 8 * index, np.uint8)
-            frame[:16, :16] = (250, 0, 0)
-            writer.append_data(frame)
+    frames = np.repeat(8 * np.arange(num_frames, dtype=np.uint8), height * width * 3).reshape(-1, height, width, 3)
+    frames[:, :16, :16] = (250, 0, 0)
+    write_movie(path, frames, frames_per_second=5)
     return path
 
 

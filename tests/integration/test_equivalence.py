@@ -49,8 +49,6 @@ def reference(run_step: Callable) -> dict[str, dict]:
         (1, 1, 2, "none"),
         (2, 2, 2, "none"),
         (2, 1, 2, "none"),
-        (1, 4, 0, "none"),
-        (2, 1, 0, "none"),
         (1, 4, 3, "none"),
         (2, 2, 3, "none"),
         (2, 1, 2, "optimizer"),

@@ -109,7 +109,7 @@ def with_resume(config: TrainConfig, resume: str) -> TrainConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "zero_stage"), [(1, 2), (2, 0)])
+@pytest.mark.parametrize(("processes", "zero_stage"), [(1, 2), (2, 2)])
 def test_ten_interruptions_leave_the_curve_bit_for_bit(
     run_training: Callable, make_config: Callable, processes: int, zero_stage: int
 ) -> None:
@@ -130,7 +130,7 @@ def test_ten_interruptions_leave_the_curve_bit_for_bit(
 
 @pytest.mark.slow
 def test_other_numbers_of_processes_go_on_alike(run_training: Callable, make_config: Callable) -> None:
-    """2 -> 1 -> 4 processes with ZeRO 2 -> 0 -> 3, against 2 processes all the time."""
+    """2 -> 1 -> 4 processes with ZeRO 2 -> 2 -> 3, against 2 processes all the time."""
     whole, parts = make_config("whole", 9), make_config("parts", 9)
     for config in (whole, parts):
         config.model.llm.lora_dropout = 0.0
@@ -138,7 +138,7 @@ def test_other_numbers_of_processes_go_on_alike(run_training: Callable, make_con
         config.trainer.global_batch_size = 4
         config.trainer.learning_rate = 1e-4
     assert run_training(whole, processes=2).is_ok
-    for processes, zero_stage, last in ((2, 2, 3), (1, 0, 6), (4, 3, 9)):
+    for processes, zero_stage, last in ((2, 2, 3), (1, 2, 6), (4, 3, 9)):
         parts.trainer.zero_stage = zero_stage
         done = run_training(parts, "SIGTERM" if last < 9 else "", step=last, processes=processes)
         assert done.codes == [EXIT_PREEMPTED if last < 9 else 0] * processes, done.output
@@ -150,7 +150,7 @@ def test_other_numbers_of_processes_go_on_alike(run_training: Callable, make_con
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("zero_stage", [2, 3])
 def test_master_weights_of_bfloat16_are_kept(run_training: Callable, make_config: Callable, zero_stage: int) -> None:
     """The model's own copies are their rounding, and not stored."""
     whole, parts = make_config("whole", 4), make_config("parts", 4)

@@ -45,9 +45,7 @@ def test_exactly_the_declared_tensors_change(
     assert changed == declared - never
 
 
-@pytest.mark.parametrize(
-    "zero_stage", [0, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("zero_stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_weight_decay_is_the_same_with_and_without_gradients(
     run_training: Callable, tiny_train_config: Callable, tmp_path: Path, zero_stage: int
 ) -> None:

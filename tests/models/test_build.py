@@ -28,7 +28,7 @@ from glus.models.pretrained import (
     save_model,
 )
 from glus.models.segmenter.sam2 import Sam2Segmenter
-from glus.train.plan.trace import CostCounter
+from glus.train.plan import CostCounter
 from tests.models.conftest import save_trained
 
 BatchMaker = Callable[..., Batch]

@@ -10,7 +10,7 @@ from glus.batch import Batch
 from glus.config import ContrastiveConfig, LossConfig
 from glus.losses.objective import build_objective
 from glus.models.glus import Glus, IouHead
-from glus.train.plan.trace import run_backward
+from glus.train.plan import run_backward
 from tests.by_shapes import MetaGpu
 from tests.waits import Waits
 

@@ -87,7 +87,7 @@ def measure_step(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     from glus.config import ModelConfig, TrainConfig, TrainerConfig
     from glus.losses.objective import GlusObjective
     from glus.models.build import build_random
-    from glus.train.plan.trace import example_batch
+    from glus.train.plan import example_batch
     from tools import benchmark_inference
 
     is_checkpointing = sizes.procedures[0] == "ours, checkpointing"
@@ -167,8 +167,7 @@ def planned_bytes(config: Any, has_engine: bool) -> float:
     """
     from glus.config import HardwareConfig
     from glus.models.pretrained import build_glus
-    from glus.train.plan.memory import measure_sizes, memory_lines, total_bytes
-    from glus.train.plan.trace import trace_micro_batch
+    from glus.train.plan import measure_sizes, memory_lines, total_bytes, trace_micro_batch
 
     with torch.device("meta"):
         counts = measure_sizes(build_glus(config.model, load_weights=False))

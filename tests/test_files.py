@@ -1,4 +1,4 @@
-"""What is written is there complete or not at all."""
+"""What is written is there complete or not at all, and JSON is read strictly, with the file's name in what is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glus.files import hidden_sibling, whole_file, whole_folder, write_text
+from glus.files import atomic_file, atomic_folder, hidden_sibling, read_json, read_object, write_text
 
 
 def below(folder: Path) -> list[str]:
@@ -22,13 +22,13 @@ def fail(path: Path) -> None:
 
 def test_a_file_appears_at_the_end_or_never(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
-    with pytest.raises(ValueError, match="wrong"), whole_file(path.parent / "never" / "file") as temporary:
+    with pytest.raises(ValueError, match="wrong"), atomic_file(path.parent / "never" / "file") as temporary:
         fail(temporary)
     assert below(tmp_path) == []
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(b"whole")
         assert not path.exists()
-    with pytest.raises(ValueError, match="wrong"), whole_file(path) as temporary:
+    with pytest.raises(ValueError, match="wrong"), atomic_file(path) as temporary:
         fail(temporary)
     assert path.read_bytes() == b"whole"
     assert below(tmp_path) == ["new", "new/file"]
@@ -36,7 +36,7 @@ def test_a_file_appears_at_the_end_or_never(tmp_path: Path) -> None:
 
 def test_a_file_replaces_what_a_killed_process_left(tmp_path: Path) -> None:
     hidden_sibling(tmp_path / "file").write_text("half of something longer")
-    with whole_file(tmp_path / "file") as temporary:
+    with atomic_file(tmp_path / "file") as temporary:
         temporary.write_text("whole")
     assert (below(tmp_path), (tmp_path / "file").read_text()) == (["file"], "whole")
 
@@ -79,15 +79,15 @@ def test_text_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_appears_at_the_end_or_never(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="wrong"), whole_folder(tmp_path / "new" / "folder") as folder:
+    with pytest.raises(ValueError, match="wrong"), atomic_folder(tmp_path / "new" / "folder") as folder:
         fail(folder / "half")
     path = tmp_path / "result"
     hidden_sibling(path).mkdir()
     (hidden_sibling(path) / "left by a killed process").touch()
-    with whole_folder(path) as folder:
+    with atomic_folder(path) as folder:
         (folder / "done").touch()
         assert not path.exists()
-    with pytest.raises(ValueError, match="wrong"), whole_folder(path, replace=True) as folder:
+    with pytest.raises(ValueError, match="wrong"), atomic_folder(path, replace=True) as folder:
         fail(folder / "half")
     assert below(tmp_path) == ["result", "result/done"]
 
@@ -96,9 +96,36 @@ def test_a_folder_with_files_is_replaced_only_when_told(tmp_path: Path) -> None:
     path = tmp_path / "result"
     path.mkdir()
     for name, replace in (("first", False), ("second", True)):
-        with whole_folder(path, replace) as folder:
+        with atomic_folder(path, replace) as folder:
             (folder / name).touch()
         assert below(tmp_path) == ["result", f"result/{name}"]
-    with pytest.raises(OSError, match=r"cannot write .*result: Directory not empty"), whole_folder(path):
+    with pytest.raises(OSError, match=r"cannot write .*result: Directory not empty"), atomic_folder(path):
         pass
     assert below(tmp_path) == ["result", "result/second"]
+
+
+def test_encodings_are_tried_in_turn(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes('["caf\u00e9"]'.encode("cp1252"))
+    assert read_json(path, ("utf-8", "cp1252")) == ["caf\u00e9"]
+    with pytest.raises(ValueError, match=r"a\.json is not text in utf-8: "):
+        read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no JSON: "),
+        ('{"x": {"a": 1, "b": 2, "a": 3}}', "is no JSON: key 'a' stands twice"),
+        ("[1, 2]", "holds a list, expected an object"),
+    ],
+)
+def test_what_is_no_object_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"a\.json {message}"):
+        read_object(tmp_path / "a.json")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} has no a\.json"):
+        read_json(tmp_path / "a.json")

@@ -1,0 +1,180 @@
+"""What each program takes that runs a model, judges what it gave, or makes a small one; training stands by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+from glus.config.data import DatasetConfig, FramesConfig, PathsConfig
+from glus.config.inference import PredictionConfig, SettingsConfig
+from glus.config.loading import at_least, checked
+from glus.config.model import ModelConfig
+
+
+@dataclass
+class SplitConfig:
+    """What every program takes that goes through a split."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class RunConfig(SplitConfig):
+    """What programs take that run a model over a split."""
+
+    weights: str = MISSING
+    """Model folder: a run, one of its checkpoints, or an export."""
+    output_dir: str = MISSING
+    """Folder of the results: a new or empty one, or one that the same model and settings have begun."""
+    max_videos: int | None = at_least(1, default=None)
+    """Only the first so many videos, for a quick look; null: all."""
+    allow_cpu: bool = False
+    """Run an LLM of a billion parameters or more where no GPU is usable, instead of refusing to."""
+
+
+class PredictionForm(Enum):
+    """How predictions lie on disk."""
+
+    png = "png"
+    """``<video>/<exp_id>/<frame>.png``, 0 or 255: what benchmark servers and other tools take."""
+    rle = "rle"
+    """``<video>.jsonl``, COCO run-length codes, a line per frame: a file per video, and about as many bytes."""
+
+
+@dataclass
+class PredictConfig(RunConfig):
+    """``scripts/predict.py``."""
+
+    format: PredictionForm = PredictionForm.png
+    inference: PredictionConfig = field(default_factory=PredictionConfig)
+
+
+@dataclass
+class ScoreFramesConfig(RunConfig):
+    """``scripts/score_frames.py``, which writes scores and ``key_frames.json``."""
+
+    inference: SettingsConfig = field(default_factory=SettingsConfig)
+
+
+@dataclass
+class ShowConfig(SplitConfig):
+    """``scripts/show.py``."""
+
+    predictions: str = MISSING
+    """Folder ``<video>/<exp_id>/<frame>.png``, as ``scripts/predict.py`` writes it."""
+    output_dir: str = MISSING
+    """Folder for the pictures and movies; files of an earlier run with the same names are replaced."""
+    num_videos: int = at_least(1, default=4)
+    """Videos shown: the first ones of the split."""
+    videos: list[str] | None = None
+    """Ids of the videos to show instead."""
+    num_expressions: int = at_least(1, default=4)
+    """Sentences shown per video at most: the first of each group in turn."""
+    num_frames: int = at_least(1, default=6)
+    """Frames of a strip, spread over the video."""
+    frames_per_second: int = at_least(1, default=8)
+    """Speed of the movies."""
+
+
+@dataclass
+class WorkersConfig(SplitConfig):
+    """What programs take that share a split among processes of the CPU."""
+
+    num_workers: int = at_least(1, default=2)
+    """Processes; results do not depend on it."""
+
+
+class Missing(Enum):
+    """What a missing prediction does to a score."""
+
+    zero = "zero"
+    drop = "drop"
+    error = "error"
+
+
+@dataclass
+class ScoreConfig(WorkersConfig):
+    """``scripts/score.py``."""
+
+    predictions: str = MISSING
+    """Folder of ``<video>/<exp_id>/<frame>.png`` (any non-zero pixel is foreground) or of ``<video>.jsonl``."""
+    missing: Missing = Missing.zero
+    """A missing prediction scores 0 and is listed, is dropped from the mean, or is an error."""
+    output: str | None = None
+    """Folder for report.json and per_expression.csv; default: ``predictions``."""
+    max_videos: int | None = at_least(1, default=None)
+    """Only the first so many videos, as ``predict.py max_videos``; null: all."""
+
+
+@dataclass
+class CompareConfig(WorkersConfig):
+    """``scripts/compare.py``."""
+
+    predictions: dict[str, str] = MISSING
+    """Label of a model -> folder of its predictions; the first is the one the summary is about."""
+    output: str = MISSING
+    """Summary JSON in percent; the scores of every expression go beside it, with the suffix ``.csv``."""
+    max_videos: int | None = at_least(1, default=None)
+    """Only the first so many videos, as ``predict.py max_videos``; null: all."""
+
+
+@dataclass
+class CheckConfig(WorkersConfig):
+    """``tools/check_data.py``."""
+
+    against: list[str] = field(default_factory=list)
+    """Files of ``configs/dataset`` whose splits must not share a video with this one: those that a model is trained on
+    for a test split, and the other way round."""
+    alignment: bool = False
+    """Also test whether masks lie on the objects of their own frames, or fit other frames better (ReVOS)."""
+    output: str = MISSING
+    """JSON file for everything that was found."""
+
+
+@dataclass
+class SubmitConfig(WorkersConfig):
+    """``scripts/submit.py``."""
+
+    predictions: str = MISSING
+    """Folder of ``<video>/<exp_id>/<frame>.png`` or of ``<video>.jsonl``."""
+    output: str = MISSING
+    """The zip file."""
+
+
+_TOWERS = ("tokenizer", "clip", "sam2", "llm")
+
+
+@dataclass
+class PretrainConfig:
+    """``tools/pretrain_towers.py``: tokenizer, CLIP, SAM2 and LLM of a small model, from generated scenes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    output_dir: str = MISSING
+    """Gets ``tokenizer/``, ``clip/``, ``sam2.pt`` and ``llm/``."""
+    parts: list[str] = checked(
+        lambda parts: set(parts) <= set(_TOWERS), f"names among {', '.join(_TOWERS)}", default=lambda: list(_TOWERS)
+    )
+    """What to make. The LLM needs tokenizer and CLIP; SAM2 needs nothing, so two processes can share the work."""
+    num_scenes: int = 300
+    """Generated videos to learn from."""
+    num_frames: int = 16
+    """Their length."""
+    seed: int = 0
+    learning_rate: float = 1e-3
+    """Peak, of each part."""
+    clip_steps: int = 1500
+    clip_batch_size: int = 32
+    """Frames per step."""
+    sam2_steps: int = 1600
+    sam2_batch_size: int = 6
+    """Clips per step."""
+    sam2_clip_frames: int = 3
+    """Frames per clip in the second part of SAM2's pre-training."""
+    llm_steps: int = 1500
+    llm_batch_size: int = 12
+    """Videos per step in the first part of the LLM's pre-training."""
