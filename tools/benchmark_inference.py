@@ -113,20 +113,27 @@ def compare(
         "plain_frames_per_second": plain_frames * plain_expressions / median["plain"],
         "frames_per_second_ratio": scale * median_ratio(seconds["plain"], seconds["ours"]),
         "clips_ratio": median_ratio(seconds["ours"], seconds["clips"]),
-        "clip_encodes": ours.counts["CLIP images"],
-        "sam2_encodes": ours.counts["SAM2 images"],
-        "llm_tokens": ours.counts["LLM tokens"],
         "llm_tokens_bound": token_bound(predictor, texts, len(video)),
         "pixels_that_differ": differs,
         "pixels_that_differ_far_from_threshold": far,
-        "counts": ours.counts,
-        "clips_counts": clips.counts,
-        "plain_counts": {name: round(count * scale) for name, count in plain.counts.items()},
+        **list_counts(ours, clips, plain, scale),
         "seconds": {"all": median["ours"], **stages},
         "peak_memory_mb": ours.peak_bytes / 2**20,
         "flops": flops.get_total_flops(),
         "mfu": speed / peak,
     } | ({"nominal_mfu": speed / nominal} if (nominal := card_tflops(device)) else {})
+
+
+def list_counts(ours: Run, clips: Run, plain: Run, scale: float) -> dict[str, Any]:
+    """What each procedure asked of the model, the plain one if it had answered everything."""
+    return {
+        "clip_encodes": ours.counts["CLIP images"],
+        "sam2_encodes": ours.counts["SAM2 images"],
+        "llm_tokens": ours.counts["LLM tokens"],
+        "counts": dict(ours.counts),
+        "clips_counts": dict(clips.counts),
+        "plain_counts": {name: round(count * scale) for name, count in plain.counts.items()},
+    }
 
 
 def list_procedures(
