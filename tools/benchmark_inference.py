@@ -89,10 +89,9 @@ def compare(
         What was measured, by name.
     """
     texts, plain_frames, device = video.texts(num_expressions), plain_frames or len(video), predictor.device
-    procedures = list_procedures(predictor, video, texts, texts[:plain_expressions], plain_frames)
-    for warm_up in list_procedures(
-        predictor, BenchmarkVideo(3, *video.read(0).shape[:2]), texts[:1], texts[:1], 1
-    ).values():
+    few, first = texts[:plain_expressions], BenchmarkVideo(3, *video.read(0).shape[:2])
+    procedures = list_procedures(predictor, video, texts, few, plain_frames)
+    for warm_up in list_procedures(predictor, first, texts[:1], texts[:1], 1).values():
         warm_up()
     predictor.seconds.clear()
     forget_peak(device)
@@ -101,7 +100,7 @@ def compare(
     with count_operations() as flops:
         list(predictor.segment(video, texts))
     ours, clips, plain = runs.values()
-    scale = len(video) * len(texts) / (plain_frames * plain_expressions)
+    scale = len(video) * len(texts) / (plain_frames * len(few))
     median = {name: statistics.median(found) for name, found in seconds.items()}
     peak = peak_tflops or matmul_tflops(device, next(predictor.glus.parameters()).dtype)
     speed = flops.get_total_flops() / median["ours"] / 1e12
@@ -110,7 +109,7 @@ def compare(
         "num_frames": len(video),
         "num_expressions": len(texts),
         "frames_per_second": len(video) * len(texts) / median["ours"],
-        "plain_frames_per_second": plain_frames * plain_expressions / median["plain"],
+        "plain_frames_per_second": plain_frames * len(few) / median["plain"],
         "frames_per_second_ratio": scale * median_ratio(seconds["plain"], seconds["ours"]),
         "clips_ratio": median_ratio(seconds["ours"], seconds["clips"]),
         "llm_tokens_bound": token_bound(predictor, texts, len(video)),
