@@ -375,7 +375,12 @@ def plan(sizes: Sizes, folder: Path) -> Report:
     from tools.benchmarks.plain import model_config
 
     device, is_checkpointing = distributed.use_device(), sizes.procedures[0] == "ours, checkpointing"
-    numbers = {"steps": 2, "micro_batch_size": sizes.videos, "global_batch_size": sizes.videos, "warmup_steps": 0}
+    numbers: dict[str, Any] = {
+        "steps": 2,
+        "micro_batch_size": sizes.videos,
+        "global_batch_size": sizes.videos,
+        "warmup_steps": 0,
+    }
     trainer = TrainerConfig(**numbers, learning_rate=1e-5, gradient_checkpointing=is_checkpointing)
     config = TrainConfig(model=model_config(sizes.training_model), trainer=trainer, output_dir="")
     forget_peak(device)
