@@ -62,7 +62,7 @@ def run_stages(names: Sequence[str], folder: Path, start: Start) -> Iterator[Rec
     machine = None
     for number, name in enumerate(names, start=1):
         title, file = f"[{number}/{len(names)}] {name}", folder / f"{name}.json"
-        record = json.loads(file.read_text()) if file.is_file() and machine else {}
+        record: Record = json.loads(file.read_text()) if file.is_file() and machine else {}
         if identity(record) != machine or record["verdict"] not in ("PASS", "FAIL"):
             say(f"{title} ...")
             record = run_stage(name, folder, start)
