@@ -23,7 +23,7 @@ from glus.inference.predictor import VideoPredictor
 from glus.models.glus import Glus
 from glus.models.pretrained import build_glus
 from glus.train.plan import CostCounter, LikeOnGpu
-from tools.benchmark_inference import BenchmarkVideo, model_config, stand_in_tokenizer
+from tools.benchmarks.plain import BenchmarkVideo, model_config, stand_in_tokenizer
 
 META = torch.device("meta")
 GPU_TOKEN_BUDGET = 16384

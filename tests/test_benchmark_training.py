@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from tools.benchmark_training import check_losses, main
+from tools.benchmark_training import compare_losses, main
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,14 @@ def test_tokens_and_operations_are_fewer(report: dict) -> None:
 def test_every_procedure_reports_its_measurements(report: dict) -> None:
     for result in report["procedures"].values():
         assert all(result[key] > 0 for key in ("seconds", "samples_per_second", "tokens_per_second", "mfu", "peak_gib"))
-        assert set(result["part_seconds"]) >= {"CLIP", "LLM", "SAM2 encoder", "forward", "backward", "optimizer"}
+        assert set(result["part_seconds"]) >= {
+            "vision tower",
+            "LLM",
+            "SAM2 encoder",
+            "forward",
+            "backward",
+            "optimizer",
+        }
     plain = report["procedures"]["plain"]["seconds"]
     assert report["samples_per_second_ratio"] == plain / report["procedures"]["ours"]["seconds"]
 
@@ -57,14 +63,14 @@ def test_compiled_layers_are_measured_beside_the_others(tmp_path: Path) -> None:
     assert procedures["ours, compiled"]["seconds"] > 0
 
 
-def test_procedures_with_other_losses_are_an_error() -> None:
-    results = {"plain": {"losses": {"seg": 2.0}}, "ours": {"losses": {"seg": 2.0004}}}
-    with pytest.raises(ValueError, match="loss 'seg' of 'ours'"):
-        check_losses(results, torch.float32)
-    check_losses(results, torch.bfloat16)
-    results["ours"]["losses"]["seg"] = float("nan")
-    with pytest.raises(ValueError, match="loss 'seg' of 'ours' is nan"):
-        check_losses(results, torch.bfloat16)
+def test_procedures_with_other_losses_miss_a_goal() -> None:
+    def missed(ours: float, dtype: str) -> list[tuple[str, str]]:
+        results = {"plain": {"losses": {"seg": 2.0}}, "ours": {"losses": {"seg": ours}}}
+        return [(goal.name, goal.found) for goal in compare_losses(results, dtype) if not goal.is_met]
+
+    assert missed(2.0004, "float32") == [("loss 'seg' of 'ours'", "2.0004")]
+    assert missed(2.0004, "bfloat16") == []
+    assert missed(float("nan"), "bfloat16") == [("loss 'seg' of 'ours'", "nan")]
 
 
 def test_videos_too_short_to_be_drawn_are_one_clear_message(tmp_path: Path) -> None:

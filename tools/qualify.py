@@ -19,26 +19,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-TITLES = {
-    "environment": "Environment",
-    "gpu_tests": "Tests on the GPU",
-    "full_size": "Full size",
-    "loading": "Loading",
-    "training": "Training",
-    "prediction": "Prediction",
-    "masks": "Masks in bfloat16",
-    "synchronisation": "Waiting for the GPU",
-    "quantisation": "LLM in 4 bits",
-}
-"""Of the stages of ``qualification``, in their order."""
-WEIGHTS_FOLDER = "random_weights"
-"""What the stages pass on; deleted when all are done."""
+if not __package__:  # run as a program: what lies beside it is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from glus.files import write_text
+from tools.benchmarks.report import ROOT, Table
+from tools.benchmarks.stages import STAGES, WEIGHTS_FOLDER
+
 TIME_LIMIT = 600.0
 """Seconds that a stage may take."""
 Record = dict[str, Any]
@@ -48,13 +40,9 @@ Start = Callable[[str, Path], int]
 
 def start_stage(name: str, folder: Path) -> int:
     """Run a stage in a process of its own, its output in ``<folder>/<name>.log``."""
-    paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-m", "tools.qualification", name, str(folder.absolute())]
+    command = [sys.executable, "-m", "tools.benchmarks.stages", name, str(folder.absolute())]
     with (folder / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             return process.wait(TIME_LIMIT)
         except subprocess.TimeoutExpired:
@@ -66,12 +54,6 @@ def start_stage(name: str, folder: Path) -> int:
             process.wait()
 
 
-def read_record(folder: Path, name: str) -> Record | None:
-    """What a stage wrote; None if it did not."""
-    file = folder / f"{name}.json"
-    return json.loads(file.read_text()) if file.is_file() else None
-
-
 def run_stages(names: Sequence[str], folder: Path, start: Start) -> Iterator[Record]:
     """The record of each stage, from an earlier run of the command on this machine if that finished it.
 
@@ -79,9 +61,9 @@ def run_stages(names: Sequence[str], folder: Path, start: Start) -> Iterator[Rec
     """
     machine = None
     for number, name in enumerate(names, start=1):
-        title = f"[{number}/{len(names)}] {TITLES[name]}"
-        record = None if name == "environment" else read_record(folder, name)
-        if record is None or identity(record) != machine or record["verdict"] not in ("PASS", "FAIL"):
+        title, file = f"[{number}/{len(names)}] {name}", folder / f"{name}.json"
+        record: Record = json.loads(file.read_text()) if file.is_file() and machine else {}
+        if identity(record) != machine or record["verdict"] not in ("PASS", "FAIL"):
             say(f"{title} ...")
             record = run_stage(name, folder, start)
         machine = machine or identity(record)
@@ -100,9 +82,8 @@ def run_stage(name: str, folder: Path, start: Start) -> Record:
     file.unlink(missing_ok=True)
     before = time.perf_counter()
     status = start(name, folder)
-    record = read_record(folder, name)
-    if status == 0 and record is not None:
-        return record
+    if status == 0 and file.is_file():
+        return json.loads(file.read_text())
     error = describe_failure(status, folder / f"{name}.log")
     return {"stage": name, "verdict": "ERROR", "reason": error, "seconds": time.perf_counter() - before}
 
@@ -110,8 +91,8 @@ def run_stage(name: str, folder: Path, start: Start) -> Record:
 def describe_failure(status: int, log: Path) -> str:
     """The last line of a log, or the signal that ended the process."""
     if status >= 0 or status == -signal.SIGKILL:
-        lines = [line for line in log.read_text().splitlines() if line.strip()] if log.is_file() else []
-        return lines[-1].strip() if lines else f"exit status {status}"
+        lines = log.read_text().split("\n") if log.is_file() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {status}")
     name = signal.Signals(-status).name
     hint = "; ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 may help" if name == "SIGILL" else ""
     return f"ended by {name}{hint}"
@@ -119,12 +100,7 @@ def describe_failure(status: int, log: Path) -> str:
 
 def explain(record: Record) -> str:
     """Why a stage has its verdict, on one line."""
-    goals = [
-        goal["name"] + (": no" if goal["found"] == "no" else "")
-        if goal["expected"] == "yes"
-        else f"{goal['name']} {goal['found']} ({goal['expected']})"
-        for goal in record.get("goals", ())
-    ]
+    goals = (f"{goal['name']}: {goal['found']} ({goal['expected']})" for goal in record.get("goals", ()))
     return record.get("reason") or "; ".join(goals)
 
 
@@ -135,21 +111,17 @@ def say(text: str) -> None:
 
 def write_page(records: Sequence[Record]) -> str:
     """The page, in Markdown."""
-    lines = ["# Qualification of a machine", "", verdict_line(records), "", made_line(records), ""]
-    lines += write_table(
-        ("stage", "verdict", "what was found (and what is expected)", "seconds"),
-        [(TITLES[r["stage"]], f"**{r['verdict']}**", explain(r), f"{r['seconds']:.0f}") for r in records],
-    )
-    for record in records:
-        for table in record.get("tables", ()):
-            lines += ["", f"## {table['title']}", "", *write_table(table["columns"], table["rows"])]
-    return "\n".join(lines) + "\n"
+    rows = [(r["stage"], f"**{r['verdict']}**", explain(r), f"{r['seconds']:.0f}") for r in records]
+    stages = Table("", ("stage", "verdict", "what was found (and what is expected)", "seconds"), rows)
+    tables = [Table(**table) for record in records for table in record.get("tables", ())]
+    head = ["# Qualification of a machine", verdict_line(records), made_line(records)]
+    return "\n\n".join([*head, *(table.markdown() for table in (stages, *tables))]) + "\n"
 
 
 def made_line(records: Sequence[Record]) -> str:
     """When, of which code, at which size, and how to read it."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
         commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     except FileNotFoundError:
         commit = "unknown (git is not installed)"
@@ -165,19 +137,13 @@ def made_line(records: Sequence[Record]) -> str:
 def verdict_line(records: Sequence[Record]) -> str:
     """All of it in a sentence."""
     machine = next((f"{r['machine']}, torch {r['torch']}" for r in records if "machine" in r), "unknown machine")
-    bad = [TITLES[record["stage"]] for record in records if record["verdict"] in ("FAIL", "ERROR")]
-    absent = [TITLES[record["stage"]] for record in records if record["verdict"] == "absent"]
-    left = [title for name, title in TITLES.items() if name not in {record["stage"] for record in records}]
-    parts = [f"{machine}: " + (f"do not rely on it yet ({', '.join(bad)})" if bad else "what was tried is as expected")]
-    parts += [f"not measured here: {', '.join(absent + left)}"] * bool(absent + left)
-    return "; ".join(parts) + "."
-
-
-def write_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (columns, *rows)]
-    head, *body = [f"| {' | '.join(row)} |" for row in cells]
-    return [head, "|" + " --- |" * len(columns), *body]
+    verdicts: Mapping[str, str] = {name: "not run" for name in STAGES} | {r["stage"]: r["verdict"] for r in records}
+    bad, left = (
+        ", ".join(name for name, verdict in verdicts.items() if verdict in kinds)
+        for kinds in (("FAIL", "ERROR"), ("absent", "not run"))
+    )
+    found = f"do not rely on it yet ({bad})" if bad else "what was tried is as expected"
+    return f"{machine}: {found}{f'; not measured here: {left}' if left else ''}."
 
 
 def qualify(names: Sequence[str], folder: Path, start: Start) -> int:
@@ -191,32 +157,24 @@ def qualify(names: Sequence[str], folder: Path, start: Start) -> int:
     try:
         for record in run_stages(names, folder, start):
             records.append(record)
-            write_results(records, folder)
+            write_text(folder / "qualify.md", write_page(records))
+            write_text(folder / "qualify.json", json.dumps(records, indent=2) + "\n")
     except KeyboardInterrupt:
         say(f"interrupted: what is finished lies in {folder}; the same command goes on")
         return 130
     shutil.rmtree(folder / WEIGHTS_FOLDER, ignore_errors=True)
-    say(verdict_line(records))
-    say(f"{folder / 'qualify.md'}")
+    say(f"{verdict_line(records)}\n{folder / 'qualify.md'}")
     return int(any(record["verdict"] in ("FAIL", "ERROR") for record in records))
-
-
-def write_results(records: Sequence[Record], folder: Path) -> None:
-    """Both files, each whole."""
-    from glus.files import write_text
-
-    write_text(folder / "qualify.md", write_page(records))
-    write_text(folder / "qualify.json", json.dumps(list(records), indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/qualify"), help="(default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=TITLES, metavar="STAGE", help=", ".join(TITLES))
+    parser.add_argument("--only", nargs="+", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
     options = parser.parse_args(arguments)
-    wanted = {"environment", *(options.only or TITLES)}
-    sys.exit(qualify([name for name in TITLES if name in wanted], options.output, start_stage))
+    wanted = {"environment", *(options.only or STAGES)}
+    sys.exit(qualify([name for name in STAGES if name in wanted], options.output, start_stage))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from glus import distributed
 from glus.config import Precision, SettingsConfig
 from glus.inference.predictor import load_predictor
-from tools.benchmark_inference import SHIPPED, BenchmarkVideo, segment_plainly
+from tools.benchmarks.plain import SHIPPED, BenchmarkVideo, segment_plainly
 
 
 @pytest.mark.parametrize(

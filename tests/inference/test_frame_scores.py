@@ -13,7 +13,7 @@ from glus.config import FramesConfig
 from glus.models.glus import IouHead
 from glus.models.pretrained import LoadedModel
 from tests.inference.asking import TEXTS, ArrayVideo, answering, predictor
-from tools.benchmark_inference import counted, segment_plainly, token_bound
+from tools.benchmarks.plain import counted, segment_plainly, token_bound
 
 NUM_FRAMES = 7
 FRAMES = FramesConfig(2, 3)

@@ -20,7 +20,7 @@ from glus.models.pretrained import LoadedModel
 from glus.models.segmenter.memory import MemoryBank
 from glus.types import FrameResult
 from tests.inference.asking import SIZE, TEXTS, ArrayVideo, answering, answering_sometimes, predictor
-from tools.benchmark_inference import counted, segment_plainly, token_bound
+from tools.benchmarks.plain import counted, segment_plainly, token_bound
 
 
 def run(

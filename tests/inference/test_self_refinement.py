@@ -27,7 +27,7 @@ from glus.inference.key_frames import read_key_frames, write_key_frames
 from glus.inference.predictor import load_predictor
 from glus.models.glus import IouHead
 from tests.programs import load_script
-from tools.benchmark_inference import counted
+from tools.benchmarks.plain import counted
 
 
 @pytest.fixture

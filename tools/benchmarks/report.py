@@ -1,0 +1,222 @@
+"""What all benchmarks and the qualification share: how a device is measured, what is judged, and how it is shown."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from glus.config.hardware import nominal_tflops
+from glus.files import write_text
+from glus.train.plan import attention_counts
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
+"""Of the matrices whose product stands for the device's peak."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One thing that must hold."""
+
+    name: str
+    found: str
+    expected: str
+    is_met: bool
+
+
+def at_least(name: str, found: float, bound: float, form: str = "") -> Goal:
+    """A goal that NaN does not meet."""
+    return Goal(name, format(found, form), f">= {bound:{form}}", bool(found >= bound))
+
+
+def at_most(name: str, found: float, bound: float, form: str = "") -> Goal:
+    """A goal that NaN does not meet."""
+    return Goal(name, format(found, form), f"<= {bound:{form}}", bool(found <= bound))
+
+
+def holds(name: str, is_met: bool) -> Goal:
+    """A goal without a number."""
+    return Goal(name, "yes" if is_met else "no", "yes", bool(is_met))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Its first column names the rows."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Aligned, so that it can be read as it is, too."""
+        cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (self.columns, *self.rows)]
+        widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+        head, *body = [
+            f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in cells
+        ]
+        rule = f"| {' | '.join('-' * width for width in widths)} |"
+        return "\n".join([*([f"## {self.title}", ""] if self.title else []), head, rule, *body])
+
+
+def key_table(title: str, values: Mapping[str, object]) -> Table:
+    """A row for each name and value."""
+    return Table(title, ("", "value"), [(name, str(value)) for name, value in values.items()])
+
+
+def case_table(title: str, cases: Mapping[str, Mapping[str, Any]], rows: Mapping[str, str]) -> Table:
+    """A column for each case.
+
+    Args:
+        title: above it.
+        cases: name -> what was measured.
+        rows: label -> a format of it, such as ``{seconds[all]:.2f}``. A cell is empty where a case has no such thing,
+            and what none has is no row.
+    """
+
+    def cell(form: str, case: Mapping[str, Any]) -> str:
+        try:
+            return form.format_map(case)
+        except KeyError:
+            return ""
+
+    cells = {label: [cell(form, case) for case in cases.values()] for label, form in rows.items()}
+    return Table(title, ("", *cases), [(label, *row) for label, row in cells.items() if any(row)])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured."""
+
+    tables: list[Table]
+    values: dict[str, Any] = field(default_factory=dict)
+    """All of it, as data."""
+    goals: list[Goal] = field(default_factory=list)
+
+
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """A parser of what every benchmark understands."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
+    return parser
+
+
+def finish(report: Report, file: Path | None) -> None:
+    """Show what a benchmark found, and end the program with an error if a goal is not met."""
+    print("\n\n".join(table.markdown() for table in report.tables))
+    if file:
+        write_text(file, json.dumps(report.values, indent=2) + "\n")
+    missed = [f"{goal.name}: {goal.found}, expected {goal.expected}" for goal in report.goals if not goal.is_met]
+    if missed:
+        sys.exit(f"error: {'; '.join(missed)}")
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the GPU, if it is one."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """What a call gives, and its seconds until the device is done."""
+    synchronize(device)
+    started = time.perf_counter()
+    result = run()
+    synchronize(device)
+    return result, time.perf_counter() - started
+
+
+def in_turns(
+    procedures: Mapping[str, Callable[[], Result]], rounds: int, device: torch.device
+) -> tuple[dict[str, Result], dict[str, list[float]]]:
+    """Every procedure once per round, since a machine is not equally fast all the time.
+
+    Returns:
+        What each gave in the first round, and its seconds in every round.
+    """
+    results: dict[str, Result] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in procedures}
+    for _ in range(rounds):
+        for name, run in procedures.items():
+            result, spent = timed(run, device)
+            results.setdefault(name, result)
+            seconds[name].append(spent)
+    return results, seconds
+
+
+def median_ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
+    """How many times as long as another a procedure took, in the median of the rounds."""
+    return statistics.median(one / other for one, other in zip(seconds, others, strict=True))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes since ``forget_peak``: of the GPU's allocations, or resident in this process (Linux).
+
+    Not ``getrusage``'s: that one a process inherits from the one that started it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return process_memory("VmHWM")
+
+
+def process_memory(kind: str) -> int:
+    """Bytes of this process by a line of Linux' status: VmHWM (peak), VmRSS (resident), RssAnon (without files)."""
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0])
+
+
+def forget_peak(device: torch.device) -> None:
+    """Count the peak from now on, so that importing, loading and other measurements do not hide it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """The best of ten products of two large matrices, in 10^12 operations a second."""
+    side = MATMUL_SIDE[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / min(timed(lambda: a @ b, device)[1] for _ in range(10)) / 1e12
+
+
+def count_operations() -> FlopCounterMode:
+    """A context in which torch counts operations, those of attention as ``attention_counts`` does."""
+    return FlopCounterMode(display=False, custom_mapping=attention_counts())
+
+
+# -------------------------------------------------------------------------------------------------- machine
+
+
+def describe(device: torch.device) -> str:
+    """The name by which a machine is known again."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+
+
+def card_tflops(device: torch.device) -> float | None:
+    """What the GPU's maker says of bfloat16; None where that is not known."""
+    return nominal_tflops(describe(device)) if device.type == "cuda" else None
+
+
+def installed_version(package: str) -> str | None:
+    """None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,567 @@
+"""The stages of ``tools/qualify.py``, each run in a process of its own, whose memory and whose crash are its own.
+
+    python -m tools.benchmarks.stages training outputs/qualify
+
+A stage gives a ``Report``, or raises: ``Absent`` where the machine lacks what it needs, anything else where it fails.
+What a stage alone needs it imports itself, so that a library that is missing fails that stage only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils import collect_env
+
+from glus import distributed
+from glus.files import write_text
+from tools.benchmarks.report import (
+    GIB,
+    ROOT,
+    Goal,
+    Report,
+    Table,
+    at_least,
+    at_most,
+    card_tflops,
+    case_table,
+    describe,
+    forget_peak,
+    holds,
+    installed_version,
+    key_table,
+    matmul_tflops,
+    peak_memory,
+    process_memory,
+    timed,
+)
+
+if TYPE_CHECKING:
+    from glus.config import SettingsConfig, TrainConfig
+    from glus.inference.predictor import VideoPredictor
+
+WEIGHTS_FOLDER = "random_weights"
+"""What the stages pass on; deleted when all are done."""
+ANSWERS_FILE = "answers.npz"
+PACKAGES = ("torch", "transformers", "peft", "deepspeed", "sam2", "bitsandbytes", "triton", "numpy")
+LEAST_MATMUL_SHARE = 0.6
+"""Of the maker's figure; a card that is slower is shared, too hot or throttled."""
+LEAST_MFU, PLAN_TOLERANCE = 0.45, 0.10
+LEAST_SPEED_UP, LEAST_MEDIAN_IOU = 10.0, 0.99
+MOST_DEVICE_LOAD, MOST_HOST_LOAD = 1.15, 4.0
+"""Peaks of a GPU's process while it loads: times the weights, and GiB of the host."""
+MOST_CHANGED = 1e-3
+"""Share of the pixels, and of a score, that other kernels may change."""
+WAIT_WARNING = "called a synchronizing"
+"""Of CUDA's warning about a wait; torch's notice that the mode is a prototype speaks of synchronizing too."""
+
+
+class Absent(Exception):
+    """The machine lacks what a stage needs; nothing is wrong."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a machine is asked to do."""
+
+    model: str = "tiny"
+    """Of ``benchmark_inference``: ``tiny`` is the shipped model, ``glus_7b`` has random weights."""
+    videos: int = 1
+    """Of a training micro-batch."""
+    procedures: tuple[str, ...] = ("ours", "ours, checkpointing", "plain")
+    """Of ``benchmark_training``."""
+    is_compiled: bool = False
+    steps: int = 1
+    """Timed training steps of each procedure."""
+    predictions: tuple[tuple[int, int], ...] = ((8, 16), (20, 4))
+    """Sentences and frames."""
+    frame_size: tuple[int, int] = (128, 128)
+    plain_frames: int = 4
+    """Frames that the plain procedure is timed on, for one sentence."""
+    mask_videos: int = 1
+    """Generated videos on which bfloat16 is compared with float32."""
+
+    @property
+    def training_model(self) -> str:
+        """Of ``benchmark_training``."""
+        return "glus_tiny" if self.model == "tiny" else self.model
+
+
+def choose_sizes(device: torch.device) -> Sizes:
+    """What fits: the full size from 22 GiB on, more videos and less recomputing where there is more."""
+    if device.type == "cpu":
+        return Sizes()
+    memory, predictions = torch.cuda.get_device_properties(device).total_memory / GIB, ((16, 75), (60, 16))
+    if memory < 22:
+        return Sizes(predictions=predictions, mask_videos=20)
+    roomy, huge = memory > 70, memory > 100
+    procedures = ("ours",) * roomy + ("ours, checkpointing",) + ("plain",) * huge
+    return Sizes("glus_7b", 1 + roomy, procedures, roomy, 5, predictions, (720, 1280), 16, 20)
+
+
+def need_gpu() -> None:
+    """Raise ``Absent`` unless there is a GPU."""
+    if not torch.cuda.is_available():
+        raise Absent("there is no GPU")
+
+
+# -------------------------------------------------------------------------------------------------- machine
+
+
+def environment(sizes: Sizes, folder: Path) -> Report:
+    """What the machine is, and the peaks that utilisation is measured against."""
+    device = distributed.use_device()
+    machine: dict[str, Any] = {"device": describe(device), "system": platform.platform()}
+    machine["threads"] = torch.get_num_threads()
+    peaks: dict[str, Any] = {"float32 TFLOP/s": matmul_tflops(device, torch.float32)}
+    goals = []
+    if device.type == "cuda":
+        free, memory = torch.cuda.mem_get_info(device)
+        machine["memory"] = f"{torch.cuda.device_count()} x {memory / GIB:.1f} GiB, {free / GIB:.1f} free"
+        machine["driver"] = collect_env.get_nvidia_driver_version(collect_env.run) or "unknown"
+        machine["CUDA, cuDNN"] = f"{torch.version.cuda}, {torch.backends.cudnn.version()}"
+        goals.append(holds("bfloat16 in hardware", torch.cuda.is_bf16_supported(including_emulation=False)))
+        peaks |= {"bfloat16 TFLOP/s": matmul_tflops(device, torch.bfloat16), "nominal TFLOP/s": card_tflops(device)}
+        if nominal := peaks["nominal TFLOP/s"]:
+            share = peaks["bfloat16 TFLOP/s"] / nominal
+            goals.append(at_least("matrix products, of nominal", share, LEAST_MATMUL_SHARE, ".0%"))
+    source = torch.zeros(GIB if device.type == "cuda" else GIB // 16, dtype=torch.uint8, device=device)
+    copying = min(timed(source.clone, device)[1] for _ in range(10))
+    peaks["memory GB/s"] = 2 * source.nbytes / copying / 1e9
+    versions = {name: installed_version(name) or "absent" for name in PACKAGES}
+    values = {"machine": machine, "peaks": peaks, "versions": versions}
+    return Report([key_table(name.title(), found) for name, found in values.items()], values, goals)
+
+
+def gpu_tests(sizes: Sizes, folder: Path) -> Report:
+    """``tests/gpu``."""
+    need_gpu()
+    if installed_version("pytest") is None:
+        raise Absent("pytest is not installed")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rfEs", "tests/gpu"]
+    output = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True).stdout
+    print(output)
+    return judge_tests(output)
+
+
+def judge_tests(output: str) -> Report:
+    """Whether, by what pytest says at its end, all tests passed or were skipped, and one at least passed."""
+    *lines, last = output.strip().splitlines() or [""]
+    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|skipped|failed|error)", last)}
+    other = [line for line in lines if line.startswith(("FAILED ", "ERROR ", "SKIPPED "))]
+    is_met = "passed" in counts and not {"failed", "error"} & counts.keys()
+    found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+    tables = [Table("Not passed", ("test",), [(line,) for line in other])] * bool(other)
+    return Report(tables, {"tests": counts}, [Goal("tests/gpu", found, "all passed or skipped", is_met)])
+
+
+def synchronisation(sizes: Sizes, folder: Path) -> Report:
+    """How often the host waits for the GPU in prediction: once per chunk. (That it never does in a training micro-step
+    is one of ``tests/gpu``.)"""
+    need_gpu()
+    waits = count_chunk_waits()
+    goals = [at_most("waits in a predicted chunk", waits.total(), 1, "g")]
+    return Report([key_table("Where a predicted chunk waits", waits)] * bool(waits), dict(waits), goals)
+
+
+@contextmanager
+def count_waits() -> Iterator[Counter[str]]:
+    """Count the operations that CUDA itself calls synchronising, by the line of Python that they come from."""
+    found: Counter[str] = Counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found.update(f"{Path(w.filename).name}:{w.lineno}" for w in caught if WAIT_WARNING in str(w.message))
+
+
+def count_chunk_waits(chunk_frames: int = 8) -> Counter[str]:
+    """Of a predicted chunk: those of four chunks less those of two, so that what happens once per video is left out."""
+    from glus.config import SettingsConfig
+    from glus.inference.predictor import load_predictor
+    from tools.benchmarks.plain import SHIPPED, BenchmarkVideo
+
+    predictor, _ = load_predictor(SHIPPED, SettingsConfig(chunk_frames=chunk_frames))
+    found = []
+    for num_chunks in (2, 2, 4):  # the first one moves constants
+        video = BenchmarkVideo(num_chunks * chunk_frames, 128, 128)
+        with count_waits() as waits:
+            list(predictor.segment(video, video.texts(3)))
+        found.append(waits)
+    more = found[2] - found[1]
+    return Counter({place: count / 2 for place, count in more.items()})  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------------------- loading
+
+
+def full_size(sizes: Sizes, folder: Path) -> Report:
+    """The network with random weights made on the device: sane numbers, an answer to each question; written to disk."""
+    from tools.benchmarks import plain
+
+    device = distributed.use_device()
+    predictor, seconds = timed(lambda: plain.build_predictor(sizes.model), device)
+    parameters = list(predictor.glus.parameters())
+    num_bytes = sum(parameter.nbytes for parameter in parameters)
+    is_finite = all(bool(parameter.isfinite().all()) for parameter in parameters)
+    masks, scores = answers(predictor, sizes)
+    np.savez_compressed(folder / ANSWERS_FILE, masks=masks, scores=scores)
+    values = {
+        "parameters": f"{sum(parameter.numel() for parameter in parameters):,}",
+        "weights": f"{num_bytes / GIB:.2f} GiB",
+        "made in": f"{seconds:.1f} s",
+        "written": _write_weights(predictor, sizes, folder, num_bytes),
+    }
+    goals = [
+        holds("weights are finite", is_finite),
+        holds("every sentence is answered in every frame", bool(np.isfinite(scores).all() and scores.min() >= 0)),
+    ]
+    return Report([key_table("Full size" if sizes.model != "tiny" else "Shipped model", values)], values, goals)
+
+
+def answers(predictor: VideoPredictor, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (T, E, H, W) and scores (T, E) of two sentences in four frames."""
+    from tools.benchmarks.plain import BenchmarkVideo
+
+    video = BenchmarkVideo(4, *sizes.frame_size)
+    results = list(predictor.segment(video, video.texts(2)))
+    return np.stack([result.masks_RHW for result in results]), np.stack([result.scores_R for result in results])
+
+
+def _write_weights(predictor: VideoPredictor, sizes: Sizes, folder: Path, num_bytes: int) -> str:
+    """Write a model folder to load, if the disk has room; what was done, in words."""
+    from glus.config import ModelFolderConfig
+    from glus.models.pretrained import save_model
+    from glus.tokens import Vocabulary
+    from tools.benchmarks.plain import SHIPPED, model_config
+
+    if sizes.model == "tiny":
+        return "no: it lies in assets/"
+    free = shutil.disk_usage(folder).free
+    if free < 1.1 * num_bytes + GIB:
+        return f"no: {free / GIB:.0f} GiB free"
+    shutil.rmtree(folder / WEIGHTS_FOLDER, ignore_errors=True)
+    started = time.perf_counter()
+    config = ModelFolderConfig(model_config(sizes.model), predictor.frames, predictor.inference)
+    save_model(folder / WEIGHTS_FOLDER, predictor.glus.state_dict(), config, Vocabulary(SHIPPED), metadata={})
+    return f"in {time.perf_counter() - started:.1f} s"
+
+
+def loading(sizes: Sizes, folder: Path) -> Report:
+    """A model folder into a fresh process: seconds, peaks, and the same answers as before it was written."""
+    device = distributed.use_device()
+    if not (folder / ANSWERS_FILE).is_file():
+        raise Absent("the stage full_size left no answers to compare with")
+    forget_peak(device)
+    with host_peak() as host:
+        predictor, seconds = timed(lambda: load_written(sizes, folder), device)
+    num_bytes = sum(parameter.nbytes for parameter in predictor.glus.parameters())
+    peak = peak_memory(device)
+    values = {
+        "seconds": f"{seconds:.1f}",
+        "GB/s": f"{num_bytes / seconds / 1e9:.2f}",
+        "weights": f"{num_bytes / GIB:.2f} GiB",
+        "peak, GPU" if device.type == "cuda" else "peak, resident": f"{peak / GIB:.2f} GiB",
+        "peak, host, without mapped files": f"{max(host) / GIB:.2f} GiB",
+    }
+    goals = compare_answers(*answers(predictor, sizes), folder / ANSWERS_FILE)
+    if device.type == "cuda" and sizes.model != "tiny":
+        goals.append(at_most("GPU's peak, times the weights", peak / num_bytes, MOST_DEVICE_LOAD, ".2f"))
+        goals.append(at_most("host's peak, GiB", max(host) / GIB, MOST_HOST_LOAD, ".1f"))
+    return Report([key_table("Loading", values)], values, goals)
+
+
+def compare_answers(masks: np.ndarray, scores: np.ndarray, file: Path) -> list[Goal]:
+    """Whether ``answers`` are those that ``full_size`` wrote."""
+    before = np.load(file)
+    score = np.abs(scores - before["scores"]) / np.maximum(np.maximum(scores, before["scores"]), 1e-30)
+    return [
+        at_most("pixels that changed", float((masks != before["masks"]).mean()), MOST_CHANGED, ".2%"),
+        at_most("largest change of a score", float(score.max()), MOST_CHANGED, ".2%"),
+    ]
+
+
+def load_written(sizes: Sizes, folder: Path, settings: SettingsConfig | None = None) -> VideoPredictor:
+    """What ``full_size`` built, from disk; ``settings`` override the model folder's.
+
+    Raises:
+        Absent: the disk had no room for it.
+    """
+    from glus.config import SettingsConfig
+    from glus.inference.predictor import VideoPredictor, load_predictor
+    from tools.benchmarks.plain import SHIPPED, model_config, stand_in_tokenizer
+
+    if sizes.model == "tiny":
+        return load_predictor(SHIPPED, settings)[0]
+    if not (folder / WEIGHTS_FOLDER).is_dir():
+        raise Absent("no room on the disk for the full size's weights")
+    as_made = SettingsConfig(precision=model_config(sizes.model).precision)  # on a CPU too
+    loaded = load_predictor(folder / WEIGHTS_FOLDER, settings or as_made)[0]
+    return VideoPredictor(loaded.glus, stand_in_tokenizer(loaded.glus), loaded.frames, loaded.inference)
+
+
+@contextmanager
+def host_peak(interval: float = 0.02) -> Iterator[list[int]]:
+    """The memory of this process that no file backs, in bytes, looked at ever so often."""
+    seen, is_over = [process_memory("RssAnon")], threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(interval):
+            seen.append(process_memory("RssAnon"))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
+
+
+# ------------------------------------------------------------------------------------------------- training
+
+
+def training(sizes: Sizes, folder: Path) -> Report:
+    """Steps of the training benchmark."""
+    from tools import benchmark_training
+
+    device = distributed.use_device()
+    words = ["--model", sizes.training_model, "--device", device.type, "--videos", str(sizes.videos)]
+    words += ["--steps", str(sizes.steps), "--procedures", *sizes.procedures, *["--compile"] * sizes.is_compiled]
+    report = benchmark_training.benchmark(benchmark_training.parse_arguments(words))
+    losses = [loss for result in report.values["procedures"].values() for loss in result["losses"].values()]
+    goals = [holds("losses are finite", bool(np.isfinite(losses).all()))]
+    goals += [goal for goal in report.goals if not goal.is_met]
+    if device.type == "cuda":
+        goals += judge_training(report.values, card_tflops(device))
+    return Report(report.tables, report.values, goals)
+
+
+def judge_training(values: Mapping[str, Any], nominal: float | None) -> list[Goal]:
+    """Utilisation of a GPU, of the maker's figure if it is known; none where every procedure recomputes."""
+    used = [result["mfu"] for result in values["procedures"].values() if "mfu" in result]
+    peak = values["peak_tflops"]
+    return [at_least("MFU of training", max(used) * peak / (nominal or peak), LEAST_MFU, ".1%")] if used else []
+
+
+def plan(sizes: Sizes, folder: Path) -> Report:
+    """Two optimizer steps of a run of one process, with DeepSpeed, on a batch as ``tools/plan.py`` assumes it."""
+    from glus.config import TrainConfig, TrainerConfig
+    from glus.losses.objective import GlusObjective
+    from glus.models.build import build_random
+    from glus.train.engine import Engine, init_distributed
+    from glus.train.plan import example_batch
+    from tools.benchmarks.plain import model_config
+
+    device, is_checkpointing = distributed.use_device(), sizes.procedures[0] == "ours, checkpointing"
+    numbers: dict[str, Any] = {
+        "steps": 2,
+        "micro_batch_size": sizes.videos,
+        "global_batch_size": sizes.videos,
+        "warmup_steps": 0,
+    }
+    trainer = TrainerConfig(**numbers, learning_rate=1e-5, gradient_checkpointing=is_checkpointing)
+    config = TrainConfig(model=model_config(sizes.training_model), trainer=trainer, output_dir="")
+    forget_peak(device)
+    glus = build_random(config.model, device).train()
+    glus.mllm.checkpoint_gradients(is_checkpointing)
+    batch = example_batch(config, glus.mllm.tokens_per_frame, glus.mllm.clip.image_size, sizes.videos).to(device)
+    objective = GlusObjective({"seg": 1.0, "bce": 2.0, "dice": 0.5}, seg_id=0)
+    init_distributed(timeout_minutes=5)
+    engine = Engine(glus, trainer, accumulation=1)
+    engine.start_step(0)
+    losses: list[float] = []
+
+    def step() -> None:
+        total = objective(engine(batch), batch, objective.counts([batch]), np.random.default_rng(0))["total"]
+        engine.backward(total)
+        engine.step()
+        losses.append(float(total.detach()))
+
+    seconds = [timed(step, device)[1] for _ in range(trainer.steps)]
+    dist.destroy_process_group()  # torch may abort a process that ends within its group
+    values = {"losses": losses, "seconds": seconds[-1], "peak_bytes": peak_memory(device)}
+    values["planned_bytes"] = planned_bytes(config)
+    rows = {"seconds": "{seconds:.2f}", "peak memory, bytes": "{peak_bytes:,}", "planned": "{planned_bytes:,.0f}"}
+    goals = [holds("losses are finite and fall", losses[1] < losses[0])]
+    goals += [judge_plan(values)] if device.type == "cuda" else []
+    return Report([case_table("A step of the plan's sizes, not compiled", {"": values}, rows)], values, goals)
+
+
+def judge_plan(values: Mapping[str, Any]) -> Goal:
+    """A GPU's peak is to be near the plan's."""
+    off = values["peak_bytes"] / values["planned_bytes"] - 1
+    return Goal("memory against plan", f"{off:+.1%}", f"+-{PLAN_TOLERANCE:.0%}", abs(off) <= PLAN_TOLERANCE)
+
+
+def planned_bytes(config: TrainConfig) -> float:
+    """What torch's allocator is to hold: the plan without the driver's share and what is lost between blocks."""
+    from glus.config import HardwareConfig
+    from glus.models.pretrained import build_glus
+    from glus.train.plan import measure_sizes, memory_lines, total_bytes, trace_micro_batch
+
+    with torch.device("meta"):
+        counts = measure_sizes(build_glus(config.model, load_weights=False))
+    trace = trace_micro_batch(config, 1, config.trainer.gradient_checkpointing)
+    lines = memory_lines(config, counts, HardwareConfig(num_gpus=1), trace)
+    return total_bytes(line for line in lines if line.what not in ("CUDA, cuBLAS, NCCL", "fragmentation"))
+
+
+# ----------------------------------------------------------------------------------------------- prediction
+
+
+def prediction(sizes: Sizes, folder: Path) -> Report:
+    """A generated video with some and with many sentences, against the plain procedure on its first frames."""
+    from tools.benchmark_inference import case_name, compare, tabulate
+    from tools.benchmarks.plain import BenchmarkVideo, build_predictor
+
+    device = distributed.use_device()
+    has_weights = sizes.model != "tiny" and (folder / WEIGHTS_FOLDER).is_dir()
+    predictor = load_written(sizes, folder) if has_weights else build_predictor(sizes.model)
+    cases = {}
+    for num_expressions, num_frames in sizes.predictions:
+        video = BenchmarkVideo(num_frames, *sizes.frame_size)
+        measured = compare(predictor, video, num_expressions, 1, min(sizes.plain_frames, num_frames))
+        cases[case_name(measured)] = measured
+    return Report(tabulate(cases), cases, [judge_prediction(name, case, device) for name, case in cases.items()])
+
+
+def judge_prediction(name: str, measured: dict[str, Any], device: torch.device) -> Goal:
+    """A GPU is to be as much faster as is claimed; a CPU is to give the masks of the plain procedure (in float32)."""
+    if device.type == "cpu":
+        return at_most(f"other pixels, {name}", measured["pixels_that_differ_far_from_threshold"], 0)
+    return at_least(f"times plain, {name}", measured["frames_per_second_ratio"], LEAST_SPEED_UP, ".1f")
+
+
+def masks(sizes: Sizes, folder: Path) -> Report:
+    """The shipped model's masks in both precisions."""
+    from glus.config import Precision, SettingsConfig
+    from tools.benchmark_inference import compare
+    from tools.benchmarks.plain import BenchmarkVideo
+
+    distributed.use_device()
+    torch.backends.cudnn.allow_tf32 = False  # float32 that is one, in this process alone
+    precise, low = (
+        load_written(Sizes(), folder, SettingsConfig(precision=one)) for one in (Precision.fp32, Precision.bf16)
+    )
+    values: dict[str, float] = compare_masks(*(shape_masks(one, sizes.mask_videos) for one in (precise, low)))
+    far = compare(precise, BenchmarkVideo(16, 128, 128), 4, 2)["pixels_that_differ_far_from_threshold"]
+    goals = [
+        at_least("median IoU", values["median IoU"], LEAST_MEDIAN_IOU, ".4f"),
+        at_most("other pixels than the plain procedure's, float32", far, 0),
+    ]
+    table = key_table("bfloat16 against float32", {name: f"{value:.4g}" for name, value in values.items()})
+    return Report([table], values, goals)
+
+
+def shape_masks(predictor: VideoPredictor, num_videos: int) -> np.ndarray:
+    """Masks (R, H, W) of all sentences in all frames of generated videos."""
+    from tools.benchmark_inference import segment_scenes
+
+    return np.concatenate([found for found, _ in segment_scenes(predictor, range(2000, 2000 + num_videos))])
+
+
+def compare_masks(ours_RHW: np.ndarray, reference_RHW: np.ndarray) -> dict[str, float]:
+    """IoU per frame and sentence (1 where both are empty), and the pixels that differ."""
+    union_R = (ours_RHW | reference_RHW).sum((1, 2))
+    shared_R = (ours_RHW & reference_RHW).sum((1, 2))
+    iou_R = np.where(union_R > 0, shared_R / np.maximum(union_R, 1), 1.0)
+    return {
+        "masks": len(iou_R),
+        "median IoU": float(np.median(iou_R)),
+        "mean IoU": float(iou_R.mean()),
+        "least IoU": float(iou_R.min()),
+        "share of masks below 0.9": float((iou_R < 0.9).mean()),
+        "share of pixels that differ": float((ours_RHW != reference_RHW).mean()),
+    }
+
+
+def quantisation(sizes: Sizes, folder: Path) -> Report:
+    """The LLM in 4 bits: the shipped model's masks, and what the full size takes."""
+    need_gpu()
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise Absent("bitsandbytes is not installed (pip install 'glus[quantization]')")
+    from glus.config import Precision, Quantization, SettingsConfig
+
+    device = distributed.use_device()
+    nf4 = SettingsConfig(precision=Precision.bf16, llm_quantization=Quantization.nf4)
+    settings = (nf4, SettingsConfig(precision=Precision.bf16))
+    values: dict[str, float] = compare_masks(*(shape_masks(load_written(Sizes(), folder, one), 2) for one in settings))
+    goals = [at_least("masks", values["masks"], 1)]
+    if (folder / WEIGHTS_FOLDER).is_dir():
+        forget_peak(device)
+        large, values["full size: seconds"] = timed(lambda: load_written(sizes, folder, nf4), device)
+        values["full size: GiB"] = torch.cuda.memory_allocated(device) / GIB
+        values["full size: peak GiB"] = peak_memory(device) / GIB
+        goals.append(holds("full size answers", bool(np.isfinite(answers(large, sizes)[1]).all())))
+    table = key_table("4 bits against bfloat16", {name: f"{value:.4g}" for name, value in values.items()})
+    return Report([table], values, goals)
+
+
+# -------------------------------------------------------------------------------------------------- running
+
+
+STAGES: dict[str, Callable[[Sizes, Path], Report]] = {
+    stage.__name__: stage
+    for stage in (
+        *(environment, gpu_tests, full_size, loading, training, plan),
+        *(prediction, masks, synchronisation, quantisation),
+    )
+}
+"""In their order."""
+
+
+def code_digest() -> str:
+    """SHA-256 of the sources and settings that decide what is measured."""
+    patterns = ("glus/**/*.py", "tools/**/*.py", "configs/**/*.yaml")
+    files = (path for pattern in patterns for path in sorted(ROOT.glob(pattern)))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def run_stage(name: str, folder: Path, sizes: Sizes) -> dict[str, Any]:
+    """Run a stage and write ``<folder>/<name>.json``.
+
+    Returns:
+        What was written.
+    """
+    record: dict[str, Any] = {"stage": name, "machine": describe(distributed.device()), "sizes": asdict(sizes)}
+    record |= {"torch": torch.__version__, "transformers": installed_version("transformers"), "code": code_digest()}
+    started = time.perf_counter()
+    try:
+        report = STAGES[name](sizes, folder)
+    except Absent as reason:
+        record |= {"verdict": "absent", "reason": str(reason)}
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("glus", "tools", "tests"):
+            raise
+        record |= {"verdict": "absent", "reason": f"{error.name} is not installed"}
+    else:
+        record |= {"verdict": "PASS" if all(goal.is_met for goal in report.goals) else "FAIL", **asdict(report)}
+    record["seconds"] = time.perf_counter() - started
+    write_text(folder / f"{name}.json", json.dumps(record, indent=2) + "\n")
+    return record
+
+
+if __name__ == "__main__":
+    run_stage(sys.argv[1], Path(sys.argv[2]), choose_sizes(distributed.device()))
