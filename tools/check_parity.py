@@ -3,7 +3,8 @@
     python tools/check_parity.py tests/parity/recorded --json parity.json
 
 Sizes, counts and cases are read from the folder; what runs is what trains and predicts. Exit status 0: everything the
-folder holds was compared and is within its gate (``tools/parity/gates.py``); what it does not hold is listed as absent.
+folder holds was compared and is within its gate (``tools/parity/comparison.py``); what it does not hold is listed as
+absent.
 """
 
 from __future__ import annotations
@@ -16,11 +17,37 @@ from pathlib import Path
 from rich.console import Console
 
 from glus.log import setup_logging
-from tools.parity.replay import replay
-from tools.parity.report import print_table, write_json
+from tools.parity.comparison import Row, is_met, print_table, write_rows
+from tools.parity.network import read_fixture
+from tools.parity.replay_inference import replay_checkpoint, replay_inference, replay_metrics, replay_preprocess
+from tools.parity.replay_training import replay_training
 
 WIDTH = 200
 """Columns of the table where the output is no terminal."""
+PARTS = ("preprocess", "inference", "training", "metrics")
+"""Folders of which at least one must be there."""
+
+
+def replay(folder: Path) -> list[Row]:
+    """Replay everything that a folder holds.
+
+    Returns:
+        One row for each quantity, also for what is missing or cannot be compared.
+
+    Raises:
+        FileNotFoundError, ValueError: ``fixture.json`` or SAM2's architecture cannot be read, or there is nothing to
+            compare.
+    """
+    fixture = read_fixture(folder)
+    if not any((folder / part).is_dir() for part in PARTS):
+        raise FileNotFoundError(f"{folder} holds none of {', '.join(PARTS)}: there is nothing to compare")
+    rows: list[Row] = []
+    replay_checkpoint(rows, fixture)
+    replay_preprocess(rows, fixture)
+    replay_inference(rows, fixture)
+    replay_training(rows, fixture)
+    replay_metrics(rows, folder)
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     setup_logging()
     try:
-        report = replay(options.folder)
-        print_table(report, Console() if sys.stdout.isatty() else Console(width=WIDTH))
+        rows = replay(options.folder)
+        print_table(rows, options.folder, Console() if sys.stdout.isatty() else Console(width=WIDTH))
         if options.json:
-            write_json(report, options.json)
+            write_rows(rows, options.folder, options.json)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    sys.exit(0 if report.is_met else 1)
+    sys.exit(0 if is_met(rows) else 1)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ from glus.models.glus import Glus
 from glus.models.pretrained import LoadedModel
 from tests.conftest import SAM2_OVERRIDES
 from tests.parity.recorder import record
-from tools.parity.fixture import read_fixture
-from tools.parity.models import Models
-from tools.parity.report import Row, Status
+from tools.parity.comparison import Row
 
 
-def not_passed(rows: dict[str, Row]) -> dict[str, Status]:
+def not_passed(rows: dict[str, Row]) -> dict[str, str]:
     """Quantity -> status of those rows that did not pass."""
-    return {quantity: row.status for quantity, row in rows.items() if row.status is not Status.passed}
+    return {quantity: row.status for quantity, row in rows.items() if row.status != "pass"}
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +29,6 @@ def recorded(tiny_model: LoadedModel, merged_glus: Glus, tmp_path_factory: pytes
     folder = tmp_path_factory.mktemp("parity") / "recorded"
     record(folder, replace(tiny_model, glus=copy.deepcopy(merged_glus), config=config), SAM2_OVERRIDES)
     return folder
-
-
-@pytest.fixture(scope="module")
-def models(recorded: Path) -> Models:
-    """What it holds, built once."""
-    return Models(read_fixture(recorded))
 
 
 @pytest.fixture

@@ -17,30 +17,32 @@ import numpy as np
 import torch
 from PIL import Image
 
-from glus.batch import Batch
 from glus.config import FramesConfig, FuserGamma, InferenceConfig, LossConfig
 from glus.data.chat import wording as prompts
 from glus.data.chat.llava import LlavaChat
-from glus.data.chat.tree import unpack_conversations
+from glus.data.chat.tree import separate_rows, unpack_conversations
 from glus.data.frames import FolderVideo
-from glus.data.loader import pad_conversations
 from glus.data.sampling import context_indices_eval
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
-from glus.losses.contrastive import ContrastiveQueue, object_contrastive_loss
-from glus.losses.objective import build_objective
+from glus.losses.contrastive import object_contrastive_loss
 from glus.models.glus import Glus
 from glus.models.pretrained import LoadedModel
 from glus.models.release import save_release
 from glus.models.segmenter import upsample_masks
 from glus.tokens import IMAGE_ID
-from tools.parity.batch import make_batch, read_videos
-from tools.parity.contrastive import contrastive_config, fill_queue, key_name
-from tools.parity.fixture import Record, read_fixture
-from tools.parity.gradients import collect_gradients
-from tools.parity.models import Models
-from tools.parity.preprocess import clip_input
-from tools.parity.watch import Step, watch
+from tools.parity.comparison import Record
+from tools.parity.network import (
+    Fixture,
+    clip_input,
+    collect_gradients,
+    load_network,
+    load_trainable,
+    read_fixture,
+    sam2_input,
+    watch,
+)
+from tools.parity.replay_training import Setup, fill_queue, key_name, make_objective, read_setup
 
 CONTEXT, QUERY = 2, 3
 HEIGHT, WIDTH, FRAMES = 37, 50, 6
@@ -112,11 +114,11 @@ def record(folder: Path, model: LoadedModel, overrides: dict[str, Any]) -> None:
     fail_row = set_heads(model, FolderVideo(folder / "frames"))
     np.save(folder / "inference" / FAIL_ROW, fail_row)
     save_release(folder / "checkpoint", model, None, safetensors=False, shard_bytes=SHARD_BYTES)
-    models = Models(read_fixture(folder))
-    record_inference(folder / "inference", models, FolderVideo(folder / "frames"))
-    record_preprocess(folder / "preprocess", models, rng)
+    fixture = read_fixture(folder)
+    record_inference(folder / "inference", fixture, FolderVideo(folder / "frames"))
+    record_preprocess(folder / "preprocess", fixture, rng)
     record_metrics(folder / "metrics", rng)
-    record_training(folder / "training", models, rng)
+    record_training(folder / "training", fixture, rng)
 
 
 def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -134,12 +136,10 @@ def predictor(model: LoadedModel, case: CaseSettings, force_seg: bool = False) -
 
 def set_heads(model: LoadedModel, video: FolderVideo) -> np.ndarray:
     """Let [SEG] win in every window, and return a row of the head with which it does in some windows alone."""
-    states = {
-        case.name: torch.stack(
-            [step.inner.state_D for step in watch(predictor(model, case, True), video, case.text, case.order)]  # type: ignore[union-attr]
-        )
-        for case in cases()
-    }
+    states = {}
+    for case in cases():
+        steps = watch(predictor(model, case, True), video, case.text, case.order, len(case.order))
+        states[case.name] = torch.stack([torch.from_numpy(step["llm_state"]) for step in steps])
     weight, seg = model.glus.mllm.llama.lm_head.weight.detach(), model.vocabulary.seg_id
     direction = torch.cat(list(states.values())).mean(0)
 
@@ -153,41 +153,35 @@ def set_heads(model: LoadedModel, video: FolderVideo) -> np.ndarray:
     return fail_row.numpy()
 
 
-def record_inference(folder: Path, models: Models, video: FolderVideo) -> None:
+def record_inference(folder: Path, fixture: Fixture, video: FolderVideo) -> None:
     """All cases, and the probes of the first."""
     entries = []
     for number, case in enumerate(cases()):
-        model = models.frozen(FuserGamma(case.gamma))
-        row = model.glus.mllm.llama.lm_head.weight.detach()[model.vocabulary.seg_id]
-        usual = row.clone()
-        if case.fails:
-            row.copy_(torch.from_numpy(np.load(folder / FAIL_ROW)))
-        model.glus.memory_enabled = case.stride is not None
-        steps = list(watch(predictor(model, case), video, case.text, case.order))
-        model.glus.memory_enabled = True
-        row.copy_(usual)
-        failed = [number for number, step in enumerate(steps) if step.next_token != model.vocabulary.seg_id]
+        row = np.load(folder / FAIL_ROW) if case.fails else None
+        model, _ = load_network(fixture, FuserGamma(case.gamma), case.stride is not None, row)
+        steps = list(watch(predictor(model, case), video, case.text, case.order, num_probed=2))
+        failed = [number for number, step in enumerate(steps) if step["next_token"] != model.vocabulary.seg_id]
         entry = {"case": case.name, "expression": case.text, "memory": case.stride is not None}
         entry |= {"memory_stride": case.stride, "fuser_gamma": case.gamma, "num_frames": len(steps)}
         entries.append(entry | {"failed_steps": failed} | ({"lm_head_seg_row": FAIL_ROW} if case.fails else {}))
         np.savez(folder / f"{case.name}.npz", **case_arrays(steps, case, model.glus.mllm.tokens_per_frame))
         if number == 0:
-            np.savez(folder / "probes.npz", **probe_arrays(steps, clip_input(model.glus, video.read(case.order[0]))))
+            np.savez(folder / "probes.npz", **probe_arrays(steps))
     write_json(folder / "cases.json", entries)
 
 
-def case_arrays(steps: Sequence[Step], case: CaseSettings, tokens_per_frame: int) -> dict[str, np.ndarray]:
+def case_arrays(steps: Sequence[Record], case: CaseSettings, tokens_per_frame: int) -> dict[str, np.ndarray]:
     """What is recorded of a pass."""
-    windows = [step.input_ids_L[images_once(step.input_ids_L, tokens_per_frame)] for step in steps]
+    windows = [step["input_ids"][images_once(step["input_ids"], tokens_per_frame)] for step in steps]
     values = [step_values(step) for step in steps]
     return {
         "frame_index": np.array(case.order, np.int32),
         "context_index": np.array(context_indices_eval(FRAMES, CONTEXT), np.int32),
         "input_ids": np.concatenate(windows).astype(np.int32),
         "input_offsets": np.cumsum([0, *map(len, windows)]).astype(np.int32),
-        "next_token": np.array([step.next_token for step in steps], np.int32),
-        "num_memories": np.array([step.num_memories for step in steps], np.int32),
-        "masks": np.stack([np.packbits(step.mask_HW, axis=-1) for step in steps]),
+        "next_token": np.array([step["next_token"] for step in steps], np.int32),
+        "num_memories": np.array([step["num_memories"] for step in steps], np.int32),
+        "masks": np.stack([np.packbits(step["mask"], axis=-1) for step in steps]),
         **{name: np.stack([value[name] for value in values]) for name in values[0]},
     }
 
@@ -198,60 +192,54 @@ def images_once(ids: np.ndarray, tokens_per_frame: int) -> np.ndarray:
     return (ids != IMAGE_ID) | (nth % tokens_per_frame == 0)
 
 
-def step_values(step: Step) -> dict[str, np.ndarray]:
+def step_values(step: Record) -> dict[str, np.ndarray]:
     """Not a number, False and empty masks where there was no [SEG]."""
-    if step.decoded is None:
-        sizes = {"seg_embedding": step.embed_C.shape, "low_res_logits": (4, 4), "low_res_range": (2,), "stability": ()}
-        missing = {name: np.full(size, np.nan, np.float32) for name, size in sizes.items()}
-        near = np.packbits(np.zeros(step.mask_HW.shape, bool), axis=-1)
-        nothing = {"predicted_iou": np.full(4, np.nan, np.float32), "used_multimask": np.array(False)}
-        return {**missing, **nothing, "near_threshold": near}
-    logits = step.decoded.logits_Nmm
-    low, high = (float(value) for value in logits.aminmax())
-    near = upsample_masks(logits, step.mask_HW.shape)[0].abs() < MARGIN * (high - low)
+    used = np.array(step["used_multimask"])
+    if "seg_embedding" not in step:
+        sizes = {"seg_embedding": (32,), "low_res_logits": (4, 4), "low_res_range": (2,), "stability": ()}
+        missing = {name: np.full(size, np.nan, np.float32) for name, size in (sizes | {"predicted_iou": 4}).items()}
+        near = np.packbits(np.zeros(step["mask"].shape, bool), axis=-1)
+        return {**missing, "used_multimask": used, "near_threshold": near}
+    logits, (low, high) = step["low_res_logits"], step["low_res_range"].tolist()
+    near = upsample_masks(torch.from_numpy(logits)[None], step["mask"].shape)[0].abs() < MARGIN * (high - low)
     return {
-        "seg_embedding": step.embed_C.numpy(),
-        "low_res_logits": logits[0, ::4, ::4].numpy(),
-        "low_res_range": np.array([low, high], np.float32),
-        "stability": step.decoded.stability_N[0].numpy(),
-        "predicted_iou": step.decoded.predicted_iou_N4[0].numpy(),
-        "used_multimask": step.decoded.used_multimask_N[0].numpy(),
+        **{name: step[name] for name in ("seg_embedding", "low_res_range", "stability", "predicted_iou")},
+        "low_res_logits": logits[::4, ::4],
+        "used_multimask": used,
         "near_threshold": np.packbits(near.numpy(), axis=-1),
     }
 
 
-def probe_arrays(steps: Sequence[Step], clip_pixels: np.ndarray) -> dict[str, np.ndarray]:
+def probe_arrays(steps: Sequence[Record]) -> dict[str, np.ndarray]:
     """Intermediate values of the first two steps."""
-    first = [step.inner for step in steps[:2]]
-    start = first[0]
+    first, second = steps[:2]
     return {
-        "clip_pixel_values": clip_pixels,
-        "visual_tokens": start.visual_MD.unflatten(0, (CONTEXT + 1, -1)).numpy(),
-        "llm_state": np.stack([inner.state_D for inner in first]),
-        "sam2_input_sub16": start.image_3SS[:, ::16, ::16].numpy(),
-        "high_res_256_sub4": start.features.high_NChw[0][0, :, ::4, ::4].numpy(),
-        "high_res_128_sub2": start.features.high_NChw[1][0, :, ::2, ::2].numpy(),
-        "image_feature_64_sub2": start.features.image_NChw[0, :, ::2, ::2].numpy(),
-        "position_64_sub2": start.features.position_1Chw[0, :, ::2, ::2].numpy(),
-        "dense_position_64_sub2": start.dense_position_1Chw[0, :, ::2, ::2].numpy(),
-        "conditioned_64_sub2": np.stack([inner.conditioned.image_NChw[0, :, ::2, ::2] for inner in first]),
-        "all_mask_logits_sub4": np.stack([step.decoded.all_logits_N4mm[0, :, ::4, ::4] for step in steps[:2]]),
-        "all_predicted_iou": np.stack([step.decoded.predicted_iou_N4[0] for step in steps[:2]]),
-        "memory_features": np.stack([inner.memory.features_NChw[0] for inner in first]),
-        "memory_position": start.memory.position_1Chw[0].numpy(),
+        "clip_pixel_values": first["clip_pixel_values"],
+        "visual_tokens": first["visual_tokens"],
+        "llm_state": np.stack([first["llm_state"], second["llm_state"]]),
+        "sam2_input_sub16": first["sam2_input"][:, ::16, ::16],
+        "high_res_256_sub4": first["high_res_256"][:, ::4, ::4],
+        **{
+            f"{name}_sub2": first[name][:, ::2, ::2]
+            for name in ("high_res_128", "image_feature_64", "position_64", "dense_position_64")
+        },
+        "conditioned_64_sub2": np.stack([step["conditioned_64"][:, ::2, ::2] for step in (first, second)]),
+        "all_mask_logits_sub4": np.stack([step["all_mask_logits"][:, ::4, ::4] for step in (first, second)]),
+        "all_predicted_iou": np.stack([first["all_predicted_iou"], second["all_predicted_iou"]]),
+        "memory_features": np.stack([first["memory_features"], second["memory_features"]]),
+        "memory_position": first["memory_position"],
     }
 
 
-def record_preprocess(folder: Path, models: Models, rng: np.random.Generator) -> None:
+def record_preprocess(folder: Path, fixture: Fixture, rng: np.random.Generator) -> None:
     """A wide, a tall and a small picture."""
-    glus = models.frozen(FuserGamma.checkpoint).glus
+    glus = load_network(fixture)[0].glus
     arrays = {}
     for number, size in enumerate([(40, 90), (71, 33), (9, 11)]):
         pixels = picture(rng, *size)
         Image.fromarray(pixels).save(folder / f"{number}.png")
         arrays[f"clip_{number}"] = clip_input(glus, pixels)
-        image = glus.segmenter.prepare_frames(torch.from_numpy(pixels)[None])[0]
-        arrays[f"sam2_sub16_{number}"] = image[:, 5::16, 3::16].numpy()
+        arrays[f"sam2_sub16_{number}"] = sam2_input(glus, pixels)[:, 5::16, 3::16]
     np.savez(folder / "inputs.npz", **arrays)
 
 
@@ -267,25 +255,26 @@ def record_metrics(folder: Path, rng: np.random.Generator) -> None:
     write_json(folder / "metrics.json", entries)
 
 
-def record_training(folder: Path, models: Models, rng: np.random.Generator) -> None:
+def record_training(folder: Path, fixture: Fixture, rng: np.random.Generator) -> None:
     """Two videos of different sizes with two sentences and one; a plain step and a contrastive one."""
-    torch.save(lora_tensors(models.frozen(FuserGamma.checkpoint)), folder / "lora.pt")
-    model = models.trainable(folder / "lora.pt", detach=True)
+    torch.save(lora_tensors(load_network(fixture)[0]), folder / "lora.pt")
+    model = load_trainable(fixture, folder / "lora.pt", detach=True)
     videos = {name: np.stack([picture(rng, *size) for _ in range(5)]) for name, size in VIDEO_SIZES.items()}
     np.savez(folder / "videos.npz", **videos)
     write_json(folder / "batch.json", [batch_entry(name, exp_ids, rng) for name, exp_ids in SENTENCES.items()])
     masks = [rng.integers(0, 2, (len(SENTENCES[name]), 2, *size)) > 0 for name, size in VIDEO_SIZES.items()]
     arrays = {f"target_masks_{number}": np.packbits(mask, axis=-1) for number, mask in enumerate(masks)}
     np.savez(folder / "batch.npz", **arrays)
-    batch = make_batch(folder, read_videos(folder), model)
-    ids = pad_conversations(unpack_conversations(batch), model.vocabulary.pad_id)[0].numpy()
+    setup = read_setup(folder, model)
+    batch = setup.batch
+    ids = separate_rows(unpack_conversations(batch.rows), model.vocabulary.pad_id).input_ids_BL.numpy()
     labels = np.where(ids == model.vocabulary.seg_id, ids, -100)
     kept = [images_once(row, model.glus.mllm.tokens_per_frame) for row in ids]
     arrays["input_ids"] = np.stack([row[keep] for row, keep in zip(ids, kept, strict=True)]).astype(np.int32)
     arrays["labels"] = np.stack([row[keep] for row, keep in zip(labels, kept, strict=True)]).astype(np.int32)
     np.savez(folder / "batch.npz", **arrays)
-    record_step(folder, "step", model, batch, None)
-    record_step(folder, "step_contrastive", model, batch, rng)
+    record_step(setup, "step", None)
+    record_step(setup, "step_contrastive", rng)
 
 
 def lora_tensors(model: LoadedModel) -> dict[str, torch.Tensor]:
@@ -320,21 +309,21 @@ def batch_entry(name: str, exp_ids: list[str], rng: np.random.Generator) -> dict
     }
 
 
-def record_step(folder: Path, name: str, model: LoadedModel, batch: Batch, rng: np.random.Generator | None) -> None:
+def record_step(setup: Setup, name: str, rng: np.random.Generator | None) -> None:
     """A step; with the contrastive loss if there is an ``rng`` to draw with."""
-    glus = model.glus
+    folder, batch, glus = setup.folder, setup.batch, setup.model.glus
     glus.zero_grad(set_to_none=True)
     output = glus(batch)
     content: dict[str, Any] = {}
     embeds = output.seg_embeds_NQC.flatten(0, 1)
-    objective = build_objective(LossConfig({**LossConfig().weights, "contrastive": 0.0}), model.vocabulary.seg_id)
+    objective = make_objective(None, setup.model.vocabulary.seg_id)
     denominators = objective.counts([batch])
     terms = objective(output, batch, denominators, np.random.default_rng(0))
     losses = {"ce_loss": terms["seg"], "mask_bce_loss": terms["bce"], "mask_dice_loss": terms["dice"]}
     losses["mask_loss"] = terms["bce"] + terms["dice"]
     total = terms["total"]
     if rng is not None:
-        content, contrastive = record_contrastive(folder, name, batch, embeds, rng)
+        content, contrastive = record_contrastive(setup, name, embeds, rng)
         losses["contrastive_loss"] = contrastive
         total = total + contrastive
     losses["loss"] = total
@@ -353,15 +342,16 @@ def record_step(folder: Path, name: str, model: LoadedModel, batch: Batch, rng: 
 
 
 def record_contrastive(
-    folder: Path, name: str, batch: Batch, embeds_RC: torch.Tensor, rng: np.random.Generator
+    setup: Setup, name: str, embeds_RC: torch.Tensor, rng: np.random.Generator
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """Queue, draws and the weighted loss."""
     content = {"queue_size": 8, "temperature": 0.07, "num_negatives": NUM_NEGATIVES, "queue_before": QUEUE}
-    config = contrastive_config(Record(content, name))
-    queue = ContrastiveQueue(config.queue_size, config.num_negatives, config.datasets)
+    objective = make_objective(Record(content, name), setup.model.vocabulary.seg_id)
+    queue = objective.queue
+    assert queue is not None
     before = rng.standard_normal((len(QUEUE), embeds_RC.shape[1])).astype(np.float32)
-    fill_queue(queue, Record(content, name), before, read_videos(folder))
-    keys = [key for keys in batch.object_keys for key in keys]
+    fill_queue(queue, Record(content, name), before, setup.videos)
+    keys = [key for keys in setup.batch.object_keys for key in keys]
     queue.push(keys, embeds_RC)
     entries, terms, draws = torch.stack(list(queue.embeds)), [], []
     for row, (key, candidates) in enumerate(zip(keys, queue.candidates(keys), strict=True)):
@@ -370,10 +360,10 @@ def record_contrastive(
             positive = int(rng.choice(candidates.positive))
             negatives = rng.choice(candidates.negative, NUM_NEGATIVES).tolist()
             pair = entries[[positive]], entries[negatives][None]
-            terms.append(object_contrastive_loss(embeds_RC[[row]], *pair, config.temperature)[0])
+            terms.append(object_contrastive_loss(embeds_RC[[row]], *pair, objective.temperature)[0])
             draws[-1] |= {"positive": positive, "negatives": negatives, "loss": terms[-1].item()}
             draws[-1]["num_positive_candidates"] = len(candidates.positive)
-    np.savez(folder / f"{name}_queue.npz", before=before, after=entries.numpy())
+    np.savez(setup.folder / f"{name}_queue.npz", before=before, after=entries.numpy())
     content |= {"draws": draws, "queue_after": [key_name(key) for key in queue.keys]}
     return content, LossConfig().weights["contrastive"] * torch.stack(terms).mean()
 

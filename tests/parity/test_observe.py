@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tools.parity.observe import observed
+from tools.parity.network import observed
 
 
 def test_calls_are_recorded_in_order_and_results_unchanged():

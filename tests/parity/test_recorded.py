@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from glus.config import FuserGamma
 from tools.check_parity import main
-from tools.parity.batch import compare_batch, make_batch, read_videos
-from tools.parity.fixture import Arrays, Fixture, read_fixture, read_records
-from tools.parity.inference import CASES_FILE, compare_case, open_frames, run_case
-from tools.parity.metrics import replay_metrics
-from tools.parity.models import Models, replay_checkpoint
-from tools.parity.preprocess import replay_preprocess
-from tools.parity.report import Report, Status
+from tools.parity.comparison import Case, Row, count_rows, is_met, read_records
+from tools.parity.network import Fixture, load_network, read_fixture
+from tools.parity.replay_inference import (
+    CASES_FILE,
+    open_frames,
+    replay_case,
+    replay_checkpoint,
+    replay_metrics,
+    replay_preprocess,
+)
+from tools.parity.replay_training import compare_batch, read_setup
 
 FOLDER = Path(__file__).parent / "recorded"
 MAX_BYTES = 12_000_000
@@ -50,54 +53,46 @@ def fixture() -> Fixture:
     return read_fixture(FOLDER)
 
 
-@pytest.fixture(scope="module")
-def models(fixture: Fixture) -> Models:
-    return Models(fixture)
+@pytest.fixture
+def rows() -> list[Row]:
+    return []
 
 
-def assert_met(report: Report, absent: int = 0) -> None:
-    short = [row for row in report.rows if row.status in (Status.failed, Status.error)]
-    assert not short
-    assert report.is_met
-    assert report.counts[Status.absent] == absent
+def assert_met(rows: list[Row], absent: int = 0) -> None:
+    assert not [row for row in rows if row.status in ("fail", "error")]
+    assert is_met(rows)
+    assert count_rows(rows)["absent"] == absent
 
 
-def test_checkpoint(fixture: Fixture, models: Models) -> None:
-    report = Report(FOLDER)
-    replay_checkpoint(report, fixture, models)
-    assert_met(report, absent=1)
+def test_checkpoint(fixture: Fixture, rows: list[Row]) -> None:
+    replay_checkpoint(rows, fixture)
+    assert_met(rows, absent=1)
 
 
-def test_pictures(fixture: Fixture, models: Models) -> None:
-    report = Report(FOLDER)
-    replay_preprocess(report, fixture, models)
-    assert_met(report)
-    assert len(report.rows) == 6
+def test_pictures(fixture: Fixture, rows: list[Row]) -> None:
+    replay_preprocess(rows, fixture)
+    assert_met(rows)
+    assert len(rows) == 6
 
 
-def test_metrics(fixture: Fixture) -> None:
-    report = Report(FOLDER)
-    replay_metrics(report, fixture)
-    assert_met(report)
-    assert [row.compared for row in report.rows] == [50, 50]
+def test_metrics(rows: list[Row]) -> None:
+    replay_metrics(rows, FOLDER)
+    assert_met(rows)
+    assert [row.compared for row in rows] == [50, 50]
 
 
-def test_a_pass_over_the_video(fixture: Fixture, models: Models) -> None:
-    (entry,) = [e for e in read_records(FOLDER / "inference" / CASES_FILE) if e.values["case"] == SHORT_CASE]
-    model = models.frozen(FuserGamma(entry.get("fuser_gamma", str)))
-    arrays, report = Arrays(FOLDER / "inference" / f"{SHORT_CASE}.npz"), Report(FOLDER)
-    steps = run_case(fixture, model, open_frames(fixture), entry, arrays, keep=0)
-    compare_case(report.case(SHORT_CASE), fixture, model, entry, arrays, steps)
-    assert_met(report)
-    assert len(report.rows) == 12
+def test_a_pass_over_the_video(fixture: Fixture, rows: list[Row]) -> None:
+    (entry,) = [entry for entry in read_records(FOLDER / "inference" / CASES_FILE) if entry["case"] == SHORT_CASE]
+    replay_case(Case(rows, SHORT_CASE), fixture, entry, open_frames(fixture))
+    assert_met(rows)
+    assert len(rows) == 13
 
 
-def test_training_conversations(models: Models) -> None:
-    folder, report = FOLDER / "training", Report(FOLDER)
-    model, videos = models.frozen(FuserGamma.checkpoint), read_videos(folder)
-    compare_batch(report.case("batch"), videos, make_batch(folder, videos, model), Arrays(folder / "batch.npz"), model)
-    assert_met(report)
-    assert len(report.rows) == 3
+def test_training_conversations(fixture: Fixture, rows: list[Row]) -> None:
+    setup = read_setup(FOLDER / "training", load_network(fixture)[0])
+    compare_batch(Case(rows, "batch"), setup)
+    assert_met(rows)
+    assert len(rows) == 3
 
 
 @pytest.mark.slow

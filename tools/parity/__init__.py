@@ -1,1 +1,0 @@
-"""Replay numbers that another implementation recorded, through the classes that train and predict."""
