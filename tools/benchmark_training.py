@@ -32,6 +32,7 @@ from glus.batch import GlusOutput
 from glus.data.chat.llava import LlavaChat
 from glus.losses.objective import GlusObjective
 from glus.models.glus import Glus
+from glus.models.mllm.llava import clip_crop
 from glus.shapes.scene import Scene, generate_scene
 from glus.train.optim import build_adamw
 from tools.benchmarks.plain import (
@@ -194,7 +195,7 @@ def benchmark(options: argparse.Namespace) -> Report:
             result["mfu"] = min(needed) / median / peak / 1e12
     vocabulary: Any = StandInVocabulary()
     tokenizer = LlavaChat(vocabulary, FULL_SIZE_TOKENS)
-    whole, alone = make_inputs(scenes, options.context, tokenizer, 32, torch.device("cpu"))
+    whole, alone = make_inputs(scenes, options.context, tokenizer, partial(clip_crop, size=32), torch.device("cpu"))
     full, fewer = count_tokens(alone), count_tokens([whole])
     values = {
         "llm_token_ratio": count_tokens(training.alone) / count_tokens([training.whole]),

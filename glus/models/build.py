@@ -12,14 +12,7 @@ from torch import nn
 from glus import distributed
 from glus.config import FuserGamma, ModelConfig, Precision, Quantization, SegmenterConfig
 from glus.models.glus import Glus, IouHead, SegHead
-from glus.models.mllm.adapters import (
-    NewRows,
-    Quantizer,
-    add_lora,
-    check_quantization,
-    split_embeddings,
-    split_head,
-)
+from glus.models.mllm.adapters import add_lora, split_embeddings, split_head
 from glus.models.mllm.llava import ClipEncoder, Llava, build_llama, build_projector, build_vision_tower
 from glus.models.segmenter.sam2 import Sam2Segmenter, build_sam2
 from glus.models.weights import Target
@@ -60,7 +53,7 @@ def build_random(config: ModelConfig, device: torch.device) -> Glus:
                 is_norm = parameter.dim() == 1 and name in ("weight", "bias")
                 nn.init.constant_(value, name == "weight") if is_norm else nn.init.normal_(value, std=RANDOM_STD)
                 setattr(module, name, nn.Parameter(value, parameter.requires_grad))
-    complete(glus, config, Target(device))
+    complete(glus, Target(device))
     return glus.to(device)
 
 
@@ -97,38 +90,15 @@ def assemble(config: ModelConfig, is_clip_empty: bool = False, is_llm_empty: boo
             glus.iou_head = IouHead(glus.mllm.width, glus.segmenter.width)
     if llm.lora_rank:
         add_lora(llama, llm.lora_rank, llm.lora_alpha, llm.lora_dropout, llm.lora_targets)
-        if is_llm_empty:
-            _start_adapters(llama)
-    split_new_rows(glus, config)
-    if config.segmenter.fuser_gamma is FuserGamma.identity:
-        glus.segmenter.set_fuser_identity()
+    _split_new_rows(llama, config)
     mark_trainable(glus, [*config.trainable, *(["iou_head"] if config.iou_head else [])])
     return glus.to(DTYPES[config.precision])
 
 
-def _start_adapters(llama: LlamaForCausalLM) -> None:
-    """Give adapters their first values, which peft puts on the meta device with the layers they adapt."""
-    from peft.tuners.lora import LoraLayer
-
-    for layer in llama.modules():
-        if isinstance(layer, LoraLayer):
-            for name in layer.lora_A:
-                layer.lora_A[name].to_empty(device="cpu")
-                layer.lora_B[name].to_empty(device="cpu")
-                layer.reset_lora_parameters(name, init_lora_weights=True)
-
-
-def complete(glus: Glus, config: ModelConfig, target: Target) -> None:
+def complete(glus: Glus, target: Target) -> None:
     """Give the last tensors their values, which come from no file but follow from what was loaded."""
-    embeddings = glus.mllm.clip.vision_model.embeddings
-    if embeddings.position_ids.is_meta:
-        positions = torch.arange(embeddings.num_positions, device=target.device)
-        embeddings.register_buffer("position_ids", positions.expand_as(embeddings.position_ids), persistent=False)
-    for module in glus.mllm.llama.modules():
-        if isinstance(module, NewRows) and module.new_rows.is_meta:
-            module.reset()
-    if config.segmenter.fuser_gamma is FuserGamma.identity:
-        glus.segmenter.set_fuser_identity()  # again: the files brought the trained scales
+    glus.mllm.complete(target.device)
+    glus.segmenter.complete()
     empty = [name for name, tensor in (*glus.named_parameters(), *glus.named_buffers()) if tensor.is_meta]
     assert not empty, f"without values: {empty[:5]}"
 
@@ -145,11 +115,10 @@ def quantize(glus: Glus, config: ModelConfig, target: Target) -> Target:
     quantization = config.llm.quantization
     if quantization is Quantization.none:
         return target
-    check_quantization(quantization, distributed.device())
-    return replace(target, pack=Quantizer(glus.mllm.llama, quantization, distributed.device()).pack)
+    return replace(target, pack=glus.mllm.quantize(quantization, distributed.device()))
 
 
-def split_new_rows(glus: Glus, config: ModelConfig) -> None:
+def _split_new_rows(llama: LlamaForCausalLM, config: ModelConfig) -> None:
     """Where ``trainable`` names ``*_new_rows``, make the added tokens' rows of that table parameters of their own.
 
     Raises:
@@ -160,12 +129,14 @@ def split_new_rows(glus: Glus, config: ModelConfig) -> None:
             both = [name for name in (whole, "llm") if name in config.trainable]
             if both:
                 raise ValueError(f"model.trainable names {both[0]!r} and {part!r}, which is a part of it: drop one")
-            split(glus.mllm.llama, sorted(Vocabulary(config.llm.tokenizer).added_tokens.values()))
+            split(llama, sorted(Vocabulary(config.llm.tokenizer).added_tokens.values()))
 
 
 def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> Sam2Segmenter:
     """SAM2 at random, to be loaded or pre-trained."""
-    return Sam2Segmenter(build_sam2(config.variant, config.overrides), config.multimask_fallback, memory_gradient)
+    is_identity = config.fuser_gamma is FuserGamma.identity
+    sam = build_sam2(config.variant, config.overrides)
+    return Sam2Segmenter(sam, config.multimask_fallback, memory_gradient, is_identity)
 
 
 def mark_trainable(glus: Glus, parts: list[str]) -> None:

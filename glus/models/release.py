@@ -130,7 +130,7 @@ def build_release(
         whole = replace(source, only=names)
         reports["checkpoint"] = load(glus, lambda: under_adapters(glus, whole), target)
     reports |= load_parts(glus, config, target)
-    complete(glus, config, target)
+    complete(glus, target)
     return LoadedModel(glus.eval().to(target.device), checkpoint.vocabulary, ModelFolderConfig(config)), reports
 
 

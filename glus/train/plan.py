@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -80,13 +79,17 @@ class Trace:
     """Positions the LLM reads, padding included."""
 
 
-def example_batch(config: TrainConfig, tokens_per_frame: int, crop_side: int, num_videos: int) -> Batch:
+def example_batch(
+    config: TrainConfig, tokens_per_frame: int, prepare: Callable[[np.ndarray], np.ndarray], num_videos: int
+) -> Batch:
     """A batch of the config's sizes: black frames, sentences of ``EXPRESSION_TOKENS``, as many as may be drawn."""
     context, query, count = config.frames.num_context, config.frames.num_query, config.data.expressions_per_video
+    frame_HW3 = np.zeros((*FRAME_SIZE, 3), np.uint8)
+    pixels = np.stack([prepare(frame_HW3)] * (context + query))
     sample = TrainSample(
-        context_pixels=np.zeros((context, crop_side, crop_side, 3), np.uint8),
-        query_pixels=np.zeros((query, crop_side, crop_side, 3), np.uint8),
-        query_frames=np.zeros((query, *FRAME_SIZE, 3), np.uint8),
+        context_pixels=pixels[:context],
+        query_pixels=pixels[context:],
+        query_frames=np.stack([frame_HW3] * query),
         conversations=[_conversation(context, query, tokens_per_frame, 1 + row) for row in range(count)],
         target_masks=[np.zeros((query, *FRAME_SIZE), np.uint8)] * count,
         object_keys=[],
@@ -217,7 +220,7 @@ def trace_micro_batch(config: TrainConfig, num_videos: int, checkpointing: bool)
     if checkpointing:
         glus.mllm.checkpoint_gradients()
     weights = {name: weight for name, weight in config.loss.weights.items() if name in TERMS}
-    batch = example_batch(config, glus.mllm.tokens_per_frame, glus.mllm.clip.image_size, num_videos)
+    batch = example_batch(config, glus.mllm.tokens_per_frame, glus.mllm.prepare, num_videos)
     with LikeOnGpu(), torch.device("meta"):
         return count_costs(glus, GlusObjective(weights, seg_id=0), batch.to("meta"))
 
@@ -231,13 +234,7 @@ def count_costs(glus: Glus, objective: GlusObjective, batch: Batch) -> Trace:
     counter = CostCounter(batch.rows.input_ids_BL.device)
     counter.ignore([*glus.parameters(), *glus.buffers()])
     hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in glus.parameters() if p.requires_grad]
-    sam = glus.segmenter.sam
-    parts: dict[str, tuple[nn.Module, ...]] = {
-        CLIP: (glus.mllm.clip,),
-        LLM: (glus.mllm.llama.model,),
-        IMAGE_ENCODER: (sam.image_encoder,),
-        DECODER: (sam.memory_encoder, sam.sam_mask_decoder.transformer),
-    }
+    parts = {**{part: (module,) for part, module in glus.mllm.stages.items()}, **glus.segmenter.stages}
     for part, modules in parts.items():
         for module in modules:
             hooks.append(module.register_forward_pre_hook(counter.switch(part)))

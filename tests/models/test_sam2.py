@@ -336,7 +336,8 @@ def test_memory_gradient_flows_through_frozen_modules(segmenter: Sam2Segmenter) 
 
 def test_identity_gamma_silences_the_fuser(segmenter: Sam2Segmenter) -> None:
     (before,) = _encoded(segmenter, 1)
-    segmenter.set_fuser_identity()
+    segmenter.is_fuser_identity = True
+    segmenter.complete()
     fuser = segmenter.sam.memory_encoder.fuser
     x = torch.randn(1, 32, 4, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(fuser(x), x, rtol=0, atol=1e-4)

@@ -31,7 +31,9 @@ from glus.inference.asking import Pass
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.models.build import build_random
 from glus.models.glus import Glus, segment_step
+from glus.models.mllm.llava import llava_of
 from glus.models.segmenter import upsample_masks
+from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.scene import Scene, generate_scene
 from glus.tokens import Vocabulary
 from glus.types import ObjectKey
@@ -226,7 +228,8 @@ def make_inputs(
 
 def count_tokens(inputs: Sequence[Inputs]) -> int:
     """Tokens that the LLM sees in ours, padding not counted."""
-    return sum(one.batch.rows.paths_NC.unique().numel() for one in inputs)
+    paths = [one.batch.rows.paths_NC for one in inputs]
+    return sum(len(path_NC.unique()) for path_NC in paths if path_NC is not None)
 
 
 def shared_forward(glus: Glus, inputs: Sequence[Inputs]) -> GlusOutput:
@@ -274,7 +277,9 @@ def _released_masks(glus: Glus, frames_FHWC: torch.Tensor, embeds_EQC: torch.Ten
 def counted(glus: Glus) -> Iterator[Counter[str]]:
     """Count what the modules of a model are asked to do while the context lasts."""
     counts: Counter[str] = Counter()
-    llama, sam = glus.mllm.llama, glus.segmenter.sam
+    llava, segmenter = llava_of(glus), glus.segmenter
+    assert isinstance(segmenter, Sam2Segmenter)
+    llama, sam = llava.llama, segmenter.sam
     first_layer = llama.model.layers[0].mlp.gate_proj
 
     def calls(tensor: torch.Tensor) -> int:
@@ -284,8 +289,8 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
         return tensor.shape[:-1].numel()
 
     watched: list[tuple[str, Any, Callable[[torch.Tensor], int]]] = [
-        ("CLIP images", glus.mllm.clip, len),
-        ("CLIP input bytes", glus.mllm.clip, lambda tensor: tensor.nbytes),
+        ("CLIP images", llava.clip, len),
+        ("CLIP input bytes", llava.clip, lambda tensor: tensor.nbytes),
         ("SAM2 images", sam.image_encoder, len),
         ("LLM tokens", first_layer, tokens),
         ("LLM calls", first_layer, calls),

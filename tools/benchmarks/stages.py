@@ -386,7 +386,7 @@ def plan(sizes: Sizes, folder: Path) -> Report:
     forget_peak(device)
     glus = build_random(config.model, device).train()
     glus.mllm.checkpoint_gradients(is_checkpointing)
-    batch = example_batch(config, glus.mllm.tokens_per_frame, glus.mllm.clip.image_size, sizes.videos).to(device)
+    batch = example_batch(config, glus.mllm.tokens_per_frame, glus.mllm.prepare, sizes.videos).to(device)
     objective = GlusObjective({"seg": 1.0, "bce": 2.0, "dice": 0.5}, seg_id=0)
     init_distributed(timeout_minutes=5)
     engine = Engine(glus, trainer, accumulation=1)

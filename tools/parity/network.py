@@ -25,6 +25,7 @@ from glus.models.pretrained import LoadedModel
 from glus.models.release import ReleaseCheckpoint, build_release, read_release
 from glus.models.release_layout import GLUS
 from glus.models.segmenter.sam2 import Sam2Segmenter
+from glus.models.weight_files import LazyTensor
 from glus.models.weights import IN_MEMORY, LoadReport, load, read_tensors
 from tools.parity.comparison import Record, read_record
 
@@ -90,11 +91,13 @@ def load_network(
     checkpoint.config.segmenter = replace(fixture.segmenter, fuser_gamma=gamma)
     checkpoint.config.memory.enabled = has_memory
     if seg_row_D is not None:
-        head_VD, seg_id = checkpoint.tensors[HEAD], checkpoint.vocabulary.seg_id
+        assert checkpoint.source is not None
+        tensors, seg_id = checkpoint.source.tensors, checkpoint.vocabulary.seg_id
+        head_VD = LazyTensor.of(tensors[HEAD]).read()
         if seg_row_D.shape != head_VD[seg_id].shape:
             raise ValueError(f"a row of the head is {tuple(head_VD[seg_id].shape)}, the recorded one {seg_row_D.shape}")
         row_1D = torch.from_numpy(seg_row_D)[None].to(head_VD.dtype)
-        checkpoint.tensors[HEAD] = head_VD.index_copy(0, torch.tensor([seg_id]), row_1D)
+        tensors[HEAD] = head_VD.index_copy(0, torch.tensor([seg_id]), row_1D)
     return build_release(checkpoint)
 
 
@@ -150,7 +153,9 @@ def silence_dropout(module: nn.Module) -> None:
 
 def sam2_tensors(glus: Glus) -> dict[str, torch.Tensor]:
     """State dict of SAM2 under sam2's own names."""
-    return glus.segmenter.sam.state_dict()
+    segmenter = glus.segmenter
+    assert isinstance(segmenter, Sam2Segmenter)
+    return segmenter.sam.state_dict()
 
 
 def make_tokenizer(model: LoadedModel) -> LlavaChat:

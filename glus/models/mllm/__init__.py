@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from glus.batch import TokenRows
+from glus.config import Quantization
 
 if TYPE_CHECKING:
     from glus.models.mllm.cache import Prefix
@@ -18,7 +20,7 @@ class Mllm(Protocol):
     """The seam where another family enters; a family is an ``nn.Module``. Training and inference call the
     same verbs."""
 
-    PARTS: Mapping[str, tuple[str, ...]]
+    PARTS: ClassVar[Mapping[str, tuple[str, ...]]]
     """What ``model.trainable`` may name of the family: part -> substrings of the names of its parameters."""
     width: int
     """D."""
@@ -26,10 +28,18 @@ class Mllm(Protocol):
     """P."""
     max_length: int
     """Tokens of a conversation that it can read."""
-    prepare: Callable[[np.ndarray], np.ndarray]
-    """A frame, (H, W, 3) uint8 RGB, on the CPU -> what travels to the device of it, uint8."""
-    dtype: torch.dtype
-    """Of states."""
+
+    @property
+    def prepare(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Makes of a frame, (H, W, 3) uint8 RGB, on the CPU what travels to the device of it, uint8."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of visual tokens and states."""
+
+    @property
+    def stages(self) -> Mapping[str, nn.Module]:
+        """The parts that costs are told apart by."""
 
     def see(self, pixels_F3ss: torch.Tensor) -> torch.Tensor:
         """Visual tokens (F, P, D) of prepared frames, channels first; under no_grad what is frozen."""
@@ -55,8 +65,14 @@ class Mllm(Protocol):
     def note_trained(self) -> None:
         """To be called when ``requires_grad`` of parameters has changed."""
 
-    def checkpoint_gradients(self) -> None:
-        """From now on, recompute each layer in the backward pass instead of keeping its activations."""
+    def checkpoint_gradients(self, on: bool = True) -> None:
+        """From now on, recompute each layer in the backward pass instead of keeping its activations; or no more."""
 
     def compile_layers(self) -> None:
         """From now on, each layer runs compiled in training; names of tensors stay."""
+
+    def quantize(self, quantization: Quantization, device: torch.device) -> Callable[[str, torch.Tensor], torch.Tensor]:
+        """Make room for projections in fewer bits; returns what makes of a weight, by its name, what is held."""
+
+    def complete(self, device: torch.device) -> None:
+        """Give the last tensors their values, which come from no file but follow from what was loaded."""

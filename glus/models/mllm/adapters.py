@@ -82,7 +82,7 @@ def split_head(llama: LlamaForCausalLM, ids: Sequence[int]) -> None:
 
 
 def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, targets: list[str]) -> None:
-    """Put LoRA adapters into the named projections, in place; the module names of the LLM stay.
+    """Put LoRA adapters with their first values into the named projections, in place; the LLM's module names stay.
 
     Args:
         rank: rank of the adapters.
@@ -91,9 +91,16 @@ def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, tar
         targets: names of linear layers, such as ``q_proj``.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
 
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
     inject_adapter_in_model(config, llama)
+    for layer in (module for module in llama.modules() if isinstance(module, LoraLayer)):
+        for name, down in layer.lora_A.items():
+            if down.weight.is_meta:  # peft leaves adapters there with the layers they adapt
+                down.to_empty(device="cpu")
+                layer.lora_B[name].to_empty(device="cpu")
+                layer.reset_lora_parameters(name, init_lora_weights=True)
 
 
 def plain_names(module: nn.Module) -> dict[str, str]:

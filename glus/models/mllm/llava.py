@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +15,8 @@ from torch import nn
 
 from glus import compat, distributed
 from glus.batch import TokenRows
+from glus.config import Quantization
+from glus.models.mllm.adapters import NewRows, Quantizer, check_quantization
 from glus.models.mllm.attention import NAME, PackedRows, additive_mask, attend
 from glus.tokens import IMAGE_ID
 
@@ -247,6 +249,30 @@ class Llava(nn.Module):
         hidden_BLD = self._run(embeds_BLD, rows.position_ids_BL, **options)
         prefix = options["past_key_values"].prefix if keep else None
         return hidden_BLD.flatten(0, 1).index_select(0, rows.reads_R), prefix
+
+    @property
+    def stages(self) -> Mapping[str, nn.Module]:
+        """See ``Mllm``."""
+        return {"CLIP": self.clip, "LLM": self.llama.model}
+
+    def quantize(self, quantization: Quantization, device: torch.device) -> Callable[[str, torch.Tensor], torch.Tensor]:
+        """See ``Mllm``.
+
+        Raises:
+            ValueError: they cannot be here, or they are trained.
+        """
+        check_quantization(quantization, device)
+        return Quantizer(self.llama, quantization, device).pack
+
+    def complete(self, device: torch.device) -> None:
+        """See ``Mllm``: CLIP's position ids, and rows of the tables that are trained apart."""
+        embeddings = self.clip.vision_model.embeddings
+        if embeddings.position_ids.is_meta:
+            positions = torch.arange(embeddings.num_positions, device=device).expand_as(embeddings.position_ids)
+            embeddings.register_buffer("position_ids", positions, persistent=False)
+        for module in self.llama.modules():
+            if isinstance(module, NewRows) and module.new_rows.is_meta:
+                module.reset()
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """See ``Mllm``."""

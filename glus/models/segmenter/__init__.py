@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 class Segmenter(Protocol):
@@ -16,15 +17,22 @@ class Segmenter(Protocol):
     those of one frame stand for any number of rows. Memories are plain tensors with a leading row dimension.
     """
 
-    PARTS: Mapping[str, tuple[str, ...]]
+    PARTS: ClassVar[Mapping[str, tuple[str, ...]]]
     """What ``model.trainable`` may name of the family: part -> substrings of the names of its parameters."""
-    NEVER_UPDATED: Sequence[str]
+    NEVER_UPDATED: ClassVar[tuple[str, ...]]
     """Names of parameters that are declared trainable, as released, yet never learn."""
     width: int
     """C: of prompts."""
-    dtype: torch.dtype
     multimask_fallback: bool
     """Whether inference is to decode with the fallback."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+
+    @property
+    def stages(self) -> Mapping[str, tuple[nn.Module, ...]]:
+        """The parts that costs are told apart by."""
 
     def prepare_frames(self, frames_FHWC: torch.Tensor) -> torch.Tensor:
         """Frames, uint8 RGB on the device, as ``encode_frames`` takes them."""
@@ -43,6 +51,9 @@ class Segmenter(Protocol):
 
     def step_bytes(self, num_memories: int, size: tuple[int, int]) -> int:
         """Bytes that one row takes, at most, while a frame of ``size`` (H, W) is conditioned, decoded and memorised."""
+
+    def complete(self) -> None:
+        """Set what comes from no file; again after weights have been loaded."""
 
     def note_trained(self) -> None:
         """To be called when ``requires_grad`` of parameters has changed."""

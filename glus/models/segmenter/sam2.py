@@ -187,6 +187,7 @@ class Sam2Segmenter(nn.Module):
         multimask_fallback: whether inference is to ``decode`` with the fallback; it changes nothing here.
         memory_gradient: let gradients flow from frame to frame: through stored memories, and through memory attention
             and memory encoder though they are frozen.
+        is_fuser_identity: keep the memory encoder's fuser at the layer scale ``IDENTITY_GAMMA``.
     """
 
     PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -195,7 +196,7 @@ class Sam2Segmenter(nn.Module):
         "memory": ("segmenter.sam.memory_attention.", "segmenter.sam.memory_encoder.", "segmenter.sam.no_mem_embed"),
         "prompt_encoder": ("segmenter.sam.sam_prompt_encoder.",),
     }
-    NEVER_UPDATED = (
+    NEVER_UPDATED: ClassVar[tuple[str, ...]] = (
         f"{_DECODER}conv_s0.",
         f"{_DECODER}conv_s1.",
         f"{_DECODER}iou_prediction_head.",
@@ -206,13 +207,21 @@ class Sam2Segmenter(nn.Module):
     with the image encoder, under no_grad while that is frozen, and the other heads' outputs reach no loss. Without
     ``trainer.weight_decay`` (0, as released) they keep their values; with it they shrink, as what learns does."""
 
-    def __init__(self, sam: nn.Module, multimask_fallback: bool, memory_gradient: bool = False):
+    def __init__(
+        self,
+        sam: nn.Module,
+        multimask_fallback: bool,
+        memory_gradient: bool = False,
+        is_fuser_identity: bool = False,
+    ):
         super().__init__()
         self.sam: Any = sam
         self.multimask_fallback = multimask_fallback
         self.memory_gradient = memory_gradient
+        self.is_fuser_identity = is_fuser_identity
         self.image_size: int = sam.image_size  # type: ignore[assignment]
         self.width: int = sam.hidden_dim  # type: ignore[assignment]
+        self.complete()
         self.note_trained()
 
     def note_trained(self) -> None:
@@ -374,11 +383,20 @@ class Sam2Segmenter(nn.Module):
         click = mean * math.sqrt(self.width / 2) + encoder.point_embeddings[1].weight  # |(sin, cos)|^2 sums to C / 2
         return torch.where(area > 0, click, encoder.not_a_point_embed.weight)
 
-    def set_fuser_identity(self) -> None:
-        """Reset the layer scales of the memory encoder's fuser, as the released evaluator (unknowingly) does."""
+    def complete(self) -> None:
+        """See ``Segmenter``; the fuser's scales are what the released evaluator (unknowingly) resets."""
         with torch.no_grad():
-            for layer in self.sam.memory_encoder.fuser.layers:
+            for layer in self.sam.memory_encoder.fuser.layers if self.is_fuser_identity else ():
                 layer.gamma.fill_(IDENTITY_GAMMA)
+
+    @property
+    def stages(self) -> Mapping[str, tuple[nn.Module, ...]]:
+        """See ``Segmenter``; the decoder also computes outside its modules, up to the losses."""
+        sam = self.sam
+        return {
+            "SAM2 image encoder": (sam.image_encoder,),
+            "SAM2 memory and decoder": (sam.memory_encoder, sam.sam_mask_decoder.transformer),
+        }
 
     def _memory_grad(self) -> torch.autograd.grad_mode.set_grad_enabled:
         is_wanted = self.memory_gradient or self._memory_is_trained or self._encoder_is_trained
