@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from glus.batch import Conversation
+from glus.data.chat.tree import separate_rows
 from glus.models.build import trainable_names
 from glus.models.pretrained import LoadedModel, load_model, save_model
 from tests.merging import merge_lora
@@ -32,9 +35,10 @@ def _masks(model: LoadedModel) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 60, (2, 12), generator=generator)
     frames = torch.randint(0, 256, (2, 48, 56, 3), generator=generator, dtype=torch.uint8)
-    nowhere, visual = torch.zeros(0, dtype=torch.int64), torch.zeros(0, model.glus.mllm.width)
+    conversations = [Conversation(row, np.array([10, 11])) for row in ids.numpy()]
     with torch.no_grad():
-        embeds, _ = model.glus.answer(model.glus.mllm.states(ids, nowhere, visual)[:, 10:])
+        states_RD, _ = model.glus.mllm.states(separate_rows(conversations, 0), torch.zeros(0, model.glus.mllm.width))
+        embeds, _ = model.glus.answer(states_RD.unflatten(0, (2, 2)))
         return model.glus.segment_clip([frames], torch.tensor([0, 0]), embeds)
 
 

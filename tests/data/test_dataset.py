@@ -172,7 +172,7 @@ def test_loader_gives_the_asked_samples_in_order_with_any_number_of_workers(toke
         expected = [name for number in numbers for name in mixture[number].names]
         first, second = next(alone), next(with_workers)
         assert first.names == second.names == expected
-        torch.testing.assert_close(first.input_ids, second.input_ids)
+        torch.testing.assert_close(first.rows.input_ids_BL, second.rows.input_ids_BL)
         torch.testing.assert_close(first.query_pixels, second.query_pixels)
     assert torch.equal(state, torch.get_rng_state())
 

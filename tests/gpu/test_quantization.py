@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from glus.config import Precision, Quantization, SettingsConfig
 from glus.models.mllm.adapters import Quantizer, add_lora
@@ -23,7 +23,7 @@ FEWER_BYTES = {Quantization.int8: 1.9, Quantization.nf4: 3.4}
 """How many times smaller a bfloat16 projection becomes at least (4 bits also keep a scale per 64 values)."""
 
 
-def _llama() -> LlamaForCausalLM:
+def _llama() -> Any:
     torch.manual_seed(0)
     llama = build_llama(SIZES, vocab_size=64).bfloat16()
     add_lora(llama, 4, 8, 0.0, ["q_proj", "v_proj"])
@@ -33,12 +33,12 @@ def _llama() -> LlamaForCausalLM:
     return llama.bfloat16().to(DEVICE)
 
 
-def _states(llama: LlamaForCausalLM) -> torch.Tensor:
+def _states(llama: Any) -> torch.Tensor:
     ids = torch.arange(1, 41, device=DEVICE).view(2, 20)
     return llama.model(input_ids=ids, use_cache=False).last_hidden_state
 
 
-def _bytes(llama: LlamaForCausalLM) -> int:
+def _bytes(llama: Any) -> int:
     return sum(p.nbytes for n, p in llama.model.layers.named_parameters() if "_proj" in n and "lora" not in n)
 
 

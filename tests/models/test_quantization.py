@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from glus.config import Quantization, SettingsConfig
-from glus.models import build
+from glus.models.mllm import llava
 from glus.models.mllm.adapters import Quantizer, check_quantization
 from glus.models.mllm.llava import build_llama
 from glus.models.pretrained import LoadedModel, build_glus, load_model, merged_tensors, save_model
@@ -74,7 +74,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> None:
         Linear4bit=Linear4bit, Linear8bitLt=Linear8bitLt, Params4bit=Params4bit, Int8Params=Int8Params
     )
     monkeypatch.setitem(sys.modules, "bitsandbytes", module)
-    monkeypatch.setattr(build, "check_quantization", lambda quantization, device: None)
+    monkeypatch.setattr(llava, "check_quantization", lambda quantization, device: None)
     monkeypatch.setattr(Packed, "most_alive", 0)
 
 

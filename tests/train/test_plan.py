@@ -99,10 +99,10 @@ def test_published_counts() -> None:
     assert parts["clip"][1] == parts["image_encoder"][1] == 0
     assert sizes.projections == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     batch = example_batch(config, glus.mllm.tokens_per_frame, prepare=lambda frame: frame[:8, :8], num_videos=1)
-    (alone,) = {len(conversation.input_ids) for conversation in unpack_conversations(batch)}
+    (alone,) = {len(conversation.input_ids) for conversation in unpack_conversations(batch.rows)}
     assert alone == 309 + 4 * (92 + 10)  # what all have, and four turns, each with its frame
     packed = alone + 2 * (alone - 309 - 66)  # which begin with the same frame
-    assert batch.input_ids.shape[1] == packed + -packed % LENGTH_MULTIPLE
+    assert batch.rows.input_ids_BL.shape[1] == packed + -packed % LENGTH_MULTIPLE
 
 
 def _lines(config: TrainConfig, traces: dict[bool, Trace], gpus: int = 4, **trainer: object) -> dict[str, float]:

@@ -98,8 +98,8 @@ def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, tar
     for layer in (module for module in llama.modules() if isinstance(module, LoraLayer)):
         for name, down in layer.lora_A.items():
             if down.weight.is_meta:  # peft leaves adapters there with the layers they adapt
-                down.to_empty(device="cpu")
-                layer.lora_B[name].to_empty(device="cpu")
+                down.to_empty(device=torch.get_default_device())
+                layer.lora_B[name].to_empty(device=torch.get_default_device())
                 layer.reset_lora_parameters(name, init_lora_weights=True)
 
 
