@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from glus.config import DataConfig, DatasetConfig, FramesConfig, MixtureItem, QuerySampling, TrainConfig, load_config
 from glus.data.chat.llava import LlavaChat
 from glus.data.loader import build_loader, build_mixture
+from glus.models.mllm.llava import clip_crop
 from glus.tokens import Vocabulary
 from tests.data.test_readers import check_reading
 from tests.layouts import SIZE, WRITERS, Written
