@@ -9,7 +9,7 @@
 #   REPRODUCE_SCORE      splits that are scored here
 #   REPRODUCE_SUBMIT     splits that a server scores: a zip for each
 #   REPRODUCE_KEY_FRAMES empty: sentences start at the first frame; self: where the trained model chooses; a folder:
-#                        where its <split>.json says, in the published format (README, Key frames)
+#                        where its <split>.json says, in the published format (scripts/README.md, Key frames)
 #   REPRODUCE_PATHS      overrides for every program: paths.data=... paths.weights=...
 #   REPRODUCE_TRAIN      more overrides for training: hardware=gpu8 trainer.wandb.enabled=true
 #   REPRODUCE_SPLIT      more overrides for programs that read a split: dataset.root=...

@@ -1,17 +1,28 @@
-"""Every command of the README is read from it and run: small where it runs, as a dry run where it launches."""
+"""The READMEs tell the truth: commands run (small, or dry where they launch), what they name exists, call trees are real."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from glus.pictures import write_movie
 from tests.programs import ROOT, run
+
+FRONT = ROOT / "README.md"
+FOLDERS = ("configs", "scripts", "tools", "tests", "glus", "assets/glus_shapes")
+READMES = (FRONT, *(ROOT / folder / "README.md" for folder in FOLDERS))
+GIVEN = ROOT / "tests" / "parity" / "recorded"
+"""Its README came with the recorded numbers."""
+MAX_LINES, MAX_WORDS, MAX_GLOSSARY = 150, 900, 25
 
 TINY = {
     "tools/make_shapes.py": ["--train-videos", "3", "--valid-videos", "2", "--num-frames", "8"],
@@ -34,19 +45,32 @@ TINY = {
 """Program -> what makes its command small."""
 COMPOSED = ("glus_s", "glus_a", "mevis_valid_u", "mevis_valid")
 """Commands that name these need data nobody can download here: their configuration is composed, nothing is run."""
-RUN_ELSEWHERE = ("tools/check_parity.py", "tools/qualify.py")
-"""Minutes long: tests/parity and tests/test_qualify.py run what the commands run."""
+RUN_ELSEWHERE = {
+    "tools/check_parity.py": "tests/parity/test_recorded.py",
+    "tools/qualify.py": "tests/test_qualify.py",
+    "tools/convert_weights.py": "tests/test_convert_weights.py",
+    "tools/benchmark_scoring.py": "tests/evaluation/test_benchmark_scoring.py",
+    "tools/benchmark_inference.py": "tests/inference/test_benchmark.py",
+    "tools/benchmark_training.py": "tests/test_benchmark_training.py",
+}
+"""Program that takes minutes, or a checkpoint -> the tests that run what its commands run."""
+CALLED_BY_INSTANCE = ("__call__", "__getitem__", "forward")
+"""Methods that nobody calls by their names."""
 
 
-def commands() -> list[str]:
-    """Lines of all bash blocks."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+# -------------------------------------------------------------------------------------------------- what they say
 
 
-def python_blocks() -> list[str]:
-    """What stands in Python blocks."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def blocks(readme: Path, language: str) -> list[str]:
+    """What stands in the fenced blocks of a language; "" for those without one."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", readme.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [block for name, block in fences if name == language]
+
+
+def commands(*readmes: Path) -> list[str]:
+    """Lines of all bash blocks, each once."""
+    lines = [line for readme in readmes or READMES for block in blocks(readme, "bash") for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line.strip()))
 
 
 def program(command: str) -> str:
@@ -74,16 +98,78 @@ def check(command: list[str], folder: Path) -> None:
     assert as_it_should, f"{shlex.join(command)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 
+# -------------------------------------------------------------------------------------------------- as a whole
+
+
+def test_every_readme_is_read() -> None:
+    tops = [*(folder.split("/")[0] for folder in FOLDERS), ".ci"]
+    found = {FRONT, *(readme for top in dict.fromkeys(tops) for readme in (ROOT / top).rglob("README.md"))}
+    assert found == {*READMES, GIVEN / "README.md"}
+
+
+def test_the_front_page_is_short() -> None:
+    text = FRONT.read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    assert len(text.split()) <= MAX_WORDS
+
+
 def test_every_program_is_known() -> None:
-    assert commands()[:2] == ["bash scripts/quickstart.sh", "bash scripts/test.sh"]
+    assert "bash scripts/quickstart.sh" in commands(FRONT)
+    assert "bash scripts/test.sh" in commands(FRONT)
     for command in commands():
         assert (ROOT / program(command)).is_file(), command
         assert program(command).endswith(".sh") or program(command) in (*TINY, *RUN_ELSEWHERE), command
 
 
+def test_ci_runs_the_test_command() -> None:
+    assert "bash scripts/test.sh" in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_every_program_has_a_row() -> None:
+    """In the table of its folder's README; a launcher or a pair may share one, as ``a_{b,c}.sh``."""
+    for folder in ("scripts", "tools"):
+        readme = ROOT / folder / "README.md"
+        rows = [line.split("|")[1] for line in readme.read_text().splitlines() if line.startswith("| `")]
+        named = {name for row in rows for word in re.findall(r"`([^`]+)`", row) for name in spelled_out(word)}
+        programs = {path.name for path in (ROOT / folder).iterdir() if path.suffix in (".py", ".sh")}
+        assert programs - named <= {"reproduce.sh"}, readme  # which the two others call
+
+
+def spelled_out(word: str) -> list[str]:
+    """``a_{b,c}.sh`` -> a_b.sh, a_c.sh."""
+    braces = re.fullmatch(r"(.*)\{(.*)\}(.*)", word)
+    return [braces[1] + one + braces[3] for one in braces[2].split(",")] if braces else [word]
+
+
+# -------------------------------------------------------------------------------------------------- commands
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.sh")))
 def test_shell_scripts_parse(script: str) -> None:
     check(["bash", "-n", str(ROOT / "scripts" / script)], ROOT)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if program(c).endswith(".sh")])
+def test_shell_scripts_know_their_variables(command: str) -> None:
+    sources = [path.read_text() for path in (ROOT / "scripts").glob("*.sh")]
+    for name in re.findall(r"\b([A-Z_]+)=", command):
+        assert any(name in source for source in sources), f"{command}: no script reads {name}"
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if program(c) in RUN_ELSEWHERE])
+def test_options_of_commands_that_are_run_elsewhere_exist(command: str) -> None:
+    assert (ROOT / RUN_ELSEWHERE[program(command)]).is_file()
+    source = "".join(path.read_text() for path in (ROOT / "tools").rglob("*.py"))
+    for option in (word for word in arguments(command) if word.startswith("--")):
+        assert f'"{option}"' in source, command
+
+
+@pytest.mark.parametrize("name", sorted({program(c) for c in commands() if program(c).endswith(".py")}))
+def test_programs_find_what_lies_beside_them(name: str) -> None:
+    """Not only in tests, where the root is on the path: scripts and tools are not installed."""
+    source = (ROOT / name).read_text()
+    needs_root = re.search(r"^(from|import) (tools|scripts)\b", source, re.MULTILINE) is not None
+    assert not needs_root or "if not __package__:" in source, f"{name}: sees no tools/ where it is run by its path"
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if is_composed(c) and program(c) in TINY])
@@ -106,10 +192,119 @@ def test_small_commands_run_in_order(tmp_path: Path) -> None:
     small = [c for c in commands() if program(c) in TINY and not is_composed(c)]
     order = ["make_shapes", "pretrain_towers", "experiment=shapes"]  # what the others need
     small.sort(key=lambda c: next((i for i, name in enumerate(order) if name in c), len(order)))
-    for block in python_blocks():
+    for block in (block for readme in READMES for block in blocks(readme, "python")):
         check([sys.executable, "-c", block], tmp_path)
     for command in small:
         check([sys.executable, str(ROOT / program(command)), *arguments(command), *TINY[program(command)]], tmp_path)
     assert (tmp_path / "outputs" / "shapes" / "summary.json").is_file()
     for folder in ("my_video", "in_python"):
         assert (tmp_path / "outputs" / folder / "summary.json").is_file()
+
+
+# -------------------------------------------------------------------------------------------------- names
+
+
+def anchors(readme: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", readme.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_links_lead_somewhere(readme: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", readme.read_text()):
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            file = readme.parent / name if name else readme
+            assert file.exists(), f"{readme}: {target}"
+            assert not anchor or anchor in anchors(file), f"{readme}: {target}"
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_files_that_are_named_exist(readme: Path) -> None:
+    """From the root, from the README's folder, or a bare name somewhere below that."""
+    for word in re.findall(r"`([\w./*{},-]+\.(?:py|sh|yaml))`", readme.read_text()):
+        for name in spelled_out(word):
+            found = [*ROOT.glob(name), *readme.parent.glob(name)] or readme.parent.rglob(name)
+            assert any(found), f"{readme}: {name}"
+
+
+class Line(NamedTuple):
+    """Of a call tree."""
+
+    depth: int
+    name: str
+    file: Path
+
+
+def trees(readme: Path) -> Iterator[list[Line]]:
+    """The call trees: lines of indented names, each with its file."""
+    for block in blocks(readme, ""):
+        found = [re.fullmatch(r"( *)(\S+) +(\S+\.py)(?: .*)?", line) for line in block.splitlines()]
+        if any(found):
+            assert all(found), f"not a line of a call tree:\n{block}"
+            yield [Line(len(m[1]), m[2], _file(readme, m[3])) for m in found if m]
+
+
+def _file(readme: Path, name: str) -> Path:
+    return ROOT / name if name.startswith("scripts/") else readme.parent / name
+
+
+@cache
+def definition(name: str, file: Path) -> str | None:
+    """The source of a function, class, method (``Class.method``) or constant of a file."""
+    text = file.read_text()
+    scope: ast.AST = ast.parse(text)
+    for piece in name.split("."):
+        inside = [node for node in ast.iter_child_nodes(scope) if piece in _defined(node)]
+        if not inside:
+            return None
+        scope = inside[0]
+    return ast.get_source_segment(text, scope)
+
+
+def _defined(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def test_call_trees_are_those_of_the_code() -> None:
+    """Each name is defined where the tree says, and named in the code of its parent."""
+    found = list(trees(ROOT / "glus" / "README.md"))
+    assert len(found) >= 3
+    for tree in found:
+        parents: list[Line] = []
+        for line in tree:
+            parents = [parent for parent in parents if parent.depth < line.depth]
+            assert definition(line.name, line.file), f"{line.file} has no {line.name}"
+            called = line.name.rpartition(".")[2]
+            if parents and called not in CALLED_BY_INSTANCE:
+                source = definition(parents[-1].name, parents[-1].file) or ""
+                assert re.search(rf"\b{called}\b", source), f"{parents[-1].name} does not name {line.name}"
+            parents.append(line)
+
+
+def test_a_false_call_tree_is_noticed() -> None:
+    file = ROOT / "glus" / "models" / "glus.py"
+    assert definition("Glus.forward", file)
+    assert definition("Glus.backward", file) is None
+    assert "segment_clip" not in (definition("Glus.answer", file) or "segment_clip")
+
+
+def test_the_glossary_is_short() -> None:
+    section = (ROOT / "glus" / "README.md").read_text().partition("\n## Glossary\n")[2].partition("\n## ")[0]
+    words = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert 0 < len(words) <= MAX_GLOSSARY
+
+
+def test_packages_and_letters_are_those_of_the_code() -> None:
+    """Every package of the library has a row, and every letter of ``batch.py``'s legend stands in the README."""
+    text = (ROOT / "glus" / "README.md").read_text()
+    packages = {path.parent for path in (ROOT / "glus").rglob("__init__.py")} - {ROOT / "glus"}
+    for package in packages:
+        assert f"| `{package.relative_to(ROOT / 'glus').as_posix()}/` |" in text
+    letters = set(re.findall(r"^``(\w(?: \w)?)``", (ROOT / "glus" / "batch.py").read_text(), flags=re.MULTILINE))
+    section = text.partition("\n## Shape letters\n")[2].partition("\n## ")[0]
+    assert {letter for pair in letters for letter in pair.split()} <= set(re.findall(r"`(\w)`", section))

@@ -1,4 +1,4 @@
-"""One config per row of the paper's tables, and the README's table says what the configs say."""
+"""One config per row of the paper's tables, and the table of configs/README.md says what the configs say."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def table() -> dict[str, list[str]]:
-    """Experiment -> the other cells of its row in the README."""
-    section = (ROOT / "README.md").read_text().partition("\n## Recipes\n")[2].partition("\n## ")[0]
+    """Experiment -> the other cells of its row in configs/README.md."""
+    section = (ROOT / "configs" / "README.md").read_text().partition("\n## Recipes\n")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
     return {cells[1].strip("`"): [cells[0], *cells[2:]] for cells in rows[2:]}
 

@@ -1,4 +1,4 @@
-"""Each ablation of the README trains and predicts: frame counts, sampling, memory, losses; so do other backbones."""
+"""Each ablation of configs/README.md trains and predicts: frames, sampling, memory, losses; so do other backbones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's example of one's own data: fine-tuning starts from the weights that it names."""
+"""The example of one's own data in configs/README.md: fine-tuning starts from the weights that it names."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from tests.programs import ROOT, run_program
 
 SMALL = ["trainer.steps=1", "trainer.micro_batch_size=2", "trainer.warmup_steps=1", "data.num_workers=0"]
-ANEW = [*(f"model.{part}weights=null" for part in ("", "mllm.clip.", "llm.", "segmenter.")), "output_dir=outputs/anew"]
+ANEW = [*(f"model.{part}weights=null" for part in ("", "clip.", "llm.", "segmenter.")), "output_dir=outputs/anew"]
 
 
 def commands() -> list[list[str]]:
-    section = (ROOT / "README.md").read_text().partition("\n## Your own data\n")[2].partition("\n## ")[0]
+    section = (ROOT / "configs" / "README.md").read_text().partition("\n## Your own data\n")[2].partition("\n## ")[0]
     (block,) = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)
     return [shlex.split(line)[1:] for line in block.splitlines()]
 
