@@ -263,9 +263,8 @@ def check_data(folder: Path, mixture: str) -> Iterator[Check]:
     for entry in load_mixture(mixture).defaults:
         (name,) = entry.values()
         root = _load(f"dataset/{name}.yaml", data=folder).root
-        yield check_path(
-            f"dataset {name}", root, f"see configs/README.md, then python tools/check_data.py dataset={name}"
-        )
+        advice = f"see configs/README.md, then python tools/check_data.py dataset={name}"
+        yield check_path(f"dataset {name}", root, advice)
 
 
 def check_path(name: str, path: str, advice: str) -> Check:

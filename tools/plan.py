@@ -2,7 +2,7 @@
 
     python tools/plan.py experiment=glus_s
     python tools/plan.py experiment=glus_s hardware=gpu1_24gb
-    python tools/plan.py experiment=glus_a hardware.num_gpus=8 hardware.gpu_memory_gb=40 trainer.zero_stage=3
+    python tools/plan.py experiment=glus_a hardware=gpu8 hardware.gpu_memory_gb=40 trainer.zero_stage=3
 
 Prints parameters by part, memory of one GPU by part with the formula of each line, operations of a step, and the
 settings to use. The network is built and run on the meta device, so that its own code is what is counted.
