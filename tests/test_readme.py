@@ -184,7 +184,6 @@ def test_launchers_run_dry(command: str, tmp_path: Path) -> None:
 
 def test_small_commands_run_in_order(tmp_path: Path) -> None:
     """The others, as a user would run them one after another, in an empty folder."""
-    (tmp_path / "outputs").mkdir()
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     frames = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), dtype=np.uint8)
     write_movie(tmp_path / "my_video.mp4", frames, frames_per_second=3)
