@@ -155,3 +155,19 @@ def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"key {twice!r} stands twice beside {', '.join(map(repr, keys[:3]))}, ...")
     return found
+
+
+def field(mapping: Any, key: str, kind: type, where: str) -> Any:
+    """``mapping[key]``, checked to be of type ``kind``."""
+    if not isinstance(mapping, dict) or not isinstance(mapping.get(key), kind):
+        found = type(mapping.get(key)).__name__ if isinstance(mapping, dict) and key in mapping else "nothing"
+        raise ValueError(f"{where}: expected a {kind.__name__} under {key!r}, found {found}")
+    return mapping[key]
+
+
+def whole_number(mapping: dict[str, Any], key: str, where: str) -> int:
+    """``mapping[key]`` as an int from 0; the file may have it as a number or as text."""
+    value = mapping.get(key)
+    if isinstance(value, bool) or not str(value).isdecimal():
+        raise ValueError(f"{where}: expected a whole number under {key!r}, found {value!r}")
+    return int(str(value))

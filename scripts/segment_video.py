@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glus.config import Precision, SettingsConfig
-from glus.inference.segment import MOVIE_FILE, SUMMARY_FILE, segment, summarize
+from glus.inference.segment import MOVIE_FILE, SUMMARY_FILE, segment, summarize_sentences
 from glus.log import setup_logging
 
 
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         show_progress=True,
         allow_cpu=arguments.allow_cpu,
     )
-    for sentence in summarize(segmentation):
+    for sentence in summarize_sentences(segmentation):
         print(
             f"{sentence['text']}: {len(segmentation.frames)} masks, {sentence['without_seg']} without [SEG], "
             f"{sentence['empty_masks']} empty: {arguments.output / sentence['folder']}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tools.benchmarks.report import count_operations
+from tools.benchmarks.measuring import count_operations
 
 
 def test_operations_of_attention_are_counted() -> None:

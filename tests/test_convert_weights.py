@@ -18,7 +18,7 @@ from glus.models.pretrained import LoadedModel, load_model, save_model
 from glus.models.weights import read_tensors
 from tests.conftest import load_release, tiny_segmenter
 from tests.released_layout import lisa_tensors, rewrite_weights, write_checkpoint
-from tools.convert_weights import convert, main, read_segmenter
+from tools.convert_weights import convert_weights, main, read_segmenter
 
 
 def test_a_published_glus_becomes_a_model_folder(
@@ -50,7 +50,7 @@ def test_stored_weights_may_be_rounded(released: Path, segmenter_file: Path, tmp
 def test_identity_is_a_setting_and_the_file_keeps_the_trained_scales(
     merged_glus: Glus, released: Path, tmp_path: Path
 ) -> None:
-    convert(str(released), tmp_path / "ours", tiny_segmenter(fuser_gamma=FuserGamma.identity))
+    convert_weights(str(released), tmp_path / "ours", tiny_segmenter(fuser_gamma=FuserGamma.identity))
     name = "segmenter.sam.memory_encoder.fuser.layers.0.gamma"
     assert torch.equal(load_file(tmp_path / "ours" / "model.safetensors")[name], merged_glus.state_dict()[name])
     loaded = load_model(tmp_path / "ours")
@@ -65,7 +65,7 @@ def test_identity_is_a_setting_and_the_file_keeps_the_trained_scales(
 
 @pytest.mark.parametrize("form", ["bin", "safetensors"])
 def test_there_and_back_gives_every_bit(released: Path, tmp_path: Path, form: str) -> None:
-    convert(str(released), tmp_path / "ours", tiny_segmenter())
+    convert_weights(str(released), tmp_path / "ours", tiny_segmenter())
     size = 200_000
     arguments = ["--to-release", "--weights", str(tmp_path / "ours"), "--output", str(tmp_path / "back")]
     main([*arguments, "--format", form, "--shard-gb", str(size / 1e9)])
@@ -85,7 +85,7 @@ def test_there_and_back_gives_every_bit(released: Path, tmp_path: Path, form: st
 def test_a_folder_in_the_released_layout_is_complete(merged_glus: Glus, released_copy: Path, tmp_path: Path) -> None:
     """With its CLIP inside, and all that the authors' config.json states of sizes and tokens."""
     stated = json.loads((released_copy / "config.json").read_text())
-    convert(str(released_copy), tmp_path / "ours", tiny_segmenter())
+    convert_weights(str(released_copy), tmp_path / "ours", tiny_segmenter())
     main(["--to-release", "--weights", str(tmp_path / "ours"), "--output", str(tmp_path / "back")])
     shutil.rmtree(released_copy.parent)
     again = load_release(tmp_path / "back", tiny_segmenter()).glus

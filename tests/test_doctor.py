@@ -19,7 +19,7 @@ LOCK = {"torch": "2.13.0", "numpy": "2.3.0"}
 LOCK_FILES = sorted(ROOT.glob("requirements-py*.lock"))
 
 
-def versions(**found: str) -> list[doctor.Check]:
+def versions(**found: str) -> list[doctor.Finding]:
     def installed(name: str) -> str:
         if name not in found:
             raise importlib.metadata.PackageNotFoundError(name)
@@ -64,7 +64,7 @@ def test_a_machine_without_gpu_is_reported_and_does_not_fail(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (gpu,) = doctor.check_gpu(None, REQUIREMENTS[0])
     assert (gpu.found, gpu.verdict) == ("none", "ok")
-    assert doctor.check_quantization().verdict == "FAIL"  # asked for, and impossible
+    assert doctor.check_bitsandbytes().verdict == "FAIL"  # asked for, and impossible
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
     for check in doctor.check_room(tmp_path, "refvos_s", num_gpus=0):
         assert check.verdict == "note"

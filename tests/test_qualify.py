@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glus.config.hardware import nominal_tflops
+from glus.config import nominal_tflops
 from tests.conftest import tiny_model_config
 from tests.programs import run_program
 from tools import qualify
-from tools.benchmarks import plain, report, stages
-from tools.benchmarks.stages import STAGES, Sizes, choose_sizes, run_stage
+from tools.benchmarks import measuring, plain, stages
+from tools.benchmarks.stages import MACHINE_TESTS, Sizes, choose_sizes, run_stage
 
 TINY = Sizes(videos=1, procedures=("ours",), predictions=((2, 4),), frame_size=(64, 64), plain_frames=2, mask_videos=1)
 
@@ -105,9 +105,8 @@ def test_a_step_of_a_run_is_measured(tmp_path: Path) -> None:
 
 
 def test_the_plan_is_that_of_the_optimizer_in_use(random_sizes: Sizes) -> None:
-    from glus.config import TrainConfig, TrainerConfig
+    from glus.config import BUCKET_NUMBERS, TrainConfig, TrainerConfig
     from glus.models.pretrained import build_glus
-    from glus.train.optim import BUCKET_NUMBERS
     from glus.train.plan import trace_micro_batch
 
     config = TrainConfig(model=plain.model_config(""), trainer=TrainerConfig(steps=1), output_dir="")
@@ -202,7 +201,7 @@ def test_peaks_of_cards(card: str, expected: float | None) -> None:
     [(16, "tiny", 1, "ours"), (24, "glus_7b", 1, "ours, checkpointing"), (80, "glus_7b", 2, "ours")],
 )
 def test_sizes_follow_the_card(gib: int, model: str, videos: int, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    properties = SimpleNamespace(total_memory=gib * report.GIB)
+    properties = SimpleNamespace(total_memory=gib * measuring.GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     sizes = choose_sizes(torch.device("cuda"))
     assert (sizes.model, sizes.videos, sizes.procedures[0]) == (model, videos, first)
@@ -215,10 +214,10 @@ def test_a_library_that_is_missing_leaves_a_stage_out(tmp_path: Path, monkeypatc
 
         return stage
 
-    monkeypatch.setitem(STAGES, "masks", without("hydra.core"))
+    monkeypatch.setitem(MACHINE_TESTS, "masks", without("hydra.core"))
     record = run_stage("masks", tmp_path, Sizes())
     assert (record["verdict"], record["reason"]) == ("absent", "hydra.core is not installed")
-    monkeypatch.setitem(STAGES, "masks", without("glus.models.gone"))
+    monkeypatch.setitem(MACHINE_TESTS, "masks", without("glus.models.gone"))
     with pytest.raises(ModuleNotFoundError):
         run_stage("masks", tmp_path, Sizes())
 
@@ -263,7 +262,7 @@ class Machine:
         return 0
 
 
-ALL = list(STAGES)
+ALL = list(MACHINE_TESTS)
 
 
 def read_page(folder: Path) -> str:

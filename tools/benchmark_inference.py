@@ -34,22 +34,22 @@ from glus.config import Window
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
 from glus.types import FrameResult
-from tools.benchmarks.plain import BenchmarkVideo, build_predictor, counted, segment_plainly, token_bound
-from tools.benchmarks.report import (
+from tools.benchmarks.measuring import (
     Report,
     Table,
-    at_most,
     card_tflops,
     case_table,
     command_line,
     count_operations,
     finish,
     forget_peak,
+    goal_at_most,
     in_turns,
     matmul_tflops,
     median_ratio,
     peak_memory,
 )
+from tools.benchmarks.plain import BenchmarkVideo, build_predictor, counted, segment_plainly, token_bound
 
 NEAR_THRESHOLD = 1e-4
 """Mask logits closer to 0 than this may fall on either side when sums are taken in another order."""
@@ -57,7 +57,7 @@ EARLY_FRAME = 200
 """The frame whose peak memory the peak at the last frame is compared with."""
 
 
-class Run(NamedTuple):
+class PredictionRun(NamedTuple):
     """What a procedure gave, what it asked of the model, and the peak memory until then."""
 
     results: list[Any]
@@ -65,7 +65,7 @@ class Run(NamedTuple):
     peak_bytes: int
 
 
-def compare(
+def compare_procedures(
     predictor: VideoPredictor,
     video: BenchmarkVideo,
     num_expressions: int,
@@ -123,7 +123,7 @@ def compare(
     } | ({"nominal_mfu": speed / nominal} if (nominal := card_tflops(device)) else {})
 
 
-def list_counts(ours: Run, clips: Run, plain: Run, scale: float) -> dict[str, Any]:
+def list_counts(ours: PredictionRun, clips: PredictionRun, plain: PredictionRun, scale: float) -> dict[str, Any]:
     """What each procedure asked of the model, the plain one if it had answered everything."""
     return {
         "clip_encodes": ours.counts["CLIP images"],
@@ -137,13 +137,13 @@ def list_counts(ours: Run, clips: Run, plain: Run, scale: float) -> dict[str, An
 
 def list_procedures(
     predictor: VideoPredictor, video: BenchmarkVideo, texts: Sequence[str], few: Sequence[str], plain_frames: int
-) -> dict[str, Callable[[], Run]]:
+) -> dict[str, Callable[[], PredictionRun]]:
     """Ours, ours with windows of clips, and the plain procedure on ``few`` of the texts."""
     clips = with_window(predictor, Window.clips)
 
-    def run(segment: Callable[[], list[Any]]) -> Run:
+    def run(segment: Callable[[], list[Any]]) -> PredictionRun:
         with counted(predictor.glus) as counts:
-            return Run(segment(), counts, peak_memory(predictor.device))
+            return PredictionRun(segment(), counts, peak_memory(predictor.device))
 
     return {
         "ours": lambda: run(lambda: list(predictor.segment(video, texts))),
@@ -207,7 +207,7 @@ def measure(options: argparse.Namespace) -> Report:
     predictor, place = build_predictor(options.size), (options.height, options.width)
     sizes = (options.expressions, options.plain_expressions, options.plain_frames, options.rounds, options.peak_tflops)
     values = {"size": options.size, "device": str(predictor.device)}
-    values |= compare(predictor, BenchmarkVideo(options.frames, *place), *sizes)
+    values |= compare_procedures(predictor, BenchmarkVideo(options.frames, *place), *sizes)
     if options.size == "tiny":
         values["jf_sliding"] = score_scenes(predictor, options.scenes)
         values["jf_clips"] = score_scenes(with_window(predictor, Window.clips), options.scenes)
@@ -216,8 +216,8 @@ def measure(options: argparse.Namespace) -> Report:
             early, late = pool.apply(peaks, (options.size, options.memory_frames, *place))
         values |= {"memory_frames": options.memory_frames, "memory_growth": late / early}
     far = values["pixels_that_differ_far_from_threshold"]
-    tables = tabulate({case_name(values): values})
-    return Report(tables, values, [at_most("masks differ from the plain procedure's in pixels", far, 0)])
+    tables = tabulate_prediction({case_name(values): values})
+    return Report(tables, values, [goal_at_most("masks differ from the plain procedure's in pixels", far, 0)])
 
 
 def case_name(measured: Mapping[str, Any]) -> str:
@@ -225,7 +225,7 @@ def case_name(measured: Mapping[str, Any]) -> str:
     return f"{measured['num_expressions']} sentences x {measured['num_frames']} frames"
 
 
-FIGURES = {
+PREDICTION_FIGURES = {
     "sentence-frames/s": "{frames_per_second:.1f}",
     "the same, plain procedure": "{plain_frames_per_second:.2f}",
     "times the plain procedure": "{frames_per_second_ratio:.1f}",
@@ -243,10 +243,10 @@ FIGURES = {
 }
 
 
-def tabulate(cases: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+def tabulate_prediction(cases: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     """Ratios, memory and stages, a column for each video; then what each procedure asked of the model."""
     stages = dict.fromkeys(stage for measured in cases.values() for stage in measured["seconds"])
-    rows = FIGURES | {f"seconds: {stage}": f"{{seconds[{stage}]:.2f}}" for stage in stages}
+    rows = PREDICTION_FIGURES | {f"seconds: {stage}": f"{{seconds[{stage}]:.2f}}" for stage in stages}
     tables = [case_table("Prediction", cases, rows)]
     for title, measured in cases.items():
         columns = {"ours": measured["counts"], "clips": measured["clips_counts"], "plain": measured["plain_counts"]}

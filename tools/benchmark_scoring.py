@@ -3,8 +3,14 @@
     python tools/benchmark_scoring.py --json scoring.json
 
 CPU time of one warm process without threads, the best of repeats, on pairs of blobs that cover 0.5-20 % of the frame.
-The official procedure is ``tools/benchmarks/davis.py``: numpy and cv2.dilate with the disk of
-skimage.morphology.disk, which is computed with numpy here. Its scores are compared with ours by ``==``.
+The official procedure is written here plainly, with numpy and cv2.dilate; the tests hold every faster way against it,
+and its scores are compared with ours by ``==``. Source: F. Perazzi et al., "A Benchmark Dataset and Evaluation
+Methodology for Video Object Segmentation" (CVPR 2016), as computed by the public davis2017-evaluation, which MeViS,
+Ref-YouTube-VOS and their relatives all reuse. Its quirks are part of the definition:
+
+- two empty masks agree perfectly (J = F = 1), so one false pixel in a frame without the object costs everything;
+- a mask that covers the whole image has no boundary, hence F = 1 against an empty mask and 0 against most others;
+- the tolerance of F grows with the image diagonal, so scores depend on the resolution they are computed at.
 
 End to end is a folder of PNG predictions scored against a ``mask_dict.json``. The official way is that of MeViS'
 eval_mevis.py: cv2.imread, pycocotools' decode, all masks of a video in an array, J and F frame by frame; ours is what
@@ -34,8 +40,7 @@ from glus.config import DatasetConfig, Layout
 from glus.data.rle import Size
 from glus.evaluation.packed import BitMasks, compare
 from glus.evaluation.score import score_predictions
-from tools.benchmarks.davis import plain_boundary_accuracy, plain_region_similarity
-from tools.benchmarks.report import (
+from tools.benchmarks.measuring import (
     Report,
     case_table,
     command_line,
@@ -45,6 +50,61 @@ from tools.benchmarks.report import (
 
 SHARES = (0.005, 0.2)
 """Smallest and largest share of the frame that an object covers."""
+
+
+# ---------------------------------------------------------------------------------------- official procedure
+
+
+def plain_region_similarity(prediction_HW: np.ndarray, target_HW: np.ndarray, void_HW: np.ndarray) -> float:
+    """J of one frame: intersection over union of two bool masks outside a bool void mask; 1 if both are empty."""
+    union = np.sum((prediction_HW | target_HW) & ~void_HW)
+    if union == 0:
+        return 1.0
+    return float(np.sum(prediction_HW & target_HW & ~void_HW) / union)
+
+
+def plain_boundary_accuracy(prediction_HW: np.ndarray, target_HW: np.ndarray, void_HW: np.ndarray) -> float:
+    """F of one frame: harmonic mean of precision and recall of the boundary pixels of two bool masks.
+
+    Void pixels (bool) are taken out of both masks before their boundaries are drawn. A boundary pixel matches if it
+    lies in the other boundary dilated by a disk; nothing comes from outside the image.
+    """
+    radius = int(np.ceil(0.008 * np.linalg.norm(target_HW.shape)))
+    prediction, target = plain_boundary(prediction_HW & ~void_HW), plain_boundary(target_HW & ~void_HW)
+    num_prediction, num_target = np.sum(prediction), np.sum(target)
+    if num_prediction == 0 or num_target == 0:
+        return float(num_prediction == num_target)
+    disk = plain_disk(radius)
+    dilated_prediction = cv2.dilate(prediction.astype(np.uint8), disk)
+    dilated_target = cv2.dilate(target.astype(np.uint8), disk)
+    precision = np.sum(prediction * dilated_target) / float(num_prediction)
+    recall = np.sum(target * dilated_prediction) / float(num_target)
+    if precision + recall == 0:
+        return 0.0
+    return float(2 * precision * recall / (precision + recall))
+
+
+def plain_boundary(mask_HW: np.ndarray) -> np.ndarray:
+    """bool map of the pixels of a bool mask that differ from their right, lower or lower right neighbour.
+
+    Neighbours outside the image are not compared, so the last row looks only right, the last column only down, and the
+    last pixel never counts.
+    """
+    east, south, south_east = np.zeros_like(mask_HW), np.zeros_like(mask_HW), np.zeros_like(mask_HW)
+    east[:, :-1] = mask_HW[:, 1:]
+    south[:-1, :] = mask_HW[1:, :]
+    south_east[:-1, :-1] = mask_HW[1:, 1:]
+    boundary = (mask_HW ^ east) | (mask_HW ^ south) | (mask_HW ^ south_east)
+    boundary[-1, :] = mask_HW[-1, :] ^ east[-1, :]
+    boundary[:, -1] = mask_HW[:, -1] ^ south[:, -1]
+    boundary[-1, -1] = False
+    return boundary
+
+
+def plain_disk(radius: int) -> np.ndarray:
+    """uint8 (2 radius + 1, 2 radius + 1): 1 where x^2 + y^2 <= radius^2, which is ``skimage.morphology.disk``."""
+    squares = np.arange(-radius, radius + 1) ** 2
+    return (squares[:, None] + squares[None, :] <= radius * radius).astype(np.uint8)
 
 
 # --------------------------------------------------------------------------------------------------- masks
@@ -80,7 +140,7 @@ def wobble(rng: np.random.Generator, angles: np.ndarray, strength: float) -> np.
     )
 
 
-def encode(masks_THW: np.ndarray) -> list[bytes]:
+def encode_masks(masks_THW: np.ndarray) -> list[bytes]:
     """COCO's compressed run-length code of each mask."""
     return [coco.encode(np.asfortranarray(mask_HW))["counts"] for mask_HW in masks_THW]
 
@@ -111,7 +171,7 @@ def time_in_memory(pairs: np.ndarray, seconds: float) -> dict[str, float]:
     """
     target, prediction = pairs
     bools, size = pairs.astype(bool), target.shape[1:]
-    codes = [[[code] for code in encode(masks)] for masks in (prediction, target)]
+    codes = [[[code] for code in encode_masks(masks)] for masks in (prediction, target)]
     packed = BitMasks.from_dense(prediction), BitMasks.from_dense(target)
     ours = {
         "dense": lambda: compare(BitMasks.from_dense(prediction), BitMasks.from_dense(target)),
@@ -173,7 +233,7 @@ def write_dataset(pairs: np.ndarray, root: Path) -> tuple[DatasetConfig, Path]:
     expression = {"exp": "the blob", "obj_id": [0], "anno_id": [0]}
     videos = {"video": {"vid_id": 0, "frames": frames, "expressions": {"0": expression}}}
     (split / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
-    masks = [{"size": size, "counts": code.decode()} for code in encode(pairs[0])]
+    masks = [{"size": size, "counts": code.decode()} for code in encode_masks(pairs[0])]
     (split / "mask_dict.json").write_text(json.dumps({"0": masks}))
     return DatasetConfig("blobs", Layout.mevis, str(root), "valid_u"), predictions
 
@@ -181,20 +241,20 @@ def write_dataset(pairs: np.ndarray, root: Path) -> tuple[DatasetConfig, Path]:
 # --------------------------------------------------------------------------------------------------- report
 
 
-KINDS = {"dense": "from dense masks", "rle": "from run-length codes", "packed": "already packed"}
+MASK_FORMS = {"dense": "from dense masks", "rle": "from run-length codes", "packed": "already packed"}
 
 
-def summarize(headline: str, in_memory: dict[str, dict[str, float]], end_to_end: dict[str, float]) -> Report:
+def report_speed(headline: str, in_memory: dict[str, dict[str, float]], end_to_end: dict[str, float]) -> Report:
     """All figures; how many times faster ours is (``*_ratio``) is at the headline's size."""
     for times in (*in_memory.values(), end_to_end):
-        ours = [kind for kind in (*KINDS, "ours") if f"{kind}_ms" in times]
+        ours = [kind for kind in (*MASK_FORMS, "ours") if f"{kind}_ms" in times]
         times |= {f"{kind}_ratio": times["official_ms"] / times[f"{kind}_ms"] for kind in ours}
     versions = {name: installed_version(name) for name in ("numpy", "opencv-python-headless", "numba")}
-    values: dict[str, Any] = {f"{kind}_ratio": in_memory[headline][f"{kind}_ratio"] for kind in KINDS}
+    values: dict[str, Any] = {f"{kind}_ratio": in_memory[headline][f"{kind}_ratio"] for kind in MASK_FORMS}
     values |= {"end_to_end_ratio": end_to_end["ours_ratio"], "headline": headline, "in_memory": in_memory}
     values |= {"end_to_end": end_to_end, "versions": {"python": platform.python_version(), **versions}}
     rows = {"official: numpy, cv2.dilate": "{official_ms:.2f}"}
-    rows |= {f"ours, {label}": f"{{{kind}_ms:.3f}} ({{{kind}_ratio:.1f}}x)" for kind, label in KINDS.items()}
+    rows |= {f"ours, {label}": f"{{{kind}_ms:.3f}} ({{{kind}_ratio:.1f}}x)" for kind, label in MASK_FORMS.items()}
     rows |= {"ours": "{ours_ms:.3f} ({ours_ratio:.1f}x)"}
     rows |= {"mean J, mean F of the masks": "{mean_j:.2f}, {mean_f:.2f}"}
     tables = [
@@ -227,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     in_memory = {size: time_in_memory(masks, options.seconds) for size, masks in pairs.items()}
     with tempfile.TemporaryDirectory() as folder:
         end_to_end = time_end_to_end(pairs[headline], Path(folder), options.seconds)
-    finish(summarize(headline, in_memory, end_to_end), options.json)
+    finish(report_speed(headline, in_memory, end_to_end), options.json)
 
 
 if __name__ == "__main__":

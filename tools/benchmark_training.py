@@ -29,25 +29,14 @@ if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from glus.batch import GlusOutput
+from glus.config import GIB
 from glus.data.chat.llava import LlavaChat
 from glus.losses.objective import GlusObjective
 from glus.models.glus import Glus
 from glus.models.mllm.llava import clip_crop
 from glus.shapes.scene import Scene, generate_scene
-from glus.train.optim import build_adamw
-from tools.benchmarks.plain import (
-    Inputs,
-    StandInVocabulary,
-    build_training,
-    count_tokens,
-    counted,
-    make_inputs,
-    released_forward,
-    shared_forward,
-    timed_verbs,
-)
-from tools.benchmarks.report import (
-    GIB,
+from glus.train.engine import build_adamw
+from tools.benchmarks.measuring import (
     Goal,
     Report,
     Table,
@@ -61,6 +50,17 @@ from tools.benchmarks.report import (
     median_ratio,
     peak_memory,
     synchronize,
+)
+from tools.benchmarks.plain import (
+    Inputs,
+    StandInVocabulary,
+    build_training,
+    count_tokens,
+    counted,
+    make_inputs,
+    released_forward,
+    shared_forward,
+    timed_verbs,
 )
 
 FRAME_SIZES = {"glus_tiny": 128, "glus_7b": 480}
@@ -210,7 +210,7 @@ def benchmark(options: argparse.Namespace) -> Report:
     }
     if "ours" in results:
         values |= {RATIOS[name]: median_ratio(seconds[name], seconds["ours"]) for name in RATIOS if name in results}
-    return Report(tabulate(values), values, compare_losses(results, values["dtype"]))
+    return Report(tabulate_training(values), values, compare_losses(results, values["dtype"]))
 
 
 def compare_losses(results: Mapping[str, Mapping[str, Any]], dtype: str) -> list[Goal]:
@@ -225,7 +225,7 @@ def compare_losses(results: Mapping[str, Mapping[str, Any]], dtype: str) -> list
     return goals
 
 
-ROWS = {
+PROCEDURE_FIGURES = {
     "samples (videos) per second": "{samples_per_second:.3f}",
     "seconds per step": "{seconds:.3f}",
     "LLM tokens per second": "{tokens_per_second:.0f}",
@@ -236,7 +236,7 @@ ROWS = {
     "MFU of the measured peak": "{mfu:.1%}",
     "peak memory, GiB": "{peak_gib:.2f}",
 }
-FIGURES = {
+COMPARED_FIGURES = {
     "samples per second, times plain": "{samples_per_second_ratio:.2f}",
     "samples per second, times as released": "{samples_per_second_ratio_to_released:.2f}",
     "LLM tokens at full size, plain": "{llm_tokens_full_size[plain]}",
@@ -246,13 +246,13 @@ FIGURES = {
 }
 
 
-def tabulate(values: Mapping[str, Any]) -> list[Table]:
+def tabulate_training(values: Mapping[str, Any]) -> list[Table]:
     """A column for each procedure; then how they compare."""
     procedures = values["procedures"]
     parts = dict.fromkeys(part for result in procedures.values() for part in result["part_seconds"])
-    rows = ROWS | {f"seconds: {part}": f"{{part_seconds[{part}]:.3f}}" for part in parts}
+    rows = PROCEDURE_FIGURES | {f"seconds: {part}": f"{{part_seconds[{part}]:.3f}}" for part in parts}
     title = f"Training, {values['settings']['videos']} videos a micro-batch"
-    return [case_table(title, procedures, rows), case_table("", {"value": values}, FIGURES)]
+    return [case_table(title, procedures, rows), case_table("", {"value": values}, COMPARED_FIGURES)]
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -25,10 +25,10 @@ from rich.progress import track
 from rich.table import Table
 
 from glus.config import CheckConfig, DatasetConfig, load_config
-from glus.data.check import Report, Row, check_dataset
+from glus.data.check import CheckRow, DataReport, check_dataset
 from glus.files import write_text
 
-MAX_LISTED = 5
+MAX_MESSAGES = 5
 """Problems of a kind that are printed; the JSON file has all."""
 
 
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
         write_text(Path(config.output), json.dumps(report.as_json(), indent=2) + "\n")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print_report(report, Console())
+    print_check(report, Console())
     print(Path(config.output))
     if report.num_errors:
         sys.exit(1)
@@ -59,7 +59,7 @@ def load_dataset(name: str) -> DatasetConfig:
     return load_config(CheckConfig, hydra.compose("check_data", [f"dataset={name}", *paths])).dataset
 
 
-def print_report(report: Report, console: Console) -> None:
+def print_check(report: DataReport, console: Console) -> None:
     """A row for every check, then the problems by kind."""
     dataset = report.dataset
     title = f"{dataset.name}: {dataset.layout.value} layout, split {dataset.split}, below {dataset.root}"
@@ -71,13 +71,13 @@ def print_report(report: Report, console: Console) -> None:
     for check, row in report.rows.items():
         for count, lines in _counts(row).items():
             console.print(f"{count} {check.value}")
-            for line in lines[:MAX_LISTED]:
+            for line in lines[:MAX_MESSAGES]:
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-            if len(lines) > MAX_LISTED:
-                console.print(f"  ... and {len(lines) - MAX_LISTED:,} more")
+            if len(lines) > MAX_MESSAGES:
+                console.print(f"  ... and {len(lines) - MAX_MESSAGES:,} more")
 
 
-def _counts(row: Row) -> dict[str, list[str]]:
+def _counts(row: CheckRow) -> dict[str, list[str]]:
     """Its errors and its warnings, where there are any, by how many there are."""
     kinds = (("red", "error", row.errors), ("yellow", "warning", row.warnings))
     return {

@@ -27,7 +27,7 @@ from tools.parity.replay_training import replay_training
 
 WIDTH = 200
 """Columns of the table where the output is no terminal."""
-PARTS = ("preprocess", "inference", "training", "metrics")
+RECORDED_PARTS = ("preprocess", "inference", "training", "metrics")
 """Folders of which at least one must be there."""
 
 
@@ -42,8 +42,8 @@ def replay(folder: Path) -> list[Row]:
             compare.
     """
     fixture = read_fixture(folder)
-    if not any((folder / part).is_dir() for part in PARTS):
-        raise FileNotFoundError(f"{folder} holds none of {', '.join(PARTS)}: there is nothing to compare")
+    if not any((folder / part).is_dir() for part in RECORDED_PARTS):
+        raise FileNotFoundError(f"{folder} holds none of {', '.join(RECORDED_PARTS)}: there is nothing to compare")
     rows: list[Row] = []
     replay_checkpoint(rows, fixture)
     replay_preprocess(rows, fixture)

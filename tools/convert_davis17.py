@@ -21,7 +21,7 @@ from typing import Any
 
 from glus.files import atomic_folder, write_text
 
-ANNOTATORS = {
+SENTENCE_FILES = {
     "Davis17_annot1.txt": "utf-8",
     "Davis17_annot1_full_video.txt": "utf-8",
     "Davis17_annot2.txt": "latin-1",
@@ -32,7 +32,7 @@ MISSPELT = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike"
 """Names of videos in the sentences' files, and what they are called in DAVIS."""
 LINE = re.compile(r"(\S+) 0*([1-9]\d*) \W(.+)\W")
 """Video, object id, and the sentence between two signs that are no letters, as quotation marks of any kind."""
-SPLITS = {"train": "train", "val": "valid"}
+SPLIT_NAMES = {"train": "train", "val": "valid"}
 """Names of the splits in DAVIS and in the result."""
 FOLDERS = {"JPEGImages": ("JPEGImages/480p", ".jpg"), "Annotations": ("Annotations_unsupervised/480p", ".png")}
 """Folders of the videos' folders in the result, where DAVIS has them, and what their files end in."""
@@ -54,12 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     options = parse_arguments(arguments)
     try:
-        convert(options.downloads, options.output, options.link)
+        convert_davis17(options.downloads, options.output, options.link)
     except (OSError, ValueError) as error:
         raise SystemExit(f"convert_davis17: {error}") from error
 
 
-def convert(downloads: Path, output: Path, link: bool) -> None:
+def convert_davis17(downloads: Path, output: Path, link: bool) -> None:
     """Convert both splits and print what they hold; the downloads are checked before anything is written.
 
     An expression file, written last, means that all of its split is there.
@@ -69,20 +69,20 @@ def convert(downloads: Path, output: Path, link: bool) -> None:
             files than the download.
     """
     texts = downloads / "davis_text_annotations"
-    annotators = {file: read_sentences(texts / file, encoding) for file, encoding in ANNOTATORS.items()}
+    annotators = {file: read_sentences(texts / file, encoding) for file, encoding in SENTENCE_FILES.items()}
     splits = {
         split: {video: _entry(downloads, video, annotators) for video in _read_split(downloads, split)}
-        for split in SPLITS
+        for split in SPLIT_NAMES
     }
     print(f"{'':8}{'videos':>8}{'objects':>9}{'sentences':>11}{'frames':>8}")
     for split, videos in splits.items():
-        name = SPLITS[split]
+        name = SPLIT_NAMES[split]
         for video, kind in ((video, kind) for video in videos for kind in FOLDERS):
             _copy_folder(_files(downloads, kind, video), output / name / kind / video, link)
         write_text(output / "meta_expressions" / name / "meta_expressions.json", json.dumps({"videos": videos}))
         sentences = sum(len(entry["expressions"]) for entry in videos.values())
         frames = sum(len(entry["frames"]) for entry in videos.values())
-        print(f"{name:8}{len(videos):8}{sentences // len(ANNOTATORS):9}{sentences:11}{frames:8}")
+        print(f"{name:8}{len(videos):8}{sentences // len(SENTENCE_FILES):9}{sentences:11}{frames:8}")
 
 
 def read_sentences(path: Path, encoding: str) -> Sentences:

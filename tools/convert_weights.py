@@ -30,7 +30,7 @@ DEFAULT_SHARD_GB = 10.0
 BYTES_PER_GB = 1e9
 
 
-def convert(
+def convert_weights(
     weights: str,
     output: Path,
     segmenter: SegmenterConfig,
@@ -63,7 +63,7 @@ def convert(
     return reports
 
 
-def to_release(
+def convert_to_release(
     weights: Path, output: Path, dtype: torch.dtype | None, safetensors: bool, shard_bytes: int
 ) -> dict[str, int]:
     """Write a run, checkpoint or model folder in the authors' layout, LoRA merged.
@@ -151,12 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.to_release:
             shard_bytes = int((options.shard_gb or DEFAULT_SHARD_GB) * BYTES_PER_GB)
             safetensors = options.format == "safetensors"
-            written = to_release(Path(options.weights), options.output, dtype, safetensors, shard_bytes)
+            written = convert_to_release(Path(options.weights), options.output, dtype, safetensors, shard_bytes)
             print("\n".join(f"{what}  {number}" for what, number in written.items()))
         else:
             segmenter = read_segmenter(options.segmenter, options.sam2)
             seg_head_init = SegHeadInit(options.seg_head_init or SegHeadInit.random)
-            reports = convert(options.weights, options.output, segmenter, options.clip, seg_head_init, dtype)
+            reports = convert_weights(options.weights, options.output, segmenter, options.clip, seg_head_init, dtype)
             print("\n\n".join(f"{source}\n{report.table()}" for source, report in reports.items()))
     except MisfitError as error:
         sys.exit(f"{error.report.table()}\nerror: {error}")

@@ -34,11 +34,9 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
-from glus.config import DataConfig
+from glus.config import GIB, DataConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
-GIB = 2**30
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DISK_GIB = 20.0
 """A few checkpoints of the full size (3.6 GB each) and predictions."""
 FRAME_PIXELS = 1080 * 1920
@@ -58,7 +56,7 @@ Installed = Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """One row of the table."""
 
     name: str
@@ -80,13 +78,13 @@ class Check:
         return "ok" if self.good else "FAIL" if self.is_needed else "note"
 
 
-def check_python(version: str, supported: str) -> Check:
+def check_python(version: str, supported: str) -> Finding:
     """Python itself."""
     good = Version(version) in SpecifierSet(supported)
-    return Check("Python", good, version, supported, "make the environment with a supported Python")
+    return Finding("Python", good, version, supported, "make the environment with a supported Python")
 
 
-def check_versions(requirements: Sequence[str], lock: dict[str, str], installed: Installed) -> Iterator[Check]:
+def check_versions(requirements: Sequence[str], lock: dict[str, str], installed: Installed) -> Iterator[Finding]:
     """Each direct dependency: fails outside its supported range, and is noted where it is not the lock file's.
 
     Args:
@@ -103,14 +101,14 @@ def check_versions(requirements: Sequence[str], lock: dict[str, str], installed:
         try:
             found = installed(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(name, False, "not installed", expected, f"pip install '{requirement}'")
+            yield Finding(name, False, "not installed", expected, f"pip install '{requirement}'")
             continue
         public = Version(found).public  # 2.13.0+cpu is 2.13.0
         if requirement.specifier.contains(public, prereleases=True):  # as containers of NVIDIA have them
             advice, is_tested = f"supported; {advice} is what was tested", locked in (None, public)
-            yield Check(name, is_tested, found, expected, advice, is_needed=False)
+            yield Finding(name, is_tested, found, expected, advice, is_needed=False)
         else:
-            yield Check(name, False, found, expected, advice)
+            yield Finding(name, False, found, expected, advice)
 
 
 def read_lock(file: Path) -> dict[str, str]:
@@ -152,7 +150,7 @@ def driver_advice(driver: str, cuda: str | None, requirement: str) -> str:
     return f"pip uninstall -y torch && {install}, or update the driver"
 
 
-def check_gpu(driver: str | None, requirement: str) -> Iterator[Check]:
+def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
     """GPUs, bfloat16 on them, and NCCL between them.
 
     Args:
@@ -164,43 +162,45 @@ def check_gpu(driver: str | None, requirement: str) -> Iterator[Check]:
         found = f"driver {driver}, unusable by torch for {f'CUDA {cuda}' if cuda else 'CPUs'}" if driver else "none"
         expected = "usable" if driver else "needed for the full size only"
         advice = driver_advice(driver, cuda, requirement) if driver else ""
-        yield Check("GPU", driver is None, found, expected, advice)
+        yield Finding("GPU", driver is None, found, expected, advice)
         return
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         found = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
-        yield Check(f"GPU {index}", True, found, "24 GiB or more for the full size")
+        yield Finding(f"GPU {index}", True, found, "24 GiB or more for the full size")
     good = torch.cuda.is_bf16_supported(including_emulation=False)
     advice = "train with model.precision=fp32, or on a GPU of the Ampere generation or later"
-    yield Check("bfloat16", good, "usable" if good else "not in hardware", "usable", advice)
+    yield Finding("bfloat16", good, "usable" if good else "not in hardware", "usable", advice)
     good = torch.distributed.is_nccl_available()
-    yield Check("NCCL", good, "available" if good else "missing", "available", "install a CUDA build of torch (Linux)")
+    yield Finding(
+        "NCCL", good, "available" if good else "missing", "available", "install a CUDA build of torch (Linux)"
+    )
 
 
-def check_quantization() -> Check:
+def check_bitsandbytes() -> Finding:
     """bitsandbytes, for ``model.llm.quantization``."""
     has_library, has_gpu = importlib.util.find_spec("bitsandbytes") is not None, torch.cuda.is_available()
     found = f"{'installed' if has_library else 'not installed'}, {'GPU' if has_gpu else 'no GPU'}"
     advice = "run on a GPU" if has_library else "pip install 'glus[quantization]'"
-    return Check("bitsandbytes", has_library and has_gpu, found, "installed, GPU", advice)
+    return Finding("bitsandbytes", has_library and has_gpu, found, "installed, GPU", advice)
 
 
-def check_space(name: str, folder: Path, least_gib: float, advice: str, is_needed: bool = True) -> Check:
+def check_space(name: str, folder: Path, least_gib: float, advice: str, is_needed: bool = True) -> Finding:
     """Room in a folder, or in the nearest one above it that exists."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free / GIB
-    return Check(name, free >= least_gib, f"{free:.1f} GiB free", f"{least_gib:.3g} GiB", advice, is_needed)
+    return Finding(name, free >= least_gib, f"{free:.1f} GiB free", f"{least_gib:.3g} GiB", advice, is_needed)
 
 
-def check_memory(total_gib: float, num_gpus: int) -> Check:
+def check_memory(total_gib: float, num_gpus: int) -> Finding:
     """The machine's memory, which the full size alone needs."""
     least = num_gpus * PROCESS_GIB or CPU_GIB
     advice = "fewer processes, or a smaller model" if num_gpus else "the full size does not run here"
     expected = f"{least:g} GiB for the full size"
-    return Check("memory", total_gib >= least, f"{total_gib:.0f} GiB", expected, advice, is_needed=False)
+    return Finding("memory", total_gib >= least, f"{total_gib:.0f} GiB", expected, advice, is_needed=False)
 
 
-def check_room(outputs: Path, mixture: str, num_gpus: int) -> Iterator[Check]:
+def check_room(outputs: Path, mixture: str, num_gpus: int) -> Iterator[Finding]:
     """What the full size fills; on a machine without a GPU, where it does not run, want of room is a note.
 
     Raises:
@@ -247,14 +247,14 @@ def _load(name: str, **paths: Path) -> DictConfig:
     return config
 
 
-def check_weights(folder: Path) -> Iterator[Check]:
+def check_weights(folder: Path) -> Iterator[Finding]:
     """The starting weights of the full size, as ``configs/model/glus_7b.yaml`` names them."""
     model = _load("model/glus_7b.yaml", weights=folder)
     for part in ("clip", "llm", "segmenter"):
         yield check_path(f"weights of {part}", model[part].weights, f"put them there, or set model.{part}.weights")
 
 
-def check_data(folder: Path, mixture: str) -> Iterator[Check]:
+def check_data(folder: Path, mixture: str) -> Iterator[Finding]:
     """The datasets of a mixture in ``configs/data``.
 
     Raises:
@@ -267,22 +267,22 @@ def check_data(folder: Path, mixture: str) -> Iterator[Check]:
         yield check_path(f"dataset {name}", root, advice)
 
 
-def check_path(name: str, path: str, advice: str) -> Check:
+def check_path(name: str, path: str, advice: str) -> Finding:
     """Something that must be there."""
     is_there = Path(path).exists()
-    return Check(name, is_there, "present" if is_there else "missing", path, advice)
+    return Finding(name, is_there, "present" if is_there else "missing", path, advice)
 
 
-def examine(options: argparse.Namespace) -> Iterator[Check]:
+def examine(options: argparse.Namespace) -> Iterator[Finding]:
     """All checks."""
     yield check_python(platform.python_version(), importlib.metadata.metadata("glus")["Requires-Python"])
-    lock = options.lock or ROOT / "requirements-py{}{}.lock".format(*sys.version_info)
+    lock = options.lock or CONFIGS.parent / "requirements-py{}{}.lock".format(*sys.version_info)
     requirements = importlib.metadata.requires("glus") or []
     yield from check_versions(requirements, read_lock(lock), importlib.metadata.version)
     (torch_requirement,) = (text for text in requirements if Requirement(text).name == "torch")
     yield from check_gpu(read_driver(), torch_requirement)
     if options.quantization:
-        yield check_quantization()
+        yield check_bitsandbytes()
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     yield check_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, num_gpus)
     yield from check_room(options.outputs, options.mixture, num_gpus)
@@ -292,7 +292,7 @@ def examine(options: argparse.Namespace) -> Iterator[Check]:
         yield from check_data(options.data, options.mixture)
 
 
-def report(checks: Sequence[Check], console: Console) -> None:
+def report(checks: Sequence[Finding], console: Console) -> None:
     """Print the table."""
     table = Table("", "check", "found", "expected", "what to do")
     for check in checks:

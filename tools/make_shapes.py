@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from glus.shapes.write import LAYOUTS, count_kinds, write_contact_sheet, write_shapes
+from glus.shapes.write import LAYOUT_KINDS, count_kinds, write_contact_sheet, write_shapes
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -33,7 +33,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-frames", type=int, default=16, help="frames of every video")
     parser.add_argument("--size", type=int, default=128, help="side of the square frames in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other videos")
-    parser.add_argument("--layout", choices=LAYOUTS, default="mevis", help="whose files to imitate")
+    parser.add_argument("--layout", choices=LAYOUT_KINDS, default="mevis", help="whose files to imitate")
     return parser.parse_args(arguments)
 
 
@@ -45,7 +45,7 @@ def show_progress(numbers: range, split: str) -> Iterable[int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the splits and the sheet, then print how many sentences of each kind there are."""
     options = parse_arguments(arguments)
-    kinds, folder = LAYOUTS[options.layout], options.folder
+    kinds, folder = LAYOUT_KINDS[options.layout], options.folder
     shape = {"seed": options.seed, "num_frames": options.num_frames, "size": options.size}
     splits = {"train": options.train_videos, "valid": options.valid_videos}
     splits = {split: count for split, count in splits.items() if count != 0}

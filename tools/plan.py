@@ -20,10 +20,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
 
-from glus.config import HardwareConfig, TrainConfig, load_config
+from glus.config import GIB, HardwareConfig, TrainConfig, load_config
 from glus.models.pretrained import build_glus
 from glus.train.plan import (
-    GIB,
     USABLE,
     Line,
     Trace,
@@ -75,7 +74,7 @@ def show_operations(console: Console, config: TrainConfig, hardware: HardwareCon
     )
 
 
-def plan(config: TrainConfig, console: Console) -> None:
+def print_plan(config: TrainConfig, console: Console) -> None:
     """Print everything.
 
     Raises:
@@ -121,7 +120,7 @@ ConfigStore.instance().store("schema", TrainConfig)
 def main(cfg: DictConfig) -> None:
     """Entry point; takes the overrides of ``scripts/train.py``."""
     try:
-        plan(load_config(TrainConfig, cfg), Console(width=None if sys.stdout.isatty() else 120))
+        print_plan(load_config(TrainConfig, cfg), Console(width=None if sys.stdout.isatty() else 120))
     except ValueError as error:
         sys.exit(f"error: {error}")
 

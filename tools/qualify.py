@@ -28,12 +28,12 @@ if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from glus.files import write_text
-from tools.benchmarks.report import ROOT, Table
-from tools.benchmarks.stages import STAGES, WEIGHTS_FOLDER
+from tools.benchmarks.measuring import ROOT, Table
+from tools.benchmarks.stages import MACHINE_TESTS, WEIGHTS_FOLDER
 
 TIME_LIMIT = 600.0
 """Seconds that a stage may take."""
-Record = dict[str, Any]
+StageRecord = dict[str, Any]
 Start = Callable[[str, Path], int]
 """Runs a stage, which is to write its JSON file below the folder; gives the exit status of its process."""
 
@@ -54,7 +54,7 @@ def start_stage(name: str, folder: Path) -> int:
             process.wait()
 
 
-def run_stages(names: Sequence[str], folder: Path, start: Start) -> Iterator[Record]:
+def run_stages(names: Sequence[str], folder: Path, start: Start) -> Iterator[StageRecord]:
     """The record of each stage, from an earlier run of the command on this machine if that finished it.
 
     The environment is always looked at again: it says which machine this is.
@@ -62,21 +62,21 @@ def run_stages(names: Sequence[str], folder: Path, start: Start) -> Iterator[Rec
     machine = None
     for number, name in enumerate(names, start=1):
         title, file = f"[{number}/{len(names)}] {name}", folder / f"{name}.json"
-        record: Record = json.loads(file.read_text()) if file.is_file() and machine else {}
+        record: StageRecord = json.loads(file.read_text()) if file.is_file() and machine else {}
         if identity(record) != machine or record["verdict"] not in ("PASS", "FAIL"):
             say(f"{title} ...")
-            record = run_stage(name, folder, start)
+            record = record_stage(name, folder, start)
         machine = machine or identity(record)
         say(f"{title}: {record['verdict']} ({record['seconds']:.0f} s) {explain(record)}")
         yield record
 
 
-def identity(record: Record) -> tuple[object, ...]:
+def identity(record: StageRecord) -> tuple[object, ...]:
     """What has to be the same for a record to stand: the machine, its libraries, the code and its sizes."""
     return tuple(record.get(key) for key in ("machine", "torch", "transformers", "code", "sizes"))
 
 
-def run_stage(name: str, folder: Path, start: Start) -> Record:
+def record_stage(name: str, folder: Path, start: Start) -> StageRecord:
     """Start a stage; where it fails, the record tells how its log ends."""
     file = folder / f"{name}.json"
     file.unlink(missing_ok=True)
@@ -98,7 +98,7 @@ def describe_failure(status: int, log: Path) -> str:
     return f"ended by {name}{hint}"
 
 
-def explain(record: Record) -> str:
+def explain(record: StageRecord) -> str:
     """Why a stage has its verdict, on one line."""
     goals = (f"{goal['name']}: {goal['found']} ({goal['expected']})" for goal in record.get("goals", ()))
     return record.get("reason") or "; ".join(goals)
@@ -109,7 +109,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def write_page(records: Sequence[Record]) -> str:
+def write_page(records: Sequence[StageRecord]) -> str:
     """The page, in Markdown."""
     rows = [(r["stage"], f"**{r['verdict']}**", explain(r), f"{r['seconds']:.0f}") for r in records]
     stages = Table("", ("stage", "verdict", "what was found (and what is expected)", "seconds"), rows)
@@ -118,7 +118,7 @@ def write_page(records: Sequence[Record]) -> str:
     return "\n\n".join([*head, *(table.markdown() for table in (stages, *tables))]) + "\n"
 
 
-def made_line(records: Sequence[Record]) -> str:
+def made_line(records: Sequence[StageRecord]) -> str:
     """When, of which code, at which size, and how to read it."""
     try:
         git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
@@ -134,10 +134,12 @@ def made_line(records: Sequence[Record]) -> str:
     )
 
 
-def verdict_line(records: Sequence[Record]) -> str:
+def verdict_line(records: Sequence[StageRecord]) -> str:
     """All of it in a sentence."""
     machine = next((f"{r['machine']}, torch {r['torch']}" for r in records if "machine" in r), "unknown machine")
-    verdicts: Mapping[str, str] = {name: "not run" for name in STAGES} | {r["stage"]: r["verdict"] for r in records}
+    verdicts: Mapping[str, str] = {name: "not run" for name in MACHINE_TESTS} | {
+        r["stage"]: r["verdict"] for r in records
+    }
     bad, left = (
         ", ".join(name for name, verdict in verdicts.items() if verdict in kinds)
         for kinds in (("FAIL", "ERROR"), ("absent", "not run"))
@@ -153,7 +155,7 @@ def qualify(names: Sequence[str], folder: Path, start: Start) -> int:
         Exit status.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    records: list[Record] = []
+    records: list[StageRecord] = []
     try:
         for record in run_stages(names, folder, start):
             records.append(record)
@@ -171,10 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/qualify"), help="(default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("--only", nargs="+", choices=MACHINE_TESTS, metavar="STAGE", help=", ".join(MACHINE_TESTS))
     options = parser.parse_args(arguments)
-    wanted = {"environment", *(options.only or STAGES)}
-    sys.exit(qualify([name for name in STAGES if name in wanted], options.output, start_stage))
+    wanted = {"environment", *(options.only or MACHINE_TESTS)}
+    sys.exit(qualify([name for name in MACHINE_TESTS if name in wanted], options.output, start_stage))
 
 
 if __name__ == "__main__":

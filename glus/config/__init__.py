@@ -15,7 +15,6 @@ from glus.config.data import (
     Protocol,
     QuerySampling,
 )
-from glus.config.hardware import HardwareConfig
 from glus.config.inference import (
     InferenceConfig,
     ModelFolderConfig,
@@ -49,7 +48,10 @@ from glus.config.programs import (
     SubmitConfig,
 )
 from glus.config.training import (
+    BUCKET_NUMBERS,
+    GIB,
     ContrastiveConfig,
+    HardwareConfig,
     LossConfig,
     Offload,
     OnNonfinite,
@@ -57,4 +59,5 @@ from glus.config.training import (
     TrainConfig,
     TrainerConfig,
     WandbConfig,
+    nominal_tflops,
 )

@@ -1,4 +1,4 @@
-"""Losses, the training loop, and the published results that they are to give."""
+"""Losses, the training loop, the machine it runs on, and the published results that they are to give."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from enum import Enum
 from omegaconf import MISSING
 
 from glus.config.data import DataConfig, DatasetConfig, FramesConfig, PathsConfig
-from glus.config.hardware import HardwareConfig
 from glus.config.inference import InferenceConfig
 from glus.config.loading import at_least, checked, positive, require
 from glus.config.model import ModelConfig, Precision, Quantization
@@ -138,6 +137,41 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         is_possible = self.zero_stage == 3 or self.offload is not Offload.parameters
         require(is_possible, "trainer.zero_stage", "3 where trainer.offload=parameters", self.zero_stage)
+
+
+GIB = 2**30
+BUCKET_NUMBERS = 15 * 10**7
+"""Gradients are summed over ranks through a buffer of so many numbers: the whole embedding table of LLaMA (1.3e8) fits,
+and all that is trained with it (2.9e8) does not, so that summing begins while the backward pass is still at work."""
+PEAK_TFLOPS = {
+    "B200": 2250, "H200": 989, "GH200": 989, "H100": 989, "H100 NVL": 835, "H100 PCIe": 756, "H800": 989, "H20": 148,
+    "A100": 312, "A800": 312, "A40": 150, "A10": 125, "A10G": 70, "L40S": 362, "L40": 181, "L4": 121,
+    "RTX 6000 Ada": 364, "RTX A6000": 155, "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71,
+}  # fmt: skip
+"""Card -> dense bfloat16 products with float32 sums in 1e12 floating-point operations per second, by its maker."""
+
+
+def nominal_tflops(card: str) -> float | None:
+    """``PEAK_TFLOPS`` of a card by its name as CUDA spells it; None: it is not listed, or a slice of one (MIG)."""
+    words = set(card.replace("-", " ").split())
+    known = [name for name in PEAK_TFLOPS if set(name.split()) <= words and "MIG" not in words]
+    return float(PEAK_TFLOPS[max(known, key=len)]) if known else None
+
+
+@dataclass
+class HardwareConfig:
+    """What ``tools/plan.py`` fits a run to. Training itself takes the processes it is started with, whatever their
+    number here; the global batch is the same with any."""
+
+    num_nodes: int = positive(default=1)
+    num_gpus: int = positive(default=4)
+    """On all nodes together: one process each."""
+    gpu_memory_gb: float = positive(default=80.0)
+    """Of one GPU, in GiB."""
+    node_memory_gb: float = positive(default=256.0)
+    """Of one node, in GiB: what offloading may fill."""
+    peak_tflops: float = positive(default=312.0)
+    """Of one GPU; see ``PEAK_TFLOPS``."""
 
 
 @dataclass

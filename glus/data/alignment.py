@@ -21,7 +21,7 @@ NOISE = 2.0
 """Edges (Sobel, grey values 0 to 255) that are noise, so that even surroundings do not make them strong."""
 SHIFTS = tuple(shift for shift in range(-5, 6) if shift)
 STRIDES = (2, 3, 5, 6, 10, 15, 30)
-MIN_FRAMES = 10
+MIN_PAIRS = 10
 """Masks that an explanation must hold for."""
 MIN_OUTLINE = 16
 """Pixels of an outline that are worth comparing."""
@@ -42,7 +42,7 @@ def gradients(image_HW3: np.ndarray) -> np.ndarray:
     return _sobel(grey).astype(np.float16)
 
 
-def outline(mask_HW: np.ndarray) -> np.ndarray:
+def mask_outline(mask_HW: np.ndarray) -> np.ndarray:
     """(n,) ``OUTLINE`` of an object, (H, W) of 0/1, without what lies along the border of the picture."""
     mask = np.pad(_reduced(mask_HW.astype(np.float32)) >= 0.5, 1, mode="edge").astype(np.uint8)
     border, surroundings = (
@@ -63,7 +63,7 @@ def find_misfit(gradients_T: Sequence[np.ndarray], outlines_T: Sequence[np.ndarr
 
     Args:
         gradients_T: ``gradients`` of every frame.
-        outlines_T: ``outline`` of every frame's objects, one after another.
+        outlines_T: ``mask_outline`` of every frame's objects, one after another.
 
     Returns:
         None where masks fit their frames, where nothing moves, or where too little is in sight to tell.
@@ -90,7 +90,7 @@ def _best(
     found = []
     for rule, frame_of in rules.items():
         pairs = [(i, j) for i, j in frame_of.items() if 0 <= j < len(gradients_T)]
-        if len(pairs) < MIN_FRAMES:
+        if len(pairs) < MIN_PAIRS:
             continue
         here = np.array([own[i] for i, _ in pairs])
         there = np.array([_strength(gradients_T[j], outlines_T[i]) for i, j in pairs])

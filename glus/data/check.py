@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from glus.config import DatasetConfig
-from glus.data.alignment import OUTLINE, find_misfit, gradients, outline
+from glus.data.alignment import OUTLINE, find_misfit, gradients, mask_outline
 from glus.data.benchmarks.index import by_video, expression_path, image_folder, open_masks, read_expressions
 from glus.data.frames import FrameStore
 from glus.data.mask_store import MaskStore, PaletteMasks, RleMasks, by
@@ -41,7 +41,7 @@ class Check(Enum):
 
 
 @dataclass
-class Row:
+class CheckRow:
     """The outcome of one check."""
 
     examined: str = ""
@@ -55,11 +55,11 @@ class Row:
 
 
 @dataclass
-class Report:
+class DataReport:
     """The outcome of all checks of a split."""
 
     dataset: DatasetConfig
-    rows: dict[Check, Row]
+    rows: dict[Check, CheckRow]
 
     @property
     def num_errors(self) -> int:
@@ -94,7 +94,7 @@ def check_dataset(
     alignment: bool = False,
     num_workers: int = 1,
     progress: Progress = lambda found, num_videos: found,
-) -> Report:
+) -> DataReport:
     """Everything that can be told to be wrong with a split on disk. Nothing of the dataset is changed.
 
     Args:
@@ -108,21 +108,23 @@ def check_dataset(
         FileNotFoundError, ValueError: the expression file of a split in ``against`` cannot be read.
         OSError: the masks cannot be packed anywhere (see ``mask_pack``), or a process died.
     """
-    rows = {check: Row(skipped="needs the expression file") for check in Check}
+    rows = {check: CheckRow(skipped="needs the expression file") for check in Check}
     rows[Check.checksums] = _check_checksums(dataset)
     try:
         expressions = read_expressions(dataset)
     except FileNotFoundError as error:
-        return Report(dataset, rows | {Check.files: Row("expression file", errors=[str(error)])})
+        return DataReport(dataset, rows | {Check.files: CheckRow("expression file", errors=[str(error)])})
     except ValueError as error:
-        rows[Check.files] = Row(str(expression_path(dataset)))
-        return Report(dataset, rows | {Check.sentences: Row("expression file", errors=[str(error)])})
+        rows[Check.files] = CheckRow(str(expression_path(dataset)))
+        return DataReport(dataset, rows | {Check.sentences: CheckRow("expression file", errors=[str(error)])})
     names_objects = any(expression.annotation_ids for expression in expressions)
     no_frames, no_masks = _why_no_frames(dataset), _why_no_masks(dataset) if names_objects else ""
-    rows[Check.files] = Row("expression file, frames, masks", errors=[line for line in (no_frames, no_masks) if line])
+    rows[Check.files] = CheckRow(
+        "expression file, frames, masks", errors=[line for line in (no_frames, no_masks) if line]
+    )
     if not names_objects:
         message = f"{dataset.split} names no objects: it can be predicted, but not scored or trained on"
-        rows[Check.files] = Row("expression file, frames", errors=rows[Check.files].errors, warnings=[message])
+        rows[Check.files] = CheckRow("expression file, frames", errors=rows[Check.files].errors, warnings=[message])
     rows[Check.counts] = _check_counts(dataset, expressions)
     rows[Check.sentences] = _check_sentences(dataset, expressions)
     rows[Check.leaks] = _check_leaks(expressions, against)
@@ -136,14 +138,14 @@ def check_dataset(
     no_frames = "" if frames else "there is no folder of frames"
     rows |= total.rows(len(videos), no_frames, no_frames or ("" if masks else "there are no masks"))
     if not alignment:
-        rows[Check.alignment] = Row(skipped="alignment=true")
-    return Report(dataset, rows)
+        rows[Check.alignment] = CheckRow(skipped="alignment=true")
+    return DataReport(dataset, rows)
 
 
-def _check_checksums(dataset: DatasetConfig) -> Row:
+def _check_checksums(dataset: DatasetConfig) -> CheckRow:
     if not dataset.sha256:
-        return Row(skipped="none is known")
-    row = Row(f"{len(dataset.sha256)} files")
+        return CheckRow(skipped="none is known")
+    row = CheckRow(f"{len(dataset.sha256)} files")
     for name, expected in dataset.sha256.items():
         path = Path(dataset.root) / name
         if not path.is_file():
@@ -156,7 +158,7 @@ def _check_checksums(dataset: DatasetConfig) -> Row:
     return row
 
 
-def _check_counts(dataset: DatasetConfig, expressions: Sequence[Expression]) -> Row:
+def _check_counts(dataset: DatasetConfig, expressions: Sequence[Expression]) -> CheckRow:
     """Numbers of videos, expressions, objects and frames that the files name, against the published ones."""
     frames = {expression.video: expression.frames for expression in expressions}
     found = {
@@ -166,16 +168,18 @@ def _check_counts(dataset: DatasetConfig, expressions: Sequence[Expression]) -> 
         "frames": sum(map(len, frames.values())),
     }
     published = {name: count for name, count in vars(dataset.expected).items() if count is not None}
-    row = Row(", ".join(f"{count:,} {name}" for name, count in found.items()), "" if published else "none are known")
+    row = CheckRow(
+        ", ".join(f"{count:,} {name}" for name, count in found.items()), "" if published else "none are known"
+    )
     for name, count in published.items():
         if count != found[name]:
             row.errors.append(f"{found[name]:,} {name} in {expression_path(dataset)}; published are {count:,}")
     return row
 
 
-def _check_sentences(dataset: DatasetConfig, expressions: Sequence[Expression]) -> Row:
+def _check_sentences(dataset: DatasetConfig, expressions: Sequence[Expression]) -> CheckRow:
     """Whether every expression has words, and ids always mean the same."""
-    row = Row(f"{len(expressions):,} expressions")
+    row = CheckRow(f"{len(expressions):,} expressions")
     is_global = isinstance(open_masks(dataset), RleMasks)  # an annotation is one object of one video
     videos: dict[str, Expression] = {}
     annotations: dict[tuple[str, int], tuple[str, Expression]] = {}
@@ -193,12 +197,12 @@ def _check_sentences(dataset: DatasetConfig, expressions: Sequence[Expression]) 
     return row
 
 
-def _check_leaks(expressions: Sequence[Expression], against: Sequence[DatasetConfig]) -> Row:
+def _check_leaks(expressions: Sequence[Expression], against: Sequence[DatasetConfig]) -> CheckRow:
     """Videos that other splits have too. Folders in front of an id do not count: ReVOS calls a video by its source."""
     if not against:
-        return Row(skipped="against=[...]")
+        return CheckRow(skipped="against=[...]")
     own = {PurePosixPath(expression.video).name: expression.video for expression in expressions}
-    row = Row(f"{len(own):,} videos, {', '.join(other.name for other in against)}")
+    row = CheckRow(f"{len(own):,} videos, {', '.join(other.name for other in against)}")
     for other in against:
         for video in sorted({expression.video for expression in read_expressions(other)}):
             if (name := PurePosixPath(video).name) in own:
@@ -239,17 +243,17 @@ class VideoFindings:
         self.errors += other.errors
         self.warnings += other.warnings
 
-    def rows(self, num_videos: int, no_frames: str, no_masks: str) -> dict[Check, Row]:
+    def rows(self, num_videos: int, no_frames: str, no_masks: str) -> dict[Check, CheckRow]:
         """The outcome of the checks of frames and masks; empty, or why there was nothing to check."""
         frames, masks = f"{self.counts['frames']:,} frames", f"{self.counts['masks']:,} masks"
         rows = {
-            Check.frames: Row(f"{num_videos:,} videos, {frames}", no_frames),
-            Check.pixels: Row(frames, no_frames),
-            Check.sizes: Row(frames, no_frames),
-            Check.masks: Row(masks, no_masks),
-            Check.codes: Row(masks, no_masks),
-            Check.visible: Row(f"{masks}, {self.counts['empty']:,} of them empty", no_masks),
-            Check.alignment: Row(f"{self.counts['aligned']:,} videos", no_masks),
+            Check.frames: CheckRow(f"{num_videos:,} videos, {frames}", no_frames),
+            Check.pixels: CheckRow(frames, no_frames),
+            Check.sizes: CheckRow(frames, no_frames),
+            Check.masks: CheckRow(masks, no_masks),
+            Check.codes: CheckRow(masks, no_masks),
+            Check.visible: CheckRow(f"{masks}, {self.counts['empty']:,} of them empty", no_masks),
+            Check.alignment: CheckRow(f"{self.counts['aligned']:,} videos", no_masks),
         }
         for check, message in self.errors:
             rows[check].errors.append(message)
@@ -321,7 +325,7 @@ def _check_masks(
         for frame, mask_HW in _readable_masks(masks, one, size, findings):
             is_empty.append(not mask_HW.any())
             if alignment:
-                outlines_T[frame].append(outline(mask_HW))
+                outlines_T[frame].append(mask_outline(mask_HW))
         findings.counts.update(masks=len(is_empty), empty=sum(is_empty))
         if is_empty and all(is_empty) and num_errors == len(findings.errors):
             message = f"{one.name}: object {annotation_id} is in none of the {len(is_empty)} masks of the video"

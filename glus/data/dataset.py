@@ -1,4 +1,5 @@
-"""Training samples: one video, its drawn frames, and some of its sentences with their masks."""
+"""Training samples: one video, its drawn frames, and some of its sentences with their masks; and batches of them,
+in which rows of expressions point at rows of videos."""
 
 from __future__ import annotations
 
@@ -6,14 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from glus import distributed
-from glus.batch import TrainSample
+from glus.batch import Batch, TrainSample
 from glus.config import FramesConfig
 from glus.data import sampling
 from glus.data.chat import wording as prompts
 from glus.data.chat.llava import LlavaChat
+from glus.data.chat.tree import pack_conversations
 from glus.data.frames import FrameStore
 from glus.data.mask_store import MaskStore
 from glus.types import Expression, ObjectKey
@@ -179,3 +182,28 @@ def _key(expression: Expression, frame: int) -> ObjectKey:
         expression.frames[frame],
         frozenset(expression.object_ids),
     )
+
+
+def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
+    """The samples as one batch; the conversations of each video are packed into one row.
+
+    Args:
+        samples: B videos with equal numbers of context and query frames.
+        pad_id: token on padding; attention never reaches it.
+    """
+    rows = [row for row, sample in enumerate(samples) for _ in sample.conversations]
+    return Batch(
+        context_pixels=_channels_first([sample.context_pixels for sample in samples]),
+        query_pixels=_channels_first([sample.query_pixels for sample in samples]),
+        query_frames=[torch.from_numpy(sample.query_frames) for sample in samples],
+        rows=pack_conversations([sample.conversations for sample in samples], pad_id),
+        video_index=torch.tensor(rows, dtype=torch.int64),
+        target_masks=[torch.from_numpy(mask) for sample in samples for mask in sample.target_masks],
+        object_keys=[keys for sample in samples for keys in sample.object_keys],
+        names=[name for sample in samples for name in sample.names],
+    )
+
+
+def _channels_first(frames: Sequence[np.ndarray]) -> torch.Tensor:
+    """B arrays (F, s, s, 3) -> (B, F, 3, s, s)."""
+    return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).contiguous()

@@ -1,53 +1,24 @@
-"""From configs to batches: the only place of the data layer that takes configs apart, and collation.
-
-A batch is rows of expressions pointing at rows of videos.
-"""
+"""From configs to a stream of batches: the only place of the data layer that takes configs apart."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from glus.batch import Batch, TrainSample
+from glus.batch import Batch
 from glus.config import DataConfig, DatasetConfig, FramesConfig
 from glus.data.benchmarks.index import open_masks, read_expressions, require_annotations, trainable
 from glus.data.chat.llava import LlavaChat
-from glus.data.chat.tree import pack_conversations
-from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings
+from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings, collate
 from glus.data.frames import FrameStore
 from glus.types import Expression
-
-
-def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
-    """The samples as one batch; the conversations of each video are packed into one row.
-
-    Args:
-        samples: B videos with equal numbers of context and query frames.
-        pad_id: token on padding; attention never reaches it.
-    """
-    rows = [row for row, sample in enumerate(samples) for _ in sample.conversations]
-    return Batch(
-        context_pixels=_channels_first([sample.context_pixels for sample in samples]),
-        query_pixels=_channels_first([sample.query_pixels for sample in samples]),
-        query_frames=[torch.from_numpy(sample.query_frames) for sample in samples],
-        rows=pack_conversations([sample.conversations for sample in samples], pad_id),
-        video_index=torch.tensor(rows, dtype=torch.int64),
-        target_masks=[torch.from_numpy(mask) for sample in samples for mask in sample.target_masks],
-        object_keys=[keys for sample in samples for keys in sample.object_keys],
-        names=[name for sample in samples for name in sample.names],
-    )
-
-
-def _channels_first(frames: Sequence[np.ndarray]) -> torch.Tensor:
-    """B arrays (F, s, s, 3) -> (B, F, 3, s, s)."""
-    return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).contiguous()
 
 
 def training_expressions(dataset: DatasetConfig, num_query: int) -> list[Expression]:

@@ -22,11 +22,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from glus.data.benchmarks.json_access import field
 from glus.data.benchmarks.reason_seg import Shape, read_reason_seg_file
 from glus.data.mask_pack import MaskPack
 from glus.data.rle import Size, decode_rle, encode_rle
-from glus.files import read_object
+from glus.files import field, read_object
 from glus.types import Expression
 
 VOID = 255

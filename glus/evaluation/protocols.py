@@ -13,6 +13,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from glus.config import DatasetConfig, Protocol
+from glus.data.benchmarks.mevis import REVOS_GROUPS
 from glus.data.mask_store import PaletteMasks
 from glus.data.rle import Size, unpack_runs
 from glus.evaluation.packed import BitMasks, JFScores, TargetReader, compare, region_counts
@@ -24,8 +25,8 @@ Observed = dict[str, np.ndarray]
 """What a benchmark measures besides, by name; the first axis of each array is frames."""
 FOREGROUND_FILE = "mask_dict_foreground.json"
 """ReVOS: the area of all annotated objects of each video, frame by frame."""
-REVOS_GROUPS = ("referring", "reasoning")
-"""The groups that count; the reader names them after ``type_id`` 0 and 1."""
+REVOS_MEAN_GROUPS = REVOS_GROUPS[:2]
+"""Of which ReVOS takes the mean; the third has no object to be found."""
 REVOS_MEASURES = {"A01": "a01", "R01": "r01", "legacy A255": "a255", "legacy R255": "r255"}
 """Columns of ReVOS' tables beside J and F, and the measure that each averages."""
 ANNOTATORS = tuple(f"annotator {number}, {seen}" for number in (1, 2) for seen in ("first frame", "full video"))
@@ -282,7 +283,7 @@ def _revos_rows(scores: Sequence[ExpressionScore], is_rounding: bool) -> dict[st
         return mean_of(float(np.round(100 * v, 2)) / 100 if is_rounding and v is not None else v for v in values)
 
     rows: dict[str, dict[str, float]] = {}
-    for group in REVOS_GROUPS:
+    for group in REVOS_MEAN_GROUPS:
         chosen = [score for score in scores if score.group == group]
         j, f = mean([score.j for score in chosen]), mean([score.f for score in chosen])
         others = {column: mean([score.measures[name] for score in chosen]) for column, name in REVOS_MEASURES.items()}

@@ -22,10 +22,10 @@ from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import TokenTree, common_prefix, token_rows
 from glus.data.sampling import clip_window, query_window
 from glus.models.glus import Glus
-from glus.models.segmenter.memory import row_index
+from glus.models.segmenter import row_index
 
 if TYPE_CHECKING:
-    from glus.models.mllm.cache import Prefix
+    from glus.models.mllm.attention import Prefix
 
 
 @dataclass(frozen=True)

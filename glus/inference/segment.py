@@ -123,7 +123,7 @@ def segment(
         rate = frames_per_second or (source.frames_per_second if isinstance(source, FileVideo) else FRAMES_PER_SECOND)
         write_movie(folder / MOVIE_FILE, _pictures(source, segmentation), rate)
         about = {"video": str(video), "weights": str(weights), "num_frames": len(source)}
-        text = json.dumps({**about, "sentences": summarize(segmentation)}, indent=1, ensure_ascii=False)
+        text = json.dumps({**about, "sentences": summarize_sentences(segmentation)}, indent=1, ensure_ascii=False)
         write_text(folder / SUMMARY_FILE, text + "\n")
     return segmentation
 
@@ -142,7 +142,7 @@ def sentence_folders(texts: Sequence[str]) -> list[str]:
     return names
 
 
-def summarize(segmentation: Segmentation) -> list[dict[str, Any]]:
+def summarize_sentences(segmentation: Segmentation) -> list[dict[str, Any]]:
     """What was answered to each sentence, over all frames and in each."""
     summaries = []
     for number, (text, folder) in enumerate(zip(segmentation.texts, sentence_folders(segmentation.texts), strict=True)):

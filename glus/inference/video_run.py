@@ -14,8 +14,7 @@ from glus.data.chat.llava import LlavaChat
 from glus.inference.asking import Answers, Pass, Prompter, merge_prefixes, not_finite
 from glus.inference.stream import Frame, FrameStream, StageClock, to_device, to_host
 from glus.models.glus import Glus, segment_step
-from glus.models.segmenter import upsample_masks
-from glus.models.segmenter.memory import MemoryBank, row_index
+from glus.models.segmenter import MemoryBank, row_index, upsample_masks
 from glus.types import FrameResult
 
 KeepsMask = Callable[[int, int], bool]

@@ -10,8 +10,7 @@ from torch import nn
 
 from glus.batch import Batch, GlusOutput
 from glus.models.mllm import Mllm
-from glus.models.segmenter import Segmenter
-from glus.models.segmenter.memory import MemoryBank
+from glus.models.segmenter import MemoryBank, Segmenter
 
 
 class SegHead(nn.Module):

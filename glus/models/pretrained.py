@@ -31,7 +31,7 @@ from glus.files import atomic_folder
 from glus.models.build import DTYPES, assemble, complete, quantize, trainable_names
 from glus.models.glus import Glus
 from glus.models.mllm.adapters import NewRows, merged_weight, plain_names
-from glus.models.release_layout import CLIP, SAM2, KeyMap, check_inv_freq, check_llm_config, lisa
+from glus.models.release_layout import CLIP_KEYS, SAM2_KEYS, KeyMap, check_inv_freq, check_llm_config, lisa
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
 from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, load, read_tensors
 from glus.tokens import Vocabulary
@@ -107,7 +107,7 @@ def load_parts(glus: Glus, config: ModelConfig, target: Target = IN_MEMORY) -> d
         ValueError: weights do not fit, or ``model.seg_head_init`` asks for a head without ``model.llm.weights``.
     """
     reports = {}
-    for part, layout in {"clip": CLIP, "segmenter": SAM2, "llm": lisa(config.seg_head_init)}.items():
+    for part, layout in {"clip": CLIP_KEYS, "segmenter": SAM2_KEYS, "llm": lisa(config.seg_head_init)}.items():
         place = getattr(config, part).weights
         if place:
             read = partial(_part_source, glus, config, part, place, layout)

@@ -37,7 +37,7 @@ from glus.models.pretrained import (
 from glus.models.release_layout import (
     CLIP_FIELDS,
     FIXED_FIELDS,
-    GLUS,
+    GLUS_KEYS,
     LLM_FIELDS,
     check_added_tokens,
     check_inv_freq,
@@ -100,7 +100,7 @@ def read_release(
         return ReleaseCheckpoint(config, vocabulary, None)
     tensors = read_tensors(folder)
     check_inv_freq(tensors, config.llm.architecture, folder)
-    checkpoint = GLUS.source(folder, tensors)
+    checkpoint = GLUS_KEYS.source(folder, tensors)
     if all(value.dtype is torch.bfloat16 for value in checkpoint.tensors.values()):
         config.precision = Precision.bf16
     return ReleaseCheckpoint(config, vocabulary, checkpoint)
@@ -146,7 +146,7 @@ def to_release(tensors: Tensors, config: ModelConfig) -> dict[str, torch.Tensor 
     Raises:
         ValueError: a tensor has no place there.
     """
-    names = {name: GLUS.in_file(name) for name in tensors if not name.startswith(("mllm.clip.", IOU_HEAD))}
+    names = {name: GLUS_KEYS.in_file(name) for name in tensors if not name.startswith(("mllm.clip.", IOU_HEAD))}
     homeless = [name for name, new in names.items() if new is None or ".lora_" in name or ".base_layer." in name]
     if homeless:
         raise ValueError(

@@ -99,7 +99,7 @@ def _replace_start(name: str, table: Iterable[tuple[str, str]]) -> str | None:
     return next((new + name.removeprefix(old) for old, new in table if name.startswith(old)), None)
 
 
-GLUS = KeyMap(
+GLUS_KEYS = KeyMap(
     renamed=(*_LLM, *_PROJECTOR, *_SEG_HEAD, ("model.visual_model.", "segmenter.sam.")),
     dropped=(_INV_FREQ,),
     strangers=(
@@ -108,9 +108,9 @@ GLUS = KeyMap(
     ),
 )
 """What ``merge_lora_weights_and_save_hf_model.py`` of the release writes: everything but CLIP."""
-SAM2 = KeyMap(renamed=(("", "segmenter.sam."),))
+SAM2_KEYS = KeyMap(renamed=(("", "segmenter.sam."),))
 """``sam2_hiera_*.pt``, whose "model" is the state dict."""
-CLIP = KeyMap(
+CLIP_KEYS = KeyMap(
     renamed=(("vision_model.", "mllm.clip.vision_model."), ("", "mllm.clip.vision_model.")),
     dropped=(
         ("position ids, which are constants", r"(vision_model\.)?embeddings\.position_ids"),

@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from glus import distributed
-from glus.models.load_progress import LoadProgress
-from glus.models.weight_files import LazyTensor
+from glus.models.weight_files import LazyTensor, LoadProgress
 
 log = logging.getLogger(__name__)
 

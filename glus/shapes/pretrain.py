@@ -22,11 +22,10 @@ from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import separate_rows
 from glus.data.chat.wording import draw_turns
 from glus.distributed import generator
-from glus.losses.terms import binary_cross_entropy, dice_loss, seg_cross_entropy
+from glus.losses.objective import binary_cross_entropy, dice_loss, seg_cross_entropy
 from glus.models.glus import segment_step
 from glus.models.mllm.llava import ClipEncoder, Llava, clip_crop
-from glus.models.segmenter import upsample_masks
-from glus.models.segmenter.memory import MemoryBank
+from glus.models.segmenter import MemoryBank, upsample_masks
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.labels import (
     COLOUR_LABELS,
@@ -136,12 +135,12 @@ class ClipTower(Tower):
         """Reports the loss, the error of places and the accuracies of shape and colour."""
         drawn = [self.scenes[i] for i in rng.integers(len(self.scenes), size=self.batch_size)]
         frames = [(scene, int(rng.integers(len(scene.frames_THW3)))) for scene in drawn]
-        features_FPC = encode(self.encoder, [scene.frames_THW3[t] for scene, t in frames])
+        features_FPC = clip_features(self.encoder, [scene.frames_THW3[t] for scene, t in frames])
         loss, values = self.head(features_FPC, patch_labels(frames, self.grid))
         return loss, {"loss": float(loss.detach()), **values}
 
 
-def encode(clip: ClipEncoder, frames: Sequence[np.ndarray]) -> torch.Tensor:
+def clip_features(clip: ClipEncoder, frames: Sequence[np.ndarray]) -> torch.Tensor:
     """CLIP features of frames: (F, P, width)."""
     crops = np.stack([clip_crop(frame, clip.image_size) for frame in frames])
     return clip(torch.as_tensor(crops).permute(0, 3, 1, 2))
@@ -167,7 +166,7 @@ class LlmTower(Tower):
 
     def __post_init__(self) -> None:
         with torch.no_grad():
-            self.features = [encode(self.mllm.clip, list(scene.frames_THW3)) for scene in self.scenes]
+            self.features = [clip_features(self.mllm.clip, list(scene.frames_THW3)) for scene in self.scenes]
         self.head = SentenceHead(self.mllm.width)
         self.modules = [self.mllm.projector, self.mllm.llama, self.head]
 

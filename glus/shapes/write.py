@@ -21,12 +21,12 @@ from glus.data.rle import encode_rle
 from glus.files import atomic_file, atomic_folder, write_text
 from glus.shapes.scene import KINDS, Scene, Sentence, scene_of
 
-LAYOUTS = {"mevis": KINDS, "ref_youtube_vos": ("appearance", "motion", "global", "local")}
+LAYOUT_KINDS = {"mevis": KINDS, "ref_youtube_vos": ("appearance", "motion", "global", "local")}
 """Layout -> kinds of sentences that it can hold: Ref-YouTube-VOS has exactly one object per sentence."""
 YOUTUBE_STEP = 5
 """Distance of frame names in Ref-YouTube-VOS, as in the real dataset (every 5th frame of 30 fps)."""
 JPEG_QUALITY = 95
-PALETTE = (0, 0, 0, 236, 95, 103, 249, 145, 87, 250, 200, 99, 153, 199, 148, 98, 179, 178, 102, 153, 204)
+MASK_PALETTE = (0, 0, 0, 236, 95, 103, 249, 145, 87, 250, 200, 99, 153, 199, 148, 98, 179, 178, 102, 153, 204)
 """RGB of the pixel values 0, 1, 2, ... in annotation files; colours for the eye only."""
 SHEET_ROWS = (
     ("appearance", "opposite"),
@@ -70,7 +70,7 @@ def write_shapes(
       split.
 
     Args:
-        folder, split, num_videos, seed, num_frames, size, layout: which videos, in which of ``LAYOUTS``.
+        folder, split, num_videos, seed, num_frames, size, layout: which videos, in which of ``LAYOUT_KINDS``.
         progress: goes through the numbers of the videos, and may show how far it has come.
 
     Returns:
@@ -131,7 +131,7 @@ def _add_video(staging: Path, tables: Tables, video: str, scene: Scene, layout: 
     """Write its pictures, and add it to the tables."""
     step = 1 if layout == "mevis" else YOUTUBE_STEP
     frames = [f"{step * t:05d}" for t in range(len(scene.frames_THW3))]
-    sentences = {str(n): s for n, s in enumerate(s for s in scene.sentences if s.kind in LAYOUTS[layout])}
+    sentences = {str(n): s for n, s in enumerate(s for s in scene.sentences if s.kind in LAYOUT_KINDS[layout])}
     tables["kinds.json"][video] = {exp_id: sentence.kind for exp_id, sentence in sentences.items()}
     (staging / "JPEGImages" / video).mkdir(parents=True)
     for name, frame in zip(frames, scene.frames_THW3, strict=True):
@@ -167,7 +167,7 @@ def _write_palettes(folder: Path, frames: list[str], masks_OTHW: np.ndarray) -> 
     ids_THW = (masks_OTHW * values[:, None, None, None]).max(0)  # visible pixels never overlap
     for name, ids in zip(frames, ids_THW, strict=True):
         image = Image.fromarray(ids)
-        image.putpalette(PALETTE)  # turns mode L into P, keeping the values
+        image.putpalette(MASK_PALETTE)  # turns mode L into P, keeping the values
         image.save(folder / f"{name}.png")
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from enum import Enum
 from typing import Any
@@ -18,8 +18,7 @@ from torch import nn
 
 from glus import distributed
 from glus.batch import Batch, GlusOutput
-from glus.config import Offload, TrainerConfig
-from glus.train.optim import BUCKET_NUMBERS, build_adamw, warmup_decay
+from glus.config import BUCKET_NUMBERS, Offload, TrainerConfig
 
 
 def init_distributed(timeout_minutes: float) -> None:
@@ -299,3 +298,40 @@ def _deepspeed_config(trainer: TrainerConfig, accumulation: int, dtype: torch.dt
         "steps_per_print": 10**9,
         "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice per micro-batch
     }
+
+
+def warmup_decay(warmup_steps: int, total_steps: int) -> Callable[[int], float]:
+    """Factor of the peak learning rate at optimizer step 0, 1, ...: linear from 0 to 1, then linear to 0.
+
+    The first step runs at rate 0 if there is a warm-up. (The released GLUS ran its first step at the full rate, an
+    accident of its DeepSpeed version.)
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+    return factor
+
+
+def build_adamw(
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    betas: Sequence[float],
+    weight_decay: float,
+    fused: bool = False,
+) -> torch.optim.AdamW:
+    """AdamW over the trained parameters.
+
+    Args:
+        parameters: these.
+        learning_rate: until somebody sets another.
+        betas: of the moments.
+        weight_decay: decoupled.
+        fused: one pass over the numbers; on one thread of a CPU five times faster. Where they lie on a GPU, AdamW's
+            counts of steps must lie there too.
+    """
+    return torch.optim.AdamW(
+        list(parameters), learning_rate, (betas[0], betas[1]), weight_decay=weight_decay, fused=fused or None
+    )

@@ -24,24 +24,22 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from glus.batch import Batch, Conversation, TrainSample
-from glus.config import HardwareConfig, Offload, Precision, Quantization, TrainConfig
-from glus.data.loader import collate
+from glus.config import BUCKET_NUMBERS, GIB, HardwareConfig, Offload, Precision, Quantization, TrainConfig
+from glus.data.dataset import collate
 from glus.losses.objective import TERMS, GlusObjective
 from glus.models.build import PARTS as PARAMETERS
 from glus.models.glus import Glus
 from glus.models.pretrained import build_glus
 from glus.tokens import IMAGE_ID
-from glus.train.optim import BUCKET_NUMBERS
 
-PARTS = ("CLIP", "LLM", "SAM2 image encoder", "SAM2 memory and decoder", "losses and the rest")
-CLIP, LLM, IMAGE_ENCODER, DECODER, REST = PARTS
+COST_PARTS = ("CLIP", "LLM", "SAM2 image encoder", "SAM2 memory and decoder", "losses and the rest")
+CLIP, LLM, IMAGE_ENCODER, DECODER, REST = COST_PARTS
 FRAME_SIZE = (720, 1280)
 """Height and width that losses are computed at: Ref-YouTube-VOS and most of MeViS."""
 EXPRESSION_TOKENS = 10
 """SentencePiece length of a middling sentence."""
 SYSTEM_TOKENS, CONTEXT_TOKENS, TURN_TOKENS = 34, 11, 26
 """LLaMA's tokens of the texts of ``data/prompts.py``: before the frames, after the context, and around a sentence."""
-GIB = 2**30
 PROJECTION_BYTES = {Quantization.int8: 1.0 + 4 / 4096, Quantization.nf4: 0.5 + (1 + 4 / 256) / 64}
 """Bytes of a quantised weight: int8 with a float32 scale per row (here of 4096), 4 bits with an 8-bit scale per 64
 values and a float32 one per 256 scales (QLoRA's double quantisation)."""
@@ -244,13 +242,13 @@ def count_costs(glus: Glus, objective: GlusObjective, batch: Batch) -> Trace:
         output = glus(batch)
         counter.part = REST
         losses = objective(output, batch, objective.counts([batch]), np.random.default_rng(0))
-        kept = {part: float(counter.bytes[part]) for part in PARTS}
+        kept = {part: float(counter.bytes[part]) for part in COST_PARTS}
         output.seg_embeds_NQC.register_hook(counter.switch(LLM))
         counter.part = DECODER
         run_backward(losses["total"])
     for hook in hooks:
         hook.remove()
-    flops = {part: float(counter.flops[part]) for part in PARTS}
+    flops = {part: float(counter.flops[part]) for part in COST_PARTS}
     return Trace(flops, kept, float(counter.peak), batch.rows.input_ids_BL.numel())
 
 
@@ -277,7 +275,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class WeightCounts:
     """What the memory of a network's weights depends on."""
 
     total: int
@@ -298,13 +296,13 @@ def count_parameters(glus: Glus) -> dict[str, tuple[int, int]]:
     return {part: (total, trained) for part, (total, trained) in found.items()}
 
 
-def measure_sizes(glus: Glus) -> Sizes:
+def measure_sizes(glus: Glus) -> WeightCounts:
     """The counts that ``memory_lines`` needs."""
     totals, trained = zip(*count_parameters(glus).values(), strict=True)
     sizes = {name: parameter.numel() for name, parameter in glus.named_parameters()}
     projections = sum(size for name, size in sizes.items() if _is_quantisable(name))
     small = sum(size for name, size in sizes.items() if not _is_born_empty(name))
-    return Sizes(sum(totals), sum(trained), projections, small)
+    return WeightCounts(sum(totals), sum(trained), projections, small)
 
 
 def _is_quantisable(name: str) -> bool:
@@ -315,7 +313,7 @@ def _is_born_empty(name: str) -> bool:
     return name.startswith(("mllm.clip.", "mllm.llama.")) and ".lora_" not in name and not name.endswith(".new_rows")
 
 
-def memory_lines(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig, trace: Trace) -> list[Line]:
+def memory_lines(config: TrainConfig, sizes: WeightCounts, hardware: HardwareConfig, trace: Trace) -> list[Line]:
     """Memory of one GPU at its fullest moment.
 
     Args:
@@ -350,7 +348,7 @@ def _number_bytes(config: TrainConfig) -> int:
     return {Precision.fp32: 4, Precision.bf16: 2}[config.model.precision]
 
 
-def _weights(config: TrainConfig, sizes: Sizes, gpus: int) -> Line:
+def _weights(config: TrainConfig, sizes: WeightCounts, gpus: int) -> Line:
     trainer, each, quantization = config.trainer, _number_bytes(config), config.model.llm.quantization
     whole = f"{each} B x {sizes.total:,}"
     if trainer.zero_stage == 3:
@@ -366,7 +364,7 @@ def _weights(config: TrainConfig, sizes: Sizes, gpus: int) -> Line:
     return Line("weights", small * sizes.projections + each * rest + DEQUANTISED, formula)
 
 
-def _optimizer_lines(config: TrainConfig, sizes: Sizes, gpus: int) -> list[Line]:
+def _optimizer_lines(config: TrainConfig, sizes: WeightCounts, gpus: int) -> list[Line]:
     """Optimizer, gradients, and the buffer that they are summed through."""
     each, trained = _number_bytes(config), sizes.trained
     buffer = Line("communication", each * BUCKET_NUMBERS, f"{each} B x {BUCKET_NUMBERS:,}, DeepSpeed's bucket")
@@ -380,12 +378,12 @@ def _optimizer_lines(config: TrainConfig, sizes: Sizes, gpus: int) -> list[Line]
     ]
 
 
-def prediction_bytes(config: TrainConfig, sizes: Sizes) -> tuple[float, float]:
+def prediction_bytes(config: TrainConfig, sizes: WeightCounts) -> tuple[float, float]:
     """Weights of a process that predicts on its GPU, unquantised, and what it needs of the machine's memory."""
     return _number_bytes(config) * sizes.total, PROCESS_BYTES + 4.0 * sizes.small
 
 
-def host_lines(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig) -> list[Line]:
+def host_lines(config: TrainConfig, sizes: WeightCounts, hardware: HardwareConfig) -> list[Line]:
     """Memory of one node that training fills: its processes, what they draw at random, and offloaded parts.
 
     Weights are mapped from their files by one process and go to the GPUs tensor by tensor: the system's cache of files
@@ -426,7 +424,7 @@ class Option:
         )
 
 
-def micro_batches(global_batch_size: int, num_gpus: int) -> list[int]:
+def micro_batch_sizes(global_batch_size: int, num_gpus: int) -> list[int]:
     """Micro-batch sizes that share a global batch equally, the largest first; empty if the GPUs cannot.
 
     Raises:
@@ -444,7 +442,9 @@ def micro_batches(global_batch_size: int, num_gpus: int) -> list[int]:
     return [size for size in range(min(share, MAX_MICRO_BATCH), 0, -1) if share % size == 0]
 
 
-def options(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig, traces: dict[bool, Trace]) -> Iterator[Option]:
+def options(
+    config: TrainConfig, sizes: WeightCounts, hardware: HardwareConfig, traces: dict[bool, Trace]
+) -> Iterator[Option]:
     """All ways to train, the best first, whether they fit or not.
 
     What changes no number comes before what does (quantisation); what slows least comes first: no offloading, no
@@ -460,7 +460,7 @@ def options(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig, traces:
     stages = [2, 3] if hardware.num_gpus > 1 else [2]
     ways = [(none, offload, stage) for offload in (Offload.none, Offload.optimizer) for stage in stages]
     ways += [(none, Offload.parameters, 3), (nf4, Offload.none, 2), (nf4, Offload.optimizer, 2)]
-    batches = micro_batches(config.trainer.global_batch_size, hardware.num_gpus)
+    batches = micro_batch_sizes(config.trainer.global_batch_size, hardware.num_gpus)
     for (quantization, offload, stage), checkpointing, size in product(ways, (False, True), batches):
         changed = copy.deepcopy(config)
         changed.model.llm.quantization = quantization
@@ -469,7 +469,9 @@ def options(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig, traces:
         yield Option(changed, total_bytes(memory_lines(changed, sizes, hardware, traces[checkpointing])))
 
 
-def recommend(config: TrainConfig, sizes: Sizes, hardware: HardwareConfig, traces: dict[bool, Trace]) -> Option | None:
+def recommend(
+    config: TrainConfig, sizes: WeightCounts, hardware: HardwareConfig, traces: dict[bool, Trace]
+) -> Option | None:
     """The first of ``options`` that fits; None if none does.
 
     Raises:

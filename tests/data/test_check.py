@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from glus.config import DatasetConfig, ExpectedCounts, Layout
-from glus.data.check import Check, Report, VideoFindings, check_dataset
+from glus.data.check import Check, DataReport, VideoFindings, check_dataset
 from glus.data.rle import encode_rle
 from glus.shapes.write import write_shapes
 from tests.edits import edit_json
@@ -67,7 +67,7 @@ def copy(clean: Callable[[Layout], DatasetConfig], tmp_path: Path) -> Callable[[
     return copy_dataset
 
 
-def problems(report: Report) -> dict[Check, list[str]]:
+def problems(report: DataReport) -> dict[Check, list[str]]:
     return {check: row.errors for check, row in report.rows.items() if row.errors}
 
 

@@ -3,7 +3,7 @@ import torch
 
 from glus.batch import Conversation, TrainSample
 from glus.data.chat.tree import separate_rows
-from glus.data.loader import collate
+from glus.data.dataset import collate
 from glus.tokens import IMAGE_ID
 from glus.types import ObjectKey
 

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from glus.config import DatasetConfig, Layout
-from glus.data.display_matrix import flipped_axis
-from glus.data.frames import DatasetVideo, FileVideo, FolderVideo, FrameStore, open_video
+from glus.data.frames import DatasetVideo, FileVideo, FolderVideo, FrameStore, flipped_axis, open_video
 from glus.pictures import write_movie
 
 

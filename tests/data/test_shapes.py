@@ -16,7 +16,7 @@ from pycocotools import mask as rle
 
 from glus.shapes.render import COLOURS, SHAPES
 from glus.shapes.scene import DIRECTIONS, KINDS, STRUCTURES, Scene, Sentence, generate_scene, scene_of
-from glus.shapes.write import LAYOUTS, SHEET_ROWS, count_kinds, draw_contact_sheet, write_shapes
+from glus.shapes.write import LAYOUT_KINDS, SHEET_ROWS, count_kinds, draw_contact_sheet, write_shapes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import make_shapes
@@ -299,7 +299,7 @@ def test_youtube_layout(tmp_path: Path) -> None:
         ]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUT_KINDS)
 def test_same_settings_nothing_to_do_other_settings_refused(tmp_path: Path, layout: str) -> None:
     write = partial(write_shapes, tmp_path, "train", 2, num_frames=6, size=48, layout=layout)
     assert write()
@@ -326,7 +326,7 @@ def test_foreign_sentences_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "train").exists()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUT_KINDS)
 def test_interrupted_run_leaves_nothing_and_can_be_repeated(tmp_path: Path, layout: str) -> None:
     def interrupt(numbers: range) -> Iterator[int]:
         yield numbers[0]

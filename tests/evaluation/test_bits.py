@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco
 
 from glus.evaluation.packed import BitMasks, JFScores, compare
-from tools.benchmarks.davis import plain_boundary_accuracy, plain_region_similarity
+from tools.benchmark_scoring import plain_boundary_accuracy, plain_region_similarity
 
 CASES_PER_SIZE = 240
 SIZES = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glus.evaluation.packed import boundary_accuracy, boundary_radius, region_similarity
-from tools.benchmarks.davis import plain_boundary_accuracy, plain_region_similarity
+from tools.benchmark_scoring import plain_boundary_accuracy, plain_region_similarity
 
 
 def defined_boundary(mask: np.ndarray) -> set[tuple[int, int]]:

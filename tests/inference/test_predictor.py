@@ -17,7 +17,7 @@ from glus.inference.predictor import load_predictor
 from glus.inference.stream import STAGES, FrameStream
 from glus.inference.video_run import VideoRun
 from glus.models.pretrained import LoadedModel
-from glus.models.segmenter.memory import MemoryBank
+from glus.models.segmenter import MemoryBank
 from glus.types import FrameResult
 from tests.inference.asking import SIZE, TEXTS, ArrayVideo, answering, answering_sometimes, predictor
 from tools.benchmarks.plain import counted, segment_plainly, token_bound

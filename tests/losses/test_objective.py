@@ -13,8 +13,14 @@ import torch
 from glus.batch import Batch, GlusOutput
 from glus.config import ContrastiveConfig, LossConfig
 from glus.losses.contrastive import ContrastiveQueue
-from glus.losses.objective import TERMS, GlusObjective, build_objective
-from glus.losses.terms import binary_cross_entropy, dice_loss, seg_cross_entropy
+from glus.losses.objective import (
+    TERMS,
+    GlusObjective,
+    binary_cross_entropy,
+    build_objective,
+    dice_loss,
+    seg_cross_entropy,
+)
 
 CaseMaker = Callable[..., tuple[Batch, GlusOutput]]
 WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5}

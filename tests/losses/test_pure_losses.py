@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from glus.losses.terms import binary_cross_entropy, dice_loss, iou_cross_entropy, mask_iou, seg_cross_entropy
+from glus.losses.objective import binary_cross_entropy, dice_loss, iou_cross_entropy, mask_iou, seg_cross_entropy
 
 
 def _masks() -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import pytest
 from glus.batch import Batch, TrainSample
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.wording import draw_turns
-from glus.data.loader import collate
+from glus.data.dataset import collate
 from glus.models.glus import Glus
 from glus.models.pretrained import TRAINED_FILE, LoadedModel, write_model_config
 from glus.models.weight_files import write_tensors

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from glus import compat
 from glus.config import ModelConfig, Precision, load_config
 from glus.models.pretrained import build_glus, load_model
-from tools.convert_weights import to_release
+from tools.convert_weights import convert_to_release
 from tools.export import export
 
 if __name__ == "__main__":
@@ -28,7 +28,7 @@ if __name__ == "__main__":
     elif way == "export":
         export(Path(folder), Path(output), torch.float32)
     elif way == "to_release":
-        to_release(Path(folder), Path(output), torch.float16, safetensors=False, shard_bytes=10**10)
+        convert_to_release(Path(folder), Path(output), torch.float16, safetensors=False, shard_bytes=10**10)
     else:
         assert way == "nothing", way
         build_glus(config, load_weights=False)

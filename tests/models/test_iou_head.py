@@ -17,7 +17,7 @@ from glus.models.build import trainable_names
 from glus.models.glus import Glus
 from glus.models.pretrained import LoadedModel, build_glus, load_model, save_model
 from glus.models.weights import read_tensors
-from tools.convert_weights import to_release
+from tools.convert_weights import convert_to_release
 from tools.export import export
 
 HEAD = {f"iou_head.fc{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias")}
@@ -80,7 +80,7 @@ def test_it_travels_with_model_folders_and_exports(folder: Path, tmp_path: Path)
 
 
 def test_the_released_layout_leaves_it_out_and_says_so(folder: Path, tmp_path: Path) -> None:
-    written = to_release(folder, tmp_path / "released", None, True, 10**9)
+    written = convert_to_release(folder, tmp_path / "released", None, True, 10**9)
     assert written["left out: tensors of the IoU head, for which the layout has no place"] == 4
     names = read_tensors(tmp_path / "released").keys()
     assert not any("iou_head" in name for name in names)

@@ -15,9 +15,9 @@ import torch
 from glus.config import ModelConfig, Precision
 from glus.models.build import trainable_names
 from glus.models.glus import Glus
-from glus.models.load_progress import GB, LoadProgress
 from glus.models.pretrained import LoadedModel, build_glus, load_model, merged_tensors, save_model
 from glus.models.release import build_release, read_release
+from glus.models.weight_files import GB, LoadProgress
 from glus.models.weights import ON_DISK, LoadReport, MisfitError
 from tests.conftest import tiny_segmenter
 from tests.merging import merge_lora, merge_new_rows

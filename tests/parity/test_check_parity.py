@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.edits import edit_arrays, edit_json
 from tests.parity.recorder import HEIGHT, WIDTH, cases
-from tools.check_parity import PARTS, main
+from tools.check_parity import RECORDED_PARTS, main
 from tools.parity.comparison import Row, is_met, unpack
 from tools.parity.network import read_fixture
 from tools.parity.replay_inference import TOGETHER, replay_inference, replay_metrics, replay_preprocess
@@ -89,7 +89,7 @@ def test_missing_parts_are_told_and_are_no_failure(small: Path) -> None:
 
 
 def test_a_folder_with_nothing_to_compare_fails(small: Path) -> None:
-    for part in PARTS:
+    for part in RECORDED_PARTS:
         shutil.rmtree(small / part, ignore_errors=True)
     with pytest.raises(SystemExit, match="nothing to compare"):
         main([str(small)])

@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from glus.train.engine import launcher_variables, leave_process_group
-from glus.train.optim import build_adamw
+from glus.train.engine import build_adamw, launcher_variables, leave_process_group
 
 
 @pytest.mark.parametrize(("visible", "local_rank"), [(0, "3"), (1, "0"), (4, "3")])

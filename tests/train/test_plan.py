@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from glus.config import DataConfig, HardwareConfig, Offload, Precision, TrainConfig, load_config
+from glus.config import BUCKET_NUMBERS, GIB, DataConfig, HardwareConfig, Offload, Precision, TrainConfig, load_config
 from glus.config.training import TrainerConfig
 from glus.data.chat.tree import LENGTH_MULTIPLE, unpack_conversations
 from glus.losses.objective import GlusObjective
@@ -19,19 +19,17 @@ from glus.models.build import assemble
 from glus.models.pretrained import build_glus
 from glus.tokens import Vocabulary
 from glus.train.engine import _deepspeed_config
-from glus.train.optim import BUCKET_NUMBERS
 from glus.train.plan import (
-    GIB,
     Option,
-    Sizes,
     Trace,
+    WeightCounts,
     count_costs,
     count_parameters,
     example_batch,
     host_lines,
     measure_sizes,
     memory_lines,
-    micro_batches,
+    micro_batch_sizes,
     options,
     recommend,
     total_bytes,
@@ -136,10 +134,10 @@ def test_stage_3_begins_with_the_whole_model_on_each_gpu(
 ) -> None:
     config = copy.deepcopy(tiny)
     config.trainer.zero_stage, config.trainer.offload = 3, offload
-    sizes = Sizes(total=7 * 10**9, trained=3 * 10**8, projections=6 * 10**9, small=3 * 10**8)
+    sizes = WeightCounts(total=7 * 10**9, trained=3 * 10**8, projections=6 * 10**9, small=3 * 10**8)
     lines = memory_lines(config, sizes, HardwareConfig(num_gpus=64), traces[False])
     assert total_bytes(lines) == pytest.approx(4 * sizes.total + 1.5 * GIB)
-    small = memory_lines(config, Sizes(10**6, 10**6, 0, 10**6), HardwareConfig(num_gpus=64), traces[False])
+    small = memory_lines(config, WeightCounts(10**6, 10**6, 0, 10**6), HardwareConfig(num_gpus=64), traces[False])
     assert {line.what: line.bytes for line in small}["more at the start"] == 0
 
 
@@ -200,10 +198,10 @@ def test_advice_prefers_what_changes_least(tiny: TrainConfig, traces: dict[bool,
 
 
 def test_gpus_that_cannot_share_the_batch_are_told_which_can() -> None:
-    assert micro_batches(80, 4) == [10, 5, 4, 2, 1]
-    assert micro_batches(80, 16) == [5, 1]
+    assert micro_batch_sizes(80, 4) == [10, 5, 4, 2, 1]
+    assert micro_batch_sizes(80, 16) == [5, 1]
     with pytest.raises(ValueError, match=r"num_gpus=32 cannot share .*=80 equally: use 20 or 40 of them"):
-        micro_batches(80, 32)
+        micro_batch_sizes(80, 32)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -211,7 +209,7 @@ def test_recipes_of_machines_keep_the_global_batch(recipe: str) -> None:
     config = full_size(f"hardware={recipe}")
     assert config.hardware is not None
     assert config.trainer.global_batch_size == 80
-    assert config.trainer.micro_batch_size in micro_batches(80, config.hardware.num_gpus)
+    assert config.trainer.micro_batch_size in micro_batch_sizes(80, config.hardware.num_gpus)
     assert full_size(f"hardware={recipe}", "trainer.micro_batch_size=1").trainer.micro_batch_size == 1
 
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from glus.train.optim import warmup_decay
+from glus.train.engine import warmup_decay
 from glus.train.trainer import accumulation_steps, micro_batches
 
 

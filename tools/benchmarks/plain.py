@@ -24,8 +24,8 @@ from glus.config import FramesConfig, InferenceConfig, ModelConfig, load_config
 from glus.data.chat import wording as prompts
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import separate_rows
+from glus.data.dataset import collate
 from glus.data.frames import VideoSource
-from glus.data.loader import collate
 from glus.data.sampling import context_indices_eval
 from glus.inference.asking import Pass
 from glus.inference.predictor import VideoPredictor, load_predictor
@@ -37,7 +37,7 @@ from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.scene import Scene, generate_scene
 from glus.tokens import Vocabulary
 from glus.types import ObjectKey
-from tools.benchmarks.report import ROOT, synchronize
+from tools.benchmarks.measuring import ROOT, synchronize
 
 Prepare = Callable[[np.ndarray], np.ndarray]
 """``Mllm.prepare``."""

@@ -32,19 +32,19 @@ import torch.distributed as dist
 from torch.utils import collect_env
 
 from glus import distributed
+from glus.config import GIB
 from glus.files import write_text
-from tools.benchmarks.report import (
-    GIB,
+from tools.benchmarks.measuring import (
     ROOT,
     Goal,
     Report,
     Table,
-    at_least,
-    at_most,
     card_tflops,
     case_table,
     describe,
     forget_peak,
+    goal_at_least,
+    goal_at_most,
     holds,
     installed_version,
     key_table,
@@ -142,7 +142,7 @@ def environment(sizes: Sizes, folder: Path) -> Report:
         peaks |= {"bfloat16 TFLOP/s": matmul_tflops(device, torch.bfloat16), "nominal TFLOP/s": card_tflops(device)}
         if nominal := peaks["nominal TFLOP/s"]:
             share = peaks["bfloat16 TFLOP/s"] / nominal
-            goals.append(at_least("matrix products, of nominal", share, LEAST_MATMUL_SHARE, ".0%"))
+            goals.append(goal_at_least("matrix products, of nominal", share, LEAST_MATMUL_SHARE, ".0%"))
     source = torch.zeros(GIB if device.type == "cuda" else GIB // 16, dtype=torch.uint8, device=device)
     copying = min(timed(source.clone, device)[1] for _ in range(10))
     peaks["memory GB/s"] = 2 * source.nbytes / copying / 1e9
@@ -178,7 +178,7 @@ def synchronisation(sizes: Sizes, folder: Path) -> Report:
     is one of ``tests/gpu``.)"""
     need_gpu()
     waits = count_chunk_waits()
-    goals = [at_most("waits in a predicted chunk", waits.total(), 1, "g")]
+    goals = [goal_at_most("waits in a predicted chunk", waits.total(), 1, "g")]
     return Report([key_table("Where a predicted chunk waits", waits)] * bool(waits), dict(waits), goals)
 
 
@@ -287,8 +287,8 @@ def loading(sizes: Sizes, folder: Path) -> Report:
     }
     goals = compare_answers(*answers(predictor, sizes), folder / ANSWERS_FILE)
     if device.type == "cuda" and sizes.model != "tiny":
-        goals.append(at_most("GPU's peak, times the weights", peak / num_bytes, MOST_DEVICE_LOAD, ".2f"))
-        goals.append(at_most("host's peak, GiB", max(host) / GIB, MOST_HOST_LOAD, ".1f"))
+        goals.append(goal_at_most("GPU's peak, times the weights", peak / num_bytes, MOST_DEVICE_LOAD, ".2f"))
+        goals.append(goal_at_most("host's peak, GiB", max(host) / GIB, MOST_HOST_LOAD, ".1f"))
     return Report([key_table("Loading", values)], values, goals)
 
 
@@ -297,8 +297,8 @@ def compare_answers(masks: np.ndarray, scores: np.ndarray, file: Path) -> list[G
     before = np.load(file)
     score = np.abs(scores - before["scores"]) / np.maximum(np.maximum(scores, before["scores"]), 1e-30)
     return [
-        at_most("pixels that changed", float((masks != before["masks"]).mean()), MOST_CHANGED, ".2%"),
-        at_most("largest change of a score", float(score.max()), MOST_CHANGED, ".2%"),
+        goal_at_most("pixels that changed", float((masks != before["masks"]).mean()), MOST_CHANGED, ".2%"),
+        goal_at_most("largest change of a score", float(score.max()), MOST_CHANGED, ".2%"),
     ]
 
 
@@ -362,7 +362,7 @@ def judge_training(values: Mapping[str, Any], nominal: float | None) -> list[Goa
     """Utilisation of a GPU, of the maker's figure if it is known; none where every procedure recomputes."""
     used = [result["mfu"] for result in values["procedures"].values() if "mfu" in result]
     peak = values["peak_tflops"]
-    return [at_least("MFU of training", max(used) * peak / (nominal or peak), LEAST_MFU, ".1%")] if used else []
+    return [goal_at_least("MFU of training", max(used) * peak / (nominal or peak), LEAST_MFU, ".1%")] if used else []
 
 
 def plan(sizes: Sizes, folder: Path) -> Report:
@@ -433,7 +433,7 @@ def planned_bytes(config: TrainConfig) -> float:
 
 def prediction(sizes: Sizes, folder: Path) -> Report:
     """A generated video with some and with many sentences, against the plain procedure on its first frames."""
-    from tools.benchmark_inference import case_name, compare, tabulate
+    from tools.benchmark_inference import case_name, compare_procedures, tabulate_prediction
     from tools.benchmarks.plain import BenchmarkVideo, build_predictor
 
     device = distributed.use_device()
@@ -442,22 +442,24 @@ def prediction(sizes: Sizes, folder: Path) -> Report:
     cases = {}
     for num_expressions, num_frames in sizes.predictions:
         video = BenchmarkVideo(num_frames, *sizes.frame_size)
-        measured = compare(predictor, video, num_expressions, 1, min(sizes.plain_frames, num_frames))
+        measured = compare_procedures(predictor, video, num_expressions, 1, min(sizes.plain_frames, num_frames))
         cases[case_name(measured)] = measured
-    return Report(tabulate(cases), cases, [judge_prediction(name, case, device) for name, case in cases.items()])
+    return Report(
+        tabulate_prediction(cases), cases, [judge_prediction(name, case, device) for name, case in cases.items()]
+    )
 
 
 def judge_prediction(name: str, measured: dict[str, Any], device: torch.device) -> Goal:
     """A GPU is to be as much faster as is claimed; a CPU is to give the masks of the plain procedure (in float32)."""
     if device.type == "cpu":
-        return at_most(f"other pixels, {name}", measured["pixels_that_differ_far_from_threshold"], 0)
-    return at_least(f"times plain, {name}", measured["frames_per_second_ratio"], LEAST_SPEED_UP, ".1f")
+        return goal_at_most(f"other pixels, {name}", measured["pixels_that_differ_far_from_threshold"], 0)
+    return goal_at_least(f"times plain, {name}", measured["frames_per_second_ratio"], LEAST_SPEED_UP, ".1f")
 
 
 def masks(sizes: Sizes, folder: Path) -> Report:
     """The shipped model's masks in both precisions."""
     from glus.config import Precision, SettingsConfig
-    from tools.benchmark_inference import compare
+    from tools.benchmark_inference import compare_procedures
     from tools.benchmarks.plain import BenchmarkVideo
 
     distributed.use_device()
@@ -466,10 +468,10 @@ def masks(sizes: Sizes, folder: Path) -> Report:
         load_written(Sizes(), folder, SettingsConfig(precision=one)) for one in (Precision.fp32, Precision.bf16)
     )
     values: dict[str, float] = compare_masks(*(shape_masks(one, sizes.mask_videos) for one in (precise, low)))
-    far = compare(precise, BenchmarkVideo(16, 128, 128), 4, 2)["pixels_that_differ_far_from_threshold"]
+    far = compare_procedures(precise, BenchmarkVideo(16, 128, 128), 4, 2)["pixels_that_differ_far_from_threshold"]
     goals = [
-        at_least("median IoU", values["median IoU"], LEAST_MEDIAN_IOU, ".4f"),
-        at_most("other pixels than the plain procedure's, float32", far, 0),
+        goal_at_least("median IoU", values["median IoU"], LEAST_MEDIAN_IOU, ".4f"),
+        goal_at_most("other pixels than the plain procedure's, float32", far, 0),
     ]
     table = key_table("bfloat16 against float32", {name: f"{value:.4g}" for name, value in values.items()})
     return Report([table], values, goals)
@@ -508,7 +510,7 @@ def quantisation(sizes: Sizes, folder: Path) -> Report:
     nf4 = SettingsConfig(precision=Precision.bf16, llm_quantization=Quantization.nf4)
     settings = (nf4, SettingsConfig(precision=Precision.bf16))
     values: dict[str, float] = compare_masks(*(shape_masks(load_written(Sizes(), folder, one), 2) for one in settings))
-    goals = [at_least("masks", values["masks"], 1)]
+    goals = [goal_at_least("masks", values["masks"], 1)]
     if (folder / WEIGHTS_FOLDER).is_dir():
         forget_peak(device)
         large, values["full size: seconds"] = timed(lambda: load_written(sizes, folder, nf4), device)
@@ -522,7 +524,7 @@ def quantisation(sizes: Sizes, folder: Path) -> Report:
 # -------------------------------------------------------------------------------------------------- running
 
 
-STAGES: dict[str, Callable[[Sizes, Path], Report]] = {
+MACHINE_TESTS: dict[str, Callable[[Sizes, Path], Report]] = {
     stage.__name__: stage
     for stage in (
         *(environment, gpu_tests, full_size, loading, training, plan),
@@ -549,7 +551,7 @@ def run_stage(name: str, folder: Path, sizes: Sizes) -> dict[str, Any]:
     record |= {"torch": torch.__version__, "transformers": installed_version("transformers"), "code": code_digest()}
     started = time.perf_counter()
     try:
-        report = STAGES[name](sizes, folder)
+        report = MACHINE_TESTS[name](sizes, folder)
     except Absent as reason:
         record |= {"verdict": "absent", "reason": str(reason)}
     except ModuleNotFoundError as error:

@@ -23,7 +23,7 @@ from glus.models.glus import Glus
 from glus.models.mllm.llava import llava_of
 from glus.models.pretrained import LoadedModel
 from glus.models.release import ReleaseCheckpoint, build_release, read_release
-from glus.models.release_layout import GLUS
+from glus.models.release_layout import GLUS_KEYS
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.models.weight_files import LazyTensor
 from glus.models.weights import IN_MEMORY, LoadReport, load, read_tensors
@@ -112,7 +112,7 @@ def load_trainable(fixture: Fixture, lora: Path, detach: bool) -> LoadedModel:
     Raises:
         FileNotFoundError, ValueError: a file is missing or does not fit.
     """
-    adapters = GLUS.source(lora, read_tensors(lora))
+    adapters = GLUS_KEYS.source(lora, read_tensors(lora))
     checkpoint = _read_checkpoint(fixture)
     config = checkpoint.config
     config.llm.lora_rank, config.llm.lora_targets = _lora_shape(
@@ -158,7 +158,7 @@ def sam2_tensors(glus: Glus) -> dict[str, torch.Tensor]:
     return segmenter.sam.state_dict()
 
 
-def make_tokenizer(model: LoadedModel) -> LlavaChat:
+def make_chat(model: LoadedModel) -> LlavaChat:
     """The tokenizer that expands images as the model does."""
     return LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
 
@@ -166,7 +166,7 @@ def make_tokenizer(model: LoadedModel) -> LlavaChat:
 def make_predictor(model: LoadedModel, fixture: Fixture, inference: InferenceConfig) -> VideoPredictor:
     """The predictor with the recorded numbers of context and query frames."""
     frames = FramesConfig(fixture.settings["num_context"], fixture.settings["num_query"])
-    return VideoPredictor(model.glus, make_tokenizer(model), frames, inference)
+    return VideoPredictor(model.glus, make_chat(model), frames, inference)
 
 
 class Call(NamedTuple):
@@ -344,4 +344,6 @@ def collect_gradients(glus: Glus) -> dict[str, torch.Tensor | None]:
 
     They are the model's own: a next backward pass would add to them.
     """
-    return {GLUS.label(name): parameter.grad for name, parameter in glus.named_parameters() if parameter.requires_grad}
+    return {
+        GLUS_KEYS.label(name): parameter.grad for name, parameter in glus.named_parameters() if parameter.requires_grad
+    }

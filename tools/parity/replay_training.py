@@ -18,7 +18,7 @@ from glus.batch import Batch, GlusOutput, TrainSample
 from glus.config import ContrastiveConfig, LossConfig
 from glus.data.chat import wording as prompts
 from glus.data.chat.tree import separate_rows, unpack_conversations
-from glus.data.loader import collate
+from glus.data.dataset import collate
 from glus.losses.contrastive import ContrastiveQueue
 from glus.losses.objective import GlusObjective, build_objective
 from glus.models.glus import Glus
@@ -47,7 +47,7 @@ from tools.parity.network import (
     collect_gradients,
     forward_with_memories,
     load_trainable,
-    make_tokenizer,
+    make_chat,
     observed,
 )
 from tools.parity.replay_inference import FLOAT_ARRAYS, compare_floats, expand_images
@@ -132,7 +132,7 @@ def _sample(video: Record, frames_THW3: np.ndarray, packed_masks: np.ndarray, mo
             f"batch.npz: target masks of {name} are {masks.shape}; it has {len(names)} sentences, "
             f"{len(query)} query frames and {frames_THW3.shape} pixels"
         )
-    tokenizer, turns = make_tokenizer(model), read_turns(video)
+    tokenizer, turns = make_chat(model), read_turns(video)
     crops = clip_crops(model.glus, frames_THW3[[*video["context_index"], *query]])
     return TrainSample(
         context_pixels=crops[:num_context],
@@ -449,7 +449,7 @@ def _compare_values(case: Case, ours: Gradients, full: Record) -> None:
     case.compare("full gradients", ours_V, recorded_V, GRADIENT_VALUES, scale_V, note)
 
 
-class Run(NamedTuple):
+class ReplayedStep(NamedTuple):
     """A forward and backward pass."""
 
     outputs: Record
@@ -459,7 +459,7 @@ class Run(NamedTuple):
     """Norms of the gradients that reach the memories, see ``forward_with_memories``; 0: none does."""
 
 
-def run_step(glus: Glus, batch: Batch, objective: GlusObjective) -> Run:
+def run_step(glus: Glus, batch: Batch, objective: GlusObjective) -> ReplayedStep:
     """Forward and backward, with an eye on the memories."""
     glus.zero_grad(set_to_none=True)
     output, memories = forward_with_memories(glus, batch)
@@ -467,7 +467,7 @@ def run_step(glus: Glus, batch: Batch, objective: GlusObjective) -> Run:
     terms["total"].backward()
     norms = {what: [_norm(tensor.grad) for tensor in tensors] for what, tensors in memories.items()}
     losses = {name: value.item() for name, value in terms.items()}
-    return Run(_outputs(output), losses, collect_gradients(glus), norms)
+    return ReplayedStep(_outputs(output), losses, collect_gradients(glus), norms)
 
 
 def _norm(gradient: torch.Tensor | None) -> float:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from glus.config import DatasetConfig, Layout
-from glus.data.benchmarks.json_access import field
 from glus.data.benchmarks.mevis import read_lvvis, read_mevis, read_revos
 from glus.data.benchmarks.reason_seg import read_reason_seg
 from glus.data.benchmarks.refcoco import REFS, read_refcoco
@@ -21,7 +20,7 @@ from glus.data.benchmarks.youtube import (
     read_ref_youtube_vos_valid,
 )
 from glus.data.mask_store import FolderMasks, MaskStore, PaletteMasks, PolygonMasks, RleMasks, ShapeMasks
-from glus.files import read_json
+from glus.files import field, read_json
 from glus.types import Expression, Video
 
 log = logging.getLogger(__name__)

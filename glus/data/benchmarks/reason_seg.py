@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glus.config import DatasetConfig
-from glus.data.benchmarks.json_access import field
-from glus.files import read_json
+from glus.files import field, read_json
 from glus.types import Expression
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from glus.config import DatasetConfig
-from glus.data.benchmarks.json_access import field, whole_number
-from glus.files import read_object
+from glus.files import field, read_object, whole_number
 from glus.types import Expression
 
 log = logging.getLogger(__name__)

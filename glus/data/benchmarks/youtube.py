@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from glus.config import DatasetConfig
-from glus.data.benchmarks.json_access import Entry, field, iterate_videos, read_entries, whole_number
+from glus.data.benchmarks.mevis import Entry, iterate_videos, read_entries
+from glus.files import field, whole_number
 from glus.types import Expression
 
 log = logging.getLogger(__name__)

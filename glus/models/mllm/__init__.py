@@ -13,7 +13,7 @@ from glus.batch import TokenRows
 from glus.config import Quantization
 
 if TYPE_CHECKING:
-    from glus.models.mllm.cache import Prefix
+    from glus.models.mllm.attention import Prefix
 
 
 class Mllm(Protocol):

@@ -17,13 +17,11 @@ from glus import compat, distributed
 from glus.batch import TokenRows
 from glus.config import Quantization
 from glus.models.mllm.adapters import NewRows, Quantizer, check_quantization
-from glus.models.mllm.attention import NAME, PackedRows, additive_mask, attend
+from glus.models.mllm.attention import NAME, PackedRows, Prefix, PrefixCache, additive_mask, attend
 from glus.tokens import IMAGE_ID
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel, LlamaForCausalLM
-
-    from glus.models.mllm.cache import Prefix
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -235,8 +233,6 @@ class Llava(nn.Module):
         self, rows: TokenRows, visual_TD: torch.Tensor, past: Sequence[Prefix] = (), keep: bool = False
     ) -> tuple[torch.Tensor, Prefix | None]:
         """See ``Mllm``; states are those after the last RMSNorm."""
-        from glus.models.mllm.cache import PrefixCache
-
         embeds_BLD = self._splice(rows, visual_TD)
         options: dict[str, Any] = {}
         if past or keep:

@@ -23,8 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from glus.models.segmenter import upsample_masks
-from glus.models.segmenter.memory import row_index
+from glus.models.segmenter import row_index, upsample_masks
 
 SAM2_MEAN = (0.485, 0.456, 0.406)
 SAM2_STD = (0.229, 0.224, 0.225)

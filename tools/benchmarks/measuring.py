@@ -17,12 +17,11 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from glus.config.hardware import nominal_tflops
+from glus.config import nominal_tflops
 from glus.files import write_text
 from glus.train.plan import attention_counts
 
 ROOT = Path(__file__).resolve().parents[2]
-GIB = 2**30
 MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
 """Of the matrices whose product stands for the device's peak."""
 Result = TypeVar("Result")
@@ -38,12 +37,12 @@ class Goal:
     is_met: bool
 
 
-def at_least(name: str, found: float, bound: float, form: str = "") -> Goal:
+def goal_at_least(name: str, found: float, bound: float, form: str = "") -> Goal:
     """A goal that NaN does not meet."""
     return Goal(name, format(found, form), f">= {bound:{form}}", bool(found >= bound))
 
 
-def at_most(name: str, found: float, bound: float, form: str = "") -> Goal:
+def goal_at_most(name: str, found: float, bound: float, form: str = "") -> Goal:
     """A goal that NaN does not meet."""
     return Goal(name, format(found, form), f"<= {bound:{form}}", bool(found <= bound))
 
