@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,11 +27,38 @@ BORDERS = {
     "bitsandbytes": "glus/models/mllm/adapters.py",
 }
 """Libraries that one file alone imports."""
+LLAVA, SAM2 = "glus/models/mllm/llava.py", "glus/models/segmenter/sam2.py"
+FAMILIES = {
+    LLAVA: {
+        "glus/models/build.py",  # puts the network together
+        "glus/models/release_layout.py",  # the names of its tensors in other people's checkpoints
+        "glus/shapes/pretrain.py",  # trains the small towers of the shipped model
+        *("tools/pretrain_towers.py", "tools/benchmark_training.py"),
+        *("tools/benchmarks/plain.py", "tools/parity/network.py"),  # measure and compare its insides
+    },
+    SAM2: {
+        *("glus/models/build.py", "glus/shapes/pretrain.py"),
+        *("tools/benchmarks/plain.py", "tools/parity/network.py"),
+    },
+}
+"""The file of each family -> who may import it. Everything else knows ``Mllm`` and ``Segmenter``."""
+FAMILY_CLASSES = {
+    "CLIP": {LLAVA, "glus/models/release.py"},
+    "Llama": {
+        *(LLAVA, "glus/models/release.py"),  # what a released folder says of its architecture
+        *("glus/models/build.py", "glus/models/mllm/adapters.py"),  # as a type alone
+    },
+}
+"""Beginnings of the names of transformers' classes -> who may import these."""
+DEFINED_OFTEN = {"main", "parse_arguments", "log"}
+"""What a program or a module has under the same name as its neighbours: entry point, command line, logger."""
+SAME_FILE_NAMES = {"llava.py"}
+"""A family's chat grammar and its network. Programs may be called like the module that they run."""
 FORBIDDEN_NAMES = {"utils", "util", "misc", "helper", "helpers", "common"}
 MAX_FUNCTION_LINES = 60
 
 GLUS_FILES = sorted((ROOT / "glus").rglob("*.py"))
-FILES = [*GLUS_FILES, *sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]
+FILES = [*GLUS_FILES, *sorted((ROOT / "scripts").rglob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -85,17 +113,25 @@ def test_every_part_has_a_layer() -> None:
     assert parts == set().union(*LAYERS)
 
 
-def test_the_lowest_layer_has_no_cycle() -> None:
-    needs: dict[str, set[str | None]] = {part: set() for part in LAYERS[0]}
-    for file in GLUS_FILES:
-        own = file.relative_to(ROOT / "glus").with_suffix("").parts[0]
-        if own in needs:
-            needs[own] |= {_part(name) for name in _imports(file)} & LAYERS[0] - {own}
+def _modules() -> dict[str, Path]:
+    """Dotted name of every module of the project -> its file."""
+    return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}
+
+
+def _imported_modules(file: Path, modules: dict[str, Path]) -> set[str]:
+    """Those of ``modules`` that a file imports, also inside functions and for types alone."""
+    return {name if name in modules else name.rpartition(".")[0] for name in _imports(file)} & modules.keys()
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Not even for its types: two modules that need each other are one, or hide a third."""
+    modules = _modules()
+    needs = {name: _imported_modules(file, modules) - {name} for name, file in modules.items()}
     while needs:
-        free = [part for part, others in needs.items() if not others & needs.keys()]
-        assert free, f"import each other: {sorted(needs)}"
-        for part in free:
-            del needs[part]
+        free = [name for name, others in needs.items() if not others & needs.keys()]
+        assert free, f"import each other, or need some that do: {sorted(needs)}"
+        for name in free:
+            del needs[name]
 
 
 def test_scoring_loads_neither_models_nor_torch() -> None:
@@ -107,7 +143,7 @@ for name in {modules!r}:
     importlib.import_module(name)
 for script in ("score", "submit", "compare"):
     runpy.run_path(f"scripts/{{script}}.py")
-assert "glus.evaluation.score" in sys.modules
+assert {{"glus.evaluation.score", "glus.data.predictions"}} <= set(sys.modules)
 loaded = {{"torch", "transformers", "deepspeed", "glus.models", "glus.train"}} & set(sys.modules)
 assert not loaded, loaded
 """
@@ -126,6 +162,23 @@ def test_a_library_behind_a_border_is_imported_in_one_file(library: str, home: s
     assert users <= {home}
     mentions = f'"{library}"' in (ROOT / home).read_text()  # importlib.resources.files("sam2")
     assert users == {home} or mentions
+
+
+@pytest.mark.parametrize(("home", "users"), FAMILIES.items())
+def test_few_know_the_file_of_a_family(home: str, users: set[str]) -> None:
+    modules = _modules()
+    family = home.removesuffix(".py").replace("/", ".")
+    assert {_name(file) for file in FILES if family in _imported_modules(file, modules)} == users
+
+
+@pytest.mark.parametrize(("prefix", "users"), FAMILY_CLASSES.items())
+def test_few_name_the_classes_of_a_family(prefix: str, users: set[str]) -> None:
+    found = set()
+    for file in FILES:
+        pieces = [name.split(".") for name in _imports(file)]
+        if any(name[0] == "transformers" and name[-1].startswith(prefix) for name in pieces):
+            found.add(_name(file))
+    assert found == users
 
 
 def test_hydra_stays_at_the_entry() -> None:
@@ -175,6 +228,30 @@ def _definitions(tree: ast.Module) -> Iterator[tuple[str, Function | ast.ClassDe
                 yield prefix + node.name, node
                 if isinstance(node, ast.ClassDef):
                     scopes.append((f"{prefix}{node.name}.", node))
+
+
+def _public_names(tree: ast.Module) -> Iterator[str]:
+    """Functions, classes and constants of a module; type variables are words of its signatures, no names of its own."""
+    for node in tree.body:
+        if isinstance(node, Function | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            called = node.value.func if isinstance(node.value, ast.Call) else None
+            if not (isinstance(called, ast.Name) and called.id in ("TypeVar", "ParamSpec")):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = (name for target in targets for name in ast.walk(target))
+                yield from (name.id for name in names if isinstance(name, ast.Name))
+
+
+def test_a_public_name_is_defined_once() -> None:
+    """So that a search for it ends where it is defined, and one word means one thing."""
+    homes: dict[str, set[str]] = defaultdict(set)
+    for file in FILES:
+        for name in _public_names(_tree(file)):
+            if not name.startswith("_"):
+                homes[name].add(_name(file))
+    often = {name: sorted(files) for name, files in homes.items() if len(files) > 1}
+    assert often.keys() == DEFINED_OFTEN, {name: files for name, files in often.items() if name not in DEFINED_OFTEN}
 
 
 @pytest.mark.parametrize("file", FILES, ids=_name)
@@ -231,3 +308,14 @@ def test_no_file_is_called_after_nothing() -> None:
         assert file.stem not in FORBIDDEN_NAMES, _name(file)
         if file.parent.name in ("scripts", "tools"):
             assert file.stem not in sys.stdlib_module_names, _name(file)
+
+
+def test_file_names_are_unique() -> None:
+    homes: dict[str, set[str]] = defaultdict(set)
+    for file in FILES:
+        is_program = file.parent.name in ("scripts", "tools")
+        if file.stem != "__init__" and not is_program:
+            homes[file.name].add(_name(file))
+    assert {name for name, files in homes.items() if len(files) > 1} == SAME_FILE_NAMES
+    programs = [file.name for file in FILES if file.parent.name in ("scripts", "tools")]
+    assert len(programs) == len(set(programs))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -185,9 +183,3 @@ def test_read_complete(written: Written, tmp_path: Path) -> None:
     (folder / "valid_u0/0/00003.png").unlink()
     with pytest.raises(ValueError, match=r"frame 00003: .* is missing \(see there\)"):
         read_complete(open_predictions(folder, video), video[0], [1, 3], truth.shape[1:], "see there")
-
-
-def test_predictions_are_read_and_written_without_torch() -> None:
-    code = "import glus.data.predictions, sys; assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
