@@ -17,7 +17,7 @@ from glus.models.glus import Glus
 from glus.models.mllm.adapters import plain_names
 from glus.models.pretrained import build_glus
 from glus.models.release import to_release
-from glus.models.release_layout import GLUS, lisa
+from glus.models.release_layout import GLUS_KEYS, lisa
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -165,7 +165,7 @@ def _plain_shapes(glus: Glus, *prefixes: str) -> dict[str, torch.Size]:
 
 def test_a_published_glus_maps_one_to_one(glus: Glus, glus_7b: dict[str, torch.Tensor]) -> None:
     assert len(glus_7b) == 1229
-    renamed = GLUS.source("x", glus_7b)
+    renamed = GLUS_KEYS.source("x", glus_7b)
     assert list(renamed.dropped.values()) == [32]
     assert not renamed.unknown
     assert len(renamed.tensors) == 1197
@@ -174,13 +174,13 @@ def test_a_published_glus_maps_one_to_one(glus: Glus, glus_7b: dict[str, torch.T
     assert len(plain_names(glus)) == 1197 + len(glus.mllm.clip.state_dict())
     for name in glus_7b:
         if not name.endswith("inv_freq"):
-            assert [GLUS.in_file(ours) for ours in GLUS.source("x", {name: glus_7b[name]}).tensors] == [name]
+            assert [GLUS_KEYS.in_file(ours) for ours in GLUS_KEYS.source("x", {name: glus_7b[name]}).tensors] == [name]
 
 
 def test_the_way_back_writes_every_key_of_a_published_glus(
     config: ModelConfig, glus_7b: dict[str, torch.Tensor]
 ) -> None:
-    ours = GLUS.source("x", glus_7b).tensors | {"mllm.clip.vision_model.x": torch.empty(1)}
+    ours = GLUS_KEYS.source("x", glus_7b).tensors | {"mllm.clip.vision_model.x": torch.empty(1)}
     back = to_release(ours, config)
     assert len(back) == 1229
     assert {name: (value.shape, value.dtype) for name, value in back.items()} == {

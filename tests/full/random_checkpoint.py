@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from glus.config import ModelConfig, load_config
 from glus.data.chat.llava import train_vocabulary
 from glus.models.build import assemble
-from glus.models.release_layout import GLUS, inv_freq_tensors
+from glus.models.release_layout import GLUS_KEYS, inv_freq_tensors
 from glus.models.weight_files import LazyTensor, write_shards
 from glus.tokens import ADDED_TOKENS, Vocabulary
 from tests.released_layout import write_clip, write_settings
@@ -59,7 +59,7 @@ def main(folder: Path) -> None:
     write_clip(folder / "clip", glus)
     raw: dict[str, torch.Tensor | LazyTensor] = {}
     for name, value in glus.state_dict().items():
-        theirs = GLUS.in_file(name)
+        theirs = GLUS_KEYS.in_file(name)
         if theirs is not None:
             drawn = LazyTensor(value.shape, value.dtype, partial(draw, name, value.shape))
             raw[theirs] = drawn if value.is_meta else value

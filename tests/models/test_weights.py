@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from glus.models.release_layout import CLIP
+from glus.models.release_layout import CLIP_KEYS
 from glus.models.weight_files import LazyTensor, write_pickle, write_shards, write_tensors
 from glus.models.weights import IN_MEMORY, LoadReport, MisfitError, Source, load, read_tensors
 
@@ -231,7 +231,7 @@ def test_clip_folders_of_every_form_give_the_vision_tower(tmp_path: Path, form: 
         )
         tensors |= {name: torch.zeros(1) for name in others}
     torch.save(tensors, tmp_path / "pytorch_model.bin")
-    source = CLIP.source(tmp_path, read_tensors(tmp_path))
+    source = CLIP_KEYS.source(tmp_path, read_tensors(tmp_path))
     assert source.tensors.keys() == {f"mllm.clip.vision_model.{name}" for name in TOWER}
     assert not source.unknown
     assert list(source.dropped.values()) == {"transformers 5": [], "transformers 4": [1], "whole CLIP": [1, 4]}[form]
