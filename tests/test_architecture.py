@@ -134,12 +134,12 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
             del needs[name]
 
 
-def test_scoring_loads_neither_models_nor_torch() -> None:
+def test_scoring_and_checking_data_load_neither_models_nor_torch() -> None:
     """Also not by way of other modules: each of its processes starts in a second, and needs no GPU."""
     modules = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in (ROOT / "glus/evaluation").rglob("*.py")]
     code = f"""
 import importlib, runpy, sys
-for name in {modules!r}:
+for name in {[*modules, "glus.data.check"]!r}:
     importlib.import_module(name)
 for script in ("score", "submit", "compare"):
     runpy.run_path(f"scripts/{{script}}.py")
