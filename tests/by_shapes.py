@@ -104,7 +104,7 @@ class Memory:
     """Bytes of the device beside the weights."""
 
     peaks: dict[str, int]
-    """Stage (``clock.STAGES``) -> most that was alive at once while it ran."""
+    """Stage (``stream.STAGES``) -> most that was alive at once while it ran."""
     held: int
     """Most that was alive whenever a frame was done: memories, features of the chunk, the shared prefix."""
     gpu: MetaGpu

@@ -1,7 +1,8 @@
 """Masks of 64 pixels a word, and J and F counted on them: exact, and many times faster than on pixels.
 
-J and F are ratios of pixel counts (see ``reference.py`` for the definition), so any way to count gives the same scores
-bit for bit. Here counting is and, or, shift and popcount on words; boundaries are matched only where there are some.
+J and F (``region_similarity``, ``boundary_accuracy``) are ratios of pixel counts, so any way to count gives the same
+scores bit for bit. Here counting is and, or, shift and popcount on words; boundaries are matched only where there are
+some.
 The loops are compiled by numba at the first call and kept on disk after it; they release the GIL.
 """
 
@@ -125,7 +126,7 @@ class JFScores:
 
 
 def compare(prediction: BitMasks, target: BitMasks, void: BitMasks | None = None) -> JFScores:
-    """J and F of each frame, equal to the last bit to ``reference.py``.
+    """J and F of each frame, equal to the last bit to the official procedure (tools/benchmark_scoring.py).
 
     Args:
         prediction: T masks.

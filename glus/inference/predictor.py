@@ -79,7 +79,7 @@ class VideoPredictor:
     """Segments videos with a model, for any number of sentences at once.
 
     Each frame is decoded, seen by CLIP and encoded by SAM2 once, for all sentences and prompts; what prompts have in
-    common is read once (``inference.prompting``). What the LLM reads depends on no answer, so the prompts of many
+    common is read once (``asking.Prompter``). What the LLM reads depends on no answer, so the prompts of many
     frames are read together, and sentences never influence each other: alone or together, they get the same masks.
     Frames are processed ``inference.chunk_frames`` at a time; what no later prompt or memory can reach is freed.
 
@@ -101,7 +101,7 @@ class VideoPredictor:
         self.frames = frames
         self.inference = inference
         self.seconds: dict[str, float] = defaultdict(float)
-        """Time spent so far in each of ``clock.STAGES``, over all videos."""
+        """Time spent so far in each of ``stream.STAGES``, over all videos."""
 
     @property
     def device(self) -> torch.device:

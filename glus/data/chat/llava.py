@@ -31,7 +31,7 @@ class LlavaChat:
 
     Args:
         vocabulary: the model's own.
-        tokens_per_frame: P, the visual tokens of a frame (``model.tokens_per_frame``).
+        tokens_per_frame: P, the visual tokens of a frame (``Mllm.tokens_per_frame``).
     """
 
     def __init__(self, vocabulary: Vocabulary, tokens_per_frame: int):
