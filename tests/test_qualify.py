@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glus.config import nominal_tflops
+from glus.config import GIB, nominal_tflops
 from tests.conftest import tiny_model_config
 from tests.programs import run_program
 from tools import qualify
-from tools.benchmarks import measuring, plain, stages
+from tools.benchmarks import plain, stages
 from tools.benchmarks.stages import MACHINE_TESTS, Sizes, choose_sizes, run_stage
 
 TINY = Sizes(videos=1, procedures=("ours",), predictions=((2, 4),), frame_size=(64, 64), plain_frames=2, mask_videos=1)
@@ -201,7 +201,7 @@ def test_peaks_of_cards(card: str, expected: float | None) -> None:
     [(16, "tiny", 1, "ours"), (24, "glus_7b", 1, "ours, checkpointing"), (80, "glus_7b", 2, "ours")],
 )
 def test_sizes_follow_the_card(gib: int, model: str, videos: int, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    properties = SimpleNamespace(total_memory=gib * measuring.GIB)
+    properties = SimpleNamespace(total_memory=gib * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     sizes = choose_sizes(torch.device("cuda"))
     assert (sizes.model, sizes.videos, sizes.procedures[0]) == (model, videos, first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from glus.batch import Batch
 from glus.config import ContrastiveConfig, LossConfig
@@ -34,6 +35,8 @@ def test_nothing_is_copied_to_another_device_unless_it_travels_beside_the_work(
 ) -> None:
     """As the meta device sees it, to which constants went in an earlier micro-step, as they would to a GPU."""
     objective = build_objective(LossConfig(contrastive=ContrastiveConfig(num_negatives=2)), seg_id=3)
+    with torch.no_grad():
+        glus(make_batch((3, 2)))  # so that sam2 keeps position encodings of the CPU
     glus.to("meta").train()
     rotary = glus.mllm.llama.model.rotary_emb
     rotary.inv_freq = rotary.inv_freq.to("meta")  # which the model does for every device but this one

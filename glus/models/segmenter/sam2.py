@@ -156,6 +156,8 @@ def stability_scores(logits_Nmm: torch.Tensor) -> torch.Tensor:
 class _OnePosition(nn.Module):
     """A position encoding that is made for one frame, since all have the same: sam2's copies it for each.
 
+    Nor is it copied from the device that the model was on before, as sam2 would in every frame, waiting each time.
+
     Args:
         encoding: a ``sam2.modeling.position_encoding.PositionEmbeddingSine``.
     """
@@ -166,6 +168,10 @@ class _OnePosition(nn.Module):
 
     def forward(self, features_NChw: torch.Tensor) -> torch.Tensor:
         """(1, C, h, w)."""
+        known: dict[tuple[int, int], torch.Tensor] = self.encoding.cache  # type: ignore[assignment]
+        size = (features_NChw.shape[-2], features_NChw.shape[-1])
+        if size in known:
+            known[size] = known[size].to(features_NChw.device)
         return self.encoding(features_NChw[:1])
 
 
