@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import cv2
 import numpy as np
 from numba import njit
 
@@ -67,10 +66,8 @@ class BitMasks:
             raise ValueError(f"masks to pack: expected (T, H, W), got {masks_THW.shape}")
         num_frames, height, width = masks_THW.shape
         masks = cls.empty(num_frames, (height, width))
-        bytes_TWb = masks.words_TWh.view(np.uint8)[:, :, : -(-height // 8)]
-        for bytes_Wb, pixels_HW in zip(bytes_TWb, masks_THW, strict=True):
-            columns_WH = cv2.transpose((pixels_HW != 0).view(np.uint8))  # several times faster than numpy's
-            bytes_Wb[:] = np.packbits(columns_WH, axis=1, bitorder="little")
+        pixels_THW = masks_THW if masks_THW.itemsize == 1 else masks_THW != 0
+        _pack_dense(np.ascontiguousarray(pixels_THW).view(np.uint8), masks.words_TWh)
         return masks
 
     @classmethod
@@ -176,9 +173,7 @@ def boundary_accuracy(
 
 def region_counts(prediction: BitMasks, target: BitMasks) -> np.ndarray:
     """(4, T) int64: pixels in both masks, in one or both, in the prediction, in the target."""
-    words = (prediction.words_TWh & target.words_TWh, prediction.words_TWh, target.words_TWh)
-    both_T, prediction_T, target_T = (_count_bits(words_TWh) for words_TWh in words)
-    return np.stack([both_T, prediction_T + target_T - both_T, prediction_T, target_T])
+    return _count_pixels(prediction.words_TWh, target.words_TWh).T
 
 
 def boundary_radius(height: int, width: int) -> int:
@@ -253,6 +248,58 @@ def _count_bits(words_Tkx: np.ndarray) -> np.ndarray:
             count += _popcount(word)
         counts_T[t] = count
     return counts_T
+
+
+@njit(cache=True, nogil=True)
+def _count_pixels(prediction_TWh: np.ndarray, target_TWh: np.ndarray) -> np.ndarray:
+    """(T, 4) int64: |P & G|, |P or G|, |P|, |G| of each frame, in one pass over the words."""
+    counts_T4 = np.empty((len(prediction_TWh), 4), np.int64)
+    for t in range(len(prediction_TWh)):
+        prediction, target = prediction_TWh[t].ravel(), target_TWh[t].ravel()
+        both = in_prediction = in_target = np.uint64(0)
+        for i in range(prediction.size):
+            both += _popcount(prediction[i] & target[i])
+            in_prediction += _popcount(prediction[i])
+            in_target += _popcount(target[i])
+        counts_T4[t, 0], counts_T4[t, 1] = both, in_prediction + in_target - both
+        counts_T4[t, 2], counts_T4[t, 3] = in_prediction, in_target
+    return counts_T4
+
+
+@njit(cache=True, nogil=True)
+def _pack_dense(masks_THW: np.ndarray, words_TWh: np.ndarray) -> None:
+    """Set the bits of the non-zero pixels (uint8, C-contiguous) in words of zeros."""
+    num_frames, height, width = masks_THW.shape
+    eight_W = np.empty(width, np.uint8)
+    word_W = np.empty(width, np.uint64)
+    for t in range(num_frames):
+        for k in range(words_TWh.shape[2]):
+            word_W[:] = 0
+            is_empty = True
+            for first in range(WORD_BITS * k, min(WORD_BITS * (k + 1), height), 8):
+                if _pack_eight_rows(masks_THW[t, first : min(first + 8, height)], eight_W):
+                    is_empty = False
+                    shift = np.uint64(first - WORD_BITS * k)
+                    for x in range(width):
+                        word_W[x] |= np.uint64(eight_W[x]) << shift
+            if not is_empty:
+                for x in range(width):
+                    words_TWh[t, x, k] = word_W[x]
+
+
+@njit(cache=True, nogil=True)
+def _pack_eight_rows(rows_8W: np.ndarray, eight_W: np.ndarray) -> bool:
+    """Row i of up to eight becomes bit i of ``eight_W`` (bytes, which vectorise best); False if no pixel is set."""
+    eight_W[:] = 0
+    for i in range(rows_8W.shape[0]):
+        bit = np.uint8(1 << i)
+        row_W = rows_8W[i]
+        for x in range(row_W.size):
+            eight_W[x] |= np.uint8(row_W[x] != 0) * bit  # a conditional here costs 8 times as much
+    any_bit = np.uint8(0)
+    for x in range(eight_W.size):
+        any_bit |= eight_W[x]
+    return any_bit != 0
 
 
 @njit(cache=True, nogil=True)
