@@ -343,7 +343,11 @@ def _named_start(path: Path, own: list[Path]) -> Path:
 
 
 def _check_config(folder: Path, config: TrainConfig) -> None:
-    saved = load_config(TrainConfig, OmegaConf.create(read_state(folder)["config"]))  # fills in fields added since
+    content = read_state(folder)["config"]
+    cache = content["data"].get("feature_cache")  # a setting of before 2026-11-29; where it was used, samples differed
+    if cache is not None and cache["folder"] is None:
+        del content["data"]["feature_cache"]
+    saved = load_config(TrainConfig, OmegaConf.create(content))  # fills in fields added since
     before, now = _flat(plain_config(saved)), _flat(plain_config(config))
     differing = [
         f"{key}={now.get(key)!r} (was {before.get(key)!r})"

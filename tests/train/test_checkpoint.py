@@ -124,6 +124,21 @@ def test_an_older_checkpoint_of_the_same_run_is_refused(make_config: Callable, t
     assert find_start(make_config(resume=str(newer))) == newer
 
 
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_a_run_of_before_the_feature_cache_went_goes_on_unless_it_used_it(
+    make_config: Callable, tmp_path: Path, cache: str | None
+) -> None:
+    folder = write_checkpoint(tmp_path / "run", 4, make_config())
+    content = json.loads((folder / STATE_FILE).read_text())
+    content["config"]["data"]["feature_cache"] = {"folder": cache, "parts": ["clip"]}
+    (folder / STATE_FILE).write_text(json.dumps(content))
+    if cache:
+        with pytest.raises(ValueError, match="feature_cache"):
+            find_start(make_config())
+    else:
+        assert find_start(make_config()) == folder
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
