@@ -1,12 +1,16 @@
-"""Frames as RGB pixels: of a benchmark by video and name, of anybody's folder or video file by index."""
+"""Frames as RGB pixels: of a benchmark by video and name, of anybody's folder or video file by index; read ahead."""
 
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +25,9 @@ KEPT_BYTES = 64 * 2**20
 """Decoded frames of a video file that are kept: 24 at 720p."""
 MIN_KEPT = 8
 """Frames that are kept however large they are."""
+MAX_THREADS = 4
+MAX_AHEAD_BYTES = 256 * 2**20
+"""Of decoded frames that wait: 10 of 4K, 41 of 1080p."""
 MATRIX_AT, MATRIX_SIZE = {b"\0": 40, b"\1": 52}, 36
 """Where the contents of a "tkhd" box of each version have the matrix (version 1 has 64-bit times), and its bytes."""
 
@@ -328,3 +335,69 @@ def _boxes(data: mmap.mmap, inside: tuple[int, int], *path: bytes) -> Iterator[t
         if kind == path[0]:
             yield from _boxes(data, (start, stop), *path[1:]) if path[1:] else [(start, stop)]
         at = stop
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A decoded frame."""
+
+    index: int
+    pixels_HW3: np.ndarray
+    """uint8 RGB."""
+    prepared: np.ndarray | None
+    """uint8: what the MLLM sees; None where its visual tokens are known already."""
+
+
+class FrameStream:
+    """Reads frames ahead, ``ahead`` of them or ``MAX_AHEAD_BYTES`` at most: memory does not grow with the video.
+
+    Args:
+        video: read from several threads if it allows that.
+        schedule: (frame, whether the MLLM is to see it) in the order of ``take``.
+        prepare: ``Mllm.prepare``.
+        ahead: frames that are read before they are asked for.
+    """
+
+    def __init__(
+        self,
+        video: VideoSource,
+        schedule: Iterable[tuple[int, bool]],
+        prepare: Callable[[np.ndarray], np.ndarray],
+        ahead: int,
+    ):
+        self._video = video
+        self._schedule = iter(schedule)
+        self._prepare = prepare
+        threads = min(MAX_THREADS, os.cpu_count() or 1) if video.reads_in_parallel else 1
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="frames")
+        self._coming: deque[Future[Frame]] = deque()
+        self._ahead = ahead
+        self._order_next()  # one, whose size tells how many more
+
+    def take(self, index: int) -> Frame:
+        """The next frame of the schedule, which must be ``index``.
+
+        Raises:
+            ValueError, FileNotFoundError: it cannot be read; the message names it.
+        """
+        frame = self._coming.popleft().result()
+        room = max(1, MAX_AHEAD_BYTES // frame.pixels_HW3.nbytes)
+        while len(self._coming) < min(self._ahead, room) and self._order_next():
+            pass
+        assert frame.index == index, f"frame {index} was asked for, but frame {frame.index} was scheduled"
+        return frame
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _order_next(self) -> bool:
+        """Whether there was another frame to order."""
+        wanted = next(self._schedule, None)
+        if wanted is not None:
+            self._coming.append(self._pool.submit(self._read, *wanted))
+        return wanted is not None
+
+    def _read(self, index: int, is_seen: bool) -> Frame:
+        pixels = self._video.read(index)
+        return Frame(index, pixels, self._prepare(pixels) if is_seen else None)
