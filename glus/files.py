@@ -17,6 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+PROJECT = next(f for f in Path(__file__).resolve().parents if (f / "configs").is_dir())
+"""Holds ``configs/``, ``scripts/``, ``tools/`` and ``assets/``: a checkout, or the package that was made of one."""
+
 
 def hidden_sibling(path: Path) -> Path:
     """Where ``path`` is prepared before it gets its name."""
