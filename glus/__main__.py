@@ -1,4 +1,4 @@
-"""``glus <command> ...``: all programs under one name, from any folder (processes: ``torchrun ... -m glus train ...``)."""
+"""``glus <command> ...``: all programs under one name, from any folder; in parallel ``torchrun -m glus train ...``."""
 
 from __future__ import annotations
 
