@@ -174,3 +174,9 @@ def whole_number(mapping: dict[str, Any], key: str, where: str) -> int:
     if isinstance(value, bool) or not str(value).isdecimal():
         raise ValueError(f"{where}: expected a whole number under {key!r}, found {value!r}")
     return int(str(value))
+
+
+def cache_folder() -> Path:
+    """Where things lie that are made again if they are gone: ``$XDG_CACHE_HOME/glus``, by default ``~/.cache/glus``."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(caches) / "glus"
