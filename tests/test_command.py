@@ -57,7 +57,10 @@ def test_an_installed_wheel_does_it_all(tmp_path):
     """Packed as for an index, unpacked where nothing else of the project is."""
     package, work = tmp_path / "package", tmp_path / "work"
     pip = [sys.executable, "-m", "pip"]
-    for words in (["wheel", "--no-deps", "-w", tmp_path, ROOT], ["install", "--no-deps", "--target", package]):
+    for words in (
+        ["wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
+        ["install", "--no-deps", "--target", package],
+    ):
         files = sorted(tmp_path.glob("*.whl"))
         subprocess.run([*pip, *map(str, words), *map(str, files)], check=True, env=environment(), capture_output=True)
     work.mkdir()
