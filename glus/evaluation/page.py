@@ -143,9 +143,10 @@ def _sentences(
 ) -> Iterator[SentencePage]:
     """Best and worst of the last run, and most changed, each once."""
     ranked = sorted(names, key=lambda name: runs[-1].scores[name].jf)
-    chosen = {name: "worst" for name in ranked[:count]} | {name: "best" for name in ranked[::-1][:count]}
-    if len(runs) > 1:
-        chosen = {name: "most changed" for name in most_changed(runs[0], runs[-1], names)[:count]} | chosen
+    changed = most_changed(runs[0], runs[-1], names)[:count] if len(runs) > 1 else []
+    chosen: dict[str, str] = {}
+    for why, some in (("most changed", changed), ("worst", ranked[:count]), ("best", ranked[::-1][:count])):
+        chosen |= {name: why for name in some if name not in chosen}
     expressions = {f"{e.video}/{e.exp_id}": e for e in read_expressions(dataset)}
     frames, masks, used = FrameStore(dataset), open_masks(dataset), 0
     for name, why in chosen.items():
