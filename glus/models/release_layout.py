@@ -213,7 +213,7 @@ _LARGEST = 2**31
 _PLAIN_ROTARY = {"rope_theta": 10000, "rope_type": "default", "type": "default", "partial_rotary_factor": 1}
 _ERROR_FIELDS = {"error", "errors", "message", "detail", "status", "statusCode", "code"}
 """Of what a server sends in place of a file."""
-_DOWNLOADED = ["*.json", "tokenizer.model", "*.safetensors", "pytorch_model*.bin"]
+_DOWNLOADED = ["*.json", "config.yaml", "tokenizer.model", "*.safetensors", "pytorch_model*.bin"]
 """Data only; never code."""
 DEFAULT_CLIP = "openai/clip-vit-large-patch14"
 

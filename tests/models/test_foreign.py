@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from glus.models.glus import Glus
+from glus.models.hub import find_model
 from glus.models.pretrained import LoadedModel, find_model_folder, load_model, save_model
 from glus.models.release import read_release
 from glus.models.weights import MisfitError, read_tensors
@@ -110,6 +111,8 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path, name: str) -> None:
             read()
     with pytest.raises(FileNotFoundError, match=rf"weights={folder}: neither a model folder .*{message}"):
         find_model_folder(folder)
+    with pytest.raises(FileNotFoundError, match=message):
+        find_model(folder)
 
 
 Wrapped = dict[str, torch.Tensor]
@@ -182,6 +185,9 @@ def test_published_weights_are_told_to_be_converted(
     for given in (released_copy, file):
         with pytest.raises(FileNotFoundError, match=f"weights={given}: neither .*{command} {released_copy} --output"):
             load_model(given)
+    for find in (find_model, lambda given: read_release(given, tiny_segmenter())):
+        with pytest.raises(FileNotFoundError, match=f"it is a file: give its folder, {released_copy}"):
+            find(file)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"{command} xinlai/LISA-7B-v1 --output LISA-7B-v1-converted"):
         load_model("xinlai/LISA-7B-v1")
@@ -190,8 +196,6 @@ def test_published_weights_are_told_to_be_converted(
     (tmp_path / "outputs").mkdir()
     with pytest.raises(FileNotFoundError, match=r"weights=outputs/typo: neither .*: it is not there"):
         load_model("outputs/typo")
-    with pytest.raises(FileNotFoundError, match=f"weights={file}: no such folder \\(it is a file: give its folder"):
-        read_release(file, tiny_segmenter())
 
 
 def test_our_own_folder_is_told_from_published_ones(tiny_model: LoadedModel, tmp_path: Path) -> None:
