@@ -298,13 +298,11 @@ def find_model_folder(path: str | Path) -> Path:
 
 def _instead_of_model(path: Path) -> str:
     """What a path is that is no model folder, for a message."""
-    folder = path.parent if path.is_file() else path
-    if path.is_file() and (folder / CONFIG_FILE).is_file():
-        return f": it is a file; give its folder, weights={folder}"
-    if path.is_file() or is_hub_id(path) or ((folder / "config.json").is_file() and find_forms(folder)):
-        made = f"python tools/convert_weights.py --weights {folder} --output {folder.name}-converted"
-        return f": published weights must become a model folder first: {made}"
-    return instead_of_weights(path) if path.is_dir() else ": it is not there"
+    if path.is_file():
+        return f": it is a file; give its folder, weights={path.parent}"
+    if is_hub_id(path) or ((path / "config.json").is_file() and find_forms(path)):
+        return f": published weights become one by python tools/convert_weights.py --weights {path} --output FOLDER"
+    return instead_of_weights(path)
 
 
 def list_steps(run: Path, file: str) -> list[Path]:

@@ -291,10 +291,7 @@ def _sizes(content: dict[str, Any], kinds: Mapping[str, type], file: Path) -> di
 
     sizes = {key: _value(content, key, kind, file) for key, kind in kinds.items()}
     if sizes["hidden_size"] % sizes["num_attention_heads"]:
-        raise ValueError(
-            f"{file}: hidden_size={sizes['hidden_size']}, expected a multiple of num_attention_heads="
-            f"{sizes['num_attention_heads']}"
-        )
+        raise ValueError(f"{file}: hidden_size={sizes['hidden_size']}, expected a multiple of num_attention_heads")
     if sizes.get("hidden_act", "silu") not in ACT2FN:
         raise ValueError(f"{file}: hidden_act={sizes['hidden_act']}, expected one that transformers knows")
     return sizes
