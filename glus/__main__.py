@@ -17,6 +17,7 @@ COMMANDS = {
     "score": "scripts/score.py",
     "submit": "scripts/submit.py",
     "compare": "scripts/compare.py",
+    "report": "scripts/report.py",
     "show": "scripts/show.py",
     "key-frames": "scripts/score_frames.py",
     "data shapes": "tools/make_shapes.py",
