@@ -285,15 +285,17 @@ def find_model_folder(path: str | Path) -> Path:
         FileNotFoundError: neither.
     """
     path = Path(path)
-    if (path / CONFIG_FILE).is_file() and (is_complete(path) or (path / TRAINED_FILE).is_file()):
-        return path
-    checkpoints = list_steps(path, TRAINED_FILE)
-    if not checkpoints:
+    found = [folder for folder in (*list_steps(path), path) if _is_model_folder(folder)]
+    if not found:
         raise FileNotFoundError(
             f"weights={path}: neither a model folder ({CONFIG_FILE} and {COMPLETE_FILE} or {TRAINED_FILE}) nor a run "
             f"with checkpoints/{_instead_of_model(path)}"
         )
-    return checkpoints[-1]
+    return found[-1]
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() and (is_complete(folder) or (folder / TRAINED_FILE).is_file())
 
 
 def _instead_of_model(path: Path) -> str:
@@ -305,9 +307,9 @@ def _instead_of_model(path: Path) -> str:
     return instead_of_weights(path)
 
 
-def list_steps(run: Path, file: str) -> list[Path]:
-    """Checkpoints of a run that hold ``file``, the newest last. Other names in ``checkpoints/`` are not ours."""
-    found = [path for path in run.glob("checkpoints/step_*") if _STEP.fullmatch(path.name) and (path / file).is_file()]
+def list_steps(run: Path) -> list[Path]:
+    """Checkpoints of a run, complete or not, the newest last. Other names in ``checkpoints/`` are not ours."""
+    found = [path for path in run.glob("checkpoints/step_*") if _STEP.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 

@@ -283,7 +283,7 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run that training can go on from, by step, the newest last."""
-    return list_steps(run, STATE_FILE)
+    return [folder for folder in list_steps(run) if (folder / STATE_FILE).is_file()]
 
 
 def superfluous(run: Path, keep_last: int, keep_best: bool) -> list[Path]:

@@ -96,7 +96,7 @@ FOLDERS = {
     "model.safetensors.part": "model.safetensors.part is half a download",
     "sam2_hiera_large.pt": "it holds sam2_hiera_large.pt: if these are the weights, name the file itself",
     "snapshots/3f2a/config.json": "models lie further inside, such as {folder}/snapshots/3f2a",
-    "config.json": "its weights are not there: get them by hf download, or git lfs pull",
+    "config.json": "its weights are not there; hf download gets them, or git lfs pull",
 }
 
 
