@@ -117,8 +117,27 @@ def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         yield temporary
 
 
+def stand_in(path: Path, is_text: bool = False) -> str:
+    """What lies in place of a file that cannot be read: ``": it is ..."``, or nothing where that is not known.
+
+    Args:
+        path: of a file.
+        is_text: whether it should be text; where it should not, any text is a stand-in, such as a server's message.
+    """
+    with path.open("rb") as file:
+        start = file.read(200).decode("utf-8", errors="replace").lstrip("\ufeff \t\r\n")
+    line = start.partition("\n")[0].rstrip("\r")
+    if start.startswith("version https://git-lfs"):
+        return f": it is a Git LFS pointer, not the file itself: run git lfs pull in {path.parent}"
+    if not start:
+        return ": it is empty: get it again"
+    if start.startswith("<"):
+        return f": it is a web page or a server's message, not the file itself, and begins with {line!r}: get it again"
+    return "" if is_text or not line.isprintable() or "\ufffd" in line else f": it is text, {line!r}: get it again"
+
+
 def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
-    """The content of a file, in the first of these encodings that it can be in.
+    """The content of a file, in the first of these encodings that it can be in, with or without a byte order mark.
 
     Raises:
         FileNotFoundError: there is none.
@@ -130,11 +149,11 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
     data, reason = path.read_bytes(), ""
     for encoding in encodings:
         try:
-            return json.loads(data.decode(encoding), object_pairs_hook=distinct_keys)
+            return json.loads(data.decode(encoding).removeprefix("\ufeff"), object_pairs_hook=distinct_keys)
         except UnicodeDecodeError as error:
             reason = str(error)
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
+            raise ValueError(f"{path} is no JSON: {error}{stand_in(path, is_text=True)}") from error
     raise ValueError(f"{path} is not text in {' or '.join(encodings)}: {reason}")
 
 

@@ -17,10 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
-from glus.config import FuserGamma, Precision, SegHeadInit, SegmenterConfig, load_config
+from glus.config import FuserGamma, Precision, SegHeadInit, SegmenterConfig, read_config
 from glus.models.build import DTYPES
 from glus.models.pretrained import load_to_merge, save_merged
 from glus.models.release import build_release, read_release, save_release
@@ -102,13 +100,7 @@ def read_segmenter(file: Path | None, sam2: str | None) -> SegmenterConfig:
         FileNotFoundError: no such file.
         ValueError: it does not hold such fields.
     """
-    try:
-        content = OmegaConf.load(file) if file else OmegaConf.create()
-    except YAMLError as error:
-        raise ValueError(f"--segmenter {file} is no YAML: {error}") from error
-    if not isinstance(content, DictConfig):
-        raise ValueError(f"--segmenter {file} holds no fields (expected variant, overrides)")
-    segmenter = load_config(SegmenterConfig, content)
+    segmenter = read_config(SegmenterConfig, file) if file else SegmenterConfig()
     segmenter.weights = sam2
     return segmenter
 

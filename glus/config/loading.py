@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from glus.files import stand_in
 
 Schema = TypeVar("Schema")
 
@@ -63,6 +67,26 @@ def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
     assert isinstance(typed, schema)
     _check(typed, "")
     return typed
+
+
+def read_config(schema: type[Schema], file: Path) -> Schema:
+    """The typed form of a YAML or JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no YAML, or ``load_config`` refuses it; the message names the file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent} has no {file.name}")
+    try:
+        content = OmegaConf.load(file)
+        if not isinstance(content, DictConfig):
+            raise ValueError(f"it holds no fields, expected those of {schema.__name__}")
+        return load_config(schema, content)
+    except (YAMLError, OSError) as error:  # OmegaConf's for a number alone
+        raise ValueError(f"{file} is no YAML: {error}{stand_in(file, is_text=True)}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}{stand_in(file, is_text=True)}") from error
 
 
 def _check(config: Any, prefix: str) -> None:
