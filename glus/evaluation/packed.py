@@ -16,10 +16,8 @@ from functools import cache
 import numpy as np
 from numba import njit
 
-from glus.data.mask_store import MaskStore, RleMasks
-from glus.data.png import UnusablePrediction
-from glus.data.predictions import RlePredictions, VideoPredictions
-from glus.data.rle import Size
+from glus.data.masks import MaskStore, RleMasks, Size, unpack_runs
+from glus.data.predictions import RlePredictions, UnusablePrediction, VideoPredictions
 from glus.types import Expression
 
 BOUNDARY_TOLERANCE = 0.008
@@ -82,15 +80,12 @@ class BitMasks:
             ValueError: a code is none, or its runs do not make up H x W pixels; names the frame by its index.
         """
         masks = cls.empty(len(codes), size)
-        num_pixels = size[0] * size[1]
         for frame, texts in enumerate(codes):
-            for text in texts:
-                data = np.frombuffer(text.encode("utf-8") if isinstance(text, str) else text, np.uint8)
-                covered = _unite_code(data, masks.height, masks.words_TWh[frame])
-                if covered != num_pixels:
-                    reason = f"its runs cover {covered} pixels instead of {num_pixels} ({size[0]}x{size[1]})"
-                    reason = reason if covered >= 0 else "it is not a compressed run-length code"
-                    raise ValueError(f"mask of frame index {frame} does not decode: {reason}")
+            try:
+                for text in texts:
+                    _fill_runs(unpack_runs(text, size), masks.height, masks.words_TWh[frame])
+            except ValueError as error:
+                raise ValueError(f"mask of frame index {frame} does not decode: {error}") from error
         return masks
 
     @property
@@ -292,61 +287,24 @@ def _join_bytes(bytes_8W: np.ndarray, words_W: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _unite_code(text: np.ndarray, height: int, words_Wh: np.ndarray) -> int:
-    """Add the pixels of a compressed run-length code (see ``glus.data.rle``) to a mask.
-
-    Returns:
-        The pixels covered (more than there are: a run is too long), -1 if it is no such code.
-    """
-    num_pixels = height * words_Wh.shape[0]
-    position, num_runs = 0, 0
-    x, y = 0, 0  # column and row of the position
-    before, last = 0, 0  # the lengths of the two runs before this one
-    run, shift = 0, 0
-    for character in text:
-        group = int(character) - 48
-        if group < 0 or group > 63 or shift > 55:
-            return -1
-        run |= (group & 31) << shift
-        shift += 5
-        if group & 32:
-            continue
-        if group & 16:
-            run -= 1 << shift
-        if num_runs > 2:
-            run += before
-        if run < 0:
-            return -1
-        position += run
-        if position > num_pixels:
-            return position
-        if num_runs % 2:
-            _fill(words_Wh, x, y, run, height)
-        y += run
-        while y >= height:  # a division by a variable takes as long as many of these
-            x, y = x + 1, y - height
-        before, last = last, run
-        num_runs += 1
-        run, shift = 0, 0
-    return -1 if shift or num_runs == 0 else position
-
-
-@njit(cache=True, nogil=True)
-def _fill(words_Wh: np.ndarray, x: int, y: int, count: int, height: int) -> None:
-    """Set ``count`` pixels from row y of column x on, down the columns."""
-    while count > 0:
-        end = min(y + count, height)
-        first, last = y // WORD_BITS, (end - 1) // WORD_BITS
-        from_y = ALL_BITS << np.uint64(y % WORD_BITS)
-        to_end = ALL_BITS >> np.uint64(-end % WORD_BITS)
-        if first == last:
-            words_Wh[x, first] |= from_y & to_end
-        else:
-            words_Wh[x, first] |= from_y
-            words_Wh[x, first + 1 : last] = ALL_BITS
-            words_Wh[x, last] |= to_end
-        count -= end - y
-        x, y = x + 1, 0
+def _fill_runs(runs: np.ndarray, height: int, words_Wh: np.ndarray) -> None:
+    """Set the pixels of every second run, which go down the columns; the runs make up the mask (``unpack_runs``)."""
+    x, y = 0, 0
+    for number, run in enumerate(runs):
+        while run > 0:  # column by column
+            end = min(y + run, height)
+            if number % 2:
+                first, last = y // WORD_BITS, (end - 1) // WORD_BITS
+                from_y = ALL_BITS << np.uint64(y % WORD_BITS)
+                to_end = ALL_BITS >> np.uint64(-end % WORD_BITS)
+                if first == last:
+                    words_Wh[x, first] |= from_y & to_end
+                else:
+                    words_Wh[x, first] |= from_y
+                    words_Wh[x, first + 1 : last] = ALL_BITS
+                    words_Wh[x, last] |= to_end
+            run -= end - y
+            x, y = (x, end) if end < height else (x + 1, 0)
 
 
 @njit(cache=True, nogil=True)
