@@ -19,7 +19,7 @@ from PIL import Image
 from glus.config import ShowConfig, load_config
 from glus.data.benchmarks.index import by_video, open_masks, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.mask_store import MaskStore
+from glus.data.masks import MaskStore
 from glus.data.predictions import open_predictions
 from glus.data.sampling import context_indices_eval
 from glus.evaluation.packed import read_complete

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from glus import distributed
 from glus.batch import Batch
 from glus.config import DataConfig, DatasetConfig, FramesConfig
 from glus.data.benchmarks.index import open_masks, read_expressions, require_annotations, trainable
@@ -38,8 +39,11 @@ def build_dataset(dataset: DatasetConfig, num_query: int) -> RefVOSDataset:
     Raises:
         FileNotFoundError, ValueError: files missing or malformed, no public masks, or only videos shorter than
             ``num_query`` frames.
+        OSError: the masks cannot be packed anywhere (see ``MaskPack``).
     """
-    return RefVOSDataset(training_expressions(dataset, num_query), FrameStore(dataset), open_masks(dataset))
+    expressions, masks = training_expressions(dataset, num_query), open_masks(dataset)
+    distributed.on_main(masks.open)  # packing takes much memory: not in every rank and loader process at once
+    return RefVOSDataset(expressions, FrameStore(dataset), masks)
 
 
 def build_mixture(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from glus.config import DatasetConfig, Precision, PredictConfig, PredictionForm, SettingsConfig, ShowConfig
 from glus.data.benchmarks.index import read_expressions
-from glus.data.rle import decode_rle
+from glus.data.masks import decode_rle
 from glus.evaluation.report import write_report
 from glus.evaluation.score import score_predictions
 from glus.inference.video_run import STAGES

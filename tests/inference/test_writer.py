@@ -18,7 +18,7 @@ from PIL import Image
 
 from glus.config import DatasetConfig, InferenceConfig, ModelFolderConfig, PredictionForm
 from glus.data.benchmarks.index import read_expressions
-from glus.data.rle import decode_rle
+from glus.data.masks import decode_rle
 from glus.inference.job import PredictionJob, prediction_identity
 from glus.models.pretrained import LoadedModel
 from glus.types import Expression, FrameResult, Video
