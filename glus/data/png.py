@@ -13,9 +13,9 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 from PIL import Image
 
+from glus.data.compiled import njit
 from glus.data.mask_store import by
 from glus.data.rle import Size
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numba import njit
 
+from glus.data.compiled import njit
 from glus.data.mask_store import MaskStore, RleMasks
 from glus.data.png import UnusablePrediction
 from glus.data.predictions import RlePredictions, VideoPredictions
