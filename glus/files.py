@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+PROJECT = next(f for f in Path(__file__).resolve().parents if (f / "configs").is_dir())
+"""Holds ``configs/``, ``scripts/``, ``tools/`` and ``assets/``: a checkout, or the package that was made of one."""
 OWN_PREFIX = ".glus."
 """Of what lies inside a folder while its contents are being replaced."""
 BLOCK_BYTES = 4096
@@ -118,9 +120,7 @@ def _with_parents(path: Path) -> Iterator[None]:
     missing = [folder for folder in path.absolute().parents if not os.path.exists(folder)]
     try:
         with naming_write_errors(path):
-            Path(os.path.realpath(path.parent)).mkdir(
-                parents=True, exist_ok=True
-            )  # also where a link points to nothing
+            Path(os.path.realpath(path.parent)).mkdir(parents=True, exist_ok=True)  # a link may point to nothing yet
         yield
     except BaseException:
         for folder in missing:
@@ -152,14 +152,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: its folder, which is made if need be, cannot be written.
     """
-    with _renamed(hidden_sibling(path), path) as temporary:
+    temporary = hidden_sibling(path)
+    with _renamed(temporary, path):
         yield temporary
 
 
 @contextmanager
-def _renamed(temporary: Path, path: Path) -> Iterator[Path]:
+def _renamed(temporary: Path, path: Path) -> Iterator[None]:
+    """Give what is prepared in the block its name, or delete it on an error."""
     with _with_parents(path), _deleted_on_error(temporary):
-        yield temporary
+        yield
         with naming_write_errors(path):
             os.replace(temporary, path)
 
@@ -172,11 +174,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; the message says where and how much room is left.
     """
-    with (
-        naming_write_errors(path),
-        _renamed(hidden_sibling(path.with_name(f"{path.name}.{os.getpid()}")), path) as file,
-    ):
-        file.write_text(text, encoding="utf-8")
+    temporary = hidden_sibling(path.with_name(f"{path.name}.{os.getpid()}"))
+    with naming_write_errors(path), _renamed(temporary, path):
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

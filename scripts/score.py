@@ -33,6 +33,7 @@ def score(config: ScoreConfig) -> int:
     report = score_predictions(
         config.dataset, config.predictions, config.missing, config.num_workers, config.max_videos
     )
+    assert config.output is not None, "ScoreConfig sees to it"
     files = write_report(report, Path(config.output))
     print_report(report, Console())
     print(*files, sep="\n")

@@ -23,8 +23,9 @@ def njit(cache: bool = False, nogil: bool = False) -> Callable[[Kernel], Kernel]
 
     def compiled(function: Kernel) -> Kernel:
         try:
-            return numba.njit(cache=cache, nogil=nogil)(function)
+            kernel: Any = numba.njit(cache=cache, nogil=nogil)(function)
         except RuntimeError:  # numba's "no locator available"
-            return numba.njit(nogil=nogil)(function)
+            kernel = numba.njit(nogil=nogil)(function)
+        return kernel
 
     return compiled

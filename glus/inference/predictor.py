@@ -23,11 +23,10 @@ from glus.config import (
     load_config,
 )
 from glus.data.chat.llava import LlavaChat
-from glus.data.frames import VideoSource
+from glus.data.frames import FrameStream, VideoSource
 from glus.data.sampling import context_indices_eval
 from glus.inference.asking import Pass
-from glus.inference.stream import FrameStream, StageClock
-from glus.inference.video_run import KeepsMask, VideoRun, schedule
+from glus.inference.video_run import KeepsMask, StageClock, VideoRun, schedule
 from glus.models.glus import Glus
 from glus.models.pretrained import CONFIG_FILE, LoadedModel, find_model_folder, load_model
 from glus.models.weights import Target
@@ -101,7 +100,7 @@ class VideoPredictor:
         self.frames = frames
         self.inference = inference
         self.seconds: dict[str, float] = defaultdict(float)
-        """Time spent so far in each of ``stream.STAGES``, over all videos."""
+        """Time spent so far in each of ``video_run.STAGES``, over all videos."""
 
     @property
     def device(self) -> torch.device:

@@ -198,11 +198,10 @@ def _predict(
     show_progress: bool,
     allow_cpu: bool,
 ) -> Segmentation:
-    predictor = (
-        weights
-        if isinstance(weights, VideoPredictor)
-        else load_predictor(os.path.expanduser(weights), settings, allow_cpu)[0]
-    )
+    if isinstance(weights, VideoPredictor):
+        predictor = weights
+    else:
+        predictor = load_predictor(os.path.expanduser(weights), settings, allow_cpu)[0]
     check_lengths(predictor, ((f"sentence {number}", text) for number, text in enumerate(texts, start=1)))
     results: Iterable[FrameResult] = predictor.segment(source, texts)
     if show_progress:
