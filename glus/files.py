@@ -86,7 +86,7 @@ def check_target(path: Path, is_file: bool = False) -> None:
             raise _system_error(errno.EACCES, place)
 
 
-def check_room(folder: Path, num_files: int) -> None:
+def require_room(folder: Path, num_files: int) -> None:
     """Raise OSError unless the disk below an existing folder has room for so many files, however small."""
     free, needed = shutil.disk_usage(folder).free, num_files * BLOCK_BYTES
     if free < needed:

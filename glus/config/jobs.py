@@ -1,7 +1,8 @@
-"""The jobs of one call of a program: one, or those of a sweep (``-m``), each with an output of its own."""
+"""What programs have in common at their entry: paths, printing, and jobs, one or those of a sweep (``-m``)."""
 
 from __future__ import annotations
 
+import argparse
 import gc
 import io
 import logging
@@ -24,6 +25,13 @@ def escape_output() -> None:
     """Print what a terminal cannot show as escapes, as stderr does; a sentence would end the program otherwise."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def user_path(text: str) -> Path:
+    """A path of the command line, whose ``~`` no shell expands in ``--output=~/here``; for argparse."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found nothing")
+    return Path(text).expanduser()
 
 
 @dataclass(frozen=True)

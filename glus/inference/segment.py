@@ -18,7 +18,7 @@ from glus.config import SettingsConfig
 from glus.data.frames import FileVideo, VideoSource, open_video
 from glus.data.predictions import write_answers, write_mask
 from glus.data.rle import decode_rle, encode_rle
-from glus.files import atomic_folder, check_room, is_empty, naming_write_errors, write_text
+from glus.files import atomic_folder, is_empty, naming_write_errors, require_room, write_text
 from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.pictures import check_movies, fit, legend, overlay, palette, write_movie
@@ -122,7 +122,7 @@ def segment(
         average = source.frames_per_second if isinstance(source, FileVideo) else FRAMES_PER_SECOND
         rate = average if frames_per_second is None else frames_per_second
         check_movies(rate)
-        check_room(folder, len(source) * len(texts))
+        require_room(folder, len(source) * len(texts))
         segmentation = _predict(source, texts, weights, settings, show_progress, allow_cpu)
         _write_masks(folder, segmentation)
         about = {"video": str(video), "weights": str(weights), "num_frames": len(source)}
