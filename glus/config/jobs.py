@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ class Jobs:
         """
         escape_output()
         home = os.path.expanduser("~/")  # Hydra's grammar knows no tilde outside quotes
-        sys.argv[1:] = [re.sub(r"(?<=[=,])~/", lambda _: home, argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = [re.sub(r"(?<=[=,\s])~/", lambda _: home, argument) for argument in sys.argv[1:]]
         compose()
         self._part_outputs()
         self._run(self._jobs, task)
@@ -116,8 +117,9 @@ class Jobs:
                     if len(self._jobs) > 1:
                         log.info("job %d: %s", job.number, getattr(job.config, self._output, ""))
                     self._status = max(self._status, task(job.config, *job.beside) or 0)
-            except Exception:  # whatever it is: the other jobs are run, then it goes on unchanged
+            except Exception as error:  # whatever it is: the other jobs are run, then it goes on unchanged
                 if jobs[position + 1 :]:
                     log.exception("job %d has failed; the others follow", job.number)
+                    traceback.clear_frames(error.__traceback__)  # which hold the model of the job, perhaps on a GPU
                     self._run(jobs[position + 1 :], task)
                 raise

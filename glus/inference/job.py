@@ -171,15 +171,15 @@ class Job(ABC, Generic[Conclusion]):
         is_case_blind = self._mark.with_name(self._mark.name.upper()).exists()
         owners: dict[str, str] = {}
         for name, place in ((video[0].video, place) for video in videos for place in self.places(video)):
-            own = place.split("/")[0].casefold()
-            other = "this program's own files" if own in OWN_NAMES else None
-            other = other or owners.get(place.casefold() if is_case_blind else place)
-            if other:
+            key = place.casefold() if is_case_blind else place
+            is_own = place.split("/")[0].casefold() in OWN_NAMES
+            if is_own or key in owners:
+                other = "a file of this program" if is_own else f"video {owners[key]!r}"
                 raise ValueError(
-                    f"{self._results} of video {name!r} would lie in {self.folder / place}, as those of {other} do: give "
-                    "it another id" + (", or choose a disk that tells upper from lower case" if is_case_blind else "")
+                    f"video {name!r} and {other} would share {self.folder / place}: give the video another id"
+                    + (", or choose a disk that tells upper from lower case" if is_case_blind else "")
                 )
-            owners[place.casefold() if is_case_blind else place] = f"video {name!r}"
+            owners[key] = name
 
     def _check_or_write_identity(self, identity: Identity, about: dict[str, Any]) -> None:
         self._file.seek(0)
