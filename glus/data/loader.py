@@ -127,9 +127,9 @@ class Batches(Iterator[Batch]):
     def _raise_if_dead(self, error: RuntimeError) -> None:
         if not self._failures.empty() or str(error).startswith("DataLoader worker"):
             reason = error if self._failures.empty() else self._failures.get()
-            advice = shared_memory_advice(2 * (self._room or 0) / GIB)
             raise ChildProcessError(
-                f"a loader process has died ({reason}), for want of memory or of shared memory as a rule: {advice}"
+                f"a loader process has died ({reason}), as a rule for want of memory or of shared memory "
+                f"({SHARED_MEMORY} had {(self._room or 0) / 2**20:,.1f} MiB free): {shared_memory_advice(1)}"
             ) from error
 
     def _check_room(self, batch: Batch) -> None:
@@ -172,7 +172,7 @@ def _start_worker(failures: SimpleQueue[str], worker: int) -> None:
 
     def end(error: Exception, item: object) -> None:
         failures.put(f"{type(error).__name__}: {error}")
-        os._exit(1)
+        os._exit(0)  # of any other status torch tells by an error wherever the training process may be
 
     Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
     _leave_signals_to_parent()
