@@ -5,7 +5,7 @@
 
 Writes ``<output>/<sentence>/<frame>.png`` (0 or 255, at the frame's own size), ``<output>/overlay.mp4`` and
 ``<output>/summary.json`` (per sentence and frame: share of the frame that is covered, probability of [SEG], whether
-the model answered with [SEG]; without it the mask is empty). The output folder appears when everything is done.
+the model answered with [SEG]; without it the mask is empty). The output folder appears when all masks are done.
 The same from Python: ``glus.segment``.
 """
 

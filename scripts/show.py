@@ -23,7 +23,7 @@ from glus.data.mask_store import MaskStore
 from glus.data.predictions import open_predictions
 from glus.data.sampling import context_indices_eval
 from glus.evaluation.packed import read_complete
-from glus.pictures import fit, legend, overlay, palette, side_by_side, strip, titled, write_movie
+from glus.pictures import check_movies, fit, legend, overlay, palette, side_by_side, strip, titled, write_movie
 from glus.types import Expression
 
 MOVIE_SIDE = 384
@@ -111,7 +111,9 @@ def show(config: ShowConfig) -> list[Path]:
     Raises:
         FileNotFoundError: dataset or predictions are not where the config says.
         ValueError: a prediction is missing or unusable.
+        OSError: no movie can be written.
     """
+    check_movies(config.frames_per_second)
     if not Path(config.predictions).is_dir():
         raise FileNotFoundError(f"no folder of predictions at {config.predictions}")
     expressions = read_expressions(config.dataset)
