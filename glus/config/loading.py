@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def positive(default: Any = MISSING) -> Any:
 
 
 def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
-    """The typed form of a composed config.
+    """The typed form of a composed config, in which a ``~`` that a path begins with is the home folder.
 
     Raises:
         ValueError: unknown key, wrong type, missing value or failed check, naming the key.
@@ -65,6 +66,7 @@ def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
     except OmegaConfBaseException as error:
         raise ValueError(f"config key {error.full_key!r}: {str(error).splitlines()[0]}") from error
     assert isinstance(typed, schema)
+    typed = _expanded(typed, "")
     _check(typed, "")
     return typed
 
@@ -87,6 +89,23 @@ def read_config(schema: type[Schema], file: Path) -> Schema:
         raise ValueError(f"{file} is no YAML: {error}{stand_in(file, is_text=True)}") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}{stand_in(file, is_text=True)}") from error
+
+
+def _expanded(value: Any, key: str) -> Any:
+    """The value with ``~`` and ``~user`` expanded in every text of it; of texts with a slash, only paths have them."""
+    if isinstance(value, str) and value.startswith("~") and (value == "~" or "/" in value):
+        path = os.path.expanduser(value)
+        require(path != value, key, "the whole path, as no home folder of this user is known", value)
+        return path
+    if isinstance(value, list):
+        return [_expanded(entry, key) for entry in value]
+    if isinstance(value, dict):
+        return {name: _expanded(entry, f"{key}.{name}") for name, entry in value.items()}
+    if is_dataclass(value):
+        for declared in fields(value):
+            entry = getattr(value, declared.name)
+            setattr(value, declared.name, _expanded(entry, f"{key}.{declared.name}".lstrip(".")))
+    return value
 
 
 def _check(config: Any, prefix: str) -> None:

@@ -24,10 +24,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numba import njit
 from PIL import Image
 
 from glus.config import PredictionForm
+from glus.data.compiled import njit
 from glus.data.masks import Size, by, decode_rle, encode_rle
 from glus.files import atomic_file, atomic_folder, distinct_keys, naming_write_errors, read_json
 from glus.types import Expression, FrameResult, Video
