@@ -328,10 +328,8 @@ def _check_frames(frames: FrameStore, expression: Expression, findings: VideoFin
         message = f"{name}: the numbers of its frames do not ascend in the expression file, whose order is that of time"
         findings.warnings.append((Check.frames, message))
     if num_turned:
-        message = (
-            f"{name}: {num_turned} of {len(sizes)} frames have an EXIF orientation; they are read as it turns them"
-        )
-        findings.warnings.append((Check.pixels, f"{message}, masks as they are stored"))
+        message = f"{name}: {num_turned} of {len(sizes)} frames have an EXIF orientation"
+        findings.warnings.append((Check.pixels, f"{message}; they are read as it turns them, masks as they are stored"))
     if not sizes:
         return None
     usual, count = Counter(sizes.values()).most_common(1)[0]

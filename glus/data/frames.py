@@ -149,7 +149,7 @@ class FrameStore:
 
 
 def orientation(image: Image.Image) -> int:
-    """By EXIF; 1: stored upright; up to ``UPSIDE_DOWN_MIRRORED``: turned by 180 degrees or mirrored; then: by 90 degrees too."""
+    """By EXIF. 1: stored upright; up to ``UPSIDE_DOWN_MIRRORED``: turned by 180 degrees or mirrored; then: by 90."""
     return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 

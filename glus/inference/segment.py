@@ -107,8 +107,8 @@ def segment(
 
     Raises:
         FileNotFoundError: no video or no weights.
-        ValueError: they are damaged, a sentence is empty, too long or no text, ``frames_per_second`` is no speed of a movie,
-            ``settings`` come with a predictor, or ``output`` must not be written.
+        ValueError: they are damaged, a sentence is empty, too long or no text, ``frames_per_second`` is no speed of a
+            movie, ``settings`` come with a predictor, or ``output`` must not be written.
         OSError: ``output`` cannot be written, for want of room for instance; nothing of it is left, but for the masks
             if it is the movie that cannot be written.
     """
