@@ -473,12 +473,16 @@ def _undo_filters(rows_Hb: np.ndarray, values_Hb: np.ndarray) -> bool:
         if kind > PAETH:
             return False
         left, upper_left = 0, 0
+        if kind == SUB:  # what OpenCV writes, several times as fast in a loop of its own
+            for x in range(above_b.size):
+                left = (rows_Hb[row, 1 + x] + left) & 255
+                values_Hb[row, x] = left
+            above_b = values_Hb[row]
+            continue
         for x in range(above_b.size):
             upper = int(above_b[x])
             predicted = 0
-            if kind == SUB:
-                predicted = left
-            elif kind == UP:
+            if kind == UP:
                 predicted = upper
             elif kind == AVERAGE:
                 predicted = (left + upper) // 2
