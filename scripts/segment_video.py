@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from glus.config import Precision, SettingsConfig
 from glus.config.jobs import escape_output, user_path
-from glus.inference.segment import MOVIE_FILE, SUMMARY_FILE, segment, summarize_sentences
+from glus.inference.segment import segment
+from glus.inference.segmentation import MOVIE_FILE, SUMMARY_FILE, summarize_sentences
 from glus.log import setup_logging
 
 

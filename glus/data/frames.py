@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -322,20 +322,85 @@ class FileVideo:
         return frame if self._flipped_axis is None else np.flip(frame, self._flipped_axis).copy()  # torch needs a copy
 
 
-def open_video(path: str | Path) -> VideoSource:
-    """A folder of pictures or a video file.
+class MemoryVideo:
+    """Frames in memory, called 00000, 00001, ...
+
+    Args:
+        frames: T of them, each (H, W, 3) uint8 RGB.
+    """
+
+    reads_in_parallel = False
+
+    def __init__(self, frames: Sequence[np.ndarray]):
+        self._frames = frames
+        self.names = tuple(f"{index:05d}" for index in range(len(frames)))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of frame ``index``."""
+        return self._frames[index]
+
+
+VideoInput = str | Path | VideoSource | Sequence[Any] | np.ndarray | Any
+"""What ``open_video`` takes; the last are tensors and pictures of libraries that are not loaded for it."""
+
+
+def open_video(video: VideoInput) -> VideoSource:
+    """Anything that is a video.
+
+    Args:
+        video: the path of a folder of pictures, a video file, or one picture; an array or tensor (T, H, W, 3) or
+            (T, 3, H, W), or a single frame (H, W, 3), uint8 RGB; a Pillow image; a list of paths of pictures, arrays,
+            tensors and images; or what reads frames by index already.
 
     Raises:
-        FileNotFoundError: there is nothing at ``path``, or an empty folder.
-        ValueError: it does not decode.
+        FileNotFoundError: there is nothing at the path, or an empty folder.
+        ValueError: it does not decode, or frames in memory are not uint8 RGB.
     """
+    if isinstance(video, str | Path):
+        return _open_path(video)
+    if isinstance(video, Image.Image):
+        return MemoryVideo([_frame(video, 0)])
+    if isinstance(video, Sequence) and not hasattr(video, "reads_in_parallel"):
+        return MemoryVideo([_frame(frame, number) for number, frame in enumerate(video)])
+    if hasattr(video, "reads_in_parallel"):
+        return cast(VideoSource, video)
+    if hasattr(video, "shape") and len(video.shape) in (3, 4):
+        frames = video if len(video.shape) == 4 else [video]
+        return MemoryVideo([_frame(frame, number) for number, frame in enumerate(frames)])
+    raise ValueError(
+        f"a video of type {type(video).__name__}: expected a path, an array (T, H, W, 3), a list of frames or a picture"
+    )
+
+
+def _frame(frame: Any, number: int) -> np.ndarray:
+    """(H, W, 3) uint8 of one frame in any of its forms."""
+    if isinstance(frame, str | Path):
+        return read_image(Path(frame).expanduser(), Path(frame).name)
+    if isinstance(frame, Image.Image):
+        return np.array(ImageOps.exif_transpose(frame).convert("RGB"))
+    array = np.asarray(frame.cpu() if hasattr(frame, "cpu") else frame)
+    if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
+        raise ValueError(
+            f"frame {number} is {array.dtype} of shape {array.shape}; expected uint8 RGB from 0 to 255, (H, W, 3) or "
+            "(3, H, W)"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _open_path(path: str | Path) -> VideoSource:
     if not str(path):
         raise FileNotFoundError("no video: its name is empty; expected a folder of frames or a video file")
-    if Path(path).is_dir():
+    path = Path(path).expanduser()
+    if path.is_dir():
         return FolderVideo(path)
-    if not Path(path).exists():
+    if not path.exists():
         raise FileNotFoundError(f"no video at {path}; expected a folder of frames or a video file")
-    return FileVideo(path)
+    return MemoryVideo([read_image(path, path.name)]) if path.suffix.lower() in SUFFIXES else FileVideo(path)
 
 
 def _open_reader(path: Path) -> Any:

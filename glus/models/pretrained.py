@@ -34,7 +34,7 @@ from glus.models.glus import Glus
 from glus.models.mllm.adapters import NewRows, merged_weight, plain_names
 from glus.models.release_layout import CLIP_KEYS, SAM2_KEYS, KeyMap, check_inv_freq, check_llm_config, lisa
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
-from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, find_forms, load, read_tensors
+from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, find_forms, load_into, read_tensors
 from glus.tokens import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def load_parts(glus: Glus, config: ModelConfig, target: Target = IN_MEMORY) -> d
         place = getattr(config, part).weights
         if place:
             read = partial(_part_source, glus, config, part, place, layout)
-            reports[f"model.{part}.weights"] = load(glus, read, target)
+            reports[f"model.{part}.weights"] = load_into(glus, read, target)
     if config.seg_head_init is SegHeadInit.lisa and not config.llm.weights:
         raise ValueError("model.seg_head_init=lisa: set model.llm.weights to the folder of LISA-7B-v1, which holds it")
     return reports
@@ -158,7 +158,7 @@ def load_start(glus: Glus, folder: str, target: Target) -> None:
         only = [name for name in loaded_names(glus) if not name.startswith(left_out)]
         return under_adapters(glus, Source(folder, tensors, only))
 
-    load(glus, read, target)
+    load_into(glus, read, target)
 
 
 def loaded_names(glus: Glus) -> list[str]:
@@ -348,10 +348,10 @@ def load_model(
     if is_complete(folder):
         glus = assemble(model, is_clip_empty=True, is_llm_empty=True)
         target = quantize(glus, model, target)
-        load(glus, lambda: Source(folder, current_names(read_tensors(folder))), target)
+        load_into(glus, lambda: Source(folder, current_names(read_tensors(folder))), target)
     else:
         glus, file = build_glus(model, target=target), folder / TRAINED_FILE
-        load(glus, lambda: Source(file, current_names(read_tensors(file)), trainable_names(glus)), target)
+        load_into(glus, lambda: Source(file, current_names(read_tensors(file)), trainable_names(glus)), target)
     complete(glus, target)
     return LoadedModel(glus.eval().to(target.device), Vocabulary(folder), config)
 

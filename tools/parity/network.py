@@ -26,7 +26,7 @@ from glus.models.release import ReleaseCheckpoint, build_release, read_release
 from glus.models.release_layout import GLUS_KEYS
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.models.weight_files import LazyTensor
-from glus.models.weights import IN_MEMORY, LoadReport, load, read_tensors
+from glus.models.weights import IN_MEMORY, LoadReport, load_into, read_tensors
 from tools.parity.comparison import Record, read_record
 
 DTYPE = "float32"
@@ -123,7 +123,7 @@ def load_trainable(fixture: Fixture, lora: Path, detach: bool) -> LoadedModel:
     config.memory.detach = detach
     model, _ = build_release(checkpoint)
     names = [name for name in model.glus.state_dict() if ".lora_" in name]
-    load(model.glus, lambda: replace(adapters, only=names), IN_MEMORY)
+    load_into(model.glus, lambda: replace(adapters, only=names), IN_MEMORY)
     silence_dropout(model.glus.train())
     return model
 
