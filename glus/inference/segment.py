@@ -20,7 +20,8 @@ from glus.data.rle import decode_rle, encode_rle
 from glus.files import atomic_folder, naming_write_errors, write_text
 from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
-from glus.pictures import fit, legend, overlay, palette, write_movie
+from glus.painter import palette
+from glus.pictures import annotate, fit, write_movie
 from glus.types import FrameResult
 
 SUMMARY_FILE = "summary.json"
@@ -121,7 +122,7 @@ def segment(
         source, segmentation = _predict(video, texts, weights, settings, show_progress, allow_cpu)
         _write_masks(folder, segmentation)
         rate = frames_per_second or (source.frames_per_second if isinstance(source, FileVideo) else FRAMES_PER_SECOND)
-        write_movie(folder / MOVIE_FILE, _pictures(source, segmentation), rate)
+        write_movie(folder / MOVIE_FILE, annotate(segmentation.texts, _scaled(source, segmentation)), rate)
         about = {"video": str(video), "weights": str(weights), "num_frames": len(source)}
         text = json.dumps({**about, "sentences": summarize_sentences(segmentation)}, indent=1, ensure_ascii=False)
         write_text(folder / SUMMARY_FILE, text + "\n")
@@ -218,11 +219,9 @@ def _write_masks(folder: Path, segmentation: Segmentation) -> None:
         write_answers(folder / name, segmentation.answers(number))
 
 
-def _pictures(video: VideoSource, segmentation: Segmentation) -> Iterator[np.ndarray]:
-    """Each frame with the masks on it, above the legend."""
-    colours = palette(len(segmentation.texts))
+def _scaled(video: VideoSource, segmentation: Segmentation) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, frame and masks of each frame, of a size for looking at."""
     for index, answers in enumerate(segmentation.frames):
         frame = video.read(index)
         long_side = int(np.clip(max(frame.shape[:2]), *MOVIE_SIDES))
-        picture = overlay(*fit(frame, answers.masks(), long_side), colours)
-        yield np.concatenate([picture, legend(segmentation.texts, colours, picture.shape[1])])
+        yield answers.name, *fit(frame, answers.masks(), long_side)
