@@ -16,7 +16,7 @@ from glus.fonts import ascent, draw_text, text_width
 
 Colour = tuple[int, int, int]
 
-COLOURS: tuple[Colour, ...] = (
+SENTENCE_COLOURS: tuple[Colour, ...] = (
     *((230, 159, 0), (86, 180, 233), (136, 0, 170), (204, 0, 17), (102, 102, 255), (153, 238, 170), (170, 102, 153)),
     *((221, 221, 34), (17, 119, 85), (204, 17, 204), (221, 119, 68), (51, 170, 119), (51, 0, 255), (153, 136, 255)),
     *((153, 17, 119), (85, 221, 204), (68, 102, 0), (187, 204, 119), (255, 34, 187), (153, 68, 153), (170, 119, 204)),
@@ -48,9 +48,9 @@ def palette(count: int) -> list[Colour]:
     Raises:
         ValueError: more than 28 are asked for.
     """
-    if count > len(COLOURS):
-        raise ValueError(f"{count} sentences in one picture: there are only {len(COLOURS)} distinct colours")
-    return list(COLOURS[:count])
+    if count > len(SENTENCE_COLOURS):
+        raise ValueError(f"{count} sentences in one picture: there are only {len(SENTENCE_COLOURS)} distinct colours")
+    return list(SENTENCE_COLOURS[:count])
 
 
 def overlay(

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from glus.fonts import ascent, draw_text, text_width, wrap
-from glus.painter import COLOURS, FILL, INK, PAPER, Colour, Painter, chip, label_size, numbers, palette
+from glus.painter import FILL, INK, PAPER, SENTENCE_COLOURS, Colour, Painter, chip, label_size, numbers, palette
 
 LABEL_SHARE = 0.3
 """Of a picture's width: sentences that take at most this much stand at their objects, longer ones below."""
@@ -90,7 +90,7 @@ def strip(
     names: Sequence[str],
     frames: Sequence[np.ndarray],
     rows: dict[str, np.ndarray],
-    colour: Colour = COLOURS[0],
+    colour: Colour = SENTENCE_COLOURS[0],
     long_side: int = 256,
     fill: float = FILL,
 ) -> np.ndarray:

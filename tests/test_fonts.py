@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from hatchling.builders.wheel import WheelBuilder
 from PIL import Image, ImageFont, features
 
 import glus.fonts
@@ -37,7 +37,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder with fonts, on a system without fontconfig."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(glus.fonts, "FOLDERS", (str(tmp_path),))
+    monkeypatch.setattr(glus.fonts, "FONT_FOLDERS", (str(tmp_path),))
     return tmp_path
 
 
@@ -101,7 +101,7 @@ def test_the_system_has_what_the_bundled_font_lacks(
         monkeypatch.setattr(shutil, "which", lambda name: None)
     elif shutil.which("fc-match") is None:
         pytest.skip("no fontconfig here")
-    monkeypatch.setattr(glus.fonts, "FOLDERS", (str(tmp_path / "fonts"),))
+    monkeypatch.setattr(glus.fonts, "FONT_FOLDERS", (str(tmp_path / "fonts"),))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     make_font(tmp_path / "fonts" / "deep" / "blocks.ttf", CHINESE)
     (tmp_path / "fonts" / "broken.ttf").write_bytes(b"no font")
@@ -179,8 +179,7 @@ def test_lines_break_between_words_and_within_what_has_no_spaces() -> None:
         assert len(lines) > 1
 
 
-def test_font_and_licence_are_installed_too() -> None:
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["glus.fonts"]
-    packed = {path.name for pattern in patterns for path in (ROOT / "glus/fonts").glob(pattern)}
-    assert packed == {path.name for path in (ROOT / "glus/fonts").iterdir() if path.is_file() and path.suffix != ".py"}
+def test_font_and_licence_are_in_the_wheel() -> None:
+    packed = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    assert {"glus/fonts/DejaVuSans.ttf", "glus/fonts/LICENSE_DEJAVU"} <= packed
     assert Path(BUNDLED.path).stat().st_size < 800_000

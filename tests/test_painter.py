@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from glus.painter import COLOURS, FILL, INK, PAPER, Painter, label_size, line_width, overlay, palette
+from glus.painter import FILL, INK, PAPER, SENTENCE_COLOURS, Painter, label_size, line_width, overlay, palette
 from glus.pictures import annotate
 
 STEPS = 240
@@ -103,7 +103,7 @@ def test_a_label_follows_its_object_without_a_jump(text: str) -> None:
     painter, places, step_size = Painter([text], palette(1)), [], 1.0
     for step in range(STEPS):
         picture = painter.draw(WHITE, disk(60 + step_size * step, 135 + 40 * np.sin(step / 30), 25)[None])
-        places.append(chips(picture, COLOURS[0]))
+        places.append(chips(picture, SENTENCE_COLOURS[0]))
     moves = np.abs(np.diff(np.array(places), axis=0))
     assert moves.max() <= 3
     assert np.linalg.norm(np.subtract(places[-1], places[0])) > 0.9 * step_size * STEPS
@@ -126,7 +126,7 @@ def test_a_label_stays_with_its_part_while_that_is_about_as_large_as_another() -
     painter, places = Painter(["1"], palette(1)), []
     for step in range(60):
         parts = disk(90, 135, 30 + 3 * np.sin(step)) | disk(270, 135, 30)
-        places.append(chips(painter.draw(WHITE, parts[None]), COLOURS[0]))
+        places.append(chips(painter.draw(WHITE, parts[None]), SENTENCE_COLOURS[0]))
     assert np.ptp([place[0] for place in places if place]) < 3
 
 
@@ -146,7 +146,7 @@ def test_masks_of_about_one_size_do_not_swap() -> None:
     assert len(seen) == 1
     for number, radii in enumerate([(50, 90), (90, 50), (40, 100)]):
         masks = np.stack([disk(150, 135, radii[0]), disk(200, 135, radii[1])])
-        smaller = np.round(255 + FILL * (np.array(COLOURS[number % 2]) - 255.0))
+        smaller = np.round(255 + FILL * (np.array(SENTENCE_COLOURS[number % 2]) - 255.0))
         np.testing.assert_allclose(painter.draw(WHITE, masks)[135, 175], smaller, atol=1)
 
 
@@ -166,14 +166,14 @@ def has_line(picture: np.ndarray, colour: tuple[int, ...]) -> bool:
 
 def test_specks_have_no_outline() -> None:
     specks = disk(50, 50, 2) | disk(200, 100, 3)
-    assert not has_line(overlay(WHITE, specks[None], palette(1)), COLOURS[0])
+    assert not has_line(overlay(WHITE, specks[None], palette(1)), SENTENCE_COLOURS[0])
     assert (overlay(WHITE, specks[None], palette(1))[50, 50] != 255).any(), "they are filled"
-    assert has_line(overlay(WHITE, disk(50, 50, 12)[None], palette(1)), COLOURS[0])
+    assert has_line(overlay(WHITE, disk(50, 50, 12)[None], palette(1)), SENTENCE_COLOURS[0])
 
 
 def test_the_edge_of_the_frame_is_no_outline() -> None:
     picture = overlay(WHITE, (COLUMNS < 200)[None], palette(1))
-    is_line = (picture == COLOURS[0]).all(-1)
+    is_line = (picture == SENTENCE_COLOURS[0]).all(-1)
     assert is_line[:, 190:210].any(1).all(), "from edge to edge"
     assert not is_line[:, :190].any()
 
@@ -203,7 +203,7 @@ def test_short_sentences_stand_at_their_objects_and_long_ones_below() -> None:
         ((height, width, _),) = shapes
         assert width == SIZE[1]
         assert height > SIZE[0] + count * label_size(WHITE)
-    assert chips(pictures("a dog")[0], COLOURS[0]) is not None
+    assert chips(pictures("a dog")[0], SENTENCE_COLOURS[0]) is not None
 
 
 @pytest.mark.parametrize(("count", "apart"), [(4, 19), (7, 13.5), (28, 5)])
@@ -217,7 +217,7 @@ def test_colours_differ_for_every_kind_of_eyes(count: int, apart: float) -> None
 
 
 def test_letters_show_on_every_colour() -> None:
-    for colour in COLOURS:
+    for colour in SENTENCE_COLOURS:
         picture = Painter(["8"], [colour]).draw(WHITE, disk(180, 135, 30)[None])
         inks = [(picture == ink).all(-1)[90:105].any() for ink in (INK, PAPER)]
         assert any(inks)

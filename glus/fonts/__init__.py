@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 log = logging.getLogger(__name__)
 
-FOLDERS = (
+FONT_FOLDERS = (
     *("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
     *("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
     *("C:/Windows/Fonts", "~/AppData/Local/Microsoft/Windows/Fonts"),
@@ -149,7 +149,7 @@ def _system_faces(character: str) -> Iterator[Face]:
 
 @cache
 def _installed() -> list[Face]:
-    paths = [path for folder in FOLDERS for path in sorted(Path(folder).expanduser().rglob("*"))]
+    paths = [path for folder in FONT_FOLDERS for path in sorted(Path(folder).expanduser().rglob("*"))]
     # Apple's LastResort has a box for every character.
     fonts = [p for p in paths if p.suffix.lower() in (".ttf", ".otf", ".ttc") and p.stem != "LastResort"]
     return [Face(str(path)) for path in fonts]
