@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
-from hatchling.builders.wheel import WheelBuilder
 from PIL import Image, ImageFont, features
 
 import glus.fonts
@@ -180,6 +179,8 @@ def test_lines_break_between_words_and_within_what_has_no_spaces() -> None:
 
 
 def test_font_and_licence_are_in_the_wheel() -> None:
+    from hatchling.builders.wheel import WheelBuilder  # what packs the wheel; the other tests do not need it
+
     packed = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
     assert {"glus/fonts/DejaVuSans.ttf", "glus/fonts/LICENSE_DEJAVU"} <= packed
     assert Path(BUNDLED.path).stat().st_size < 800_000

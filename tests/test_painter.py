@@ -206,6 +206,11 @@ def test_short_sentences_stand_at_their_objects_and_long_ones_below() -> None:
     assert chips(pictures("a dog")[0], SENTENCE_COLOURS[0]) is not None
 
 
+def test_frames_of_a_movie_may_differ_in_size() -> None:
+    frames = [("0", WHITE, np.ones((1, *SIZE), bool)), ("1", WHITE[:90, :80], np.ones((1, 90, 80), bool))]
+    assert [picture.shape[1] for picture in annotate(["a long sentence that is told below"], frames)] == [SIZE[1], 80]
+
+
 @pytest.mark.parametrize(("count", "apart"), [(4, 19), (7, 13.5), (28, 5)])
 def test_colours_differ_for_every_kind_of_eyes(count: int, apart: float) -> None:
     """Okabe and Ito's seven come to 7.6, and with paler and darker forms of them to 1.4."""
