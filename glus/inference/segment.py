@@ -15,7 +15,7 @@ from glus.files import atomic_folder, require_room
 from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.segmentation import MOVIE_FILE, FrameMasks, Segmentation, check_output, movie_rate
-from glus.pictures import palette
+from glus.painter import palette
 from glus.types import FrameResult
 
 

@@ -20,7 +20,8 @@ from glus.data.masks import decode_rle
 from glus.data.predictions import write_answers, write_mask
 from glus.data.sampling import context_indices_eval
 from glus.files import atomic_folder, is_empty, naming_write_errors, write_text
-from glus.pictures import check_movies, fit, legend, overlay, palette, side_by_side, titled, write_movie
+from glus.painter import Painter, numbers, palette
+from glus.pictures import annotate, check_movies, fit, legend, side_by_side, titled, write_movie
 
 SUMMARY_FILE = "summary.json"
 MOVIE_FILE = "overlay.mp4"
@@ -122,7 +123,8 @@ class Segmentation:
             long_side: of the picture in pixels; None: the frame's own.
         """
         pixels, masks = self.video.read(frame), self.frames[frame].masks()
-        return overlay(*fit(pixels, masks, long_side or max(pixels.shape[:2])), palette(len(self.texts)))
+        painter = Painter(numbers(len(self.texts)), palette(len(self.texts)))
+        return painter.draw(*fit(pixels, masks, long_side or max(pixels.shape[:2])))
 
     def to_coco(self) -> dict[str, list[dict[str, Any]]]:
         """A COCO dataset: frames are images, sentences are categories (from 1 on), non-empty masks are annotations."""
@@ -187,15 +189,15 @@ class Segmentation:
             OSError: it cannot be written; the masks beside it are complete.
         """
         try:
-            write_movie(path, self._pictures(), frames_per_second)
+            write_movie(path, annotate(self.texts, self._scaled()), frames_per_second)
         except (OSError, ValueError) as error:
             raise OSError(f"{error}; the masks and {SUMMARY_FILE} are complete in {path.parent}") from error
 
-    def _pictures(self) -> Iterator[np.ndarray]:
-        colours = palette(len(self.texts))
-        for index, frame in enumerate(self.frames):
-            picture = self.overlay(index, int(np.clip(max(frame.size), *MOVIE_SIDES)))
-            yield np.concatenate([picture, legend(self.texts, colours, picture.shape[1])])
+    def _scaled(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Name, frame and masks of each frame, of a size for looking at."""
+        for index, answers in enumerate(self.frames):
+            long_side = int(np.clip(max(answers.size), *MOVIE_SIDES))
+            yield answers.name, *fit(self.video.read(index), answers.masks(), long_side)
 
 
 def sentence_folders(texts: Sequence[str]) -> list[str]:
