@@ -40,12 +40,12 @@ from glus.config import DatasetConfig, Layout
 from glus.data.rle import Size
 from glus.evaluation.packed import BitMasks, compare
 from glus.evaluation.score import score_predictions
+from tools.benchmarks.machine import installed_version
 from tools.benchmarks.measuring import (
     Report,
     case_table,
     command_line,
     finish,
-    installed_version,
 )
 
 SHARES = (0.005, 0.2)

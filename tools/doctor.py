@@ -150,6 +150,11 @@ def driver_advice(driver: str, cuda: str | None, requirement: str) -> str:
     return f"pip uninstall -y torch && {install}, or update the driver"
 
 
+def check_support(name: str, good: bool, words: tuple[str, str], advice: str) -> Finding:
+    """Something that is there or not; ``words`` for both."""
+    return Finding(name, good, words[not good], words[0], advice)
+
+
 def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
     """GPUs, bfloat16 on them, and NCCL between them.
 
@@ -168,13 +173,11 @@ def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
         gpu = torch.cuda.get_device_properties(index)
         found = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
         yield Finding(f"GPU {index}", True, found, "24 GiB or more for the full size")
-    good = torch.cuda.is_bf16_supported(including_emulation=False)
     advice = "train with model.precision=fp32, or on a GPU of the Ampere generation or later"
-    yield Finding("bfloat16", good, "usable" if good else "not in hardware", "usable", advice)
-    good = torch.distributed.is_nccl_available()
-    yield Finding(
-        "NCCL", good, "available" if good else "missing", "available", "install a CUDA build of torch (Linux)"
-    )
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    yield check_support("bfloat16", has_bfloat16, ("usable", "not in hardware"), advice)
+    has_nccl, advice = torch.distributed.is_nccl_available(), "install a CUDA build of torch (Linux)"
+    yield check_support("NCCL", has_nccl, ("available", "missing"), advice)
 
 
 def check_bitsandbytes() -> Finding:

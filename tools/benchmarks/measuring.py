@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import statistics
 import sys
 import time
@@ -17,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from glus.config import nominal_tflops
 from glus.files import write_text
 from glus.train.plan import attention_counts
 
@@ -71,9 +68,9 @@ class Table:
         return "\n".join([*([f"## {self.title}", ""] if self.title else []), head, rule, *body])
 
 
-def key_table(title: str, values: Mapping[str, object]) -> Table:
+def key_table(title: str, values: Mapping[str, Any], form: str = "") -> Table:
     """A row for each name and value."""
-    return Table(title, ("", "value"), [(name, str(value)) for name, value in values.items()])
+    return Table(title, ("", "value"), [(name, format(value, form)) for name, value in values.items()])
 
 
 def case_table(title: str, cases: Mapping[str, Mapping[str, Any]], rows: Mapping[str, str]) -> Table:
@@ -126,18 +123,13 @@ def finish(report: Report, file: Path | None) -> None:
 # ------------------------------------------------------------------------------------------------ measuring
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for the GPU, if it is one."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
     """What a call gives, and its seconds until the device is done."""
-    synchronize(device)
+    synchronize = torch.get_device_module(device).synchronize  # does nothing on a CPU
+    synchronize()
     started = time.perf_counter()
     result = run()
-    synchronize(device)
+    synchronize()
     return result, time.perf_counter() - started
 
 
@@ -198,24 +190,3 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
 def count_operations() -> FlopCounterMode:
     """A context in which torch counts operations, those of attention as ``attention_counts`` does."""
     return FlopCounterMode(display=False, custom_mapping=attention_counts())
-
-
-# -------------------------------------------------------------------------------------------------- machine
-
-
-def describe(device: torch.device) -> str:
-    """The name by which a machine is known again."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
-
-
-def card_tflops(device: torch.device) -> float | None:
-    """What the GPU's maker says of bfloat16; None where that is not known."""
-    return nominal_tflops(describe(device)) if device.type == "cuda" else None
-
-
-def installed_version(package: str) -> str | None:
-    """None if it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
