@@ -30,7 +30,7 @@ if not __package__:  # run as a program: what lies beside it is not installed
 
 from glus.batch import GlusOutput
 from glus.config import GIB
-from glus.inference.stream import StageClock
+from glus.inference.video_run import StageClock
 from glus.losses.objective import GlusObjective
 from glus.models.glus import Glus
 from glus.models.mllm.llava import clip_crop

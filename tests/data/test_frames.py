@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from glus.config import DatasetConfig, Layout
 from glus.data.frames import DatasetVideo, FileVideo, FolderVideo, FrameStore, flipped_axis, open_video
@@ -75,6 +75,75 @@ def test_folders_that_are_no_video_are_named(tmp_path):
         Image.fromarray(picture(0)).save(tmp_path / name)
     with pytest.raises(ValueError, match=r"several pictures called 'a'"):
         open_video(tmp_path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_stands_as_its_orientation_says(store, orientation):
+    upright = np.zeros((20, 30, 3), np.uint8)
+    upright[:5, :10] = 250  # a bright corner at the top left
+    undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_270}  # fmt: skip
+    stored = Image.fromarray(upright)
+    stored = stored.transpose(undo[orientation]) if orientation > 1 else stored
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    folder = store.folder / "photos"
+    folder.mkdir()
+    for suffix in ("png", "jpg"):
+        stored.save(folder / f"{suffix}.{suffix}", exif=exif)
+        assert np.abs(store.read("photos", suffix).astype(int) - upright).max() <= (0 if suffix == "png" else 60)
+        assert store.read("photos", suffix)[2, 2].min() > 200
+        assert store.size("photos", suffix) == (20, 30)
+        assert store.is_turned("photos", suffix) == (orientation > 1)
+    np.testing.assert_array_equal(open_video(folder).read(1), upright)
+
+
+def test_grey_of_16_bits_is_scaled(tmp_path):
+    grey = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
+    for suffix in ("png", "tif"):
+        Image.fromarray(grey).save(tmp_path / f"{suffix}.{suffix}")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "z.tif")
+    video = open_video(tmp_path)
+    for index in range(2):
+        np.testing.assert_array_equal(video.read(index)[..., 0], grey // 257)
+    with pytest.raises(ValueError, match=r"/z does not decode: .*z.tif: grey values of more than 16 bits"):
+        video.read(2)
+
+
+def test_a_folder_accounts_for_every_file(tmp_path, caplog):
+    for number, name in enumerate(("0.jpg", "1.tif", "2.bmp", "3.webp", "4.JFIF", "._5.jpg")):
+        Image.fromarray(picture(number)).save(tmp_path / name, format="PNG")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "notes.txt").write_text("no frame")
+    assert open_video(tmp_path).names == ("0", "1", "2", "3", "4")
+    assert "5 pictures are read; 3 other entries are left out: ._5.jpg, masks, notes.txt" in caplog.text
+    (tmp_path / "9.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(FileNotFoundError, match=r"9\.jpg is a link to .*gone\.jpg, which does not exist"):
+        open_video(tmp_path)
+
+
+def test_a_picture_too_large_for_a_frame_is_an_error_of_that_video(store):
+    path = store.folder / "v" / "00009.png"
+    Image.new("1", (20000, 10000)).save(path)
+    for access in (store.read, store.size):
+        with pytest.raises(ValueError, match=r"frame d/v/00009 is too large: .*00009.png"):
+            access("v", "00009")
+
+
+def test_names_are_found_however_they_are_written(store):
+    (store.folder / "cafe\u0301").mkdir()
+    Image.fromarray(picture(3)).save(store.folder / "cafe\u0301" / "ne\u0301.PNG")
+    np.testing.assert_array_equal(store.read("caf\u00e9", "n\u00e9"), picture(3))
+    with pytest.raises(FileNotFoundError, match=r"d/caf\u00e9/na is missing"):
+        store.read("caf\u00e9", "na")
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    Image.fromarray(picture(0)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="its name is empty"):
+        open_video("")
 
 
 def ffmpeg(*arguments):

@@ -21,19 +21,17 @@ from torch import nn
 from glus import distributed
 from glus.batch import Batch, GlusOutput, TokenRows, TrainSample
 from glus.config import FramesConfig, InferenceConfig, ModelConfig, load_config
-from glus.data.chat import wording as prompts
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import separate_rows
 from glus.data.dataset import collate
 from glus.data.frames import VideoSource
-from glus.data.sampling import context_indices_eval
+from glus.data.sampling import context_indices_eval, draw_turns
 from glus.inference.asking import Pass
 from glus.inference.predictor import VideoPredictor, load_predictor
-from glus.inference.stream import StageClock
+from glus.inference.video_run import StageClock
 from glus.models.build import build_random
-from glus.models.glus import Glus, segment_step
+from glus.models.glus import Glus, segment_step, upsample_masks
 from glus.models.mllm.llava import llava_of
-from glus.models.segmenter import upsample_masks
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.scene import Scene, generate_scene
 from glus.tokens import Vocabulary
@@ -197,7 +195,7 @@ def make_sample(scene: Scene, num_context: int, tokenizer: LlavaChat, prepare: P
     """All sentences of a scene, whose first frames are context."""
     query, sentences = slice(num_context, None), scene.sentences
     pixels, rng = np.stack([prepare(frame) for frame in scene.frames_THW3]), np.random.default_rng(0)
-    turns = [prompts.draw_turns(one.text, len(pixels) - num_context, rng) for one in sentences]
+    turns = [draw_turns(one.text, len(pixels) - num_context, rng) for one in sentences]
     return TrainSample(
         context_pixels=pixels[:num_context],
         query_pixels=pixels[query],

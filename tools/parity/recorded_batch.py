@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from glus.batch import Batch, TrainSample
-from glus.data.chat import wording as prompts
+from glus.data.chat.llava import ASSISTANT
 from glus.data.chat.tree import separate_rows, unpack_conversations
 from glus.data.dataset import collate
+from glus.data.sampling import ANSWERS, QUESTIONS, Turn, clean_expression
 from glus.losses.contrastive import ContrastiveQueue
 from glus.models.pretrained import LoadedModel
 from glus.types import ObjectKey
@@ -21,7 +22,7 @@ from tools.parity.comparison import Case, Record, read_arrays, read_records, unp
 from tools.parity.network import clip_crops, make_chat
 from tools.parity.replay_inference import expand_images
 
-ANSWER = re.compile(rf"{prompts.ASSISTANT} (.*?)</s>")
+ANSWER = re.compile(rf"{ASSISTANT} (.*?)</s>")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def dataset_of(video: Record) -> str:
     return datasets.pop()
 
 
-def read_turns(video: Record) -> list[list[prompts.Turn]]:
+def read_turns(video: Record) -> list[list[Turn]]:
     """The questions and answers that were drawn for each sentence.
 
     Raises:
@@ -96,7 +97,7 @@ def read_turns(video: Record) -> list[list[prompts.Turn]]:
         if len(answers) != len(questions):
             raise ValueError(f"{video.where}: {len(answers)} answers to {len(questions)} questions in {text!r}")
         asked = [question.partition("\n")[2] for question in questions]  # without the line of the image
-        turns.append(list(map(prompts.Turn, asked, answers)))
+        turns.append(list(map(Turn, asked, answers)))
     return turns
 
 
@@ -126,9 +127,9 @@ def compare_batch(case: Case, setup: Setup) -> None:
         drawn, strange = 0, []
         for video in setup.videos:
             for text, turns in zip(video["texts"], read_turns(video), strict=True):
-                cleaned = prompts.clean_expression(text, strip=True)
-                known = [question.format(expression=cleaned) for question in prompts.QUESTIONS]
-                strange += [t for t in turns if t.answer not in prompts.ANSWERS or t.question not in known]
+                cleaned = clean_expression(text, strip=True)
+                known = [question.format(expression=cleaned) for question in QUESTIONS]
+                strange += [t for t in turns if t.answer not in ANSWERS or t.question not in known]
                 drawn += len(turns)
         row.count(len(strange), drawn, str(strange[:1] or ""))
 
