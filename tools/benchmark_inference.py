@@ -38,7 +38,6 @@ from glus.types import FrameResult
 from tools.benchmarks.machine import card_tflops
 from tools.benchmarks.measuring import (
     Report,
-    Table,
     case_table,
     command_line,
     count_operations,
@@ -115,8 +114,8 @@ def compare_procedures(
         "clip_encodes": ours.counts["CLIP images"],
         "sam2_encodes": ours.counts["SAM2 images"],
         "llm_tokens": ours.counts["LLM tokens"],
-        "counts": ours.counts,
-        "clips_counts": runs["clips"].counts,
+        "counts": dict(ours.counts),
+        "clips_counts": dict(runs["clips"].counts),
         "plain_counts": {name: round(count * scale) for name, count in runs["plain"].counts.items()},
         "seconds": {"all": median["ours"]} | {stage: spent / rounds for stage, spent in predictor.seconds.items()},
         "peak_memory_mb": ours.peak_bytes / 2**20,
@@ -206,42 +205,13 @@ def measure(options: argparse.Namespace) -> Report:
             early, late = pool.apply(peaks, (options.size, options.memory_frames, *place))
         values |= {"memory_frames": options.memory_frames, "memory_growth": late / early}
     far = values["pixels_that_differ_far_from_threshold"]
-    tables = tabulate_prediction({case_name(values): values})
+    tables = [case_table("Prediction", {case_name(values): values})]
     return Report(tables, values, [goal_at_most("masks differ from the plain procedure's in pixels", far, 0)])
 
 
 def case_name(measured: Mapping[str, Any]) -> str:
     """What was segmented."""
     return f"{measured['num_expressions']} sentences x {measured['num_frames']} frames"
-
-
-PREDICTION_FIGURES = {
-    "sentence-frames/s": "{frames_per_second:.1f}",
-    "the same, plain procedure": "{plain_frames_per_second:.2f}",
-    "times the plain procedure": "{frames_per_second_ratio:.1f}",
-    "clips, times sliding (other masks)": "{clips_ratio:.2f}",
-    "J&F on Shapes, sliding": "{jf_sliding:.1f}",
-    "J&F on Shapes, clips": "{jf_clips:.1f}",
-    "LLM tokens if only the context were shared": "{llm_tokens_bound:,}",
-    "pixels other than the plain procedure's": "{pixels_that_differ}",
-    f"of these not within {NEAR_THRESHOLD} of the threshold": "{pixels_that_differ_far_from_threshold}",
-    "peak memory, MB": "{peak_memory_mb:.0f}",
-    f"peak memory at the end, times that at frame {EARLY_FRAME}": "{memory_growth:.4f}",
-    "operations": "{flops:.3g}",
-    "MFU of the measured peak": "{mfu:.1%}",
-    "MFU of the nominal peak": "{nominal_mfu:.1%}",
-}
-
-
-def tabulate_prediction(cases: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Ratios, memory and stages, a column for each video; then what each procedure asked of the model."""
-    stages = dict.fromkeys(stage for measured in cases.values() for stage in measured["seconds"])
-    rows = PREDICTION_FIGURES | {f"seconds: {stage}": f"{{seconds[{stage}]:.2f}}" for stage in stages}
-    tables = [case_table("Prediction", cases, rows)]
-    for title, measured in cases.items():
-        columns = {"ours": measured["counts"], "clips": measured["clips_counts"], "plain": measured["plain_counts"]}
-        tables.append(case_table(title, columns, {name: f"{{{name}:,}}" for name in measured["plain_counts"]}))
-    return tables
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,7 +29,7 @@ if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from glus.batch import GlusOutput
-from glus.config import GIB
+from glus.config import GIB, user_errors
 from glus.inference.video_run import StageClock
 from glus.losses.objective import GlusObjective
 from glus.models.glus import Glus
@@ -39,13 +39,13 @@ from glus.train.engine import build_adamw
 from tools.benchmarks.measuring import (
     Goal,
     Report,
-    Table,
     case_table,
     command_line,
     count_operations,
     finish,
     forget_peak,
     in_turns,
+    key_table,
     matmul_tflops,
     median_ratio,
     peak_memory,
@@ -149,7 +149,7 @@ class Training:
             "llm_tokens": count_tokens(self.alone if procedure.forward is released_forward else [self.whole]),
             "flops": flops.get_total_flops(),
             "peak_gib": peak_memory(self.device) / GIB,
-            "part_seconds": parts,
+            "part_seconds": dict(parts),
         }
 
 
@@ -200,7 +200,8 @@ def benchmark(options: argparse.Namespace) -> Report:
     }
     if "ours" in results:
         values |= {RATIOS[name]: median_ratio(seconds[name], seconds["ours"]) for name in RATIOS if name in results}
-    return Report(tabulate_training(values), values, compare_losses(results, values["dtype"]))
+    tables = [case_table("Training", results), key_table("", {**values, "procedures": {}})]
+    return Report(tables, values, compare_losses(results, values["dtype"]))
 
 
 def compare_losses(results: Mapping[str, Mapping[str, Any]], dtype: str) -> list[Goal]:
@@ -213,36 +214,6 @@ def compare_losses(results: Mapping[str, Mapping[str, Any]], dtype: str) -> list
             is_met = abs(found - expected) <= most
             goals.append(Goal(f"loss {term!r} of {name!r}", f"{found}", f"that of {reference!r}: {expected}", is_met))
     return goals
-
-
-PROCEDURE_FIGURES = {
-    "samples (videos) per second": "{samples_per_second:.3f}",
-    "seconds per step": "{seconds:.3f}",
-    "LLM tokens per second": "{tokens_per_second:.0f}",
-    "LLM tokens per step": "{llm_tokens}",
-    "CLIP encodes per step": "{clip_encodes}",
-    "SAM2 encodes per step": "{sam2_encodes}",
-    "operations per step": "{flops:.3g}",
-    "MFU of the measured peak": "{mfu:.1%}",
-    "peak memory, GiB": "{peak_gib:.2f}",
-}
-COMPARED_FIGURES = {
-    "samples per second, times plain": "{samples_per_second_ratio:.2f}",
-    "samples per second, times as released": "{samples_per_second_ratio_to_released:.2f}",
-    "LLM tokens at full size, plain": "{llm_tokens_full_size[plain]}",
-    "LLM tokens at full size, ours": "{llm_tokens_full_size[ours]}",
-    "times fewer": "{llm_token_ratio_full_size:.2f}",
-    "peak of the device, TFLOP/s": "{peak_tflops:.3g}",
-}
-
-
-def tabulate_training(values: Mapping[str, Any]) -> list[Table]:
-    """A column for each procedure; then how they compare."""
-    procedures = values["procedures"]
-    parts = dict.fromkeys(part for result in procedures.values() for part in result["part_seconds"])
-    rows = PROCEDURE_FIGURES | {f"seconds: {part}": f"{{part_seconds[{part}]:.3f}}" for part in parts}
-    title = f"Training, {values['settings']['videos']} videos a micro-batch"
-    return [case_table(title, procedures, rows), case_table("", {"value": values}, COMPARED_FIGURES)]
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -266,11 +237,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     options = parse_arguments(arguments)
-    try:
-        report = benchmark(options)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    finish(report, options.json)
+    with user_errors():
+        finish(benchmark(options), options.json)
 
 
 if __name__ == "__main__":

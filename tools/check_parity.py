@@ -19,6 +19,7 @@ from rich.console import Console
 if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from glus.config import user_errors
 from glus.log import setup_logging
 from tools.parity.comparison import Case, Row, is_met, print_table, write_rows
 from tools.parity.network import read_fixture
@@ -66,13 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
     options = parser.parse_args(arguments)
     setup_logging()
-    try:
+    with user_errors():
         rows = replay(options.folder)
         print_table(rows, options.folder, Console() if sys.stdout.isatty() else Console(width=WIDTH))
         if options.json:
             write_rows(rows, options.folder, options.json)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     sys.exit(0 if is_met(rows) else 1)
 
 

@@ -34,7 +34,7 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
-from glus.config import GIB, DataConfig
+from glus.config import GIB, DataConfig, user_errors
 from glus.files import PROJECT
 
 CONFIGS = PROJECT / "configs"
@@ -318,10 +318,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quantization", action="store_true", help="bitsandbytes must be usable")
     parser.add_argument("--lock", type=Path, help="lock file (default: the one for this Python beside pyproject.toml)")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors():
         checks = list(examine(options))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     report(checks, Console(width=None if sys.stdout.isatty() else 140, markup=False))
     sys.exit(any(check.verdict == "FAIL" for check in checks))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from glus.config import user_errors
 from glus.shapes.write import LAYOUT_KINDS, count_kinds, write_contact_sheet, write_shapes
 
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shape = {"seed": options.seed, "num_frames": options.num_frames, "size": options.size}
     splits = {"train": options.train_videos, "valid": options.valid_videos}
     splits = {split: count for split, count in splits.items() if count != 0}
-    try:
+    with user_errors():
         for split, count in splits.items():
             start, progress = time.perf_counter(), partial(show_progress, split=split)
             is_new = write_shapes(folder, split, count, layout=options.layout, progress=progress, **shape)
@@ -58,8 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if splits:
             write_contact_sheet(folder / "contact_sheet.png", kinds=kinds, **shape)
             print(f"{folder / 'contact_sheet.png'}: samples of every kind")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"make_shapes: {error}") from error
     counts = {split: count_kinds(folder, split) for split in splits}
     print("sentences".ljust(12) + "".join(split.rjust(8) for split in splits))
     for kind in kinds:

@@ -1,8 +1,10 @@
-"""Composed configs into typed ones, and back."""
+"""Composed configs into typed ones, and back; and how a program ends at what its user can mend."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import field, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -10,6 +12,15 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 Schema = TypeVar("Schema")
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """End the program with ``error: ...`` and exit status 1 at a ValueError or OSError, which a user can mend."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def require(condition: bool, key: str, expected: str, value: object) -> None:

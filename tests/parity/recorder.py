@@ -18,11 +18,10 @@ import torch
 from PIL import Image
 
 from glus.config import FramesConfig, FuserGamma, InferenceConfig, LossConfig
-from glus.data.chat import wording as prompts
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import separate_rows, unpack_conversations
 from glus.data.frames import FolderVideo
-from glus.data.sampling import context_indices_eval
+from glus.data.sampling import context_indices_eval, draw_turns
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
 from glus.losses.contrastive import object_contrastive_loss
@@ -293,7 +292,7 @@ def lora_tensors(model: LoadedModel) -> dict[str, torch.Tensor]:
 def batch_entry(name: str, exp_ids: list[str], rng: np.random.Generator) -> dict[str, Any]:
     """One context frame, two query frames."""
     texts = [f"The Circle number {exp_id}." for exp_id in exp_ids]
-    turns = [prompts.draw_turns(text, 2, rng) for text in texts]
+    turns = [draw_turns(text, 2, rng) for text in texts]
     images = "<image>\n"
     return {
         "video": name,

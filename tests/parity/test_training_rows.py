@@ -274,7 +274,7 @@ def test_wording_of_another_template_is_told(setup):
         (lambda videos: videos[0].update(conversations=["x", "y"]), "0 answers to 2 questions"),
         (lambda videos: videos[0].update(str_ids=["mevis_a_1_0", "other_a_1_2"]), "one dataset"),
         (lambda videos: videos[0].update(video="c"), "no 'c'"),
-        (lambda videos: videos[1].update(expressions=["1", "2"]), "argument"),
+        (lambda videos: videos[1].update(expressions=["1", "2"]), "target masks of b are"),
         (lambda videos: videos[1].update(query_index=[1, 2, 3]), "target masks of b are"),
         (lambda videos: videos[1].update(context_index=[99]), "out of bounds"),
     ],

@@ -7,7 +7,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,29 +68,24 @@ class Table:
         return "\n".join([*([f"## {self.title}", ""] if self.title else []), head, rule, *body])
 
 
-def key_table(title: str, values: Mapping[str, Any], form: str = "") -> Table:
-    """A row for each name and value."""
-    return Table(title, ("", "value"), [(name, format(value, form)) for name, value in values.items()])
+def case_table(title: str, cases: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A column for each case, a row for each number and word that was found in any of them, by its name in the JSON."""
+    columns = [dict(_entries(found)) for found in cases.values()]
+    names = dict.fromkeys(name for column in columns for name in column)
+    return Table(title, ("", *cases), [(name, *(column.get(name, "") for column in columns)) for name in names])
 
 
-def case_table(title: str, cases: Mapping[str, Mapping[str, Any]], rows: Mapping[str, str]) -> Table:
-    """A column for each case.
+def _entries(found: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            yield from _entries(value, f"{within}{name}: ")
+        elif not isinstance(value, list):
+            yield f"{within}{name}", format(value, {int: ",", float: ".4g"}.get(type(value), ""))
 
-    Args:
-        title: above it.
-        cases: name -> what was measured.
-        rows: label -> a format of it, such as ``{seconds[all]:.2f}``. A cell is empty where a case has no such thing,
-            and what none has is no row.
-    """
 
-    def cell(form: str, case: Mapping[str, Any]) -> str:
-        try:
-            return form.format_map(case)
-        except KeyError:
-            return ""
-
-    cells = {label: [cell(form, case) for case in cases.values()] for label, form in rows.items()}
-    return Table(title, ("", *cases), [(label, *row) for label, row in cells.items() if any(row)])
+def key_table(title: str, found: Mapping[str, Any]) -> Table:
+    """A row for each number and word."""
+    return case_table(title, {"value": found})
 
 
 @dataclass(frozen=True)

@@ -252,12 +252,11 @@ def plan(sizes: Sizes, folder: Path) -> Report:
 
     losses, seconds = zip(*(timed(step, device) for _ in range(trainer.steps)), strict=True)
     dist.destroy_process_group()  # torch may abort a process that ends within its group
-    values = {"losses": losses, "seconds": seconds[-1], "peak_bytes": peak_memory(device)}
+    values = {"losses": [*losses], "seconds": seconds[-1], "peak_bytes": peak_memory(device)}
     values["planned_bytes"] = planned_bytes(config)
-    rows = {"seconds": "{seconds:.2f}", "peak memory, bytes": "{peak_bytes:,}", "planned": "{planned_bytes:,.0f}"}
     goals = [holds("losses are finite and fall", losses[1] < losses[0])]
     goals += [judge_plan(values)] if device.type == "cuda" else []
-    return Report([case_table("A step of the plan's sizes, not compiled", {"": values}, rows)], values, goals)
+    return Report([key_table("A step of the plan's sizes, not compiled", values)], values, goals)
 
 
 def judge_plan(values: Mapping[str, Any]) -> Goal:
@@ -284,7 +283,7 @@ def planned_bytes(config: TrainConfig) -> float:
 
 def prediction(sizes: Sizes, folder: Path) -> Report:
     """A generated video with some and with many sentences, against the plain procedure on its first frames."""
-    from tools.benchmark_inference import case_name, compare_procedures, tabulate_prediction
+    from tools.benchmark_inference import case_name, compare_procedures
     from tools.benchmarks.plain import BenchmarkVideo, build_predictor
 
     device = distributed.use_device()
@@ -295,9 +294,8 @@ def prediction(sizes: Sizes, folder: Path) -> Report:
         video = BenchmarkVideo(num_frames, *sizes.frame_size)
         measured = compare_procedures(predictor, video, num_expressions, 1, min(sizes.plain_frames, num_frames))
         cases[case_name(measured)] = measured
-    return Report(
-        tabulate_prediction(cases), cases, [judge_prediction(name, case, device) for name, case in cases.items()]
-    )
+    goals = [judge_prediction(name, measured, device) for name, measured in cases.items()]
+    return Report([case_table("Prediction", cases)], cases, goals)
 
 
 def judge_prediction(name: str, measured: dict[str, Any], device: torch.device) -> Goal:
@@ -323,7 +321,7 @@ def masks(sizes: Sizes, folder: Path) -> Report:
         goal_at_least("median IoU", values["median IoU"], LEAST_MEDIAN_IOU, ".4f"),
         goal_at_most("other pixels than the plain procedure's, float32", far, 0),
     ]
-    return Report([key_table("bfloat16 against float32", values, ".4g")], values, goals)
+    return Report([key_table("bfloat16 against float32", values)], values, goals)
 
 
 def shape_masks(predictor: VideoPredictor, num_videos: int) -> np.ndarray:
@@ -368,7 +366,7 @@ def quantisation(sizes: Sizes, folder: Path) -> Report:
         values["full size: GiB"] = torch.cuda.memory_allocated(device) / GIB
         values["full size: peak GiB"] = peak_memory(device) / GIB
         goals.append(holds("full size answers", bool(np.isfinite(answers(large, sizes)[1]).all())))
-    return Report([key_table("4 bits against bfloat16", values, ".4g")], values, goals)
+    return Report([key_table("4 bits against bfloat16", values)], values, goals)
 
 
 # -------------------------------------------------------------------------------------------------- running
