@@ -179,6 +179,24 @@ def score_scenes(predictor: VideoPredictor, num_videos: int) -> float:
     return 50 * float(np.mean([region_similarity(*pair).mean() + boundary_accuracy(*pair).mean() for pair in pairs]))
 
 
+def shape_masks(predictor: VideoPredictor, num_videos: int) -> np.ndarray:
+    """Masks (R, H, W) of all sentences in all frames of generated videos."""
+    return np.concatenate([found for found, _ in segment_scenes(predictor, range(2000, 2000 + num_videos))])
+
+
+def compare_masks(ours_RHW: np.ndarray, reference_RHW: np.ndarray) -> dict[str, float]:
+    """IoU per frame and sentence (1 where both are empty), and the pixels that differ."""
+    iou_R = region_similarity(ours_RHW, reference_RHW)
+    return {
+        "masks": len(iou_R),
+        "median IoU": float(np.median(iou_R)),
+        "mean IoU": float(iou_R.mean()),
+        "least IoU": float(iou_R.min()),
+        "share of masks below 0.9": float((iou_R < 0.9).mean()),
+        "share of pixels that differ": float((ours_RHW != reference_RHW).mean()),
+    }
+
+
 def peaks(size: str, num_frames: int, height: int, width: int) -> tuple[int, int]:
     """Peak memory in bytes after ``EARLY_FRAME`` frames and at the end, in a process that does nothing else."""
     predictor = build_predictor(size)

@@ -122,7 +122,7 @@ class Training:
                 output = self.forward(procedure)
             with clock.stage("loss"):
                 total = self.losses(output)["total"]
-            with clock.stage("backward"):  # not compiled either: gradient checkpointing runs layers again
+            with clock.stage("backward"):  # gradient checkpointing runs layers again, in the same stance
                 total.backward()
         with clock.stage("optimizer"):
             self.optimizer.step()

@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from glus.config import CheckConfig, DatasetConfig, load_config, user_errors
+from glus.config import CheckConfig, DatasetConfig, load_config
 from glus.data.check import CheckRow, DataReport, check_dataset
 from glus.files import write_text
 
@@ -37,13 +37,16 @@ def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``CheckConfig``."""
     console = Console(stderr=True)
     show = partial(track, console=console, transient=True, disable=not console.is_terminal)
-    with user_errors():
+    try:
         config = load_config(CheckConfig, cfg)
-        dataset, against = config.dataset, [load_dataset(name) for name in config.against]
+        against = [load_dataset(name) for name in config.against]
+        name, num_workers = config.dataset.name, config.num_workers
         report = check_dataset(
-            dataset, against, config.alignment, config.num_workers, lambda found, num: show(found, dataset.name, num)
+            config.dataset, against, config.alignment, num_workers, lambda found, num: show(found, name, num)
         )
         write_text(Path(config.output), json.dumps(report.as_json(), indent=2) + "\n")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     print_check(report, Console())
     print(Path(config.output))
     if report.num_errors:

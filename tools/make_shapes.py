@@ -23,8 +23,13 @@ from glus.config import user_errors
 from glus.shapes.write import LAYOUT_KINDS, count_kinds, write_contact_sheet, write_shapes
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; see ``--help``."""
+def show_progress(numbers: range, split: str) -> Iterable[int]:
+    """The same numbers, with a bar on a terminal."""
+    return track(numbers, split, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the splits and the sheet, then print how many sentences of each kind there are."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -35,17 +40,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=128, help="side of the square frames in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other videos")
     parser.add_argument("--layout", choices=LAYOUT_KINDS, default="mevis", help="whose files to imitate")
-    return parser.parse_args(arguments)
-
-
-def show_progress(numbers: range, split: str) -> Iterable[int]:
-    """The same numbers, with a bar on a terminal."""
-    return track(numbers, split, console=Console(stderr=True), disable=not sys.stderr.isatty())
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the splits and the sheet, then print how many sentences of each kind there are."""
-    options = parse_arguments(arguments)
+    options = parser.parse_args(arguments)
     kinds, folder = LAYOUT_KINDS[options.layout], options.folder
     shape = {"seed": options.seed, "num_frames": options.num_frames, "size": options.size}
     splits = {"train": options.train_videos, "valid": options.valid_videos}

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
 
-from glus.config import GIB, HardwareConfig, TrainConfig, load_config, user_errors
+from glus.config import GIB, HardwareConfig, TrainConfig, load_config
 from glus.models.pretrained import build_glus
 from glus.train.plan import (
     USABLE,
@@ -119,8 +119,10 @@ ConfigStore.instance().store("schema", TrainConfig)
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes the overrides of ``scripts/train.py``."""
-    with user_errors():
+    try:
         print_plan(load_config(TrainConfig, cfg), Console(width=None if sys.stdout.isatty() else 120))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from glus.config import PretrainConfig, load_config, user_errors
+from glus.config import PretrainConfig, load_config
 from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.files import write_text
 from glus.log import run_info, setup_logging
@@ -107,8 +108,10 @@ ConfigStore.instance().store("schema", PretrainConfig)
 @hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
 def main(cfg: DictConfig) -> None:
     """Entry point."""
-    with user_errors():
+    try:
         pretrain_towers(load_config(PretrainConfig, cfg))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

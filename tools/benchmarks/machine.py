@@ -7,10 +7,6 @@ import platform
 import re
 import subprocess
 import sys
-import warnings
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,6 @@ from tools.benchmarks.measuring import (
     Report,
     Table,
     goal_at_least,
-    goal_at_most,
     holds,
     key_table,
     matmul_tflops,
@@ -36,8 +31,6 @@ from tools.benchmarks.measuring import (
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "sam2", "bitsandbytes", "triton", "numpy")
 LEAST_MATMUL_SHARE = 0.6
 """Of the maker's figure; a card that is slower is shared, too hot or throttled."""
-WAIT_WARNING = "called a synchronizing"
-"""Of CUDA's warning about a wait; torch's notice that the mode is a prototype speaks of synchronizing too."""
 
 
 def describe(device: torch.device) -> str:
@@ -148,43 +141,3 @@ def judge_tests(output: str) -> Report:
     found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
     tables = [Table("Not passed", ("test",), [(line,) for line in other])] * bool(other)
     return Report(tables, {"tests": counts}, [Goal("tests/gpu", found, "all passed or skipped", is_met)])
-
-
-def synchronisation(sizes: Sizes, folder: Path) -> Report:
-    """How often the host waits for the GPU in prediction: once per chunk. (That it never does in a training micro-step
-    is one of ``tests/gpu``.)"""
-    need_gpu()
-    waits = count_chunk_waits()
-    goals = [goal_at_most("waits in a predicted chunk", waits.total(), 1, "g")]
-    return Report([key_table("Where a predicted chunk waits", waits)] * bool(waits), dict(waits), goals)
-
-
-@contextmanager
-def count_waits() -> Iterator[Counter[str]]:
-    """Count the operations that CUDA itself calls synchronising, by the line of Python that they come from."""
-    found: Counter[str] = Counter()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield found
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    found.update(f"{Path(w.filename).name}:{w.lineno}" for w in caught if WAIT_WARNING in str(w.message))
-
-
-def count_chunk_waits(chunk_frames: int = 8) -> Counter[str]:
-    """Of a predicted chunk: those of four chunks less those of two, so that what happens once per video is left out."""
-    from glus.config import SettingsConfig
-    from glus.inference.predictor import load_predictor
-    from tools.benchmarks.plain import SHIPPED, BenchmarkVideo
-
-    predictor, _ = load_predictor(SHIPPED, SettingsConfig(chunk_frames=chunk_frames))
-    found = []
-    for num_chunks in (2, 2, 4):  # the first one moves constants
-        video = BenchmarkVideo(num_chunks * chunk_frames, 128, 128)
-        with count_waits() as waits:
-            list(predictor.segment(video, video.texts(3)))
-        found.append(waits)
-    more = found[2] - found[1]
-    return Counter({place: count / 2 for place, count in more.items()})  # type: ignore[arg-type]

@@ -6,8 +6,10 @@ import argparse
 import json
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -164,6 +166,24 @@ def peak_memory(device: torch.device) -> int:
 def process_memory(kind: str) -> int:
     """Bytes of this process by a line of Linux' status: VmHWM (peak), VmRSS (resident), RssAnon (without files)."""
     return 1024 * int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0])
+
+
+@contextmanager
+def host_peak(interval: float = 0.02) -> Iterator[list[int]]:
+    """The memory of this process that no file backs, in bytes, looked at ever so often."""
+    seen, is_over = [process_memory("RssAnon")], threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(interval):
+            seen.append(process_memory("RssAnon"))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def forget_peak(device: torch.device) -> None:

@@ -12,10 +12,8 @@ import hashlib
 import json
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +35,6 @@ from tools.benchmarks.machine import (
     gpu_tests,
     installed_version,
     need_gpu,
-    synchronisation,
 )
 from tools.benchmarks.measuring import (
     ROOT,
@@ -48,9 +45,9 @@ from tools.benchmarks.measuring import (
     goal_at_least,
     goal_at_most,
     holds,
+    host_peak,
     key_table,
     peak_memory,
-    process_memory,
     timed,
 )
 
@@ -178,24 +175,6 @@ def load_written(sizes: Sizes, folder: Path, settings: SettingsConfig | None = N
     return VideoPredictor(loaded.glus, tokenizer, loaded.frames, loaded.inference)
 
 
-@contextmanager
-def host_peak(interval: float = 0.02) -> Iterator[list[int]]:
-    """The memory of this process that no file backs, in bytes, looked at ever so often."""
-    seen, is_over = [process_memory("RssAnon")], threading.Event()
-
-    def watch() -> None:
-        while not is_over.wait(interval):
-            seen.append(process_memory("RssAnon"))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        is_over.set()
-        thread.join()
-
-
 # ------------------------------------------------------------------------------------------------- training
 
 
@@ -309,7 +288,7 @@ def masks(sizes: Sizes, folder: Path) -> Report:
     """The shipped model's masks in both precisions."""
     from glus.config import Precision, SettingsConfig
     from glus.inference.predictor import load_predictor
-    from tools.benchmark_inference import compare_procedures
+    from tools.benchmark_inference import compare_masks, compare_procedures, shape_masks
     from tools.benchmarks.plain import SHIPPED, BenchmarkVideo
 
     distributed.use_device()
@@ -324,28 +303,6 @@ def masks(sizes: Sizes, folder: Path) -> Report:
     return Report([key_table("bfloat16 against float32", values)], values, goals)
 
 
-def shape_masks(predictor: VideoPredictor, num_videos: int) -> np.ndarray:
-    """Masks (R, H, W) of all sentences in all frames of generated videos."""
-    from tools.benchmark_inference import segment_scenes
-
-    return np.concatenate([found for found, _ in segment_scenes(predictor, range(2000, 2000 + num_videos))])
-
-
-def compare_masks(ours_RHW: np.ndarray, reference_RHW: np.ndarray) -> dict[str, float]:
-    """IoU per frame and sentence (1 where both are empty), and the pixels that differ."""
-    union_R = (ours_RHW | reference_RHW).sum((1, 2))
-    shared_R = (ours_RHW & reference_RHW).sum((1, 2))
-    iou_R = np.where(union_R > 0, shared_R / np.maximum(union_R, 1), 1.0)
-    return {
-        "masks": len(iou_R),
-        "median IoU": float(np.median(iou_R)),
-        "mean IoU": float(iou_R.mean()),
-        "least IoU": float(iou_R.min()),
-        "share of masks below 0.9": float((iou_R < 0.9).mean()),
-        "share of pixels that differ": float((ours_RHW != reference_RHW).mean()),
-    }
-
-
 def quantisation(sizes: Sizes, folder: Path) -> Report:
     """The LLM in 4 bits: the shipped model's masks, and what the full size takes."""
     need_gpu()
@@ -353,6 +310,7 @@ def quantisation(sizes: Sizes, folder: Path) -> Report:
         raise Absent("bitsandbytes is not installed (pip install 'glus[quantization]')")
     from glus.config import Precision, Quantization, SettingsConfig
     from glus.inference.predictor import load_predictor
+    from tools.benchmark_inference import compare_masks, shape_masks
     from tools.benchmarks.plain import SHIPPED
 
     device, precision = distributed.use_device(), Precision.bf16
@@ -376,7 +334,7 @@ MACHINE_TESTS: dict[str, Callable[[Sizes, Path], Report]] = {
     stage.__name__: stage
     for stage in (
         *(environment, gpu_tests, full_size, loading, training, plan),
-        *(prediction, masks, synchronisation, quantisation),
+        *(prediction, masks, quantisation),
     )
 }
 """In their order."""

@@ -64,7 +64,7 @@ STATUSES = {"pass": ("pass", ""), "fail": ("FAIL", "red"), "error": ("ERROR", "r
 UNDECODABLE = (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
-class Absent(Exception):
+class NotRecorded(Exception):
     """The folder does not hold something; nothing is wrong."""
 
 
@@ -96,10 +96,10 @@ class Record(dict[str, Any]):
         """A value that need not have been recorded.
 
         Raises:
-            Absent: it was not.
+            NotRecorded: it was not.
         """
         if self.get(name) is None:
-            raise Absent(f"{self.where} has no {name}")
+            raise NotRecorded(f"{self.where} has no {name}")
         return self[name]
 
 
@@ -195,12 +195,12 @@ class Row:
             note: stands in the row.
 
         Raises:
-            Absent: neither has a value.
+            NotRecorded: neither has a value.
             ValueError: shapes differ, or a number that is to be near was recorded as none.
         """
         got, want = np.atleast_1d(ours), np.atleast_1d(recorded)
         if want.size == got.size == 0:
-            raise Absent("nothing recorded: an empty list")
+            raise NotRecorded("nothing recorded: an empty list")
         if got.shape != want.shape:
             raise ValueError(f"replay has shape {got.shape}, recorded is {want.shape}")
         if gate is EXACT:
@@ -253,7 +253,7 @@ class Case:
         row = Row(self.name, quantity)
         try:
             yield row
-        except Absent as reason:
+        except NotRecorded as reason:
             row.status, row.note = "absent", str(reason)
         except (ValueError, TypeError, AttributeError, LookupError, OSError, RuntimeError) as error:
             row.status, row.note = "error", f"{type(error).__name__}: {error}"

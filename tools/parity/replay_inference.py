@@ -24,9 +24,9 @@ from tools.parity.comparison import (
     SAM2_INPUT,
     SEG_EMBEDDING,
     STABILITY,
-    Absent,
     Case,
     Gate,
+    NotRecorded,
     Record,
     Row,
     map_range,
@@ -263,7 +263,7 @@ def _compare_answers(
 ) -> None:
     """One array over the steps that the recording answered with [SEG]."""
     if not is_answered.any():
-        raise Absent("no step was answered with [SEG]")
+        raise NotRecorded("no step was answered with [SEG]")
     ours = np.stack([step[name] for step, is_used in zip(steps, is_answered, strict=True) if is_used])
     failed = np.flatnonzero(~is_answered).tolist()
     compare_floats(row, name, ours, recorded[is_answered], f"without steps {failed}" if failed else "")

@@ -25,8 +25,8 @@ from tools.parity.comparison import (
     GRADIENT_VALUES,
     LOSS,
     SEG_EMBEDDING,
-    Absent,
     Case,
+    NotRecorded,
     Record,
     Row,
     read_arrays,
@@ -266,7 +266,7 @@ def _compare_norms(case: Case, ours: Mapping[str, float], recorded: Mapping[str,
 def _compare_values(row: Row, ours: Gradients, full: Record) -> None:
     """Every value of the recorded tensors, relative to the largest of its tensor."""
     if not full:
-        raise Absent(f"no file {full.where}")
+        raise NotRecorded(f"no file {full.where}")
     for name, recorded in full.items():
         if name not in ours or ours[name].shape != recorded.shape:
             raise ValueError(f"{full.where}: {name} is {recorded.shape}; the replay has no such gradient")
