@@ -35,6 +35,7 @@ TINY = {
     "scripts/score_frames.py": [],
     "scripts/score.py": [],
     "scripts/compare.py": [],
+    "scripts/report.py": ["num_sentences=1"],
     "scripts/show.py": ["num_videos=1", "num_expressions=1"],
     "scripts/segment_video.py": [],
     "tools/export.py": [],

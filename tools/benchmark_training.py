@@ -29,7 +29,8 @@ if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from glus.batch import GlusOutput
-from glus.config import GIB, user_errors
+from glus.config import GIB
+from glus.config.jobs import user_errors
 from glus.inference.video_run import StageClock
 from glus.losses.objective import GlusObjective
 from glus.models.glus import Glus

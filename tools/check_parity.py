@@ -19,7 +19,7 @@ from rich.console import Console
 if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from glus.config import user_errors
+from glus.config.jobs import user_errors
 from glus.log import setup_logging
 from tools.parity.comparison import Case, Row, is_met, print_table, write_rows
 from tools.parity.network import read_fixture

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glus.config import user_errors
+from glus.config.jobs import user_errors, user_path
 from glus.files import atomic_folder, write_text
 
 SENTENCE_FILES = {
@@ -45,8 +45,8 @@ Sentences = dict[tuple[str, int], str]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("downloads", type=Path, help="folder with DAVIS/ and davis_text_annotations/")
-    parser.add_argument("output", type=Path, help="folder of the result, e.g. data/ref-davis")
+    parser.add_argument("downloads", type=user_path, help="folder with DAVIS/ and davis_text_annotations/")
+    parser.add_argument("output", type=user_path, help="folder of the result, e.g. data/ref-davis")
     parser.add_argument("--link", action="store_true", help="hard links (same disk) instead of copies")
     options = parser.parse_args(arguments)
     with user_errors():

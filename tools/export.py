@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from glus.config import Precision, user_errors
+from glus.config import Precision
+from glus.config.jobs import user_errors, user_path
 from glus.files import atomic_folder
 from glus.log import run_info
 from glus.models.build import DTYPES
@@ -81,8 +82,8 @@ and exported with glus {run_info()["versions"]["glus"]}. Settings that travel wi
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True, help="run, checkpoint or model folder")
-    parser.add_argument("--output", type=Path, required=True, help="new folder")
+    parser.add_argument("--weights", type=user_path, required=True, help="run, checkpoint or model folder")
+    parser.add_argument("--output", type=user_path, required=True, help="new folder")
     parser.add_argument("--dtype", choices=Precision.__members__, default="bf16", help="of the stored weights")
     options = parser.parse_args(arguments)
     with user_errors():

@@ -14,12 +14,11 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
-from glus.config import user_errors
+from glus.config.jobs import user_errors, user_path
 from glus.shapes.write import LAYOUT_KINDS, count_kinds, write_contact_sheet, write_shapes
 
 
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="where the splits and contact_sheet.png are written")
+    parser.add_argument("folder", type=user_path, help="where the splits and contact_sheet.png are written")
     parser.add_argument("--train-videos", type=int, default=800, help="videos of the split train; 0: leave it out")
     parser.add_argument("--valid-videos", type=int, default=60, help="videos of the split valid; 0: leave it out")
     parser.add_argument("--num-frames", type=int, default=16, help="frames of every video")

@@ -23,7 +23,7 @@ from glus.config.inference import (
     Window,
     override_settings,
 )
-from glus.config.loading import load_config, to_yaml, user_errors
+from glus.config.loading import load_config, read_config, to_yaml
 from glus.config.model import (
     ClipConfig,
     FuserGamma,

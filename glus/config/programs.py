@@ -108,6 +108,9 @@ class ScoreConfig(WorkersConfig):
     max_videos: int | None = at_least(1, default=None)
     """Only the first so many videos, as ``predict.py max_videos``; null: all."""
 
+    def __post_init__(self) -> None:
+        self.output = self.output or self.predictions
+
 
 @dataclass
 class CompareConfig(WorkersConfig):

@@ -36,9 +36,9 @@ from glus.types import Expression
 
 MAX_PICTURE_BYTES = 14 * 2**20
 """Of all pictures and movies, before they become text that is a third longer; then no more movies are put in."""
-MOVIE_SIDE, STRIP_SIDE, STRIP_FRAMES = 320, 200, 6
+_MOVIE_SIDE, _STRIP_SIDE, _STRIP_FRAMES = 320, 200, 6
 """Longer sides of frames in pixels, and frames of a strip."""
-FRAMES_PER_SECOND = 8
+_FRAMES_PER_SECOND = 8
 
 MemoryRule = Callable[[int, int, int], list[int]]
 """``models.glus.memory_frames``, which this package does not import: it would load torch."""
@@ -55,11 +55,11 @@ class SentencePage:
     strip: str
     movie: str
     """Data URIs; a movie may be left out: ""."""
-    traces: list[Trace] = field(default_factory=list)
+    traces: list[AnswerTrace] = field(default_factory=list)
 
 
 @dataclass
-class Trace:
+class AnswerTrace:
     """What one run's model saw and answered."""
 
     label: str
@@ -143,9 +143,10 @@ def _sentences(
 ) -> Iterator[SentencePage]:
     """Best and worst of the last run, and most changed, each once."""
     ranked = sorted(names, key=lambda name: runs[-1].scores[name].jf)
-    chosen = {name: "worst" for name in ranked[:count]} | {name: "best" for name in ranked[::-1][:count]}
-    if len(runs) > 1:
-        chosen = {name: "most changed" for name in most_changed(runs[0], runs[-1], names)[:count]} | chosen
+    changed = most_changed(runs[0], runs[-1], names)[:count] if len(runs) > 1 else []
+    chosen: dict[str, str] = {}
+    for why, some in (("most changed", changed), ("worst", ranked[:count]), ("best", ranked[::-1][:count])):
+        chosen |= {name: why for name in some if name not in chosen}
     expressions = {f"{e.video}/{e.exp_id}": e for e in read_expressions(dataset)}
     frames, masks, used = FrameStore(dataset), open_masks(dataset), 0
     for name, why in chosen.items():
@@ -171,10 +172,10 @@ ReadMasks = Callable[[Sequence[int], tuple[int, int]], Mapping[str, np.ndarray]]
 
 
 def _strip(expression: Expression, video: DatasetVideo, read: ReadMasks) -> np.ndarray:
-    chosen = sorted(set(context_indices_eval(len(video), STRIP_FRAMES)))
+    chosen = sorted(set(context_indices_eval(len(video), _STRIP_FRAMES)))
     frames = [video.read(index) for index in chosen]
     rows = dict(read(chosen, frames[0].shape[:2]))
-    return strip(expression.text, [video.names[index] for index in chosen], frames, rows, long_side=STRIP_SIDE)
+    return strip(expression.text, [video.names[index] for index in chosen], frames, rows, long_side=_STRIP_SIDE)
 
 
 def _movie(video: DatasetVideo, read: ReadMasks) -> bytes:
@@ -185,16 +186,16 @@ def _movie(video: DatasetVideo, read: ReadMasks) -> bytes:
             frame = video.read(index)
             masks = read([index], frame.shape[:2])
             yield side_by_side(
-                [titled(overlay(*fit(frame, mask, MOVIE_SIDE), palette(1)), source) for source, mask in masks.items()]
+                [titled(overlay(*fit(frame, mask, _MOVIE_SIDE), palette(1)), source) for source, mask in masks.items()]
             )
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "movie.mp4"
-        write_movie(path, pictures(), FRAMES_PER_SECOND)
+        write_movie(path, pictures(), _FRAMES_PER_SECOND)
         return path.read_bytes()
 
 
-def trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> Trace:
+def trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> AnswerTrace:
     """What the model saw for a sentence: frames of its prompts, memories, and what it answered.
 
     Where sentences start from key frames of their own, prompts and memories count from those, which predictions do not
@@ -204,7 +205,7 @@ def trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> Tr
     frames, inference, memory = settings["frames"], settings["inference"], settings["model"]["memory"]
     answers = read_answers(run.folder, expression)
     rows = []
-    for index in sorted(set(context_indices_eval(len(names), STRIP_FRAMES))):
+    for index in sorted(set(context_indices_eval(len(names), _STRIP_FRAMES))):
         query = recalled = "counted from its key frame"
         if settings["key_frames"] is None:
             order = range(len(names))
@@ -218,7 +219,7 @@ def trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> Tr
         answer = answers[index]
         rows.append((names[index], query, recalled, f"{answer['score']:.3f}", f"{100 * answer['area']:.1f} %"))
     context = [names[number] for number in context_indices_eval(len(names), frames["num_context"])]
-    return Trace(run.label, _timeline(answers, names, context), context, rows)
+    return AnswerTrace(run.label, _timeline(answers, names, context), context, rows)
 
 
 def _timeline(answers: Sequence[Mapping[str, Any]], names: Sequence[str], context: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class Difference:
     mean: float
     low: float
     high: float
-    """95 % interval, by resampling videos: sentences of one video are not independent."""
+    """95 % interval, by resampling videos: sentences of one video are not independent. Infinite for a single video."""
 
 
 def read_run(folder: str | Path, label: str = "") -> ScoredRun:
@@ -122,9 +123,12 @@ def paired_difference(first: ScoredRun, second: ScoredRun, names: Sequence[str])
         videos.setdefault(first.scores[name].video, []).append(change)
     sums = np.array([sum(changes) for changes in videos.values()])
     counts = np.array([len(changes) for changes in videos.values()])
+    mean = float(sums.sum() / counts.sum())
+    if len(videos) == 1:
+        return Difference(mean, -math.inf, math.inf)
     drawn_RV = np.random.default_rng(0).multinomial(len(videos), np.full(len(videos), 1 / len(videos)), NUM_RESAMPLES)
     low, high = np.quantile((drawn_RV @ sums) / (drawn_RV @ counts), (0.025, 0.975))
-    return Difference(float(sums.sum() / counts.sum()), float(low), float(high))
+    return Difference(mean, float(low), float(high))
 
 
 def most_changed(first: ScoredRun, second: ScoredRun, names: Sequence[str]) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from glus import distributed
 from glus.config import (
@@ -20,7 +19,7 @@ from glus.config import (
     QuerySampling,
     SettingsConfig,
     Window,
-    load_config,
+    read_config,
 )
 from glus.data.chat.llava import LlavaChat
 from glus.data.frames import FrameStream, VideoSource
@@ -45,7 +44,7 @@ def check_folder_size(weights: str | Path, allow_cpu: bool) -> None:
         FileNotFoundError: there is no such folder.
         ValueError: no GPU is usable, or the folder's config does not fit.
     """
-    config = load_config(ModelFolderConfig, OmegaConf.load(find_model(weights) / CONFIG_FILE))  # type: ignore[arg-type]
+    config = read_config(ModelFolderConfig, find_model(weights) / CONFIG_FILE)
     distributed.check_size(config.model.llm.num_parameters, allow_cpu)
 
 
