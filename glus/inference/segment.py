@@ -14,9 +14,10 @@ import numpy as np
 from rich.progress import track
 
 from glus.config import SettingsConfig
-from glus.data.frames import FileVideo, VideoSource, open_video
+from glus.data.frames import VideoSource, open_video
 from glus.data.predictions import write_answers, write_mask
 from glus.data.rle import decode_rle, encode_rle
+from glus.data.video_file import FileVideo
 from glus.files import atomic_folder, naming_write_errors, write_text
 from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
