@@ -23,7 +23,7 @@ Shape letters, used as suffixes of tensor names (``embeds_NQC``):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -71,7 +71,7 @@ class TokenRows:
 
     def to(self, device: torch.device | str) -> TokenRows:
         """The same rows on ``device``."""
-        return _each(self, lambda tensor: _moved(tensor, device))
+        return _each(self, lambda tensor: to_device(tensor, device))
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""
-        return _each(self, lambda tensor: _moved(tensor, device))
+        return _each(self, lambda tensor: to_device(tensor, device))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which ``to`` copies while the GPU works; a DataLoader calls it."""
@@ -149,13 +149,6 @@ def _each(holder: Rows, change: Callable[[torch.Tensor], torch.Tensor]) -> Rows:
     return type(holder)(**{name: changed(value) for name, value in vars(holder).items()})
 
 
-def _moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """On the device; to a GPU through page-locked memory, from which it is copied while other work goes on."""
-    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
 class GlusOutput(NamedTuple):
     """What one forward pass of the model gives for a batch.
 
@@ -170,3 +163,24 @@ class GlusOutput(NamedTuple):
     """Low-resolution mask logits."""
     iou_logits_NQ: torch.Tensor | None = None
     """Of the IoU that each mask is expected to reach; None where the model has no head for it."""
+
+
+def to_device(values: torch.Tensor | np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """The values there; to a GPU through page-locked memory, from which they are copied while other work goes on."""
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(np.require(values, requirements=["C", "W"]))  # copies where it must
+    if torch.device(device).type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
+def to_host(flags: torch.Tensor) -> torch.Tensor:
+    """A bool tensor that will be complete on the CPU once the device has done what it was given to do until now."""
+    if flags.device.type != "cuda":
+        return flags
+    return torch.empty(flags.shape, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
+
+
+def row_index(rows: Sequence[int] | np.ndarray, device: torch.device) -> torch.Tensor:
+    """Numbers of rows on the device: (len(rows),) int64. A GPU need not be idle for it, as it is for a list."""
+    return torch.from_numpy(np.array(rows, np.int64)).to(device, non_blocking=True)

@@ -17,6 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+PROJECT = next(f for f in Path(__file__).resolve().parents if (f / "configs").is_dir())
+"""Holds ``configs/``, ``scripts/``, ``tools/`` and ``assets/``: a checkout, or the package that was made of one."""
+
 
 def hidden_sibling(path: Path) -> Path:
     """Where ``path`` is prepared before it gets its name."""
@@ -171,3 +174,9 @@ def whole_number(mapping: dict[str, Any], key: str, where: str) -> int:
     if isinstance(value, bool) or not str(value).isdecimal():
         raise ValueError(f"{where}: expected a whole number under {key!r}, found {value!r}")
     return int(str(value))
+
+
+def cache_folder() -> Path:
+    """Where things lie that are made again if they are gone: ``$XDG_CACHE_HOME/glus``, by default ``~/.cache/glus``."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(caches) / "glus"

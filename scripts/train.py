@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from glus.inference.validation import Validation
 from glus.log import MetricsLog, setup_logging, write_run_folder
 from glus.losses.objective import build_objective
 from glus.models.glus import Glus
+from glus.models.hub import find_model
 from glus.models.pretrained import build_glus, write_model_config
 from glus.models.weights import Target
 from glus.tokens import Vocabulary
@@ -62,7 +64,8 @@ def build_and_fit(config: TrainConfig) -> bool:
 
     torch.manual_seed(trainer.seed)
     vocabulary = Vocabulary(config.model.llm.tokenizer)
-    glus = build_glus(config.model, target=Target(distributed.device()))
+    start_model = replace(config.model, weights=config.model.weights and str(find_model(config.model.weights)))
+    glus = build_glus(start_model, target=Target(distributed.device()))
     if trainer.gradient_checkpointing:
         glus.mllm.checkpoint_gradients()
     compile_layers(glus, config)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from glus.config import FramesConfig, InferenceConfig
-from glus.inference import stream as clock
+from glus.inference import video_run as clock
 from glus.inference.predictor import VideoPredictor
 from glus.models.glus import Glus
 from glus.models.pretrained import build_glus
@@ -104,7 +104,7 @@ class Memory:
     """Bytes of the device beside the weights."""
 
     peaks: dict[str, int]
-    """Stage (``stream.STAGES``) -> most that was alive at once while it ran."""
+    """Stage (``video_run.STAGES``) -> most that was alive at once while it ran."""
     held: int
     """Most that was alive whenever a frame was done: memories, features of the chunk, the shared prefix."""
     gpu: MetaGpu

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from glus.losses.objective import GlusObjective
-from glus.models.glus import Glus, segment_step
-from glus.models.segmenter import MemoryBank, upsample_masks
+from glus.models.glus import Glus, MemoryBank, segment_step, upsample_masks
 from glus.train.plan import CostCounter, example_batch, run_backward
 from tests.by_shapes import META, Memory, MetaGpu, full_size_model, per_sentence, predict, predictor_of
 from tests.train.test_plan import full_size

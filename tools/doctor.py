@@ -35,8 +35,9 @@ from rich.console import Console
 from rich.table import Table
 
 from glus.config import GIB, DataConfig
+from glus.files import PROJECT
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = PROJECT / "configs"
 DISK_GIB = 20.0
 """A few checkpoints of the full size (3.6 GB each) and predictions."""
 FRAME_PIXELS = 1080 * 1920

@@ -42,6 +42,7 @@ from glus.config.programs import (
     PredictConfig,
     PredictionForm,
     PretrainConfig,
+    ReportConfig,
     ScoreConfig,
     ScoreFramesConfig,
     ShowConfig,

@@ -122,6 +122,18 @@ class CompareConfig(WorkersConfig):
 
 
 @dataclass
+class ReportConfig(SplitConfig):
+    """``scripts/report.py``."""
+
+    runs: list[str] = checked(lambda runs: len(runs) > 0, "at least one folder", default=MISSING)
+    """Folders of predictions of the split, each scored; the first is what the others are held against."""
+    output: str = MISSING
+    """The page, an HTML file."""
+    num_sentences: int = at_least(1, default=3)
+    """Shown of each sort: best, worst, most changed."""
+
+
+@dataclass
 class CheckConfig(WorkersConfig):
     """``tools/check_data.py``."""
 

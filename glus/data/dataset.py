@@ -14,7 +14,6 @@ from glus import distributed
 from glus.batch import Batch, TrainSample
 from glus.config import FramesConfig
 from glus.data import sampling
-from glus.data.chat import wording as prompts
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import pack_conversations
 from glus.data.frames import FrameStore
@@ -87,7 +86,7 @@ class RefVOSDataset:
         query = sampling.query_indices_train(num_frames, want.num_query, want.query_sampling, rng)
         context = sampling.context_indices_train(num_frames, want.num_context, rng)
         conversations = [
-            settings.tokenizer.train(prompts.draw_turns(e.text, want.num_query, rng), want.num_context, e.name)
+            settings.tokenizer.train(sampling.draw_turns(e.text, want.num_query, rng), want.num_context, e.name)
             for e in chosen
         ]
         pixels = self._read_frames(video[0], sorted({*context, *query}))

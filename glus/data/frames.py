@@ -1,41 +1,86 @@
-"""Frames as RGB pixels: of a benchmark by video and name, of anybody's folder or video file by index."""
+"""Frames as RGB pixels: of a benchmark by video and name, of anybody's folder or video file by index; read ahead."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-from collections.abc import Sequence
+import threading
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import LAYOUTS, image_folder
 from glus.data.video_file import FileVideo
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
+"""Of pictures, those of the benchmarks first."""
+UPSIDE_DOWN_MIRRORED = 4
+"""Of EXIF's orientations 1 to 8, the last one that keeps width and height."""
+_LISTED = 5
+"""Files that a message lists."""
+MAX_THREADS = 4
+MAX_AHEAD_BYTES = 256 * 2**20
+"""Of decoded frames that wait: 10 of 4K, 41 of 1080p."""
 
 
-def read_image(path: Path, name: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB.
+@contextmanager
+def open_image(path: Path, name: str) -> Iterator[Image.Image]:
+    """A picture file, opened, whose defects are errors that name it; also those met inside the block.
 
     Args:
-        path: a picture file.
+        path: of the file.
         name: how the error message calls it, e.g. ``mevis/0a1b2c/00012``.
 
     Raises:
-        ValueError: the file does not decode (cut short, corrupt, not a picture).
+        FileNotFoundError: no such file, or a link to none.
+        ValueError: it does not decode (cut short, corrupt, not a picture), or has more pixels than a picture has.
     """
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
+            yield image
+    except FileNotFoundError as error:
+        link = f", a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else " is missing"
+        raise FileNotFoundError(f"frame {name}: {path}{link}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"frame {name} is too large: {path}: {error}; expected a frame of a video") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"frame {name} does not decode: {path}: {error}") from error
 
 
+def read_image(path: Path, name: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, upright as the file's EXIF orientation says; 16-bit grey is scaled, not cut off.
+
+    Args:
+        path: a picture file.
+        name: see ``open_image``.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``open_image``; also for grey of more than 16 bits.
+    """
+    with open_image(path, name) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode != "I" and image.mode != "F" and not image.mode.startswith("I;"):
+            return np.array(image.convert("RGB"))
+        grey_HW = np.asarray(image)
+        if image.mode == "F" or grey_HW.min() < 0 or grey_HW.max() >= 2**16:
+            raise ValueError("grey values of more than 16 bits; expected 8 or 16")
+        return np.repeat((grey_HW // 257).astype(np.uint8)[..., None], 3, axis=2)
+
+
 class FrameStore:
-    """The frames of one split: ``<images>/<video>/<frame>.jpg`` (or .png).
+    """The frames of one split: ``<images>/<video>/<frame>.jpg`` (or another of ``SUFFIXES``, in any case).
 
     A picture of RefCOCO or ReasonSeg is a video of one frame, which lies in ``<images>`` itself.
     """
@@ -52,13 +97,27 @@ class FrameStore:
             FileNotFoundError: there is none with a known suffix.
         """
         folder = self.folder if self._is_flat else self.folder / video
-        for suffix in SUFFIXES:
+        for suffix in SUFFIXES[:3]:  # those of the benchmarks; asking for a file is faster than listing the folder
             path = folder / f"{frame}{suffix}"
             if path.is_file():
                 return path
-        raise FileNotFoundError(
-            f"frame {self.name}/{video}/{frame} is missing; expected {folder / frame}.jpg (or .jpeg, .png)"
-        )
+        found = self._as_written(folder, frame)
+        if found is None:
+            raise FileNotFoundError(
+                f"frame {self.name}/{video}/{frame} is missing; expected {folder / frame}.jpg "
+                f"(or {', '.join(SUFFIXES[1:])})"
+            )
+        return found
+
+    def _as_written(self, folder: Path, frame: str) -> Path | None:
+        """The file whose suffix is in capitals, rare, or whose name or folder's name has its accents composed otherwise
+        (as files have that were packed on a Mac)."""
+        if not folder.is_dir() and self.folder.is_dir():
+            alike = (f for f in self.folder.iterdir() if _composed(f.name) == _composed(folder.name))
+            folder = next(alike, folder)
+        files = folder.iterdir() if folder.is_dir() else ()
+        wanted = (f for f in files if f.suffix.lower() in SUFFIXES and _composed(f.stem) == _composed(frame))
+        return min(wanted, default=None)
 
     def read(self, video: str, frame: str) -> np.ndarray:
         """(H, W, 3) uint8 RGB.
@@ -70,13 +129,24 @@ class FrameStore:
         return read_image(self.path(video, frame), f"{self.name}/{video}/{frame}")
 
     def size(self, video: str, frame: str) -> tuple[int, int]:
-        """(H, W) from the file's header, without decoding the pixels."""
-        path = self.path(video, frame)
-        try:
-            with Image.open(path) as image:
-                return image.height, image.width
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"frame {self.name}/{video}/{frame} has no readable header: {path}: {error}") from error
+        """(H, W) of the upright picture, from the file's header where it has no orientation."""
+        with open_image(self.path(video, frame), f"{self.name}/{video}/{frame}") as image:
+            turned = _orientation(image) > UPSIDE_DOWN_MIRRORED
+            return (image.width, image.height) if turned else (image.height, image.width)
+
+    def is_turned(self, video: str, frame: str) -> bool:
+        """Whether an EXIF orientation turns or mirrors the stored picture; no frame of a benchmark has one."""
+        with Image.open(self.path(video, frame)) as image:
+            return _orientation(image) != 1
+
+
+def _orientation(image: Image.Image) -> int:
+    """1: stored upright; up to ``UPSIDE_DOWN_MIRRORED``: turned by 180 degrees or mirrored; then: by 90 degrees too."""
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 class VideoSource(Protocol):
@@ -117,8 +187,10 @@ class DatasetVideo:
 class FolderVideo:
     """The pictures of a folder, whatever their names, in natural order (``img2`` before ``img10``).
 
+    What lies there beside them is left out, which the log says with the names.
+
     Raises:
-        FileNotFoundError: the folder does not exist or holds no picture.
+        FileNotFoundError: the folder does not exist, holds no picture, or a link to one that does not exist.
         ValueError: two pictures differ in their suffix alone, so that their masks would get one name.
     """
 
@@ -128,16 +200,30 @@ class FolderVideo:
         self.path = Path(path)
         if not self.path.is_dir():
             raise FileNotFoundError(f"no folder of frames at {self.path}")
-        files = [file for file in self.path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file()]
-        if not files:
+        entries = sorted(self.path.iterdir(), key=lambda entry: (_natural(entry.stem), entry.name))
+        # Names that begin with a dot are notes of the system, such as the ._00004.jpg of a Mac.
+        self._files = [e for e in entries if e.suffix.lower() in SUFFIXES and e.name[0] != "." and not e.is_dir()]
+        if not self._files:
             raise FileNotFoundError(
                 f"folder {self.path} holds no frames; expected files ending in {', '.join(SUFFIXES)}"
             )
-        self._files = sorted(files, key=lambda file: (_natural(file.stem), file.name))
+        lost = [file for file in self._files if not file.exists()]
+        if lost:
+            raise FileNotFoundError(f"{lost[0]} is a link to {os.readlink(lost[0])}, which does not exist")
         self.names = tuple(file.stem for file in self._files)
-        twice = sorted({name for name in self.names if self.names.count(name) > 1}) if _has_twins(self.names) else []
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
             raise ValueError(f"folder {self.path} holds several pictures called {twice[0]!r}; expected one per name")
+        others = [entry.name for entry in entries if entry not in set(self._files)]
+        if others:
+            named = ", ".join(others[:_LISTED]) + (", ..." if len(others) > _LISTED else "")
+            log.warning(
+                "%s: %d pictures are read; %d other entries are left out: %s",
+                self.path,
+                len(self._files),
+                len(others),
+                named,
+            )
 
     def __len__(self) -> int:
         return len(self._files)
@@ -147,18 +233,60 @@ class FolderVideo:
         return read_image(self._files[index], f"{self.path.name}/{self.names[index]}")
 
 
+class PictureVideo:
+    """One picture as a video of one frame, or the frames of an animated WebP, which FFmpeg 8 does not decode.
+
+    Raises:
+        ValueError: the file does not decode.
+    """
+
+    reads_in_parallel = False  # the frames of an animation build upon each other
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        with open_image(self.path, self.path.name) as image:
+            num_frames = getattr(image, "n_frames", 1) if image.format == "WEBP" else 1
+        self._animation = Image.open(self.path) if num_frames > 1 else None
+        self._lock = threading.Lock()
+        self.names = tuple(f"{index:05d}" for index in range(num_frames))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of frame ``index``."""
+        if self._animation is None:
+            return read_image(self.path, self.path.name)
+        with self._lock:
+            try:
+                self._animation.seek(index)
+                return np.array(self._animation.convert("RGB"))
+            except (OSError, EOFError, SyntaxError, ValueError) as error:
+                raise ValueError(f"frame {index} of video {self.path} does not decode: {error}") from error
+
+
 def open_video(path: str | Path) -> VideoSource:
-    """A folder of pictures or a video file.
+    """A folder of pictures, a video file (also an animated GIF, PNG or WebP), or a picture.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``, or an empty folder.
         ValueError: it does not decode.
     """
+    if not str(path):
+        raise FileNotFoundError("no video: its name is empty; expected a folder of frames or a video file")
     if Path(path).is_dir():
         return FolderVideo(path)
     if not Path(path).exists():
         raise FileNotFoundError(f"no video at {path}; expected a folder of frames or a video file")
-    return FileVideo(path)
+    return PictureVideo(path) if _is_picture(Path(path)) else FileVideo(path)
+
+
+def _is_picture(path: Path) -> bool:
+    """Of those that Pillow reads better: all but animated PNGs."""
+    if path.suffix.lower() not in SUFFIXES:
+        return False
+    with open_image(path, path.name) as image:
+        return image.format != "PNG" or not getattr(image, "is_animated", False)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -167,5 +295,67 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
-def _has_twins(names: Sequence[str]) -> bool:
-    return len(set(names)) != len(names)
+@dataclass(frozen=True)
+class Frame:
+    """A decoded frame."""
+
+    index: int
+    pixels_HW3: np.ndarray
+    """uint8 RGB."""
+    prepared: np.ndarray | None
+    """uint8: what the MLLM sees; None where its visual tokens are known already."""
+
+
+class FrameStream:
+    """Reads frames ahead, ``ahead`` of them or ``MAX_AHEAD_BYTES`` at most: memory does not grow with the video.
+
+    Args:
+        video: read from several threads if it allows that.
+        schedule: (frame, whether the MLLM is to see it) in the order of ``take``.
+        prepare: ``Mllm.prepare``.
+        ahead: frames that are read before they are asked for.
+    """
+
+    def __init__(
+        self,
+        video: VideoSource,
+        schedule: Iterable[tuple[int, bool]],
+        prepare: Callable[[np.ndarray], np.ndarray],
+        ahead: int,
+    ):
+        self._video = video
+        self._schedule = iter(schedule)
+        self._prepare = prepare
+        threads = min(MAX_THREADS, os.cpu_count() or 1) if video.reads_in_parallel else 1
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="frames")
+        self._coming: deque[Future[Frame]] = deque()
+        self._ahead = ahead
+        self._order_next()  # one, whose size tells how many more
+
+    def take(self, index: int) -> Frame:
+        """The next frame of the schedule, which must be ``index``.
+
+        Raises:
+            ValueError, FileNotFoundError: it cannot be read; the message names it.
+        """
+        frame = self._coming.popleft().result()
+        room = max(1, MAX_AHEAD_BYTES // frame.pixels_HW3.nbytes)
+        while len(self._coming) < min(self._ahead, room) and self._order_next():
+            pass
+        assert frame.index == index, f"frame {index} was asked for, but frame {frame.index} was scheduled"
+        return frame
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _order_next(self) -> bool:
+        """Whether there was another frame to order."""
+        wanted = next(self._schedule, None)
+        if wanted is not None:
+            self._coming.append(self._pool.submit(self._read, *wanted))
+        return wanted is not None
+
+    def _read(self, index: int, is_seen: bool) -> Frame:
+        pixels = self._video.read(index)
+        return Frame(index, pixels, self._prepare(pixels) if is_seen else None)

@@ -33,7 +33,7 @@ from glus.data.video_index import FrameIndex, Packet, count_gaps, lost_packets, 
 
 log = logging.getLogger(__name__)
 
-MAX_THREADS = 4
+DECODER_THREADS = 4
 """That decode; some decoders hold frames for each of them."""
 PROBED = 16
 """Frames at the beginning that must come out as the container promises."""
@@ -47,6 +47,7 @@ MISSING_SECONDS = 0.3
 """At the end of a video that are worth a warning."""
 EBML, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 """What a Matroska file begins with, and the element that holds all but its first bytes."""
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 IDR, SETTINGS = 5, 7
 """Kinds of units in H.264."""
 UNSPECIFIED = 2
@@ -210,10 +211,9 @@ class _Track:
         num_gaps = count_gaps(self.packets)
         if self._num_torn or num_gaps:
             log.warning(
-                "video %s has %d frames, %d gaps in time and %d torn packets: some frames may be missing or damaged",
+                "video %s: some of its %d frames may be damaged, or others missing (%d gaps in time, %d torn packets)",
                 *(self._path, num_frames, num_gaps, self._num_torn),
             )
-
         end = float(max(packet.pts or 0 for packet in self.packets) * self.time_base)
         if end + MISSING_SECONDS < self._seconds:
             log.warning("video %s may be cut short: its frames end at %.1f of %.1f s", self._path, end, self._seconds)
@@ -286,10 +286,17 @@ class _RgbConverter:
 
     def _filters(self, frame: VideoFrame, matrix: tuple[int, ...]) -> tuple[Graph, FilterContext]:
         """A graph for frames like this one, and where they enter it."""
-        graph = Graph()
+        graph, is_hdr = Graph(), _is_hdr(frame)
         source = _add_source(graph, frame)
         filters = [graph.add(name, arguments) for name, arguments in _turns(matrix, self._path)]
-        filters += self._to_sdr(graph, frame) if _is_hdr(frame) else [graph.add("scale", self._scaling)]
+        if is_hdr:
+            table = self._sdr_table(frame)
+            shelf, look_up = _add_source(graph, table), graph.add("haldclut")
+            shelf.link_to(look_up, input_idx=1)
+            colours = ":in_color_matrix=bt2020" if frame.colorspace == UNSPECIFIED else ""
+            filters += [graph.add("scale", self._scaling + colours), graph.add("format", "rgb48le"), look_up]
+        else:
+            filters.append(graph.add("scale", self._scaling))
         graph.link_nodes(source, *filters, graph.add("format", "rgb24"), graph.add("buffersink"))
         try:
             graph.configure()
@@ -298,22 +305,19 @@ class _RgbConverter:
                 f"frames of video {self._path} cannot be made RGB: nothing converts {frame.format.name} with matrix "
                 f"{frame.colorspace} of H.273; name another by: ffmpeg -i IN -vf setparams=colorspace=bt709 OUT.mp4"
             ) from error
+        if is_hdr:
+            shelf.push(table)
+            shelf.push(None)  # the only one, for all frames
         return graph, source
 
-    def _to_sdr(self, graph: Graph, frame: VideoFrame) -> list[FilterContext]:
-        """Filters that look SDR's colours up in a table, which enters the graph as a second picture."""
+    def _sdr_table(self, frame: VideoFrame) -> VideoFrame:
+        """SDR's colours for those of HDR, as a picture that a filter looks them up in."""
         name, light_of = HDR_TRANSFERS[frame.color_trc]
         if not self._kind:
             log.warning("video %s is HDR (%s): its colours are mapped to SDR", self._path, name)
         table = VideoFrame.from_ndarray(hald_table(light_of), format="rgb48le")
         table.pts = 0
-        shelf, look_up = _add_source(graph, table), graph.add("haldclut")
-        shelf.link_to(look_up, input_idx=1)
-        shelf.push(table)
-        shelf.push(None)
-        colours = "bt2020" if frame.colorspace == UNSPECIFIED else "auto"
-        scale = graph.add("scale", f"{self._scaling}:in_color_matrix={colours}")
-        return [scale, graph.add("format", "rgb48le"), look_up]
+        return table
 
 
 def _add_source(graph: Graph, frame: VideoFrame) -> FilterContext:
@@ -352,8 +356,15 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream]:
     """A file and the track in it that players show: the default one, or that with most pixels, but no cover picture.
 
     Raises:
-        ValueError: FFmpeg cannot read it, or knows no such track or its codec.
+        ValueError: FFmpeg cannot read it, or knows no such track or not its codec.
     """
+    with path.open("rb") as file:
+        beginning = file.read(12)
+    if beginning[4:8] == b"ftyp" and beginning[8:] in HEIF_BRANDS:
+        raise ValueError(
+            f"video {path} is a HEIF or AVIF picture, of which FFmpeg may decode a part only; store it as JPEG, or as "
+            f"MP4 if it moves"
+        )
     try:
         # An absolute path, because FFmpeg takes what stands before a colon for a protocol.
         container = av.open(str(path.absolute()), metadata_errors="replace")
@@ -370,7 +381,7 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream]:
             f"ffmpeg -i IN OUT.mp4"
         )
     # Threads for slices alone: with one for each frame, PyAV loses whole frames behind a damaged one.
-    stream.thread_type, stream.codec_context.thread_count = "SLICE", MAX_THREADS
+    stream.thread_type, stream.codec_context.thread_count = "SLICE", DECODER_THREADS
     return container, stream
 
 

@@ -116,6 +116,6 @@ def _open_plain(path: Path, num_frames: int) -> Any | None:
         return None
     try:
         reader = decord.VideoReader(str(path.absolute()), num_threads=1)
-    except (decord.DECORDError, RuntimeError):
+    except (decord.DECORDError, RuntimeError, UnicodeEncodeError):  # the last of a name that is no UTF-8
         return None
     return reader if len(reader) == num_frames else None

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from glus.batch import TokenRows
+from glus.batch import TokenRows, row_index
 from glus.config import FramesConfig, InferenceConfig, Window
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import TokenTree, common_prefix, token_rows
 from glus.data.sampling import clip_window, query_window
 from glus.models.glus import Glus
-from glus.models.segmenter import row_index
 
 if TYPE_CHECKING:
     from glus.models.mllm.attention import Prefix

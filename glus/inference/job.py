@@ -33,7 +33,7 @@ from glus.config import DatasetConfig, ModelFolderConfig, PredictConfig, Predict
 from glus.data.predictions import is_predicted, write_predictions
 from glus.files import naming_write_errors, read_object, write_text
 from glus.inference.predictor import VideoPredictor, load_predictor
-from glus.inference.stream import STAGES
+from glus.inference.video_run import STAGES
 from glus.types import Expression, FrameResult, Video
 
 log = logging.getLogger(__name__)

@@ -202,7 +202,7 @@ FIXED_FIELDS: dict[str, Any] = {
     "mm_use_im_start_end": True,
 }
 """What our model is; a checkpoint that states another value is another model."""
-_DOWNLOADED = ["*.json", "tokenizer.model", "*.safetensors", "pytorch_model*.bin"]
+_DOWNLOADED = ["*.json", "config.yaml", "tokenizer.model", "*.safetensors", "pytorch_model*.bin"]
 """Data only; never code."""
 DEFAULT_CLIP = "openai/clip-vit-large-patch14"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import nan
 
 import torch
@@ -18,12 +19,14 @@ from glus.log import MetricsLog
 from glus.losses.objective import GlusObjective
 from glus.train.checkpoint import Checkpoints, RunState
 from glus.train.engine import Engine
-from glus.train.guards import SPIKE_WINDOW, HangWatch, Preemption, drawn_samples, shares, spike
+from glus.train.guards import HangWatch, Preemption
 
 log = logging.getLogger(__name__)
 
 DRAW_STREAM, DROPOUT_STREAM = 3, 4
 """Generator streams of the trainer; samples have streams of their own."""
+SPIKE_WINDOW, SPIKE_MIN_STEPS = 50, 10
+"""Steps in the running median of the loss, and how many it needs before it judges."""
 MAX_CAUSES = 8
 """Non-finite terms and gradients that a message lists."""
 
@@ -55,6 +58,35 @@ def micro_batches(
         for turn in range(accumulation):
             first = step * global_batch_size + (turn * world_size + rank) * micro_batch_size
             yield list(range(first, first + micro_batch_size))
+
+
+def spike(losses: Sequence[float], latest: float) -> float:
+    """The loss relative to the median of those before it; 1 as long as these are few.
+
+    Args:
+        losses: of earlier steps.
+        latest: of this step.
+    """
+    if len(losses) < SPIKE_MIN_STEPS:
+        return 1.0
+    median = statistics.median(losses)
+    return latest / median if median > 0 else math.inf
+
+
+def drawn_samples(batches: Sequence[Batch], names: Sequence[str]) -> dict[str, float]:
+    """Number of samples (videos) of each dataset in micro-batches; ``names`` are all datasets of the mixture."""
+    counts = dict.fromkeys(names, 0.0)
+    for batch in batches:
+        videos = batch.video_index.tolist()
+        for video in set(videos):
+            counts[batch.object_keys[videos.index(video)][0].dataset] += 1
+    return counts
+
+
+def shares(counts: Mapping[str, float]) -> dict[str, float]:
+    """Each count divided by their sum."""
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.items()}
 
 
 class Trainer:
@@ -119,6 +151,8 @@ class Trainer:
             with self._preemption, _progress() as progress:
                 task = progress.add_task("training", total=settings.steps, completed=first, loss=nan, pace=nan)
                 while state.step < settings.steps and not self._is_stopping:
+                    number = self._first_sample(state.step, 0)
+                    self._watch.start(f"loading the samples of step {state.step + 1}, those from number {number} on")
                     values = self.train_step(state.step)
                     values["seconds"] = (time.monotonic() - started) / (state.step - first)
                     progress.update(task, advance=1, loss=values.get("total", nan), pace=values["seconds"])
@@ -165,8 +199,6 @@ class Trainer:
 
     def _load(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step."""
-        first = self._first_sample(step, 0)
-        self._watch.start(f"loading the samples of step {step + 1}, which are those from number {first} on")
         micro = [next(self.batches) for _ in range(self.accumulation)]
         self._watch.doing = f"training step {step + 1} on {_names(micro)}"
         return micro

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from glus.data.chat.llava import LlavaChat, train_vocabulary
+from glus.data.chat.llava import SYSTEM, LlavaChat, train_vocabulary
 from glus.data.chat.tree import common_prefix
-from glus.data.chat.wording import ANSWERS, CONTEXT, QUESTIONS, SYSTEM, Turn
+from glus.data.sampling import ANSWERS, CONTEXT, QUESTIONS, Turn
 from glus.tokens import IMAGE_ID, Vocabulary
 
 SENTENCES = ["the red circle", "The blue square moving left.", "both green triangles", "the 12 largest ones"] * 5

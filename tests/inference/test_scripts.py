@@ -18,7 +18,7 @@ from glus.data.benchmarks.index import read_expressions
 from glus.data.rle import decode_rle
 from glus.evaluation.report import write_report
 from glus.evaluation.score import score_predictions
-from glus.inference.stream import STAGES
+from glus.inference.video_run import STAGES
 from glus.types import Expression
 from tests.inference.conftest import contents
 from tests.programs import ROOT, environment, load_script, run_program

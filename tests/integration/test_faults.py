@@ -11,7 +11,8 @@ import pytest
 
 from glus.config import OnNonfinite, Precision, TrainConfig
 from glus.train.checkpoint import list_checkpoints, read_state
-from glus.train.guards import EXIT_HUNG, SPIKE_MIN_STEPS
+from glus.train.guards import EXIT_HUNG
+from glus.train.trainer import SPIKE_MIN_STEPS
 from tests.integration.conftest import read_metrics
 
 

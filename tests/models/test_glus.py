@@ -13,8 +13,7 @@ from torch import nn
 
 from glus.batch import Batch, GlusOutput
 from glus.data.chat.tree import pack_conversations, unpack_conversations
-from glus.models.glus import Glus, SegHead, segment_step
-from glus.models.segmenter import MemoryBank
+from glus.models.glus import Glus, MemoryBank, SegHead, segment_step
 from glus.models.segmenter.sam2 import FrameFeatures
 from tests.models.test_packing import separate_states
 

@@ -26,10 +26,9 @@ from glus.data.sampling import context_indices_eval
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
 from glus.losses.contrastive import object_contrastive_loss
-from glus.models.glus import Glus
+from glus.models.glus import Glus, upsample_masks
 from glus.models.pretrained import LoadedModel
 from glus.models.release import save_release
-from glus.models.segmenter import upsample_masks
 from glus.tokens import IMAGE_ID
 from tools.parity.comparison import Record
 from tools.parity.network import (

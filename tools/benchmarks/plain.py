@@ -21,18 +21,16 @@ from torch import nn
 from glus import distributed
 from glus.batch import Batch, GlusOutput, TokenRows, TrainSample
 from glus.config import FramesConfig, InferenceConfig, ModelConfig, load_config
-from glus.data.chat import wording as prompts
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import separate_rows
 from glus.data.dataset import collate
 from glus.data.frames import VideoSource
-from glus.data.sampling import context_indices_eval
+from glus.data.sampling import context_indices_eval, draw_turns
 from glus.inference.asking import Pass
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.models.build import build_random
-from glus.models.glus import Glus, segment_step
+from glus.models.glus import Glus, segment_step, upsample_masks
 from glus.models.mllm.llava import llava_of
-from glus.models.segmenter import upsample_masks
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.scene import Scene, generate_scene
 from glus.tokens import Vocabulary
@@ -195,7 +193,7 @@ def make_sample(
     query, count = slice(num_context, None), len(scene.frames_THW3) - num_context
     pixels = np.stack([prepare(frame) for frame in scene.frames_THW3])
     names = [f"shapes/{video}/{row}" for row in rows]
-    turns = [prompts.draw_turns(scene.sentences[row].text, count, np.random.default_rng((video, row))) for row in rows]
+    turns = [draw_turns(scene.sentences[row].text, count, np.random.default_rng((video, row))) for row in rows]
     targets = [scene.masks_OTHW[list(scene.sentences[row].object_ids), query].any(0) for row in rows]
     return TrainSample(
         context_pixels=pixels[:num_context],

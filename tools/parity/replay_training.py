@@ -16,9 +16,10 @@ import torch
 
 from glus.batch import Batch, GlusOutput, TrainSample
 from glus.config import ContrastiveConfig, LossConfig
-from glus.data.chat import wording as prompts
+from glus.data.chat.llava import ASSISTANT
 from glus.data.chat.tree import separate_rows, unpack_conversations
 from glus.data.dataset import collate
+from glus.data.sampling import ANSWERS, QUESTIONS, Turn, clean_expression
 from glus.losses.contrastive import ContrastiveQueue
 from glus.losses.objective import GlusObjective, build_objective
 from glus.models.glus import Glus
@@ -65,7 +66,7 @@ LOSSES = {
 """Recorded name -> our terms that it is the sum of, all weighted."""
 RELEASE_DATASETS, RELEASE_MIN_TERMS = ["mevis"], 2
 """What feeds the release's queue, and fewer terms than it takes (METHOD: its GLUS.py, ``cnt > 1``)."""
-ANSWER = re.compile(rf"{prompts.ASSISTANT} (.*?)</s>")
+ANSWER = re.compile(rf"{ASSISTANT} (.*?)</s>")
 Gradients = Mapping[str, torch.Tensor | None]
 
 
@@ -158,7 +159,7 @@ def dataset_of(video: Record) -> str:
     return datasets.pop()
 
 
-def read_turns(video: Record) -> list[list[prompts.Turn]]:
+def read_turns(video: Record) -> list[list[Turn]]:
     """The questions and answers that were drawn for each sentence.
 
     Raises:
@@ -170,7 +171,7 @@ def read_turns(video: Record) -> list[list[prompts.Turn]]:
         if len(answers) != len(questions):
             raise ValueError(f"{video.where}: {len(answers)} answers to {len(questions)} questions in {text!r}")
         asked = [question.partition("\n")[2] for question in questions]  # without the line of the image
-        turns.append([prompts.Turn(*pair) for pair in zip(asked, answers, strict=True)])
+        turns.append([Turn(*pair) for pair in zip(asked, answers, strict=True)])
     return turns
 
 
@@ -206,9 +207,9 @@ def compare_batch(case: Case, setup: Setup) -> None:
         drawn, strange = 0, []
         for video in setup.videos:
             for text, turns in zip(video["texts"], read_turns(video), strict=True):
-                cleaned = prompts.clean_expression(text, strip=True)
-                known = [question.format(expression=cleaned) for question in prompts.QUESTIONS]
-                strange += [t for t in turns if t.answer not in prompts.ANSWERS or t.question not in known]
+                cleaned = clean_expression(text, strip=True)
+                known = [question.format(expression=cleaned) for question in QUESTIONS]
+                strange += [t for t in turns if t.answer not in ANSWERS or t.question not in known]
                 drawn += len(turns)
         case.count("questions and answers are of our templates", len(strange), drawn, str(strange[:1] or ""))
 

@@ -21,9 +21,16 @@ import numpy as np
 import sentencepiece
 
 from glus.batch import Conversation
-from glus.data.chat import wording as prompts
 from glus.data.chat.tree import TokenTree, common_prefix
+from glus.data.sampling import ANSWERS, CONTEXT, QUESTIONS, Turn, clean_expression, inference_turn
 from glus.tokens import IMAGE_ID, Vocabulary, placeholders, write_added_tokens
+
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+USER = "USER:"
+ASSISTANT = "ASSISTANT:"
 
 
 class LlavaChat:
@@ -40,7 +47,7 @@ class LlavaChat:
         self.vocabulary = vocabulary
         self.tokens_per_frame = tokens_per_frame
 
-    def train(self, turns: Sequence[prompts.Turn], num_context: int, name: str) -> Conversation:
+    def train(self, turns: Sequence[Turn], num_context: int, name: str) -> Conversation:
         """A whole conversation, one turn per query frame.
 
         Args:
@@ -54,7 +61,7 @@ class LlavaChat:
         ids = self._opening(num_context)
         for number, turn in enumerate(turns):
             if number > 0:
-                ids += self.vocabulary.encode(prompts.USER)
+                ids += self.vocabulary.encode(USER)
             ids += self._turn(turn)
         return self._conversation(ids, len(turns), name)
 
@@ -72,10 +79,10 @@ class LlavaChat:
         Returns:
             Ids whose last position is the only ``seg_positions``.
         """
-        turn = prompts.inference_turn(text)
+        turn = inference_turn(text)
         ids = self._opening(num_context)
         for _ in range(num_query - 1):
-            ids += self._turn(turn) + self.vocabulary.encode(prompts.USER)
+            ids += self._turn(turn) + self.vocabulary.encode(USER)
         ids += self._question(turn, " " if trailing_space else "")
         return Conversation(np.array(ids, np.int64), np.array([len(ids) - 1], np.int64))
 
@@ -96,10 +103,10 @@ class LlavaChat:
             asked: ascending.
             trailing_space: see ``window``.
         """
-        turn = prompts.inference_turn(text)
+        turn = inference_turn(text)
         question, prompt = self._question(turn), self._question(turn, " " if trailing_space else "")
         shared = common_prefix([question, prompt])
-        whole_turn = [*self._turn(turn), *self.vocabulary.encode(prompts.USER)]
+        whole_turn = [*self._turn(turn), *self.vocabulary.encode(USER)]
         ids, ending = [*whole_turn * (num_query - 1), *question[:shared]], prompt[shared:]
         positions, paths = list(range(len(ids))), []
         for number in asked:
@@ -117,17 +124,17 @@ class LlavaChat:
 
     def _opening(self, num_context: int) -> list[int]:
         """What stands before the first query frame; equal for all expressions and steps of a video."""
-        ids = [self.vocabulary.bos_id, *self.vocabulary.encode(f"{prompts.SYSTEM} {prompts.USER}")]
+        ids = [self.vocabulary.bos_id, *self.vocabulary.encode(f"{SYSTEM} {USER}")]
         if num_context > 0:
-            ids += self._image() * num_context + self.vocabulary.encode(prompts.CONTEXT)
+            ids += self._image() * num_context + self.vocabulary.encode(CONTEXT)
         return ids
 
-    def _question(self, turn: prompts.Turn, ending: str = "") -> list[int]:
+    def _question(self, turn: Turn, ending: str = "") -> list[int]:
         """A query frame, its question, and the answer up to [SEG]."""
         lead = f" {turn.lead}" if turn.lead else ""
-        return self._image() + self.vocabulary.encode(f"{turn.question} {prompts.ASSISTANT}{lead}{ending}")
+        return self._image() + self.vocabulary.encode(f"{turn.question} {ASSISTANT}{lead}{ending}")
 
-    def _turn(self, turn: prompts.Turn) -> list[int]:
+    def _turn(self, turn: Turn) -> list[int]:
         ids = [*self._question(turn), self.vocabulary.seg_id]
         return [*ids, *self.vocabulary.encode(turn.tail), self.vocabulary.eos_id]
 
@@ -156,7 +163,7 @@ def train_vocabulary(folder: str | Path, sentences: Iterable[str], size: int, wh
     Raises:
         ValueError: no sentence, or ``size`` is too small for bytes, letters and template parts.
     """
-    sentences = sorted(prompts.clean_expression(sentence, strip=True) for sentence in sentences)
+    sentences = sorted(clean_expression(sentence, strip=True) for sentence in sentences)
     if not sentences:
         raise ValueError(f"no sentence to train the vocabulary in {folder} on")
     if not whole_templates:
@@ -197,11 +204,11 @@ def template_pieces() -> list[str]:
     Each starts with the space before it and ends with a word, so an expression's words keep their own leading space
     and are cut into pieces in the same way whatever stands around them.
     """
-    parts = [f"{prompts.SYSTEM} {prompts.USER}", prompts.CONTEXT, prompts.USER]
-    for question in prompts.QUESTIONS:
+    parts = [f"{SYSTEM} {USER}", CONTEXT, USER]
+    for question in QUESTIONS:
         before, _, after = question.partition("{expression}")
-        parts += [before.rstrip(), f"{after.lstrip()} {prompts.ASSISTANT}"]
-    for answer in prompts.ANSWERS:
-        turn = prompts.Turn("", answer)
+        parts += [before.rstrip(), f"{after.lstrip()} {ASSISTANT}"]
+    for answer in ANSWERS:
+        turn = Turn("", answer)
         parts += [turn.lead, turn.tail]
     return list(dict.fromkeys("▁" + part.replace(" ", "▁") for part in parts if part))

@@ -23,7 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from glus.models.segmenter import row_index, upsample_masks
+from glus.batch import row_index
 
 SAM2_MEAN = (0.485, 0.456, 0.406)
 SAM2_STD = (0.229, 0.224, 0.225)
@@ -331,9 +331,10 @@ class Sam2Segmenter(nn.Module):
         cut unless ``memory_gradient``."""
         with self._memory_grad():
             side = (self.image_size, self.image_size)
-            mask = torch.sigmoid(upsample_masks(logits_Nmm, side).to(self.dtype))
+            logits_N1SS = F.interpolate(logits_Nmm[:, None].float(), side, mode="bilinear", align_corners=False)
+            mask = torch.sigmoid(logits_N1SS.to(self.dtype))
             mask = mask * self.sam.sigmoid_scale_for_mem_enc + self.sam.sigmoid_bias_for_mem_enc
-            out = self.sam.memory_encoder(conditioned.image_NChw, mask[:, None], skip_mask_sigmoid=True)
+            out = self.sam.memory_encoder(conditioned.image_NChw, mask, skip_mask_sigmoid=True)
         memory: torch.Tensor = out["vision_features"]
         return memory if self.memory_gradient else memory.detach()
 
