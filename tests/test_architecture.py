@@ -24,7 +24,8 @@ BORDERS = {
     "sam2": "glus/models/segmenter/sam2.py",
     "deepspeed": "glus/train/engine.py",
     "wandb": "glus/log.py",
-    "decord": "glus/data/frames.py",
+    "av": "glus/data/video_decoder.py",
+    "decord": "glus/data/video_file.py",
     "bitsandbytes": "glus/models/mllm/adapters.py",
 }
 """Libraries that one file alone imports."""

@@ -15,10 +15,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from glus.data.frames import FileVideo, VideoSource
+from glus.data.frames import VideoSource
 from glus.data.masks import decode_rle
 from glus.data.predictions import write_answers, write_mask
 from glus.data.sampling import context_indices_eval
+from glus.data.video_file import FileVideo
 from glus.files import atomic_folder, is_empty, naming_write_errors, write_text
 from glus.painter import Painter, numbers, palette
 from glus.pictures import annotate, check_movies, fit, legend, side_by_side, titled, write_movie
