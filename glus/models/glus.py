@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from glus.batch import Batch, GlusOutput
+from glus.config import SegState
 from glus.models.mllm import Mllm
 from glus.models.segmenter import Segmenter
 
@@ -190,6 +191,7 @@ class Glus(nn.Module):
         memory_frames: memories read at most in training.
         memory_stride: distance of strided memories in training.
         memory_enabled: off, each frame is segmented by itself.
+        seg_state: with ``at``, states come in pairs: before each [SEG], and at it.
         iou_head: [SEG] state -> expected IoU, if it is wanted.
     """
 
@@ -201,6 +203,7 @@ class Glus(nn.Module):
         memory_frames: int = 7,
         memory_stride: int = 1,
         memory_enabled: bool = True,
+        seg_state: SegState = SegState.predicting,
         iou_head: IouHead | None = None,
     ):
         super().__init__()
@@ -210,6 +213,7 @@ class Glus(nn.Module):
         self.memory_frames = memory_frames
         self.memory_stride = memory_stride
         self.memory_enabled = memory_enabled
+        self.seg_state = seg_state
         self.iou_head = iou_head
         self.note_trained()
 
@@ -223,8 +227,21 @@ class Glus(nn.Module):
         return MemoryBank(self.memory_frames, stride or self.memory_stride, self.memory_enabled)
 
     def answer(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompt embeddings (..., C) and vocabulary logits (..., V) of states (..., D) that are to predict [SEG]."""
-        return self.seg_head(states), self.mllm.logits(states)
+        """Prompt embeddings (..., R, C) and vocabulary logits (..., R, V) of the states that were read for R [SEG]:
+        (..., R, D), or (..., 2 R, D) in pairs."""
+        return self.seg_head(self._prompting(states)), self.mllm.decoder.logits(states[..., :: self.reads, :])
+
+    def expect_iou(self, states: torch.Tensor) -> torch.Tensor | None:
+        """Logits (..., R) of the IoU that is expected of the masks, of the same states; None without a head."""
+        return None if self.iou_head is None else self.iou_head(self._prompting(states))
+
+    @property
+    def reads(self) -> int:
+        """States that are read for each [SEG]."""
+        return 2 if self.seg_state is SegState.at else 1
+
+    def _prompting(self, states: torch.Tensor) -> torch.Tensor:
+        return states[..., self.reads - 1 :: self.reads, :]
 
     def segment_clip(
         self, query_frames: list[torch.Tensor], video_index: torch.Tensor, embeds_NQC: torch.Tensor
@@ -249,11 +266,24 @@ class Glus(nn.Module):
 
     def forward(self, batch: Batch) -> GlusOutput:
         """The training forward pass; sampling, text and losses live elsewhere."""
-        pixels_BF3ss = torch.cat([batch.context_pixels, batch.query_pixels], dim=1)
-        visual_TD = self.mllm.see(pixels_BF3ss.flatten(0, 1)).flatten(0, 1)
-        states_RD, _ = self.mllm.states(batch.rows, visual_TD)
+        states_RD, _ = self.mllm.states(batch.rows, self.see(batch))
         states_NQD = states_RD.unflatten(0, (len(batch.video_index), -1))
         embeds_NQC, logits_NQV = self.answer(states_NQD)
         masks_NQmm = self.segment_clip(batch.query_frames, batch.video_index, embeds_NQC)
-        iou_logits_NQ = None if self.iou_head is None else self.iou_head(states_NQD)
-        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm, iou_logits_NQ)
+        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm, self.expect_iou(states_NQD))
+
+    def see(self, batch: Batch) -> torch.Tensor:
+        """Visual tokens (T, ...) of a batch: video by video, context before query frames; one size is seen together."""
+        groups = [frames for video in zip(batch.context_pixels, batch.query_pixels, strict=True) for frames in video]
+        by_size: dict[torch.Size, list[int]] = defaultdict(list)
+        for number, frames in enumerate(groups):
+            if len(frames):
+                by_size[frames.shape[1:]].append(number)
+        seen: dict[int, torch.Tensor] = {}
+        for numbers in by_size.values():
+            tokens = self.mllm.see(torch.cat([groups[number] for number in numbers]))
+            if len(by_size) == 1:
+                return tokens.flatten(0, 1)
+            parts = tokens.split([len(groups[number]) for number in numbers])
+            seen |= {number: part.flatten(0, 1) for number, part in zip(numbers, parts, strict=True)}
+        return torch.cat([seen[number] for number in sorted(seen)])

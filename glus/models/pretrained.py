@@ -34,14 +34,13 @@ from glus.models.mllm.adapters import NewRows, merged_weight, plain_names
 from glus.models.release_layout import CLIP_KEYS, SAM2_KEYS, KeyMap, check_inv_freq, check_llm_config, lisa
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
 from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, load, read_tensors
-from glus.tokens import Vocabulary
+from glus.tokens import AnyVocabulary, open_vocabulary
 
 log = logging.getLogger(__name__)
 
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
-TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json")
 CLIP_FILES = ("model.safetensors", "pytorch_model.bin")
 """The first that is there is read; CLIP's folder may hold it in other forms too."""
 SHARD_BYTES = 5 * 10**9
@@ -61,7 +60,7 @@ class LoadedModel:
     """A model folder in memory."""
 
     glus: Glus
-    vocabulary: Vocabulary
+    vocabulary: AnyVocabulary
     config: ModelFolderConfig
 
 
@@ -245,7 +244,7 @@ def save_model(
     folder: str | Path,
     tensors: Tensors,
     config: ModelFolderConfig,
-    vocabulary: Vocabulary,
+    vocabulary: AnyVocabulary,
     metadata: dict[str, str],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -267,10 +266,10 @@ def save_model(
         write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
 
 
-def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: Vocabulary) -> None:
+def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: AnyVocabulary) -> None:
     """Write all of a model folder but its weights: what ``load_model`` builds from, and the tokenizer."""
     (folder / CONFIG_FILE).write_text(to_yaml(config))
-    for name in TOKENIZER_FILES:
+    for name in vocabulary.files:
         shutil.copyfile(vocabulary.folder / name, folder / name)
 
 
@@ -336,7 +335,7 @@ def load_model(
         glus, file = build_glus(model, target=target), folder / TRAINED_FILE
         load(glus, lambda: Source(file, current_names(read_tensors(file)), trainable_names(glus)), target)
     complete(glus, target)
-    return LoadedModel(glus.eval().to(target.device), Vocabulary(folder), config)
+    return LoadedModel(glus.eval().to(target.device), open_vocabulary(folder), config)
 
 
 def current_names(tensors: Mapping[str, Value]) -> dict[str, Value]:

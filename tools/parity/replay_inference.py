@@ -42,6 +42,7 @@ from tools.parity.network import (
     clip_input,
     direction_of,
     load_network,
+    make_chat,
     make_predictor,
     sam2_input,
     sam2_tensors,
@@ -255,7 +256,7 @@ def compare_case(
         case.compare("context frames", ours, arrays["context_index"])
     with case.errors_as_row("prompt ids"):
         if case.holds("prompt ids", arrays, "input_ids"):
-            _compare_prompts(case, arrays, steps, model.glus.mllm.tokens_per_frame)
+            _compare_prompts(case, arrays, steps, make_chat(model).tokens_per_frame)
     for name, title in EXACT_ARRAYS.items():
         if case.holds(title, arrays, name):
             case.compare(title, [step[name] for step in steps], arrays[name])

@@ -300,11 +300,11 @@ class Sam2Segmenter(nn.Module):
                     part.freqs_cis = part.freqs_cis.to(device)
 
     def decode(self, conditioned: FrameFeatures, prompt_NC: torch.Tensor, fallback: bool = False) -> DecodedMasks:
-        """Masks for one prompt embedding per row; the prompt is the only sparse token, there is no mask prompt.
+        """Masks for one prompt embedding per row; its tokens are the only sparse ones, there is no mask prompt.
 
         Args:
             conditioned: N rows.
-            prompt_NC: of each row.
+            prompt_NC: of each row; n C channels are n tokens.
             fallback: replace an unstable mask by the alternative of highest predicted IoU.
         """
         n, (c, h, w) = len(prompt_NC), conditioned.image_NChw.shape[1:]
@@ -312,7 +312,7 @@ class Sam2Segmenter(nn.Module):
         logits, iou, _, _ = self.sam.sam_mask_decoder.predict_masks(
             image_embeddings=conditioned.image_NChw.expand(n, -1, -1, -1),
             image_pe=conditioned.dense_position_1Chw,
-            sparse_prompt_embeddings=prompt_NC[:, None],
+            sparse_prompt_embeddings=prompt_NC.unflatten(1, (-1, self.width)),
             dense_prompt_embeddings=dense,
             repeat_image=False,
             high_res_features=list(conditioned.high_NChw),
