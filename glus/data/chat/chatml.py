@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from glus.batch import Conversation
 from glus.data.chat.tree import TokenTree, prompt_tree, single_path
-from glus.data.sampling import CONTEXT, Turn, inference_turn
+from glus.data.sampling import ANSWERS, CONTEXT, QUESTIONS, Turn, inference_turn
 from glus.tokens import IMAGE_ID, SEG, ChatStyle, JsonVocabulary
 from glus.types import Role
 
@@ -161,3 +163,40 @@ def axis_positions(input_ids: np.ndarray, grids: Iterable[tuple[int, int]]) -> n
             positions[at] = following
             at, following = at + 1, following + 1
     return positions
+
+
+SPECIAL_TOKENS = ("<|endoftext|>", START, END, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+                  "<img>", "</img>", "<IMG_CONTEXT>")  # fmt: skip
+"""Of small vocabularies, which do for either family."""
+_WORDS = (
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
+    r"""|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+"""Where Qwen's tokenizers cut text before they merge bytes."""
+
+
+def train_json_vocabulary(folder: str | Path, sentences: Iterable[str], size: int) -> None:
+    """Write the vocabulary of a small model to ``folder``: a ``tokenizer.json`` in Qwen's form, without [SEG].
+
+    Args:
+        folder: created if need be.
+        sentences: expressions as written; the words of questions and answers are added.
+        size: ids at most, special tokens and all 256 bytes included.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    cut = pre_tokenizers.Split(Regex(_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    words = [*sentences, SYSTEM_LINE, CONTEXT, *QUESTIONS, *(answer.replace(SEG, "") for answer in ANSWERS)]
+    words += ["system\n", "user\n", "assistant\n"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(words * 2, trainer)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))

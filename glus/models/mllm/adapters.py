@@ -92,12 +92,16 @@ def add_lora(llm: nn.Module, rank: int, alpha: int, dropout: float, targets: lis
                 layer.reset_lora_parameters(name, init_lora_weights=True)
 
 
+def second_names(module: nn.Module) -> set[str]:
+    """Names of parameters that have another name before: of a head that is the embedding table."""
+    every = (name for name, _ in module.named_parameters(remove_duplicate=False))
+    return set(every) - dict(module.named_parameters()).keys()
+
+
 def plain_names(module: nn.Module) -> dict[str, str]:
     """Names of a model's tensors as they were before ``add_lora`` -> as they are; the adapters' own are left out, and
-    so are second names of one parameter (a head that is the embedding table)."""
-    again = {name for name, _ in module.named_parameters(remove_duplicate=False)} - dict(
-        module.named_parameters()
-    ).keys()
+    so are second names."""
+    again = second_names(module)
     names = [name for name in module.state_dict() if ".lora_" not in name and name not in again]
     return {name.replace(".base_layer.", "."): name for name in names}
 

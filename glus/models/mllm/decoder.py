@@ -58,16 +58,22 @@ class Decoder:
             and the attention of ``attention.NAME``.
         owner: has the head, ``lm_head``.
         prefix: how names of ``text``'s tensors begin in the whole network.
+        owner_prefix: how those of ``owner``'s do.
         is_tied: the head is the embedding table.
     """
 
-    def __init__(self, text: nn.Module, owner: nn.Module, prefix: str, is_tied: bool = False):
+    def __init__(self, text: nn.Module, owner: nn.Module, prefix: str, owner_prefix: str, is_tied: bool = False):
         self.text: Any = text
         self.owner: Any = owner
-        self.prefix = prefix
+        self.prefix, self.owner_prefix = prefix, owner_prefix
         self.is_tied = is_tied
         self._is_compiled = False
         self.tie()
+
+    @property
+    def head_name(self) -> str:
+        """Of the head's weight, in the whole network."""
+        return f"{self.owner_prefix}lm_head.weight"
 
     @property
     def vocab_size(self) -> int:

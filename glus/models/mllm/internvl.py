@@ -102,7 +102,7 @@ class InternVL(nn.Module):
         self._merge = round(1 / config.downsample_ratio)
         self.roles = (Role.query,) if sides[0] == sides[1] else tuple(Role)
         self.prepare = partial(square, sides=self._sides)
-        self.decoder = Decoder(text, net, "mllm.net.model.language_model.", config.tie_word_embeddings)
+        self.decoder = Decoder(text, net, "mllm.net.model.language_model.", "mllm.net.", config.tie_word_embeddings)
         step = config.vision_config.patch_size[0] * self._merge * pool
         for role, side in self._sides.items():
             if side % step:

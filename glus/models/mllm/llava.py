@@ -209,7 +209,7 @@ class Llava(nn.Module):
         self.max_length: int = llama.config.max_position_embeddings
         self.visual_shape: tuple[int, ...] = (self.width,)
         self.prepare = partial(_prepared, size=clip.image_size)
-        self.decoder = Decoder(llama.model, llama, "mllm.llama.model.")
+        self.decoder = Decoder(llama.model, llama, "mllm.llama.model.", "mllm.llama.")
         self.note_trained()
 
     def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:

@@ -102,7 +102,7 @@ class Qwen3Vl(nn.Module):
                 raise ValueError(f"model.vision.{role.value}_size={side}: expected at least {self._factor}")
         self._fit = partial(fit, sides=dict(zip(Role, sides, strict=True)), factor=self._factor)
         self.prepare = partial(fitted, size_of=self._fit)
-        self.decoder = Decoder(text, net, "mllm.net.model.language_model.", config.tie_word_embeddings)
+        self.decoder = Decoder(text, net, "mllm.net.model.language_model.", "mllm.net.", config.tie_word_embeddings)
 
     def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:
         """See ``Mllm``."""
