@@ -179,6 +179,10 @@ class GlusOutput(NamedTuple):
     """Low-resolution mask logits."""
     iou_logits_NQ: torch.Tensor | None = None
     """Of the IoU that each mask is expected to reach; None where the model has no head for it."""
+    mask_iou_NQ: torch.Tensor | None = None
+    """What the mask decoder itself expects each mask to reach."""
+    object_logits_NQ: torch.Tensor | None = None
+    """Of whether the decoder sees the object at all."""
 
 
 def to_device(values: torch.Tensor | np.ndarray, device: torch.device | str) -> torch.Tensor:

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = read_config(options.overrides)
         torch.manual_seed(options.seed)
         with TemporaryDirectory() as folder:
-            rows = compare_backbone(config, options.frames, Path(folder), options.seed)
+            rows = compare_backbone(config.model, config.frames, options.frames, Path(folder), options.seed)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print_rows(rows)

@@ -159,6 +159,19 @@ def segment_step(
     memorize: bool = True,
     fallback: bool = False,
 ) -> torch.Tensor:
+    """Mask logits (R, m, m) of one frame for some rows (expressions); see ``decode_step``."""
+    return decode_step(segmenter, bank, steps, frame, prompt_RC, memorize, fallback).logits_Nmm
+
+
+def decode_step(
+    segmenter: Segmenter,
+    bank: MemoryBank,
+    steps: Mapping[int, int],
+    frame: Any,
+    prompt_RC: torch.Tensor,
+    memorize: bool = True,
+    fallback: bool = False,
+) -> Any:
     """Segment one frame for some rows (expressions): recall, condition, decode, memorize.
 
     Args:
@@ -172,13 +185,13 @@ def segment_step(
         fallback: see ``Segmenter.decode``.
 
     Returns:
-        Mask logits (R, m, m).
+        What ``Segmenter.decode`` gives for R rows.
     """
     conditioned = segmenter.condition(frame, bank.recall(steps))
-    logits_Rmm: torch.Tensor = segmenter.decode(conditioned, prompt_RC, fallback).logits_Nmm
+    decoded = segmenter.decode(conditioned, prompt_RC, fallback)
     if memorize and bank.enabled:
-        bank.store(steps, segmenter.memorize(conditioned, logits_Rmm))
-    return logits_Rmm
+        bank.store(steps, segmenter.memorize(conditioned, decoded.logits_Nmm))
+    return decoded
 
 
 class Glus(nn.Module):
@@ -246,7 +259,14 @@ class Glus(nn.Module):
     def segment_clip(
         self, query_frames: list[torch.Tensor], video_index: torch.Tensor, embeds_NQC: torch.Tensor
     ) -> torch.Tensor:
-        """Mask logits (N, Q, m, m) of the query frames, in order, each reading the memories of those before it.
+        """Mask logits (N, Q, m, m) of the query frames; see ``decode_clip``."""
+        decoded = self.decode_clip(query_frames, video_index, embeds_NQC)
+        return torch.stack([one.logits_Nmm for one in decoded], dim=1)
+
+    def decode_clip(
+        self, query_frames: list[torch.Tensor], video_index: torch.Tensor, embeds_NQC: torch.Tensor
+    ) -> list[Any]:
+        """What ``Segmenter.decode`` gives for Q query frames, in order, each reading the memories of those before it.
 
         Args:
             query_frames: B tensors (Q, H, W, 3) uint8; each frame is encoded once for all its expressions.
@@ -257,20 +277,27 @@ class Glus(nn.Module):
         images = torch.cat([self.segmenter.prepare_frames(video) for video in query_frames])
         features = self.segmenter.encode_frames(images)
         bank = self.memory_bank()
-        masks = []
+        decoded = []
         for q in range(num_query):
             frame, steps = features.rows(video_index * num_query + q), dict.fromkeys(range(num_rows), q)
             is_last = q + 1 == num_query
-            masks.append(segment_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=not is_last))
-        return torch.stack(masks, dim=1)
+            decoded.append(decode_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=not is_last))
+        return decoded
 
     def forward(self, batch: Batch) -> GlusOutput:
         """The training forward pass; sampling, text and losses live elsewhere."""
         states_RD, _ = self.mllm.states(batch.rows, self.see(batch))
         states_NQD = states_RD.unflatten(0, (len(batch.video_index), -1))
         embeds_NQC, logits_NQV = self.answer(states_NQD)
-        masks_NQmm = self.segment_clip(batch.query_frames, batch.video_index, embeds_NQC)
-        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm, self.expect_iou(states_NQD))
+        decoded = self.decode_clip(batch.query_frames, batch.video_index, embeds_NQC)
+        masks_NQmm, mask_iou_NQ, object_logits_NQ = (
+            torch.stack(values, dim=1)
+            for values in zip(
+                *((one.logits_Nmm, one.predicted_iou_N, one.object_logits_N) for one in decoded), strict=True
+            )
+        )
+        iou_logits_NQ = self.expect_iou(states_NQD)
+        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm, iou_logits_NQ, mask_iou_NQ, object_logits_NQ)
 
     def see(self, batch: Batch) -> torch.Tensor:
         """Visual tokens (T, ...) of a batch: video by video, context before query frames; one size is seen together."""

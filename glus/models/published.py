@@ -1,4 +1,4 @@
-"""Folders of whole families as transformers' ``save_pretrained`` writes them: config.json, weights, tokenizer; and back.
+"""Folders of whole families as transformers' ``save_pretrained`` writes them: config, weights, tokenizer; and back.
 
 LLaVA's parts come from several places instead: see ``release_layout.py``.
 """
@@ -74,9 +74,9 @@ def check_published_config(folder: Path, config: ModelConfig) -> None:
             if key in theirs and key != "rope_parameters"
         }
     for key, (value, published) in stated.items():
-        if _plain(value) != _plain(published):
+        if _as_list(value) != _as_list(published):
             raise ValueError(
-                f"{key}={_plain(value)}, but {file} says {_plain(published)}: set {key}={_plain(published)}"
+                f"{key}={_as_list(value)}, but {file} says {_as_list(published)}: set {key}={_as_list(published)}"
             )
 
 

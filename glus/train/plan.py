@@ -394,7 +394,8 @@ def host_lines(config: TrainConfig, sizes: WeightCounts, hardware: HardwareConfi
     holds them if there is room, and is not counted.
     """
     model, processes = config.model, hardware.num_gpus // hardware.num_nodes
-    drawn = sizes.small if model.weights or (model.llm.weights and model.clip.weights) else sizes.total
+    is_loaded = model.llm.weights and (model.clip.weights or not model.clip.architecture)
+    drawn = sizes.small if model.weights or is_loaded else sizes.total
     lines = [
         Line("processes", PROCESS_BYTES * processes, f"assumed {PROCESS_BYTES / GIB:g} GiB x {processes}"),
         Line("drawn at random", 4.0 * drawn * processes, f"4 B x {drawn:,} x {processes} processes, passing"),

@@ -15,7 +15,7 @@ from torch import nn
 
 from glus import distributed
 from glus.batch import Batch, Conversation, TrainSample
-from glus.config import InferenceConfig, ModelConfig, TrainConfig
+from glus.config import FramesConfig, InferenceConfig, ModelConfig
 from glus.data.chat import Chat
 from glus.data.dataset import collate
 from glus.data.sampling import Turn, draw_turns, inference_turn
@@ -65,22 +65,25 @@ class Video:
         return [*((frame, Role.context) for frame in self.context), *((frame, Role.query) for frame in self.query)]
 
 
-def compare_backbone(config: TrainConfig, sizes: Sequence[tuple[int, int]], folder: Path, seed: int) -> list[Row]:
+def compare_backbone(
+    config: ModelConfig, frames: FramesConfig, sizes: Sequence[tuple[int, int]], folder: Path, seed: int
+) -> list[Row]:
     """All comparisons of a model with random weights.
 
     Args:
-        config: its ``model`` and ``frames`` count.
+        config: of the model.
+        frames: how many context and query frames a conversation shows.
         sizes: height and width of each video's frames.
         folder: for the vocabulary.
         seed: of weights, frames and words.
     """
-    model = _plain(config.model, folder)
+    model = _plain(config, folder)
     make_vocabulary_folder(model, folder)
     glus = _build(model)
     chat = chat_of(glus, open_vocabulary(folder))
     reference = open_reference(model, glus.mllm, chat)
     rng = distributed.generator(seed)
-    videos = [_video(config, chat.sized(size), size, rng) for size in sizes]
+    videos = [_video(frames, chat.sized(size), size, rng) for size in sizes]
     rows = [*_compare_ids(videos, reference), *_compare_frames(videos, glus, reference)]
     rows += _compare_training(videos, glus, chat, reference)
     return [*rows, *_compare_inference(videos, glus, chat, reference)]
@@ -103,8 +106,8 @@ def _build(config: ModelConfig) -> Glus:
     return Glus(mllm, head, segmenter, seg_state=config.seg_state).eval()
 
 
-def _video(config: TrainConfig, chat: Chat, size: tuple[int, int], rng: np.random.Generator) -> Video:
-    num_context, num_query = config.frames.num_context, config.frames.num_query
+def _video(want: FramesConfig, chat: Chat, size: tuple[int, int], rng: np.random.Generator) -> Video:
+    num_context, num_query = want.num_context, want.num_query
     frames = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(num_context + num_query)]
     turns = [draw_turns(text, num_query, rng) for text in SENTENCES[:3]]
     conversations = [chat.train(own, num_context, "check") for own in turns]

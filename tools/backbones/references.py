@@ -72,10 +72,11 @@ def open_reference(config: ModelConfig, mllm: Any, chat: Chat) -> Reference:
     Raises:
         ValueError: its family has none here.
     """
-    found = {"llava": LlavaReference, "internvl": InternVLReference, "qwen3_vl": Qwen3VLReference}
+    found: dict[str, Any] = {"llava": LlavaReference, "internvl": InternVLReference, "qwen3_vl": Qwen3VLReference}
     if config.family not in found:
         raise ValueError(f"model.family={config.family}: there is no reference in tools/backbones/references.py")
-    return found[config.family](config, mllm, chat)
+    reference: Reference = found[config.family](config, mllm, chat)
+    return reference
 
 
 def _eager(module: Any) -> Any:

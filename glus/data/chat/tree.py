@@ -177,13 +177,13 @@ def pack_conversations(videos: Sequence[Sequence[Conversation]], pad_id: int) ->
     """One row per video, whose paths are to be gathered: N Lc^2 / 2 scores where a mask would take B L^2.
 
     Args:
-        videos: the conversations of each of B videos, all about equally many frames.
+        videos: the conversations of each of B videos, which show the same frames.
         pad_id: token on padding.
     """
-    (num_visual,) = {len(placeholders(c.input_ids)) for conversations in videos for c in conversations}
+    shown = np.cumsum([0, *(len(placeholders(conversations[0].input_ids)) for conversations in videos)])
     trees = [shared_tree(conversations) for conversations in videos]
     causal = [
-        replace(tree, visual=tree.visual + number * num_visual, paths=(np.arange(len(tree)),))
+        replace(tree, visual=tree.visual + shown[number], paths=(np.arange(len(tree)),))
         for number, tree in enumerate(trees)
     ]
     rows = token_rows(causal, pad_id, LENGTH_MULTIPLE)
