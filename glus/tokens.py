@@ -138,16 +138,16 @@ class JsonVocabulary:
         if not file.is_file():
             raise FileNotFoundError(f"tokenizer folder {self.folder} has no tokenizer.json")
         try:
-            self._added = {row["content"]: row for row in json.loads(file.read_text())["added_tokens"]}
-            self._tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the tokenizers library raises bare Exceptions
+            added = {row["content"]: row for row in json.loads(file.read_text())["added_tokens"]}
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is no tokenizer of the tokenizers library (cut short?): {error}") from error
+        self._tokenizer = Tokenizer.from_file(str(file))
         self._tokenizer.encode_special_tokens = True  # as text, where a sentence spells one
         known = self._tokenizer.get_vocab(with_added_tokens=True)
         self.seg_id: int = known.get(SEG, max(known.values()) + 1)
         self.pad_id: int = known.get("<|endoftext|>", 0)
         self.size = max(*known.values(), self.seg_id) + 1
-        self.strips_before_seg = bool(self._added.get(SEG, {}).get("lstrip"))
+        self.strips_before_seg = bool(added.get(SEG, {}).get("lstrip"))
         """Whether the family's own tokenizer would drop white space before [SEG]."""
 
     @property

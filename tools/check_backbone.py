@@ -23,13 +23,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 
-if __name__ == "__main__":  # as a program, Python puts tools/ on its path, not the project
+if not __package__:  # run by its path: Python looks beside this file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from glus.config import TrainConfig, load_config
-from tools.backbones.compare import Row, compare_backbone
+from tools.backbones.compare import Measured, compare_backbone
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
 
 
 def frame_size(text: str) -> tuple[int, int]:
@@ -59,13 +59,13 @@ def read_config(overrides: list[str]) -> TrainConfig:
     """
     ConfigStore.instance().store("schema", TrainConfig)
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             return load_config(TrainConfig, compose("train", overrides))
     except HydraException as error:
         raise ValueError(str(error)) from error
 
 
-def print_rows(rows: list[Row]) -> None:
+def print_comparisons(rows: list[Measured]) -> None:
     """A line for each."""
     for row in rows:
         print(f"{'ok  ' if row.passes else 'FAIL'}  {row.what:<44} {row.value:<10.3g} gate {row.gate:<8.2g} {row.how}")
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows = compare_backbone(config.model, config.frames, options.frames, Path(folder), options.seed)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print_rows(rows)
+    print_comparisons(rows)
     if options.json:
         options.json.write_text(json.dumps([{**vars(row), "passes": row.passes} for row in rows], indent=1) + "\n")
     return 0 if all(row.passes for row in rows) else 1

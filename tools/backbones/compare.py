@@ -29,12 +29,12 @@ from tools.backbones.references import SENTENCES, Reference, Shown, make_vocabul
 
 STATES_GATE, GRADIENTS_GATE, VISUAL_GATE = 5e-6, 1e-5, 1e-6
 """Largest difference over the largest value, in float32."""
-NOISE = 0.03
+WEIGHT_NOISE = 0.03
 """Added to every weight, so that those that begin at 0 or 1 matter."""
 
 
 @dataclass(frozen=True)
-class Row:
+class Measured:
     """One comparison."""
 
     what: str
@@ -50,7 +50,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Video:
+class MadeVideo:
     """Frames of a made-up video, and its conversations in training."""
 
     size: tuple[int, int]
@@ -67,7 +67,7 @@ class Video:
 
 def compare_backbone(
     config: ModelConfig, frames: FramesConfig, sizes: Sequence[tuple[int, int]], folder: Path, seed: int
-) -> list[Row]:
+) -> list[Measured]:
     """All comparisons of a model with random weights.
 
     Args:
@@ -100,41 +100,41 @@ def _build(config: ModelConfig) -> Glus:
     mllm: Any = build(config, draw_connector(config), False, False)
     with torch.no_grad():
         for parameter in mllm.parameters():
-            parameter.add_(NOISE * torch.randn_like(parameter))
+            parameter.add_(WEIGHT_NOISE * torch.randn_like(parameter))
     segmenter: Any = SimpleNamespace(note_trained=lambda: None)
     head: Any = nn.Identity()  # so that an answer's embedding is its state
     return Glus(mllm, head, segmenter, seg_state=config.seg_state).eval()
 
 
-def _video(want: FramesConfig, chat: Chat, size: tuple[int, int], rng: np.random.Generator) -> Video:
+def _video(want: FramesConfig, chat: Chat, size: tuple[int, int], rng: np.random.Generator) -> MadeVideo:
     num_context, num_query = want.num_context, want.num_query
     frames = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(num_context + num_query)]
     turns = [draw_turns(text, num_query, rng) for text in SENTENCES[:3]]
     conversations = [chat.train(own, num_context, "check") for own in turns]
-    return Video(size, frames[:num_context], frames[num_context:], turns, conversations)
+    return MadeVideo(size, frames[:num_context], frames[num_context:], turns, conversations)
 
 
-def _compare_ids(videos: Sequence[Video], reference: Reference) -> Iterator[Row]:
+def _compare_ids(videos: Sequence[MadeVideo], reference: Reference) -> Iterator[Measured]:
     pairs = [(v, turns, ours) for v in videos for turns, ours in zip(v.turns, v.conversations, strict=True)]
     with torch.inference_mode():
         wrong = sum(ours.input_ids.tolist() != reference.input_ids(turns, v.shown) for v, turns, ours in pairs)
-    yield Row("conversations whose token ids differ", wrong, 0, f"of {len(pairs)}")
+    yield Measured("conversations whose token ids differ", wrong, 0, f"of {len(pairs)}")
 
 
-def _compare_frames(videos: Sequence[Video], glus: Glus, reference: Reference) -> Iterator[Row]:
+def _compare_frames(videos: Sequence[MadeVideo], glus: Glus, reference: Reference) -> Iterator[Measured]:
     shown = [one for video in videos for one in video.shown]
     with torch.inference_mode():
         differences = [_difference(_seen(glus, *one), reference.visual(*one)) for one in shown]
-    yield Row("visual tokens of processed frames", max(differences), VISUAL_GATE, f"{len(shown)} frames")
+    yield Measured("visual tokens of processed frames", max(differences), VISUAL_GATE, f"{len(shown)} frames")
 
 
-def _batch(videos: Sequence[Video], glus: Glus, pad_id: int) -> Batch:
+def _batch(videos: Sequence[MadeVideo], glus: Glus, pad_id: int) -> Batch:
     """The training path: conversations of a video in one row, what they share once."""
 
     def prepared(frames: Sequence[np.ndarray], role: Role, like: np.ndarray) -> np.ndarray:
         return np.stack([glus.mllm.prepare(frame, role) for frame in (like, *frames)])[1:]
 
-    def sample(video: Video) -> TrainSample:
+    def sample(video: MadeVideo) -> TrainSample:
         like, count = video.query[0], len(video.query)
         return TrainSample(
             context_pixels=prepared(video.context, Role.context, like),
@@ -149,7 +149,7 @@ def _batch(videos: Sequence[Video], glus: Glus, pad_id: int) -> Batch:
     return collate([sample(video) for video in videos], pad_id)
 
 
-def _compare_training(videos: Sequence[Video], glus: Glus, chat: Chat, reference: Reference) -> Iterator[Row]:
+def _compare_training(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> Iterator[Measured]:
     batch = _batch(videos, glus, chat.vocabulary.pad_id)
     ours, _ = glus.mllm.states(batch.rows, glus.see(batch))
     theirs = torch.cat([
@@ -159,7 +159,7 @@ def _compare_training(videos: Sequence[Video], glus: Glus, chat: Chat, reference
     tokens = sum(len(c.input_ids) for v in videos for c in v.conversations)
     assert batch.rows.paths_NC is not None
     packed = len(batch.rows.paths_NC.unique())
-    yield Row("states, training path", _difference(ours, theirs), STATES_GATE, f"{packed} for {tokens} tokens")
+    yield Measured("states, training path", _difference(ours, theirs), STATES_GATE, f"{packed} for {tokens} tokens")
     weights = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(0))
     logits = [glus.mllm.decoder.logits(ours), theirs @ _head(reference).T]
     for states, answers in ((ours, logits[0]), (theirs, logits[1])):
@@ -171,8 +171,8 @@ def _compare_training(videos: Sequence[Video], glus: Glus, chat: Chat, reference
     lost = len(own.keys() - mine.keys())
     largest = max(float(own[name].grad.abs().max()) for name in shared)  # type: ignore[union-attr]
     worst = max(_difference(mine[n].grad, own[n].grad, 1e-3 * largest) for n in shared)  # type: ignore[arg-type]
-    yield Row("parameters that get no gradient", lost, 0, f"of {len(own)}")
-    yield Row("gradients", worst, GRADIENTS_GATE, f"{len(shared)} parameters")
+    yield Measured("parameters that get no gradient", lost, 0, f"of {len(own)}")
+    yield Measured("gradients", worst, GRADIENTS_GATE, f"{len(shared)} parameters")
 
 
 def _head(reference: Reference) -> torch.Tensor:
@@ -181,7 +181,7 @@ def _head(reference: Reference) -> torch.Tensor:
     return head if head is not None else next(v for n, v in names.items() if n.endswith("embed_tokens.weight"))
 
 
-def _compare_inference(videos: Sequence[Video], glus: Glus, chat: Chat, reference: Reference) -> Iterator[Row]:
+def _compare_inference(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> Iterator[Measured]:
     differences, read = [], 0
     with torch.inference_mode():
         for video in videos:
@@ -200,12 +200,14 @@ def _compare_inference(videos: Sequence[Video], glus: Glus, chat: Chat, referenc
                 theirs = reference.states(window.input_ids, shown)[-1]
                 differences.append(_difference(answers.embeds_RC[answers.places[row, turn]], theirs))
                 read += len(window.input_ids)
-    yield Row("states, inference path", max(differences), STATES_GATE, f"{len(differences)} prompts, {read} tokens")
+    yield Measured(
+        "states, inference path", max(differences), STATES_GATE, f"{len(differences)} prompts, {read} tokens"
+    )
     wrong = sum(_begins_otherwise(chat, *one, reference) for one in product(videos, SENTENCES))
-    yield Row("prompts that the family begins otherwise", wrong, 0, f"of {len(videos) * len(SENTENCES)}")
+    yield Measured("prompts that the family begins otherwise", wrong, 0, f"of {len(videos) * len(SENTENCES)}")
 
 
-def _begins_otherwise(chat: Chat, video: Video, text: str, reference: Reference) -> bool:
+def _begins_otherwise(chat: Chat, video: MadeVideo, text: str, reference: Reference) -> bool:
     """Whether the longest prompt of a sentence is not how the family writes the conversation up to the answer."""
     sized = chat.sized(video.size)
     ours = sized.window(text, len(video.context), len(video.query), trailing_space=False).input_ids.tolist()

@@ -22,7 +22,7 @@ from glus.models.mllm.pixels import normalized, resized
 from glus.tokens import ChatStyle
 from glus.types import Role
 
-MEAN = STD = (0.5, 0.5, 0.5)
+QWEN_MEAN = QWEN_STD = (0.5, 0.5, 0.5)
 """What the family's processor normalises with."""
 
 
@@ -100,7 +100,7 @@ class Qwen3Vl(nn.Module):
         for role, side in zip(Role, sides, strict=True):
             if side < self._factor:
                 raise ValueError(f"model.vision.{role.value}_size={side}: expected at least {self._factor}")
-        self._fit = partial(fit, sides=dict(zip(Role, sides, strict=True)), factor=self._factor)
+        self._fit = partial(fitting_size, sides=dict(zip(Role, sides, strict=True)), factor=self._factor)
         self.prepare = partial(fitted, size_of=self._fit)
         self.decoder = Decoder(text, net, "mllm.net.model.language_model.", "mllm.net.", config.tie_word_embeddings)
 
@@ -125,7 +125,7 @@ class Qwen3Vl(nn.Module):
     def see(self, pixels_F3hw: torch.Tensor) -> torch.Tensor:
         """See ``Mllm``."""
         visual = self.net.model.visual
-        pixels = normalized(pixels_F3hw, MEAN, STD)
+        pixels = normalized(pixels_F3hw, QWEN_MEAN, QWEN_STD)
         rows, columns = pixels.shape[2] // self._patch, pixels.shape[3] // self._patch
         grids, places = self._places(len(pixels), rows, columns)
         move_rotary(visual.rotary_pos_emb, pixels.device)
@@ -196,7 +196,7 @@ class Qwen3Vl(nn.Module):
         return grids, {**places, "cu_seqlens": borders}
 
 
-def fit(size_HW: tuple[int, int], role: Role, sides: Mapping[Role, int], factor: int) -> tuple[int, int]:
+def fitting_size(size_HW: tuple[int, int], role: Role, sides: Mapping[Role, int], factor: int) -> tuple[int, int]:
     """Height and width that a frame is seen at: multiples of ``factor``, its aspect ratio nearly kept.
 
     Args:
