@@ -138,6 +138,13 @@ class Batch:
         """Number of (expression, query frame) pairs, which is also the number of [SEG]."""
         return sum(len(masks) for masks in self.target_masks)
 
+    @property
+    def num_bytes(self) -> int:
+        """What its tensors take."""
+        sizes: list[int] = []
+        _each(self, lambda tensor: sizes.append(tensor.nbytes) or tensor)  # type: ignore[func-returns-value]
+        return sum(sizes)
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""
         return _each(self, lambda tensor: to_device(tensor, device))

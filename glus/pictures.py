@@ -14,6 +14,8 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from glus.files import atomic_file, naming_write_errors
+
 Colour = tuple[int, int, int]
 
 OKABE_ITO: tuple[Colour, ...] = (
@@ -31,6 +33,8 @@ FILL = 0.45
 """Share of the colour in a mask's inside."""
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)
+MOVIE_RATES = (0.01, 1000.0)
+"""Least and most frames per second of a movie."""
 
 
 def palette(count: int) -> list[Colour]:
@@ -156,13 +160,33 @@ def strip(
     return np.concatenate([legend([text], [colour], lines[0].shape[1]), *lines])
 
 
+def check_movies(frames_per_second: float) -> None:
+    """Encode a frame into nothing: what would keep a movie from being written shows before there is much to lose.
+
+    Raises:
+        ValueError: such a speed cannot be written.
+        OSError: there is no ffmpeg, or it cannot encode.
+    """
+    least, most = MOVIE_RATES
+    if not least <= frames_per_second <= most:
+        raise ValueError(
+            f"{frames_per_second} frames per second: expected more than 0, from {least:g} to {most:g} "
+            "(frames_per_second; segment_video.py: --fps)"
+        )
+    if reason := _encode([np.zeros((16, 16, 3), np.uint8)], frames_per_second, ["-f", "null", "-"]):
+        raise OSError(
+            f"no movie can be written: {reason}; pip install --force-reinstall imageio-ffmpeg, or set "
+            "IMAGEIO_FFMPEG_EXE to an ffmpeg that knows libx264"
+        )
+
+
 def write_movie(path: Path, frames: Iterable[np.ndarray], frames_per_second: float) -> None:
     """Write an MP4 (H.264, plays in browsers) or a GIF, by the suffix; an MP4 holds one frame in memory at a time.
 
     Args:
-        path: ends in ``.mp4`` or ``.gif``.
+        path: ends in ``.mp4`` or ``.gif``; what is there already stays where an error comes.
         frames: at least one, (H, W, 3) uint8 RGB; those of another size than the first are scaled to it.
-        frames_per_second: speed.
+        frames_per_second: speed, see ``check_movies``.
 
     Raises:
         ValueError: another suffix.
@@ -170,27 +194,37 @@ def write_movie(path: Path, frames: Iterable[np.ndarray], frames_per_second: flo
     """
     if path.suffix not in (".mp4", ".gif"):
         raise ValueError(f"movie {path}: expected a name ending in .mp4 or .gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
     even = _of_one_even_size(frames)
-    first = next(even)
-    if path.suffix == ".gif":
-        images = [_quantized(frame) for frame in chain([first], even)]
-        duration = round(1000 / frames_per_second)
-        images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
-        return
-    _encode(path, chain([first], even), (first.shape[1], first.shape[0]), frames_per_second)
+    with atomic_file(path) as temporary, naming_write_errors(path):
+        if path.suffix == ".gif":
+            images = [_quantized(frame) for frame in even]
+            duration = round(1000 / frames_per_second)
+            images[0].save(temporary, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
+        elif reason := _encode(even, frames_per_second, ["-f", "mp4", str(temporary)]):
+            free = shutil.disk_usage(path.parent).free / 2**20
+            raise OSError(f"cannot write movie {path}: {reason} ({free:,.0f} MiB free)")
 
 
-def _encode(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], frames_per_second: float) -> None:
-    """Pipe frames through ffmpeg; imageio_ffmpeg's own writer does not tell when ffmpeg fails at the end."""
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", f"{frames_per_second:.6f}"]
-    target = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "15", str(path)]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *source, "-i", "-", *target]
+def _encode(frames: Iterable[np.ndarray], frames_per_second: float, target: Sequence[str]) -> str:
+    """Pipe frames of one size through ffmpeg; imageio_ffmpeg's own writer does not tell when it fails at the end.
+
+    Returns:
+        Why it failed; empty if it did not.
+    """
+    frames = iter(frames)
+    first = next(frames)
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{first.shape[1]}x{first.shape[0]}"]
+    rate, codec = ["-r", f"{frames_per_second:.6f}"], ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "15"]
     with tempfile.TemporaryFile() as messages:
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=messages) as process:
+        try:
+            command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *source, *rate, "-i", "-", *codec, *target]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=messages)
+        except (RuntimeError, OSError) as error:  # the first where there is none, the second where it does not start
+            return str(error)
+        with process:
             assert process.stdin is not None
             try:
-                for frame in frames:
+                for frame in chain([first], frames):
                     process.stdin.write(np.ascontiguousarray(frame).data)
                 process.stdin.close()
             except BrokenPipeError:  # ffmpeg has given up; it says why
@@ -200,11 +234,7 @@ def _encode(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], fra
                 raise
         messages.seek(0)
         reason = messages.read().decode(errors="replace").strip()
-    if process.returncode != 0:
-        raise OSError(
-            f"cannot write movie {path}: {reason.splitlines()[-1] if reason else f'ffmpeg exit {process.returncode}'} "
-            f"({shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB free)"
-        )
+    return (reason.splitlines()[-1] if reason else f"ffmpeg exit {process.returncode}") if process.returncode else ""
 
 
 def _quantized(frame_HW3: np.ndarray) -> Image.Image:

@@ -16,6 +16,8 @@ import numpy as np
 import sentencepiece
 from tokenizers import Tokenizer
 
+from glus.files import read_object, stand_in
+
 IMAGE_ID = -200
 """Placeholder of one visual token in ``input_ids``; never an index into the embedding table."""
 
@@ -24,6 +26,15 @@ IMAGE_START = "<im_start>"
 IMAGE_END = "<im_end>"
 SEG = "[SEG]"
 ADDED_TOKENS = (IMAGE_PATCH, IMAGE_START, IMAGE_END, SEG)
+
+_ABSENT = {
+    "tokenizer.model": "; tokenizer.json, which transformers 5 saves instead, is not read: take tokenizer.model from "
+    "the model that this one was made of (hf download xinlai/LISA-7B-v1 tokenizer.model)",
+    "added_tokens.json": '; it is made of tokenizer.json, in that folder: python -c "import json; print(json.dumps('
+    "{t['content']: t['id'] for t in json.load(open('tokenizer.json'))['added_tokens'] if t['id'] > 2}))\" "
+    "> added_tokens.json",
+}
+"""Files of a tokenizer -> where to get one that is not there, for folders that newer versions of transformers wrote."""
 
 
 def placeholders(input_ids: np.ndarray) -> np.ndarray:
@@ -65,11 +76,11 @@ class Vocabulary:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        for name in self.files:
+        for name, hint in _ABSENT.items():
             if not (self.folder / name).is_file():
                 raise FileNotFoundError(
-                    f"tokenizer folder {self.folder} has no {name}; "
-                    "expected tokenizer.model (SentencePiece) and added_tokens.json side by side"
+                    f"tokenizer folder {self.folder} has no {name}; expected tokenizer.model (SentencePiece) and "
+                    f"added_tokens.json side by side{hint if (self.folder / 'tokenizer.json').is_file() else ''}"
                 )
         self._pieces = _read_pieces(self.folder / "tokenizer.model")
         self._added = _read_added_tokens(self.folder / "added_tokens.json")
@@ -201,24 +212,12 @@ def _read_pieces(file: Path) -> sentencepiece.SentencePieceProcessor:
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"{file} is no SentencePiece model (cut short?): {error}") from error
+        raise ValueError(f"{file} is no SentencePiece model (cut short?): {error}{stand_in(file)}") from error
 
 
 def _read_added_tokens(file: Path) -> dict[str, int]:
-    """Token -> id. JSON allows a name twice, of which Python would silently keep the last."""
-
-    def unique(pairs: list[tuple[str, int]]) -> dict[str, int]:
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{file} gives {twice} more than once; expected one id for each token")
-        return dict(pairs)
-
-    try:
-        added = json.loads(file.read_text(), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
-    if not isinstance(added, dict) or not all(type(number) is int for number in added.values()):
+    added = read_object(file)
+    if not all(type(number) is int for number in added.values()):
         raise ValueError(f"{file} holds {added}: expected {{token: id}}")
     return added
 

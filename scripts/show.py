@@ -7,7 +7,6 @@ Writes ``<output_dir>/<video>/<exp_id>.png``, ``<video>.mp4`` and ``<video>.gif`
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,13 +16,14 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from glus.config import ShowConfig, load_config
+from glus.config.jobs import Jobs
 from glus.data.benchmarks.index import by_video, open_masks, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
-from glus.data.mask_store import MaskStore
+from glus.data.masks import MaskStore
 from glus.data.predictions import open_predictions
 from glus.data.sampling import context_indices_eval
 from glus.evaluation.packed import read_complete
-from glus.pictures import fit, legend, overlay, palette, side_by_side, strip, titled, write_movie
+from glus.pictures import check_movies, fit, legend, overlay, palette, side_by_side, strip, titled, write_movie
 from glus.types import Expression
 
 MOVIE_SIDE = 384
@@ -111,7 +111,9 @@ def show(config: ShowConfig) -> list[Path]:
     Raises:
         FileNotFoundError: dataset or predictions are not where the config says.
         ValueError: a prediction is missing or unusable.
+        OSError: no movie can be written.
     """
+    check_movies(config.frames_per_second)
     if not Path(config.predictions).is_dir():
         raise FileNotFoundError(f"no folder of predictions at {config.predictions}")
     expressions = read_expressions(config.dataset)
@@ -131,15 +133,15 @@ def show(config: ShowConfig) -> list[Path]:
     return written
 
 
+_JOBS = Jobs("output_dir")
+
+
 @hydra.main(version_base="1.3", config_path="../configs", config_name="show")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ShowConfig``."""
-    try:
-        written = show(load_config(ShowConfig, cfg))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print("\n".join(str(path) for path in written))
+    with _JOBS.telling():
+        _JOBS.add(load_config(ShowConfig, cfg))
 
 
 if __name__ == "__main__":
-    main()
+    _JOBS.run(main, lambda config: print(*show(config), sep="\n"))

@@ -17,8 +17,9 @@ LAYERS = (
     {"config", "types", "batch", "tokens", "files", "distributed", "log", "compat", "pictures"},
     {"data", "models", "losses"},
     {"train", "inference", "evaluation", "shapes"},
+    {"__main__"},
 )
-"""Modules and packages of ``glus``, the lowest layer first. Above them, ``scripts`` and ``tools`` may import all."""
+"""Modules and packages of ``glus``, the lowest layer first; with the last, ``scripts`` and ``tools`` may import all."""
 BORDERS = {
     "sam2": "glus/models/segmenter/sam2.py",
     "deepspeed": "glus/train/engine.py",

@@ -37,7 +37,7 @@ if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from glus.config import DatasetConfig, Layout
-from glus.data.rle import Size
+from glus.data.masks import Size
 from glus.evaluation.packed import BitMasks, compare
 from glus.evaluation.score import score_predictions
 from tools.benchmarks.measuring import (

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from glus.config import Precision
+from glus.config.jobs import escape_output, user_path
 from glus.files import atomic_folder
 from glus.log import run_info
 from glus.models.build import DTYPES
@@ -81,9 +82,10 @@ and exported with glus {run_info()["versions"]["glus"]}. Settings that travel wi
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
+    escape_output()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True, help="run, checkpoint or model folder")
-    parser.add_argument("--output", type=Path, required=True, help="new folder")
+    parser.add_argument("--weights", type=user_path, required=True, help="run, checkpoint or model folder")
+    parser.add_argument("--output", type=user_path, required=True, help="new folder")
     parser.add_argument("--dtype", choices=[p.value for p in Precision], default="bf16", help="of the stored weights")
     options = parser.parse_args(arguments)
     try:

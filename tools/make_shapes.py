@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
+from glus.config.jobs import escape_output, user_path
 from glus.shapes.write import LAYOUT_KINDS, count_kinds, write_contact_sheet, write_shapes
 
 
@@ -27,7 +27,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="where the splits and contact_sheet.png are written")
+    parser.add_argument("folder", type=user_path, help="where the splits and contact_sheet.png are written")
     parser.add_argument("--train-videos", type=int, default=800, help="videos of the split train; 0: leave it out")
     parser.add_argument("--valid-videos", type=int, default=60, help="videos of the split valid; 0: leave it out")
     parser.add_argument("--num-frames", type=int, default=16, help="frames of every video")
@@ -44,6 +44,7 @@ def show_progress(numbers: range, split: str) -> Iterable[int]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the splits and the sheet, then print how many sentences of each kind there are."""
+    escape_output()
     options = parse_arguments(arguments)
     kinds, folder = LAYOUT_KINDS[options.layout], options.folder
     shape = {"seed": options.seed, "num_frames": options.num_frames, "size": options.size}

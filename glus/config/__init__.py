@@ -23,7 +23,7 @@ from glus.config.inference import (
     Window,
     override_settings,
 )
-from glus.config.loading import load_config, to_yaml
+from glus.config.loading import load_config, read_config, to_yaml
 from glus.config.model import (
     ClipConfig,
     FuserGamma,
@@ -44,6 +44,7 @@ from glus.config.programs import (
     PredictConfig,
     PredictionForm,
     PretrainConfig,
+    ReportConfig,
     ScoreConfig,
     ScoreFramesConfig,
     ShowConfig,

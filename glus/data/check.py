@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,9 +16,8 @@ from glus.config import DatasetConfig
 from glus.data.alignment import OUTLINE, find_misfit, gradients, mask_outline
 from glus.data.benchmarks.index import by_video, expression_path, image_folder, open_masks, read_expressions
 from glus.data.frames import FrameStore
-from glus.data.mask_store import MaskStore, PaletteMasks, RleMasks, by
+from glus.data.masks import MaskStore, PaletteMasks, RleMasks, Size, by
 from glus.data.parallel import map_in_processes
-from glus.data.rle import Size
 from glus.types import Expression, Video
 
 
@@ -106,7 +104,7 @@ def check_dataset(
 
     Raises:
         FileNotFoundError, ValueError: the expression file of a split in ``against`` cannot be read.
-        OSError: the masks cannot be packed anywhere (see ``mask_pack``), or a process died.
+        OSError: the masks cannot be packed anywhere (see ``MaskPack``), or a process died.
     """
     rows = {check: CheckRow(skipped="needs the expression file") for check in Check}
     rows[Check.checksums] = _check_checksums(dataset)
@@ -131,7 +129,7 @@ def check_dataset(
     frames = None if no_frames else FrameStore(dataset)
     masks = open_masks(dataset) if names_objects and not no_masks else None
     videos = by_video(expressions)
-    found = map_in_processes(partial(VideoChecker, frames, masks, alignment), videos, num_workers)
+    found = map_in_processes(VideoChecker(frames, masks, alignment), videos, num_workers)
     total = VideoFindings()
     for findings in progress(found, len(videos)):
         total.add(findings)

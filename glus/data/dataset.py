@@ -17,7 +17,7 @@ from glus.data import sampling
 from glus.data.chat import Chat
 from glus.data.chat.tree import pack_conversations
 from glus.data.frames import FrameStore
-from glus.data.mask_store import MaskStore
+from glus.data.masks import MaskStore
 from glus.types import Expression, ObjectKey, Role
 
 

@@ -30,7 +30,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
 """Of pictures, those of the benchmarks first."""
 UPSIDE_DOWN_MIRRORED = 4
 """Of EXIF's orientations 1 to 8, the last one that keeps width and height."""
-NAMED_IN_MESSAGE = 5
+_LISTED = 5
 """Files that a message lists."""
 KEPT_BYTES = 64 * 2**20
 """Decoded frames of a video file that are kept: 24 at 720p."""
@@ -224,7 +224,7 @@ class FolderVideo:
             raise ValueError(f"folder {self.path} holds several pictures called {twice[0]!r}; expected one per name")
         others = [entry.name for entry in entries if entry not in set(self._files)]
         if others:
-            named = ", ".join(others[:NAMED_IN_MESSAGE]) + (", ..." if len(others) > NAMED_IN_MESSAGE else "")
+            named = ", ".join(others[:_LISTED]) + (", ..." if len(others) > _LISTED else "")
             log.warning(
                 "%s: %d pictures are read; %d other entries are left out: %s",
                 self.path,

@@ -15,10 +15,10 @@ of that row alone, and counted.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from glus.data.parallel import map_in_processes
 from glus.data.predictions import check_predictions_dir, open_predictions
 from glus.evaluation.packed import BitMasks, TargetReader, compare, read_complete
 from glus.evaluation.report import csv_text, print_rows
-from glus.evaluation.score import chunks, read_scored_videos
+from glus.evaluation.score import chunks, joined, read_scored_videos
 from glus.types import Expression, Video
 
 ROWS = ("model", "all_objects", "random_object", "other_sentence", "empty")
@@ -105,8 +105,8 @@ def compare_predictions(
     for folder in predictions.values():
         check_predictions_dir(folder)
     videos = read_scored_videos(dataset)[:max_videos]
-    open_comparer = partial(VideoComparer, dataset, {label: Path(folder) for label, folder in predictions.items()})
-    results = list(map_in_processes(open_comparer, videos, num_workers))
+    comparer = VideoComparer(dataset, {label: Path(folder) for label, folder in predictions.items()})
+    results = list(map_in_processes(comparer, videos, num_workers))
     expressions = tuple(expression for video in videos for expression in video)
     return {
         label: Comparison(expressions, tuple(scores for result in results for scores in result[label]))
@@ -115,20 +115,19 @@ def compare_predictions(
 
 
 class VideoComparer:
-    """Compares one video at a time; holds the open ground truth of the split."""
+    """Compares one video at a time; opens the ground truth as ``VideoScorer`` does."""
 
     def __init__(self, dataset: DatasetConfig, predictions: dict[str, Path]) -> None:
         self.predictions = predictions
         self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
+        self.masks.open()
 
     def __call__(self, video: Video) -> dict[str, list[Scores]]:
         """By label, the rows of each expression of the video; every mask is read once."""
         size = self.frames.size(video[0].video, video[0].frames[0])
         opened = {label: open_predictions(folder, video) for label, folder in self.predictions.items()}
         names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
-        found: dict[str, list[dict[str, list[np.ndarray]]]] = {
-            label: [defaultdict(list) for _ in video] for label in opened
-        }
+        found: dict[str, list[list[RowScores]]] = {label: [[] for _ in video] for label in opened}
         hint = "a comparison needs complete predictions: see score.py"
         for frames in chunks(len(video[0].frames)):
             targets = TargetReader(self.masks, frames, size)
@@ -138,10 +137,9 @@ class VideoComparer:
                 answers = [read_complete(predictions, expression, frames, size, hint) for expression in video]
                 for index, expression in enumerate(video):
                     scores = _model_scores(video, answers, index, targets(expression)) | blind[index]
-                    for row, jf_F in scores.items():
-                        found[label][index][row].append(jf_F)
+                    found[label][index].append(scores)
         return {
-            label: [{row: float(np.mean(np.concatenate(parts))) for row, parts in rows.items()} for rows in of_video]
+            label: [{row: float(np.mean(jf_T)) for row, jf_T in joined(scores).items()} for scores in of_video]
             for label, of_video in found.items()
         }
 

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numba import njit
 
-from glus.data.mask_store import MaskStore, RleMasks
-from glus.data.png import UnusablePrediction
-from glus.data.predictions import RlePredictions, VideoPredictions
-from glus.data.rle import Size
+from glus.data.compiled import njit
+from glus.data.masks import MaskStore, RleMasks, Size, unpack_runs
+from glus.data.predictions import RlePredictions, UnusablePrediction, VideoPredictions
 from glus.types import Expression
 
 BOUNDARY_TOLERANCE = 0.008
@@ -82,15 +80,12 @@ class BitMasks:
             ValueError: a code is none, or its runs do not make up H x W pixels; names the frame by its index.
         """
         masks = cls.empty(len(codes), size)
-        num_pixels = size[0] * size[1]
         for frame, texts in enumerate(codes):
-            for text in texts:
-                data = np.frombuffer(text.encode("utf-8") if isinstance(text, str) else text, np.uint8)
-                covered = _unite_code(data, masks.height, masks.words_TWh[frame])
-                if covered != num_pixels:
-                    reason = f"its runs cover {covered} pixels instead of {num_pixels} ({size[0]}x{size[1]})"
-                    reason = reason if covered >= 0 else "it is not a compressed run-length code"
-                    raise ValueError(f"mask of frame index {frame} does not decode: {reason}")
+            try:
+                for text in texts:
+                    _fill_runs(unpack_runs(text, size), masks.height, masks.words_TWh[frame])
+            except ValueError as error:
+                raise ValueError(f"mask of frame index {frame} does not decode: {error}") from error
         return masks
 
     @property
@@ -133,9 +128,19 @@ def compare(prediction: BitMasks, target: BitMasks, void: BitMasks | None = None
     Raises:
         ValueError: the numbers of frames or the sizes differ.
     """
-    prediction, target = _without_void(prediction, target, void)
-    counts_4T = region_counts(prediction, target)
-    return JFScores(_region_scores(counts_4T), _boundary_scores(_boundary_counts(prediction, target)), *counts_4T)
+    if prediction.shape != target.shape:
+        raise ValueError(f"masks to compare: expected two of one shape, got {prediction.shape}, {target.shape}")
+    words = prediction.words_TWh, target.words_TWh
+    if void is not None:
+        if void.shape != target.shape:
+            raise ValueError(f"void mask: expected {target.shape} like the masks, got {void.shape}")
+        words = words[0] & ~void.words_TWh, words[1] & ~void.words_TWh
+    counts_T4, boxes_T4 = np.split(_count_regions(*words), 2, axis=1)
+    lengths_r = _disk_columns(boundary_radius(*target.shape[1:]))
+    f_T = _boundary_scores(_count_boundaries(*words, boxes_T4, target.height, lengths_r).T)
+    intersection_T, union_T = counts_T4.T[:2]
+    j_T = np.divide(intersection_T, union_T, out=np.ones(union_T.shape), where=union_T > 0)
+    return JFScores(j_T, f_T, *counts_T4.T)
 
 
 def region_similarity(
@@ -154,7 +159,7 @@ def region_similarity(
     Raises:
         ValueError: the shapes differ or are not (T, H, W).
     """
-    return _region_scores(region_counts(*_packed(prediction_THW, target_THW, void_THW)))
+    return _compare_dense(prediction_THW, target_THW, void_THW).j_T
 
 
 def boundary_accuracy(
@@ -168,12 +173,12 @@ def boundary_accuracy(
     Returns:
         (T,) float64 in [0, 1]; 1 where neither mask has a boundary, 0 where only one has.
     """
-    return _boundary_scores(_boundary_counts(*_packed(prediction_THW, target_THW, void_THW)))
+    return _compare_dense(prediction_THW, target_THW, void_THW).f_T
 
 
 def region_counts(prediction: BitMasks, target: BitMasks) -> np.ndarray:
     """(4, T) int64: pixels in both masks, in one or both, in the prediction, in the target."""
-    return _count_pixels(prediction.words_TWh, target.words_TWh).T
+    return _count_regions(prediction.words_TWh, target.words_TWh)[:, :4].T
 
 
 def boundary_radius(height: int, width: int) -> int:
@@ -181,36 +186,9 @@ def boundary_radius(height: int, width: int) -> int:
     return math.ceil(BOUNDARY_TOLERANCE * math.sqrt(height * height + width * width))
 
 
-def _packed(
-    prediction_THW: np.ndarray, target_THW: np.ndarray, void_THW: np.ndarray | None
-) -> tuple[BitMasks, BitMasks]:
+def _compare_dense(prediction_THW: np.ndarray, target_THW: np.ndarray, void_THW: np.ndarray | None) -> JFScores:
     void = None if void_THW is None else BitMasks.from_dense(void_THW)
-    return _without_void(BitMasks.from_dense(prediction_THW), BitMasks.from_dense(target_THW), void)
-
-
-def _without_void(prediction: BitMasks, target: BitMasks, void: BitMasks | None) -> tuple[BitMasks, BitMasks]:
-    """Both masks without the void pixels; ValueError unless all have the same frames and size."""
-    if prediction.shape != target.shape:
-        raise ValueError(f"masks to compare: expected two of one shape, got {prediction.shape}, {target.shape}")
-    if void is None:
-        return prediction, target
-    if void.shape != target.shape:
-        raise ValueError(f"void mask: expected {target.shape} like the masks, got {void.shape}")
-    first, second = (BitMasks(masks.words_TWh & ~void.words_TWh, masks.height) for masks in (prediction, target))
-    return first, second
-
-
-def _region_scores(counts_4T: np.ndarray) -> np.ndarray:
-    """J, (T,) float64."""
-    intersection_T, union_T = counts_4T[:2]
-    return np.divide(intersection_T, union_T, out=np.ones(union_T.shape), where=union_T > 0)
-
-
-def _boundary_counts(prediction: BitMasks, target: BitMasks) -> np.ndarray:
-    """(4, T) int64: boundary pixels of the prediction and of the target; the prediction's that lie within
-    ``boundary_radius`` of one of the target's, and the other way round (0 where either has no boundary)."""
-    lengths_r = _disk_columns(boundary_radius(*target.shape[1:]))
-    return _count_boundaries(prediction.words_TWh, target.words_TWh, target.height, lengths_r).T
+    return compare(BitMasks.from_dense(prediction_THW), BitMasks.from_dense(target_THW), void)
 
 
 def _boundary_scores(counts_4T: np.ndarray) -> np.ndarray:
@@ -239,153 +217,155 @@ def _popcount(word: np.uint64) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def _count_bits(words_Tkx: np.ndarray) -> np.ndarray:
-    """(T,) int64: bits set in each (k, x) of words."""
-    counts_T = np.zeros(len(words_Tkx), np.int64)
-    for t in range(len(words_Tkx)):
-        count = np.uint64(0)
-        for word in words_Tkx[t].ravel():
-            count += _popcount(word)
-        counts_T[t] = count
-    return counts_T
-
-
-@njit(cache=True, nogil=True)
-def _count_pixels(prediction_TWh: np.ndarray, target_TWh: np.ndarray) -> np.ndarray:
-    """(T, 4) int64: |P & G|, |P or G|, |P|, |G| of each frame, in one pass over the words."""
-    counts_T4 = np.empty((len(prediction_TWh), 4), np.int64)
-    for t in range(len(prediction_TWh)):
-        prediction, target = prediction_TWh[t].ravel(), target_TWh[t].ravel()
-        both = in_prediction = in_target = np.uint64(0)
-        for i in range(prediction.size):
-            both += _popcount(prediction[i] & target[i])
-            in_prediction += _popcount(prediction[i])
-            in_target += _popcount(target[i])
-        counts_T4[t, 0], counts_T4[t, 1] = both, in_prediction + in_target - both
-        counts_T4[t, 2], counts_T4[t, 3] = in_prediction, in_target
-    return counts_T4
+def _count_bits(words_kx: np.ndarray) -> np.int64:
+    """Bits set in an array."""
+    count = np.uint64(0)
+    for word in words_kx.ravel():
+        count += _popcount(word)
+    return np.int64(count)
 
 
 @njit(cache=True, nogil=True)
 def _pack_dense(masks_THW: np.ndarray, words_TWh: np.ndarray) -> None:
-    """Set the bits of the non-zero pixels (uint8, C-contiguous) in words of zeros."""
-    num_frames, height, width = masks_THW.shape
-    eight_W = np.empty(width, np.uint8)
-    word_W = np.empty(width, np.uint64)
+    """Set the bits of the non-zero pixels (uint8, C-contiguous) in words of zeros.
+
+    A row of words is made of 64 rows of pixels: first the bytes of its words, each of eight rows, then the words, eight
+    columns at a time. What is empty, as most of a mask is, is left out in both steps.
+    """
+    num_frames, _, width = masks_THW.shape
+    last_64W = np.zeros((WORD_BITS, width), np.uint8)  # the last rows, and empty ones below the image
+    bytes_8W = np.zeros((8, -(-width // 8) * 8), np.uint8)
     for t in range(num_frames):
         for k in range(words_TWh.shape[2]):
-            word_W[:] = 0
-            is_empty = True
-            for first in range(WORD_BITS * k, min(WORD_BITS * (k + 1), height), 8):
-                if _pack_eight_rows(masks_THW[t, first : min(first + 8, height)], eight_W):
-                    is_empty = False
-                    shift = np.uint64(first - WORD_BITS * k)
-                    for x in range(width):
-                        word_W[x] |= np.uint64(eight_W[x]) << shift
-            if not is_empty:
-                for x in range(width):
-                    words_TWh[t, x, k] = word_W[x]
+            rows_64W = masks_THW[t, WORD_BITS * k : WORD_BITS * (k + 1)]
+            if len(rows_64W) < WORD_BITS:
+                last_64W[: len(rows_64W)] = rows_64W
+                rows_64W = last_64W
+            if not _is_empty(rows_64W):
+                for j in range(8):
+                    _pack_eight_rows(rows_64W[8 * j : 8 * (j + 1)], bytes_8W[j])
+                _join_bytes(bytes_8W, words_TWh[t, :, k])
 
 
 @njit(cache=True, nogil=True)
-def _pack_eight_rows(rows_8W: np.ndarray, eight_W: np.ndarray) -> bool:
-    """Row i of up to eight becomes bit i of ``eight_W`` (bytes, which vectorise best); False if no pixel is set."""
-    eight_W[:] = 0
-    for i in range(rows_8W.shape[0]):
-        bit = np.uint8(1 << i)
-        row_W = rows_8W[i]
-        for x in range(row_W.size):
-            eight_W[x] |= np.uint8(row_W[x] != 0) * bit  # a conditional here costs 8 times as much
-    any_bit = np.uint8(0)
-    for x in range(eight_W.size):
-        any_bit |= eight_W[x]
-    return any_bit != 0
+def _is_empty(rows_64W: np.ndarray) -> bool:
+    """Whether all bytes are 0; 512 at a time, which vectorises."""
+    eights = rows_64W.ravel().view(np.uint64)
+    for start in range(0, eights.size, 64):
+        found = np.uint64(0)
+        for i in range(start, min(start + 64, eights.size)):
+            found |= eights[i]
+        if found:
+            return False
+    return True
 
 
 @njit(cache=True, nogil=True)
-def _unite_code(text: np.ndarray, height: int, words_Wh: np.ndarray) -> int:
-    """Add the pixels of a compressed run-length code (see ``glus.data.rle``) to a mask.
+def _pack_eight_rows(rows_8W: np.ndarray, byte_W: np.ndarray) -> None:
+    """Row i becomes bit i of ``byte_W``."""
+    for x in range(rows_8W.shape[1]):
+        byte = np.uint8(0)
+        for i in range(8):
+            byte |= np.uint8(rows_8W[i, x] != 0) << np.uint8(i)
+        byte_W[x] = byte
+
+
+@njit(cache=True, nogil=True)
+def _join_bytes(bytes_8W: np.ndarray, words_W: np.ndarray) -> None:
+    """Byte j of a word is ``bytes_8W[j]``."""
+    eights_8b = bytes_8W.view(np.uint64)
+    for block in range(eights_8b.shape[1]):
+        found = np.uint64(0)
+        for j in range(8):
+            found |= eights_8b[j, block]
+        if found:
+            for x in range(8 * block, min(8 * (block + 1), words_W.size)):
+                word = np.uint64(0)
+                for j in range(8):
+                    word |= np.uint64(bytes_8W[j, x]) << np.uint64(8 * j)
+                words_W[x] = word
+
+
+@njit(cache=True, nogil=True)
+def _fill_runs(runs: np.ndarray, height: int, words_Wh: np.ndarray) -> None:
+    """Set the pixels of every second run, which go down the columns; the runs make up the mask (``unpack_runs``)."""
+    x, y = 0, 0
+    for number, run in enumerate(runs):
+        while run > 0:  # column by column
+            end = min(y + run, height)
+            if number % 2:
+                first, last = y // WORD_BITS, (end - 1) // WORD_BITS
+                from_y = ALL_BITS << np.uint64(y % WORD_BITS)
+                to_end = ALL_BITS >> np.uint64(-end % WORD_BITS)
+                if first == last:
+                    words_Wh[x, first] |= from_y & to_end
+                else:
+                    words_Wh[x, first] |= from_y
+                    words_Wh[x, first + 1 : last] = ALL_BITS
+                    words_Wh[x, last] |= to_end
+            run -= end - y
+            x, y = (x, end) if end < height else (x + 1, 0)
+
+
+@njit(cache=True, nogil=True)
+def _count_regions(prediction_TWh: np.ndarray, target_TWh: np.ndarray) -> np.ndarray:
+    """Count pixels, and find the box around both masks, in one pass over the words.
 
     Returns:
-        The pixels covered (more than there are: a run is too long), -1 if it is no such code.
+        (T, 8) int64: |P & G|, |P or G|, |P|, |G|; first and last column (exclusive), first and last word (exclusive) of
+        the pixels of both and of those to the left and above, which are boundary pixels; all 0 if both are empty.
     """
-    num_pixels = height * words_Wh.shape[0]
-    position, num_runs = 0, 0
-    before, last = 0, 0  # the lengths of the two runs before this one
-    run, shift = 0, 0
-    for character in text:
-        group = int(character) - 48
-        if group < 0 or group > 63 or shift > 55:
-            return -1
-        run |= (group & 31) << shift
-        shift += 5
-        if group & 32:
-            continue
-        if group & 16:
-            run -= 1 << shift
-        if num_runs > 2:
-            run += before
-        if run < 0:
-            return -1
-        if position + run > num_pixels:
-            return position + run
-        if num_runs % 2:
-            _fill(words_Wh, position, position + run, height)
-        position += run
-        before, last = last, run
-        num_runs += 1
-        run, shift = 0, 0
-    return -1 if shift or num_runs == 0 else position
-
-
-@njit(cache=True, nogil=True)
-def _fill(words_Wh: np.ndarray, start: int, end: int, height: int) -> None:
-    """Set the pixels ``start`` to ``end``, counted down the columns."""
-    while start < end:
-        x, y = start // height, start % height
-        k = y // WORD_BITS
-        count = min(end - start, height - y, WORD_BITS * (k + 1) - y)  # to the end of the run, column or word
-        words_Wh[x, k] |= (ALL_BITS >> np.uint64(WORD_BITS - count)) << np.uint64(y - WORD_BITS * k)
-        start += count
+    num_frames, width, num_words = prediction_TWh.shape
+    found_T8 = np.zeros((num_frames, 8), np.int64)
+    for t in range(num_frames):
+        union_h = np.zeros(num_words, np.uint64)
+        left, right = width, 0
+        both = in_prediction = in_target = np.uint64(0)
+        for x in range(width):
+            union = np.uint64(0)
+            for k in range(num_words):
+                union |= prediction_TWh[t, x, k] | target_TWh[t, x, k]
+            if not union:
+                continue
+            left, right = min(left, x), x + 1
+            for k in range(num_words):
+                prediction, target = prediction_TWh[t, x, k], target_TWh[t, x, k]
+                union_h[k] |= prediction | target
+                both += _popcount(prediction & target)
+                in_prediction += _popcount(prediction)
+                in_target += _popcount(target)
+        if right:
+            top, bottom = np.flatnonzero(union_h)[np.array([0, -1])]
+            top -= 1 if top and union_h[top] & ONE else 0
+            found_T8[t, 4:] = max(left - 1, 0), right, top, bottom + 1
+        found_T8[t, :4] = both, in_prediction + in_target - both, in_prediction, in_target
+    return found_T8
 
 
 @njit(cache=True, nogil=True)
 def _count_boundaries(
-    prediction_TWh: np.ndarray, target_TWh: np.ndarray, height: int, lengths_r: np.ndarray
+    prediction_TWh: np.ndarray, target_TWh: np.ndarray, boxes_T4: np.ndarray, height: int, lengths_r: np.ndarray
 ) -> np.ndarray:
-    """(T, 4) int64, see ``_boundary_counts``.
+    """(T, 4) int64: boundary pixels of the prediction and of the target; the prediction's that lie in the disk around
+    one of the target's, and the other way round (0 where either has no boundary).
 
-    Only the bounding box of the union is looked at, one word and column wider up and left, where its boundary pixels
-    lie. It needs no margin for the disk, because the dilated boundary is read at the other boundary's pixels alone.
+    Only the box around both masks is looked at. It needs no margin for the disk, because the dilated boundary is read
+    at the other boundary's pixels alone.
     """
     counts_T4 = np.zeros((len(prediction_TWh), 4), np.int64)
     for t in range(len(prediction_TWh)):
-        box = _union_box(prediction_TWh[t], target_TWh[t])
-        if box[1] == 0:
+        left, right, top, bottom = boxes_T4[t]
+        if right == 0:
             continue
-        both_2kx = np.zeros((2, box[3] - box[2] + 2, box[1] - box[0] + 2), np.uint64)
-        _draw_boundary(prediction_TWh[t], height, box, both_2kx[0])
-        _draw_boundary(target_TWh[t], height, box, both_2kx[1])
-        counts_T4[t, :2] = _count_bits(both_2kx)
+        both_2kx = np.zeros((2, bottom - top + 2, right - left + 2), np.uint64)
+        for masks_TWh, boundary_kx in ((prediction_TWh, both_2kx[0]), (target_TWh, both_2kx[1])):
+            _draw_boundary(masks_TWh[t], height, (left, right, top, bottom), boundary_kx)
+        counts_T4[t, 0], counts_T4[t, 1] = _count_bits(both_2kx[0]), _count_bits(both_2kx[1])
         if counts_T4[t, 0] and counts_T4[t, 1]:
             around_prediction, around_target = _dilate(both_2kx[0], lengths_r), _dilate(both_2kx[1], lengths_r)
-            both_2kx[0] &= around_target
-            both_2kx[1] &= around_prediction
-            counts_T4[t, 2:] = _count_bits(both_2kx)
+            counts_T4[t, 2] = _count_bits(both_2kx[0] & around_target)
+            counts_T4[t, 3] = _count_bits(both_2kx[1] & around_prediction)
     return counts_T4
-
-
-@njit(cache=True, nogil=True)
-def _union_box(prediction_Wh: np.ndarray, target_Wh: np.ndarray) -> tuple[int, int, int, int]:
-    """Columns [left, right) and words [top, bottom) that hold the boundaries of both; right is 0 if both are empty."""
-    width, num_words = prediction_Wh.shape
-    left, right, top, bottom = width, 0, num_words, 0
-    for x in range(width):
-        for k in range(num_words):
-            if prediction_Wh[x, k] | target_Wh[x, k]:
-                left, right = min(left, x), x + 1
-                top, bottom = min(top, k), max(bottom, k + 1)
-    return max(left - 1, 0), right, max(top - 1, 0), bottom
 
 
 @njit(cache=True, nogil=True)
@@ -396,7 +376,7 @@ def _draw_boundary(words_Wh: np.ndarray, height: int, box: tuple[int, int, int, 
     Args:
         words_Wh: the mask.
         height: H.
-        box: columns and words, see ``_union_box``.
+        box: columns and words, see ``_count_regions``.
         boundary_kx: zeros, written: words x columns, with one word and one column of zeros around the box; the words
             of a row lie side by side here, so that operations on a row vectorise.
     """
@@ -406,21 +386,24 @@ def _draw_boundary(words_Wh: np.ndarray, height: int, box: tuple[int, int, int, 
     pixels_kx[:-1, :-1] = words_Wh[left:right, top:bottom].T
     if right == width:
         pixels_kx[:, -1] = pixels_kx[:, -2]  # the last column has no right neighbour: equal to itself
-    own_kx, right_kx = pixels_kx[:-1, :-1], pixels_kx[:-1, 1:]
-    south_kx = (pixels_kx[:-1] >> ONE) | (pixels_kx[1:] << LAST_BIT)
-    vertical_kx = (own_kx ^ south_kx[:, :-1]) | (own_kx ^ south_kx[:, 1:])
-    if bottom == num_words:  # the last row of the image has no lower neighbour
-        vertical_kx[-1] &= (ALL_BITS >> np.uint64(WORD_BITS * num_words - height)) >> ONE
-    boundary_kx[1:-1, 1:-1] = (own_kx ^ right_kx) | vertical_kx
+    for k in range(bottom - top):
+        own_x, below_x, boundary_x = pixels_kx[k], pixels_kx[k + 1], boundary_kx[k + 1]
+        compared = ALL_BITS  # with a lower neighbour: not the last row of the image
+        if top + k + 1 == num_words:
+            compared = (ALL_BITS >> np.uint64(-height % WORD_BITS)) >> ONE
+        for x in range(own_x.size - 1):
+            own, east = own_x[x], own_x[x + 1]
+            south, south_east = (own >> ONE) | (below_x[x] << LAST_BIT), (east >> ONE) | (below_x[x + 1] << LAST_BIT)
+            boundary_x[x + 1] = (own ^ east) | (((own ^ south) | (own ^ south_east)) & compared)
 
 
 @njit(cache=True, nogil=True)
 def _dilate(boundary_kx: np.ndarray, lengths_r: np.ndarray) -> np.ndarray:
     """The pixels in the disk around those of a boundary; the words and columns around the box stay 0.
 
-    disk = union over dx of the columns at -dx..dx of half height lengths_r[dx], for those shrink with dx. So, from the
-    outermost dx inwards: widen what there is by one column on both sides, let ``grown`` (the boundary, grown up and
-    down one pixel at a time) reach lengths_r[dx], and add it.
+    disk = union over dx of the columns at -dx and dx of half height lengths_r[dx]. So, from the outermost dx inwards:
+    move what there is by one column to both sides, let ``grown`` (the boundary, grown up and down one pixel at a time)
+    reach lengths_r[dx], and add it.
     """
     grown, spare = boundary_kx.copy(), np.zeros_like(boundary_kx)
     disk, wider = np.zeros_like(boundary_kx), np.zeros_like(boundary_kx)
@@ -430,7 +413,7 @@ def _dilate(boundary_kx: np.ndarray, lengths_r: np.ndarray) -> np.ndarray:
             _grow_vertically(grown, spare)
             grown, spare = spare, grown
             length += 1
-        _widen_and_add(disk, grown, wider)
+        _move_and_add(disk, grown, wider)
         disk, wider = wider, disk
     return disk
 
@@ -446,12 +429,12 @@ def _grow_vertically(words_kx: np.ndarray, grown_kx: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _widen_and_add(words_kx: np.ndarray, added_kx: np.ndarray, wider_kx: np.ndarray) -> None:
-    """Words with those of both neighbouring columns, and the added ones."""
+def _move_and_add(words_kx: np.ndarray, added_kx: np.ndarray, moved_kx: np.ndarray) -> None:
+    """The words of both neighbouring columns, and the added ones."""
     for k in range(1, words_kx.shape[0] - 1):
-        own_x, added_x, wider_x = words_kx[k], added_kx[k], wider_kx[k]
+        own_x, added_x, moved_x = words_kx[k], added_kx[k], moved_kx[k]
         for x in range(1, own_x.size - 1):
-            wider_x[x] = own_x[x - 1] | own_x[x] | own_x[x + 1] | added_x[x]
+            moved_x[x] = own_x[x - 1] | own_x[x + 1] | added_x[x]
 
 
 class TargetReader:

@@ -14,8 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from glus.config import DatasetConfig, Protocol
 from glus.data.benchmarks.mevis import REVOS_GROUPS
-from glus.data.mask_store import PaletteMasks
-from glus.data.rle import Size, unpack_runs
+from glus.data.masks import PaletteMasks, Size, unpack_runs
 from glus.evaluation.packed import BitMasks, JFScores, TargetReader, compare, region_counts
 from glus.evaluation.report import ExpressionScore, ObjectScore, ScoreTable, by_group, mean_jf, mean_of, summarize
 from glus.files import read_object
@@ -265,7 +264,7 @@ class RevosProtocol(JFProtocol):
         if not isinstance(code, dict) or list(code.get("size", [])) != list(size):
             raise ValueError(f"{where}: expected a run-length code of size {list(size)}, found {code!r:.80}")
         try:
-            return int(unpack_runs(code["counts"])[1::2].sum())
+            return int(unpack_runs(code["counts"], size)[1::2].sum())
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
 

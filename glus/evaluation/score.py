@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,17 +62,16 @@ def score_predictions(
         FileNotFoundError: the folder of predictions or a file of the dataset does not exist.
         ValueError: ``missing`` is ``error`` and a prediction is missing or unusable; a video is predicted in both
             forms; the split has no ground truth.
-        OSError: the masks cannot be packed anywhere (see ``mask_pack.py``), or a scoring process died.
+        OSError: the masks cannot be packed anywhere (see ``MaskPack``), or a scoring process died.
     """
     folder = Path(predictions_dir)
     check_predictions_dir(folder)
     all_videos = read_scored_videos(dataset)
-    open_scorer = partial(VideoScorer, dataset, folder, missing)
-    videos = list(map_in_processes(open_scorer, all_videos[:max_videos], num_workers))
+    scorer = VideoScorer(dataset, folder, missing)
+    videos = list(map_in_processes(scorer, all_videos[:max_videos], num_workers))
     scores = [score for video in videos for score in video.expressions]
     objects = [score for video in videos for score in video.objects]
-    protocol = PROTOCOLS[dataset.protocol](dataset)
-    tables = protocol.tables(
+    tables = scorer.protocol.tables(
         [score for score in scores if score.is_counted],
         [score for score in objects if score.is_complete or missing is not Missing.drop],
     )
@@ -84,7 +82,7 @@ def score_predictions(
         predictions=str(predictions_dir),
         missing=missing.value,
         official_missing=dataset.official_missing,
-        protocol=protocol.title,
+        protocol=scorer.protocol.title,
         expressions=tuple(scores),
         objects=tuple(objects),
         tables=tuple(tables),
@@ -114,11 +112,13 @@ def chunks(num_frames: int) -> Iterator[range]:
 
 
 class VideoScorer:
-    """Scores the expressions of one video at a time; holds the open ground truth of the split."""
+    """Scores the expressions of one video at a time; opens the ground truth of the split, before it may be sent to
+    other processes, so that only one packs it."""
 
     def __init__(self, dataset: DatasetConfig, predictions_dir: Path, missing: Missing) -> None:
         self.predictions_dir, self.missing = predictions_dir, missing
         self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
+        self.masks.open()
         self.protocol = PROTOCOLS[dataset.protocol](dataset)
 
     def __call__(self, video: Video) -> VideoScore:
@@ -162,11 +162,11 @@ class VideoScorer:
                 unusable[index] |= lines
                 answers.append(answer)
             observed.append(self.protocol.observe(video, answers, targets))
-        of_video = _joined(observed)
+        of_video = joined(observed)
         measured = []
         for index, (expression, frames) in enumerate(scored.items()):
             unusable_T = np.isin(frames, list(unusable[index]))
-            jf = JFScores(**_joined([vars(part) for part in scores[index]]))
+            jf = JFScores(**joined([vars(part) for part in scores[index]]))
             jf = replace(jf, j_T=np.where(unusable_T, 0.0, jf.j_T), f_T=np.where(unusable_T, 0.0, jf.f_T))
             problems = tuple(unusable[index].values())
             measured.append(Measured(expression, index, size, jf, unusable_T, problems, of_video))
@@ -195,7 +195,8 @@ class VideoScorer:
         )
 
 
-def _joined(chunks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def joined(chunks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays by name, put together from those of successive frames."""
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 

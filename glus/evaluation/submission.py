@@ -11,17 +11,13 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-import cv2
-import numpy as np
 
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import LAYOUTS, by_video, read_expressions
 from glus.data.frames import FrameStore
 from glus.data.parallel import map_in_processes
-from glus.data.predictions import check_predictions_dir, open_predictions
+from glus.data.predictions import check_predictions_dir, encode_png, open_predictions
 from glus.evaluation.score import chunks
 from glus.files import atomic_file
 from glus.types import Video
@@ -67,10 +63,10 @@ def build_submission(
     videos = by_video(read_expressions(dataset))
     _check_counts(dataset, videos)
     problems: list[str] = []
-    open_encoder = partial(VideoEncoder, dataset, Path(predictions_dir))
+    encoder = VideoEncoder(dataset, Path(predictions_dir))
     with atomic_file(output) as beside:
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as opened:  # PNGs are compressed already
-            for pngs, of_video in map_in_processes(open_encoder, videos, num_workers):
+            for pngs, of_video in map_in_processes(encoder, videos, num_workers):
                 problems += of_video
                 for name, data in pngs.items() if not problems else ():
                     opened.writestr(zipfile.ZipInfo(name), data)
@@ -107,13 +103,6 @@ class VideoEncoder:
             nothing = predictions.no_answer(expression) if lines else None
             problems += [f"{expression.name}: {nothing}"] if nothing else lines
         return pngs, problems
-
-
-def encode_png(mask_HW: np.ndarray) -> bytes:
-    """A mask, whose foreground is not 0, as a grey PNG of 0 and 255."""
-    is_done, data = cv2.imencode(".png", (mask_HW != 0).astype(np.uint8) * 255)
-    assert is_done
-    return data.tobytes()
 
 
 def _check_counts(dataset: DatasetConfig, videos: Sequence[Video]) -> None:

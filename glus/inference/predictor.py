@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from glus import distributed
 from glus.config import (
@@ -20,7 +19,7 @@ from glus.config import (
     QuerySampling,
     SettingsConfig,
     Window,
-    load_config,
+    read_config,
 )
 from glus.data.chat import Chat, open_chat
 from glus.data.frames import FrameStream, VideoSource
@@ -28,7 +27,8 @@ from glus.data.sampling import context_indices_eval
 from glus.inference.asking import Pass
 from glus.inference.video_run import KeepsMask, StageClock, VideoRun, schedule
 from glus.models.glus import Glus
-from glus.models.pretrained import CONFIG_FILE, LoadedModel, find_model_folder, load_model
+from glus.models.hub import find_model
+from glus.models.pretrained import CONFIG_FILE, LoadedModel, load_model
 from glus.models.weights import Target
 from glus.tokens import AnyVocabulary
 from glus.types import FrameResult
@@ -38,15 +38,14 @@ def check_folder_size(weights: str | Path, allow_cpu: bool) -> None:
     """``distributed.check_size`` of a model folder, before minutes of reading other things.
 
     Args:
-        weights: see ``models.pretrained.find_model_folder``.
+        weights: see ``models.hub.find_model``.
         allow_cpu: a large one may be run on the CPU.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: no GPU is usable, or the folder's config does not fit.
     """
-    folder = find_model_folder(weights)
-    config = load_config(ModelFolderConfig, OmegaConf.load(folder / CONFIG_FILE))  # type: ignore[arg-type]
+    config = read_config(ModelFolderConfig, find_model(weights) / CONFIG_FILE)
     distributed.check_size(config.model.llm.num_parameters, allow_cpu)
 
 
@@ -56,7 +55,7 @@ def load_predictor(
     """A trained model, ready to segment: on this process's GPU, or on the CPU, there in float32 if not told otherwise.
 
     Args:
-        weights: model folder or run, see ``models.pretrained.load_model``.
+        weights: see ``models.hub.find_model``.
         settings: override the model folder's, which is announced in the log.
         allow_cpu: see ``check_folder_size``.
 
@@ -70,10 +69,9 @@ def load_predictor(
     device, settings = distributed.use_device(), settings or SettingsConfig()
     check_folder_size(weights, allow_cpu)
     is_default = settings.precision is None and device.type == "cpu"
-    model = load_model(weights, Precision.fp32 if is_default else None, settings, target=Target(device))
-    return VideoPredictor(
-        model.glus, chat_of(model.glus, model.vocabulary), model.config.frames, model.config.inference
-    ), model
+    model = load_model(find_model(weights), Precision.fp32 if is_default else None, settings, target=Target(device))
+    chat = chat_of(model.glus, model.vocabulary)
+    return VideoPredictor(model.glus, chat, model.config.frames, model.config.inference), model
 
 
 def chat_of(glus: Glus, vocabulary: AnyVocabulary) -> Chat:

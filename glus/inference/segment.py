@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,12 @@ from rich.progress import track
 
 from glus.config import SettingsConfig
 from glus.data.frames import FileVideo, VideoSource, open_video
+from glus.data.masks import decode_rle, encode_rle
 from glus.data.predictions import write_answers, write_mask
-from glus.data.rle import decode_rle, encode_rle
-from glus.files import atomic_folder, naming_write_errors, write_text
+from glus.files import atomic_folder, is_empty, naming_write_errors, require_room, write_text
 from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
-from glus.pictures import fit, legend, overlay, palette, write_movie
+from glus.pictures import check_movies, fit, legend, overlay, palette, write_movie
 from glus.types import FrameResult
 
 SUMMARY_FILE = "summary.json"
@@ -94,7 +95,7 @@ def segment(
         video: folder of frames with any names, video file, or any object that reads frames by index.
         texts: the sentences.
         weights: model folder, or the run that trained it; a predictor from ``load_predictor`` to use it again.
-        output: a new or empty folder to write masks, ``overlay.mp4`` and ``summary.json`` to; None: write nothing.
+        output: a new or empty folder to write masks, ``summary.json`` and then ``overlay.mp4`` to; None: write nothing.
         settings: override those of the model folder; a predictor has been given its own.
         frames_per_second: of the overlay; None: the video file's average, or 24.
         overwrite: replace the result of an earlier call in ``output``.
@@ -103,28 +104,34 @@ def segment(
 
     Raises:
         FileNotFoundError: no video or no weights.
-        ValueError: they are damaged, a sentence is empty or too long, ``frames_per_second`` is not above 0,
+        ValueError: they are damaged, a sentence is empty or too long, ``frames_per_second`` is no speed of a movie,
             ``settings`` come with a predictor, or ``output`` must not be written.
-        OSError: ``output`` cannot be written, for want of room for instance; nothing of it is left.
+        OSError: ``output`` cannot be written, for want of room for instance; nothing of it is left, but for the masks
+            if it is the movie that cannot be written.
     """
     texts = _checked(texts)
-    if frames_per_second is not None and not frames_per_second > 0:
-        raise ValueError(f"{frames_per_second} frames per second: expected more than 0")
     if settings is not None and isinstance(weights, VideoPredictor):
         raise ValueError("settings would not be used: the predictor has its own; give them to load_predictor")
     if output is None:
-        return _predict(video, texts, weights, settings, show_progress, allow_cpu)[1]
+        return _predict(_opened(video), texts, weights, settings, show_progress, allow_cpu)
     palette(len(texts))  # too many sentences are better refused now than after the last frame
-    output = Path(output).absolute()
+    output = Path(output).expanduser().absolute()
     _check_output(output, overwrite)
     with atomic_folder(output, replace=overwrite) as folder:
-        source, segmentation = _predict(video, texts, weights, settings, show_progress, allow_cpu)
+        source = _opened(video)
+        average = source.frames_per_second if isinstance(source, FileVideo) else FRAMES_PER_SECOND
+        rate = average if frames_per_second is None else frames_per_second
+        check_movies(rate)
+        require_room(folder, len(source) * len(texts))
+        segmentation = _predict(source, texts, weights, settings, show_progress, allow_cpu)
         _write_masks(folder, segmentation)
-        rate = frames_per_second or (source.frames_per_second if isinstance(source, FileVideo) else FRAMES_PER_SECOND)
-        write_movie(folder / MOVIE_FILE, _pictures(source, segmentation), rate)
         about = {"video": str(video), "weights": str(weights), "num_frames": len(source)}
         text = json.dumps({**about, "sentences": summarize_sentences(segmentation)}, indent=1, ensure_ascii=False)
         write_text(folder / SUMMARY_FILE, text + "\n")
+    try:
+        write_movie(output / MOVIE_FILE, _pictures(source, segmentation), rate)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{error}; the masks and {SUMMARY_FILE} are complete in {output}") from error
     return segmentation
 
 
@@ -168,9 +175,9 @@ def _checked(texts: Sequence[str]) -> tuple[str, ...]:
 
 def _check_output(path: Path, overwrite: bool) -> None:
     """It may be a new or empty folder, or to ``overwrite`` one that was made by ``segment``."""
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not path.is_dir():
         raise ValueError(f"output {path} is a file; expected the name of a folder")
-    if path.is_dir() and any(path.iterdir()):
+    if os.path.isdir(path) and not is_empty(path):
         if not (path / SUMMARY_FILE).is_file():
             raise ValueError(
                 f"output {path} holds files, and no {SUMMARY_FILE} of an earlier run; choose a new or empty folder"
@@ -179,21 +186,27 @@ def _check_output(path: Path, overwrite: bool) -> None:
             raise ValueError(f"output {path} holds the result of an earlier run; choose another, or add --overwrite")
 
 
+def _opened(video: str | Path | VideoSource) -> VideoSource:
+    return open_video(os.path.expanduser(video)) if isinstance(video, str | Path) else video
+
+
 def _predict(
-    video: str | Path | VideoSource,
+    source: VideoSource,
     texts: Sequence[str],
     weights: str | Path | VideoPredictor,
     settings: SettingsConfig | None,
     show_progress: bool,
     allow_cpu: bool,
-) -> tuple[VideoSource, Segmentation]:
-    source = open_video(video) if isinstance(video, str | Path) else video
-    predictor = weights if isinstance(weights, VideoPredictor) else load_predictor(weights, settings, allow_cpu)[0]
+) -> Segmentation:
+    if isinstance(weights, VideoPredictor):
+        predictor = weights
+    else:
+        predictor = load_predictor(os.path.expanduser(weights), settings, allow_cpu)[0]
     check_lengths(predictor, ((f"sentence {number}", text) for number, text in enumerate(texts, start=1)))
     results: Iterable[FrameResult] = predictor.segment(source, texts)
     if show_progress:
         results = track(results, description="frames", total=len(source))
-    return source, Segmentation(tuple(texts), [_frame_masks(source.names[result.frame], result) for result in results])
+    return Segmentation(tuple(texts), [_frame_masks(source.names[result.frame], result) for result in results])
 
 
 def _frame_masks(name: str, result: FrameResult) -> FrameMasks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from omegaconf import OmegaConf
 
 from glus import distributed
 from glus.config import (
@@ -23,18 +23,19 @@ from glus.config import (
     Quantization,
     SegHeadInit,
     SettingsConfig,
-    load_config,
     override_settings,
+    read_config,
     to_yaml,
 )
 from glus.files import atomic_folder
 from glus.models.build import DTYPES, assemble, complete, quantize, trainable_names
+from glus.models.foreign import instead_of_weights, is_hub_id
 from glus.models.glus import Glus
 from glus.models.mllm.adapters import NewRows, merged_weight, plain_names, second_names
 from glus.models.published import published_source
 from glus.models.release_layout import CLIP_KEYS, SAM2_KEYS, KeyMap, check_inv_freq, check_llm_config, lisa
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
-from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, load, read_tensors
+from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, find_forms, load, read_tensors
 from glus.tokens import AnyVocabulary, open_vocabulary
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,6 @@ log = logging.getLogger(__name__)
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
-CLIP_FILES = ("model.safetensors", "pytorch_model.bin")
-"""The first that is there is read; CLIP's folder may hold it in other forms too."""
 SHARD_BYTES = 5 * 10**9
 """A complete model that is larger is written as shards with an index."""
 MERGED_PARTS = ("lora", "embeddings_new_rows", "lm_head_new_rows")
@@ -53,6 +52,7 @@ IOU_HEAD = "iou_head."
 
 _FORMER = (("clip.", "mllm.clip."), ("projector.", "mllm.projector."), ("language.llama.", "mllm.llama."))
 """How names began in model folders and checkpoints of before the MLLM was one part of the network, and now."""
+_STEP = re.compile(r"step_(0|[1-9][0-9]*)")
 Value = TypeVar("Value")
 
 
@@ -132,10 +132,9 @@ def _part_source(glus: Glus, config: ModelConfig, part: str, place: str, layout:
         ValueError: it is of another LLM.
     """
     if part == "llm":
-        check_llm_config(Path(place), config)
-    files = [Path(place) / name for name in CLIP_FILES if part == "clip"]
+        check_llm_config(Path(place) if Path(place).is_dir() else Path(place).parent, config)
     try:
-        tensors = read_tensors(next(filter(Path.is_file, files), place))
+        tensors = read_tensors(place)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"model.{part}.weights={place}: {error}") from error
     if part == "llm":
@@ -306,14 +305,32 @@ def find_model_folder(path: str | Path) -> Path:
         FileNotFoundError: neither.
     """
     path = Path(path)
-    if is_complete(path) or (path / TRAINED_FILE).is_file():
-        return path
-    checkpoints = [p for p in path.glob("checkpoints/step_*") if p.suffix != ".tmp"]
-    if not checkpoints:
+    found = [folder for folder in (*list_steps(path), path) if _is_model_folder(folder)]
+    if not found:
         raise FileNotFoundError(
-            f"weights={path}: neither a model folder ({COMPLETE_FILE} or {TRAINED_FILE}) nor a run with checkpoints/"
+            f"weights={path}: neither a model folder ({CONFIG_FILE} and {COMPLETE_FILE} or {TRAINED_FILE}) nor a run "
+            f"with checkpoints/{_instead_of_model(path)}"
         )
-    return max(checkpoints, key=lambda p: int(p.name.removeprefix("step_")))
+    return found[-1]
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() and (is_complete(folder) or (folder / TRAINED_FILE).is_file())
+
+
+def _instead_of_model(path: Path) -> str:
+    """What a path is that is no model folder, for a message."""
+    if path.is_file():
+        return f": it is a file; give its folder, weights={path.parent}"
+    if is_hub_id(path) or ((path / "config.json").is_file() and find_forms(path)):
+        return f": published weights become one by python tools/convert_weights.py --weights {path} --output FOLDER"
+    return instead_of_weights(path)
+
+
+def list_steps(run: Path) -> list[Path]:
+    """Checkpoints of a run, complete or not, the newest last. Other names in ``checkpoints/`` are not ours."""
+    found = [path for path in run.glob("checkpoints/step_*") if _STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def load_model(
@@ -339,7 +356,7 @@ def load_model(
             trainable ones (of a checkpoint).
     """
     folder = find_model_folder(path)
-    config = load_config(ModelFolderConfig, OmegaConf.load(folder / CONFIG_FILE))  # type: ignore[arg-type]
+    config = read_config(ModelFolderConfig, folder / CONFIG_FILE)
     config, changes = override_settings(config, settings or SettingsConfig())
     for change in changes:
         log.warning("%s: %s", path, change)

@@ -27,6 +27,7 @@ from glus.config import (
 from glus.files import atomic_folder
 from glus.models.build import DTYPES, assemble, complete
 from glus.models.pretrained import (
+    CONFIG_FILE,
     IOU_HEAD,
     LoadedModel,
     load_parts,
@@ -87,6 +88,11 @@ def read_release(
         ValueError: a file cannot be read, or describes another kind of model.
     """
     folder = find_folder(source, "weights")
+    if (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is a run or model folder of GLUS, which is used as it is (the way back: --to-release)"
+        )
+    tensors = read_tensors(folder)  # before the tokenizer, which adapters or shards lack too
     vocabulary, llm = Vocabulary(folder), read_llm_config(folder)
     check_added_tokens(folder, vocabulary.added_tokens)
     if vocabulary.size > llm.vocab_size:
@@ -98,7 +104,6 @@ def read_release(
     if segmenter.weights:
         config.llm.weights, config.seg_head_init = str(folder), seg_head_init
         return ReleaseCheckpoint(config, vocabulary, None)
-    tensors = read_tensors(folder)
     check_inv_freq(tensors, config.llm.architecture, folder)
     checkpoint = GLUS_KEYS.source(folder, tensors)
     if all(value.dtype is torch.bfloat16 for value in checkpoint.tensors.values()):
@@ -224,6 +229,7 @@ def _config_json(config: ModelConfig, release: Tensors) -> dict[str, Any]:
         **_TOKEN_IDS,
         **{key: getattr(llama, key) for key in (*LLM_FIELDS, "initializer_range")},
         **FIXED_FIELDS,
+        "rope_scaling": None,
         "vocab_size": config.llm.vocab_size,
         "pretraining_tp": 1,
         "use_cache": False,

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from glus.data.rle import encode_rle
+from glus.data.masks import encode_rle
 from glus.files import atomic_file, atomic_folder, write_text
 from glus.shapes.scene import KINDS, Scene, Sentence, scene_of
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType, TracebackType
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ class Preemption:
     def __init__(self) -> None:
         self.name = ""
         """Of the signal that came; empty if none did."""
+        self.came_at = math.inf
+        """When it came, by ``time.monotonic``."""
 
     def __enter__(self) -> Preemption:
         self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
@@ -37,6 +41,7 @@ class Preemption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
+        self.came_at = min(self.came_at, time.monotonic())
 
 
 class HangWatch:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from glus.config import DatasetConfig, ExpectedCounts, Layout
 from glus.data.check import Check, DataReport, VideoFindings, check_dataset
-from glus.data.rle import encode_rle
+from glus.data.masks import encode_rle
 from glus.shapes.write import write_shapes
 from tests.edits import edit_json
 from tests.layouts import SIZE, WRITERS

@@ -118,6 +118,13 @@ def test_a_sample_is_a_pure_function_of_seed_and_number(tokenizer, configs):
     assert not all(same(first[n], first[n + first.epoch_length]) for n in numbers)
 
 
+def test_masks_are_packed_before_loader_processes_start(tokenizer, tmp_path):
+    """Packing takes much memory, which every process would take at the same time."""
+    dataset = write_mevis(tmp_path)
+    mixture_of(tokenizer, dataset)
+    assert (tmp_path / "train" / "mask_dict.json.packed").is_file()
+
+
 def test_frames_masks_and_keys_of_a_sample_belong_together(tokenizer, configs):
     mixture = mixture_of(tokenizer, configs[0], sentences=4)
     for number in range(10):

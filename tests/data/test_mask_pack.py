@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glus.data.mask_pack import MaskPack, pack_paths
-from glus.data.rle import encode_rle
+from glus.data.masks import MaskPack, encode_rle, pack_paths
 
 MASKS = {
     "7": [{"size": [3, 5], "counts": "?0"}, None, {"counts": "22;", "size": [3, 5]}],
@@ -83,7 +82,7 @@ def test_it_follows_its_source(source: Path, caplog: pytest.LogCaptureFixture, i
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns + (0 if is_same_time else 1)))
     assert source.stat().st_size == before.st_size
     assert dict(MaskPack(source)) == changed
-    assert caplog.text.count("was made from another state of its source; it is made anew") == 1
+    assert caplog.text.count("cannot be used (it was made from another state of its source); it is made anew") == 1
 
 
 def test_an_open_copy_survives_a_rebuild(source: Path) -> None:
@@ -220,7 +219,7 @@ def test_processes_may_build_it_at_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_build_is_in_nobodys_way(source: Path) -> None:
-    code = "import os, sys, pathlib, glus.data.mask_pack as m\nos.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+    code = "import os, sys, pathlib, glus.data.masks as m\nos.replace = lambda *_: os.kill(os.getpid(), 9)\n"
     killed = subprocess.run([sys.executable, "-c", f"{code}m.MaskPack(pathlib.Path(sys.argv[1]))", source], check=False)
     assert killed.returncode == -9
     left, original = names(source.parent)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from glus.config import DatasetConfig, Layout
 from glus.data.benchmarks.index import open_masks
-from glus.data.rle import encode_rle, unpack_runs
+from glus.data.masks import encode_rle, unpack_runs
 from glus.types import Expression
 
 SIZE = (6, 9)
@@ -55,7 +55,7 @@ def test_overlapping_objects_are_united_and_null_is_absent(tmp_path):
 
 def test_codes_are_those_to_be_united(tmp_path):
     first, second = rle(box(0, 0, 3, 4)), rle(box(2, 2, 5, 8))
-    plain = {"size": list(SIZE), "counts": unpack_runs(second["counts"]).tolist()}
+    plain = {"size": list(SIZE), "counts": unpack_runs(second["counts"], SIZE).tolist()}
     store = rle_store(tmp_path, {"7": [first, None], "8": [second, plain]})
     codes = [[code["counts"] for code in frame] for frame in ([first, second], [second])]
     assert store.codes(expression(("7", "8")), [0, 1, 0], SIZE) == [*codes, codes[0]]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glus.data.png import GREY, PALETTE, SIGNATURE, UnusablePrediction, decode_png, read_png
+from glus.data.predictions import GREY, PALETTE, SIGNATURE, UnusablePrediction, decode_png, read_png
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

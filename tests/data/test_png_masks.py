@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from glus.data.benchmarks.index import open_masks, read_expressions
-from glus.data.mask_store import MaskStore
+from glus.data.masks import MaskStore
 from glus.types import Expression
 from tests.layouts import SIZE
 from tests.layouts.object_folders import write_long_rvos, write_reason_vos

@@ -11,7 +11,7 @@ from PIL import Image
 
 from glus.config import DatasetConfig, Layout
 from glus.data.benchmarks.index import open_masks, read_expressions
-from glus.data.rle import encode_rle
+from glus.data.masks import encode_rle
 
 SIZES = {"a/one": (16, 20), "b": (12, 14)}
 FRAMES = {"a/one": ["00000", "00005", "00010"], "b": ["00000", "00001"]}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import read_expressions
-from glus.data.rle import encode_rle
+from glus.data.masks import encode_rle
 from glus.types import Expression
 from tests.layouts import Written
 

@@ -7,8 +7,9 @@ import json
 import math
 import os
 import shutil
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from PIL import Image
 from rich.console import Console
 
 from glus.config import DatasetConfig, Missing
-from glus.data.benchmarks.index import read_expressions
+from glus.data.masks import pack_paths
 from glus.data.parallel import map_in_processes
+from glus.evaluation.baselines import compare_predictions
 from glus.evaluation.report import Answer, ScoreReport, print_report, write_report
 from glus.evaluation.score import score_predictions
+from glus.types import Video
 
 
 def scores(report: ScoreReport) -> dict[str, tuple[float, float]]:
@@ -181,10 +184,28 @@ def test_worker_count_changes_nothing(dataset: DatasetConfig, perfect: Path) -> 
         score_predictions(dataset, perfect, Missing.error, num_workers=2)
 
 
-def test_a_dead_worker_is_an_error(dataset: DatasetConfig) -> None:
-    videos = [[expression] for expression in read_expressions(dataset)]
+def test_a_dead_worker_is_an_error() -> None:
     with pytest.raises(ChildProcessError, match="a worker process died"):
-        list(map_in_processes(partial(os._exit, 9), videos, 2))
+        list(map_in_processes(os._exit, [9, 9], 2))
+
+
+@pytest.mark.parametrize("module", ["score", "baselines"])
+def test_masks_are_packed_once_before_processes_start(
+    module: str, dataset: DatasetConfig, perfect: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing takes much memory, which every process would take at the same time."""
+    packed = pack_paths(Path(dataset.root) / "valid/mask_dict.json")[0]
+    packed.unlink()
+
+    def start(worker: Callable[[Video], Any], videos: list[Video], num_workers: int) -> Iterator[Any]:
+        assert packed.is_file()
+        return map_in_processes(worker, videos, num_workers)
+
+    monkeypatch.setattr(f"glus.evaluation.{module}.map_in_processes", start)
+    if module == "score":
+        score_predictions(dataset, perfect, num_workers=2)
+    else:
+        compare_predictions(dataset, {"m": perfect}, num_workers=2)
 
 
 def test_report_files_and_table(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:

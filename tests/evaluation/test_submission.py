@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from glus.config import ExpectedCounts, Layout
-from glus.evaluation.submission import build_submission, encode_png
+from glus.data.predictions import encode_png
+from glus.evaluation.submission import build_submission
 from tests.evaluation.predicted import true_masks, write_png, write_rle
 from tests.layouts import WRITERS, Written
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio_ffmpeg
 import numpy as np
@@ -13,6 +17,7 @@ import glus
 from glus.config import SettingsConfig
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.segment import sentence_folders
+from tests.mounts import mount
 
 TEXTS = ["the red circle", "a dog"]
 
@@ -23,6 +28,7 @@ class Noise:
     def __init__(self, num_frames: int = 4, unreadable: int | None = None):
         self.names = tuple(f"{index:05d}" for index in range(num_frames))
         self.unreadable = unreadable
+        self.num_read = 0
 
     reads_in_parallel = False
 
@@ -30,6 +36,7 @@ class Noise:
         return len(self.names)
 
     def read(self, index: int) -> np.ndarray:
+        self.num_read += 1
         if index == self.unreadable:
             raise ValueError(f"frame {self.names[index]} does not decode")
         return np.random.default_rng(index).integers(0, 256, (30, 50, 3), dtype=np.uint8)
@@ -93,11 +100,84 @@ def test_settings_are_not_ignored(predictor: VideoPredictor):
         glus.segment(Noise(1), TEXTS, predictor, settings=SettingsConfig(memory_stride=1))
 
 
-@pytest.mark.parametrize("rate", [0, -5, float("nan")])
+@pytest.mark.parametrize("rate", [0, -5, float("nan"), float("inf"), 1e-9, 1e9])
 def test_a_movie_needs_a_rate(rate: float, predictor: VideoPredictor, tmp_path: Path):
+    video = Noise(1)
     with pytest.raises(ValueError, match="frames per second: expected more than 0"):
-        glus.segment(Noise(1), TEXTS, predictor, tmp_path / "out", frames_per_second=rate)
-    assert list(tmp_path.iterdir()) == []
+        glus.segment(video, TEXTS, predictor, tmp_path / "out", frames_per_second=rate)
+    assert (list(tmp_path.iterdir()), video.num_read) == ([], 0)
+
+
+@pytest.mark.parametrize("rate", [0.01, 1000])
+def test_the_slowest_and_the_fastest_movie_are_written(rate: float, predictor: VideoPredictor, tmp_path: Path):
+    glus.segment(Noise(2), TEXTS[:1], predictor, tmp_path / "out", frames_per_second=rate)
+    meta = next(imageio_ffmpeg.read_frames(str(tmp_path / "out" / "overlay.mp4")))
+    assert meta["duration"] == pytest.approx(2 / rate, abs=0.01)
+
+
+def no_ffmpeg() -> str:
+    raise RuntimeError("No ffmpeg exe could be found.")
+
+
+@pytest.mark.parametrize("ffmpeg", [no_ffmpeg, lambda: "/nowhere/ffmpeg", lambda: "false", lambda: __file__])
+def test_want_of_ffmpeg_shows_before_the_first_frame(ffmpeg, predictor, tmp_path: Path, monkeypatch):
+    """There is none, it is not where it should be, it cannot encode, it is for another processor."""
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", ffmpeg)
+    video = Noise()
+    with pytest.raises(OSError, match=r"no movie can be written: .*; .*IMAGEIO_FFMPEG_EXE"):
+        glus.segment(video, TEXTS, predictor, tmp_path / "out")
+    assert (list(tmp_path.iterdir()), video.num_read) == ([], 0)
+
+
+def test_a_movie_that_fails_costs_no_masks(predictor: VideoPredictor, tmp_path: Path, monkeypatch):
+    encodes = iter([imageio_ffmpeg.get_ffmpeg_exe(), "false"])
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: next(encodes))
+    out = tmp_path / "out"
+    with pytest.raises(OSError, match=rf"movie .*ffmpeg exit 1.*; the masks and summary.json are complete in {out}$"):
+        glus.segment(Noise(), TEXTS, predictor, out)
+    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "summary.json", "the-red-circle"]
+    assert len(list(out.glob("*/*.png"))) == 8
+
+
+def test_want_of_room_shows_before_the_first_frame(predictor: VideoPredictor, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**14))
+    video = Noise(5)
+    with pytest.raises(OSError, match=r"has 0.0 MiB free, but 5 files take at least 0.0: make room"):
+        glus.segment(video, TEXTS[:1], predictor, tmp_path / "out")
+    assert (list(tmp_path.iterdir()), video.num_read) == ([], 0)
+    glus.segment(Noise(4), TEXTS[:1], predictor, tmp_path / "out")
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_output_may_be_a_mount_point_or_a_link(is_link: bool, predictor: VideoPredictor, tmp_path: Path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    out = tmp_path / ("link" if is_link else "there")
+    if is_link:
+        out.symlink_to("there")
+    else:
+        mount(out, monkeypatch)
+    for texts in (TEXTS, TEXTS[1:]):
+        glus.segment(Noise(1), texts, predictor, out, overwrite=texts != TEXTS)
+    with pytest.raises(ValueError, match="does not decode"):
+        glus.segment(Noise(3, unreadable=2), TEXTS, predictor, out, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["a-dog", "overlay.mp4", "summary.json"]
+
+
+def test_a_result_that_cannot_be_put_in_its_place_is_not_lost(predictor: VideoPredictor, tmp_path: Path, monkeypatch):
+    out, replace = tmp_path / "out", os.rename
+    glus.segment(Noise(1), TEXTS[:1], predictor, out)
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(target).name == "a-dog":
+            raise OSError(errno.EIO, "Input/output error", str(source), None, str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError, match="cannot write") as error:
+        glus.segment(Noise(1), TEXTS[1:], predictor, out, overwrite=True)
+    finished = Path(str(error.value).rpartition(" lies in ")[2])
+    assert (finished / "a-dog/00000.png").is_file()
+    assert sorted(path.name for path in out.iterdir()) == ["overlay.mp4", "summary.json", "the-red-circle"]
 
 
 def test_a_sentence_of_the_longest_length_that_a_message_allows_is_read(predictor: VideoPredictor):
@@ -112,8 +192,9 @@ def test_a_full_disk_leaves_nothing(predictor: VideoPredictor, tmp_path: Path, m
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(Path, "write_bytes", no_room)
-    with pytest.raises(OSError, match=r"cannot write .*00000.png: No space left on device .* MiB free"):
+    with pytest.raises(OSError, match=r"cannot write .*00000.png: No space left on device .* MiB free") as error:
         glus.segment(Noise(), TEXTS, predictor, tmp_path / "out")
+    assert "is kept" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 

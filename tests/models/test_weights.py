@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import weakref
 from collections.abc import Callable
@@ -291,6 +292,68 @@ def test_shards_of_two_models_are_not_mixed(tmp_path: Path) -> None:
         save_file({name: torch.zeros(1)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match="mixes shards of several models"):
         read_tensors(tmp_path)
-    (tmp_path / "model-00002-of-00003.safetensors").rename(tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="mixes shards of several models"):
-        read_tensors(tmp_path)
+
+
+WHOLE = {"a": torch.ones(2), "b": torch.ones(1)}
+PART = {"a": torch.zeros(2)}
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 13476\n"
+FORMS = {
+    "safetensors": ["model.safetensors"],
+    "bin": ["pytorch_model.bin"],
+    **{
+        f"{ending} shards": [*(f"{stem}-0000{n}-of-00002.{ending}" for n in (1, 2)), f"{stem}.{ending}.index.json"]
+        for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin"))
+    },
+}
+BESIDE: list[dict[str, Any]] = [
+    {"adapter_config.json": {}, "adapter_model.safetensors": PART, "adapter_model.bin": PART},
+    {"optimizer.bin": PART, "optimizer.safetensors": PART, "scheduler.bin": PART, "training_args.bin": PART},
+    {"consolidated.00.pth": PART, "consolidated.safetensors": PART, "params.json": {}},
+    {"mm_projector.bin": PART, "mm_projector.safetensors": PART, "exp_avg.safetensors": PART, "model_old.bin": PART},
+    {"model-00001-of-00007.safetensors": PART, "pytorch_model-00003-of-00007.bin": PART},
+    {"model.safetensors.index.json": {"weight_map": {"a": "model-00001-of-00007.safetensors"}}},
+    {"pytorch_model.bin.index.json": {"weight_map": {"a": "pytorch_model-00001-of-00007.bin"}}},
+    {"model.safetensors": LFS_POINTER},
+    {"pytorch_model.bin": "<!DOCTYPE html>"},
+]
+
+
+def write_any(file: Path, content: object) -> None:
+    """Tensors, text, or JSON."""
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+    elif file.suffix == ".safetensors":
+        save_file(content, file)
+    else:
+        torch.save(content, file)
+
+
+@pytest.mark.parametrize(
+    ("form", "beside"),
+    [
+        pytest.param(form, beside, id=f"{form} and {next(iter(beside))}")
+        for form, files in FORMS.items()
+        for beside in BESIDE
+        if not beside.keys() & set(files)
+    ],
+)
+def test_whole_weights_are_found_whatever_lies_beside_them(
+    tmp_path: Path, form: str, beside: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    files = FORMS[form]
+    if len(files) == 1:
+        beside = beside | {files[0]: WHOLE}
+    else:
+        shards = dict(zip(WHOLE, files[:2], strict=True))
+        beside = beside | {file: {key: WHOLE[key]} for key, file in shards.items()} | {files[2]: {"weight_map": shards}}
+    for name, content in beside.items():
+        write_any(tmp_path / name, content)
+    torch.testing.assert_close(read_tensors(tmp_path), WHOLE)
+    assert all("read instead" in record.message for record in caplog.records)
+
+
+def test_a_state_dict_is_found_where_lightning_and_deepspeed_keep_it(tmp_path: Path) -> None:
+    torch.save({"state_dict": WHOLE, "epoch": 3}, tmp_path / "w.ckpt")
+    torch.save({"module": WHOLE, "dp_world_size": 8}, tmp_path / "w.pt")
+    for name in ("w.ckpt", "w.pt"):
+        torch.testing.assert_close(read_tensors(tmp_path / name), WHOLE)

@@ -11,15 +11,15 @@ from pathlib import Path, PurePosixPath
 
 from glus.config import DatasetConfig, Layout
 from glus.data.benchmarks.mevis import read_lvvis, read_mevis, read_revos
-from glus.data.benchmarks.reason_seg import read_reason_seg
-from glus.data.benchmarks.refcoco import REFS, read_refcoco
+from glus.data.benchmarks.reason_seg import ShapeMasks, read_reason_seg
+from glus.data.benchmarks.refcoco import REFS, PolygonMasks, read_refcoco
 from glus.data.benchmarks.youtube import (
     read_long_rvos,
     read_reason_vos,
     read_ref_youtube_vos,
     read_ref_youtube_vos_valid,
 )
-from glus.data.mask_store import FolderMasks, MaskStore, PaletteMasks, PolygonMasks, RleMasks, ShapeMasks
+from glus.data.masks import FolderMasks, MaskStore, PaletteMasks, RleMasks
 from glus.files import field, read_json
 from glus.types import Expression, Video
 

@@ -6,13 +6,21 @@ beside ``<id>.jpg``; some files are in cp1252.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 from glus.config import DatasetConfig
+from glus.data.masks import MaskStore, Size
 from glus.files import field, read_json
 from glus.types import Expression
+
+TARGET, IGNORED = 1, 255
+"""Values of pixels when the shapes of a picture are drawn over each other."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +97,51 @@ def _shape(value: Any, where: str) -> Shape | None:
 
 def _is_point(point: Any) -> bool:
     return isinstance(point, list) and len(point) == 2 and all(isinstance(side, int | float) for side in point)
+
+
+class ShapeMasks(MaskStore):
+    """ReasonSeg: ``<folder>/<id>.json``, whose shapes are targets or areas to be ignored."""
+
+    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
+        """See ``MaskStore.read``."""
+        if not expression.annotation_ids:
+            return np.zeros((len(frames), *size), np.uint8)
+        shapes = self._shapes(expression)
+        if not shapes:
+            raise ValueError(f"masks of {expression.name}: {self.path / expression.video}.json has no outlines")
+        is_target = draw_shapes(shapes, size) == TARGET
+        return np.repeat(is_target[None].astype(np.uint8), len(frames), axis=0)
+
+    def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
+        """See ``MaskStore.ignore``: what lies in a shape labelled "ignore" and in no smaller target."""
+        is_ignored = draw_shapes(self._shapes(expression), size) == IGNORED
+        return np.repeat(is_ignored[None], len(frames), axis=0)
+
+    def annotated(self, expression: Expression) -> np.ndarray:
+        """See ``MaskStore.annotated``: whether the picture has outlines; without, it cannot be scored or trained on."""
+        return np.array([bool(self._shapes(expression))])
+
+    def _shapes(self, expression: Expression) -> list[Shape]:
+        self.open()
+        return read_reason_seg_file(self.path / f"{expression.video}.json").shapes
+
+
+def draw_shapes(shapes: Sequence[Shape], size: Size) -> np.ndarray:
+    """Shapes over each other, the largest first; each covers its inside and its outline (LISA's data_processing.py).
+
+    Args:
+        shapes: coordinates are cut to whole pixels.
+        size: (H, W).
+
+    Returns:
+        (H, W) uint8: 0, ``TARGET`` or ``IGNORED``.
+    """
+    drawn = np.zeros((len(shapes), *size), np.uint8)
+    for inside_HW, shape in zip(drawn, shapes, strict=True):
+        points = [np.array(shape.points).astype(np.int32)]
+        cv2.polylines(inside_HW, points, True, 1, 1)
+        cv2.fillPoly(inside_HW, points, 1)
+    picture = np.zeros(size, np.uint8)
+    for index in np.argsort([int(inside_HW.sum()) for inside_HW in drawn])[::-1]:
+        picture[drawn[index] > 0] = IGNORED if shapes[index].is_ignored else TARGET
+    return picture

@@ -9,11 +9,15 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from pycocotools import mask as coco
+
 from glus.config import DatasetConfig
+from glus.data.masks import PackedMasks, Size, frame_name, require_size
 from glus.files import field, read_object, whole_number
 from glus.types import Expression
 
@@ -109,3 +113,44 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, but plain data need no code")
+
+
+class PolygonMasks(PackedMasks):
+    """RefCOCO: COCO's ``instances.json``, whose annotations are lists of polygons or a run-length code."""
+
+    @staticmethod
+    def read_annotations(path: Path) -> dict[str, Any]:
+        """{annotation id: [its polygons or run-length code]}; ValueError names an annotation that is malformed."""
+        found: dict[str, Any] = {}
+        for index, annotation in enumerate(read_object(path).get("annotations", [])):
+            where = f"{path}: annotations[{index}]"
+            annotation_id, outline = str(field(annotation, "id", int, where)), annotation.get("segmentation")
+            is_code = isinstance(outline, dict) and {"size", "counts"} <= outline.keys()
+            if not is_code and not (isinstance(outline, list) and all(map(_is_polygon, outline))):
+                raise ValueError(
+                    f"{where}: expected polygons [[x, y, x, y, ...]] or {{size, counts}}, found {outline!r:.80}"
+                )
+            if annotation_id in found:
+                raise ValueError(f"{path} lists annotation {annotation_id!r} twice")
+            found[annotation_id] = [outline]
+        return found
+
+    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
+        """See ``MaskStore.read``; the parts of an object are united, and it may have none."""
+        union = np.zeros(size, np.uint8)
+        for annotation_id in expression.annotation_ids:
+            (outline,) = self.entries(expression, annotation_id)
+            union |= self._draw(outline, size, f"{frame_name(expression, 0)}, annotation {annotation_id}")
+        return np.repeat(union[None], len(frames), axis=0)
+
+    def _draw(self, outline: Any, size: Size, name: str) -> np.ndarray:
+        """(H, W) uint8 of 0/1; polygons as COCO's own library draws them."""
+        if isinstance(outline, dict):
+            require_size(f"mask of {name} in {self.path}", outline["size"], size)
+            return self.decode(outline, size, name)
+        return coco.decode(coco.merge(coco.frPyObjects(outline, *size))) if outline else np.zeros(size, np.uint8)
+
+
+def _is_polygon(points: Any) -> bool:
+    is_list = isinstance(points, list) and len(points) >= 6 and len(points) % 2 == 0
+    return is_list and all(isinstance(side, int | float) for side in points)
