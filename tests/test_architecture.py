@@ -30,6 +30,8 @@ BORDERS = {
 }
 """Libraries that one file alone imports."""
 LLAVA, SAM2 = "glus/models/mllm/llava.py", "glus/models/segmenter/sam2.py"
+INTERNVL, QWEN3_VL = "glus/models/mllm/internvl.py", "glus/models/mllm/qwen3_vl.py"
+REFERENCES = "tools/backbones/references.py"
 FAMILIES = {
     LLAVA: {
         "glus/models/build.py",  # puts the network together
@@ -38,6 +40,8 @@ FAMILIES = {
         *("tools/pretrain_towers.py", "tools/benchmark_training.py"),
         *("tools/benchmarks/plain.py", "tools/parity/network.py"),  # measure and compare its insides
     },
+    INTERNVL: {"glus/models/build.py"},
+    QWEN3_VL: {"glus/models/build.py"},
     SAM2: {
         *("glus/models/build.py", "glus/shapes/pretrain.py"),
         *("tools/benchmarks/plain.py", "tools/parity/network.py"),
@@ -45,11 +49,10 @@ FAMILIES = {
 }
 """The file of each family -> who may import it. Everything else knows ``Mllm`` and ``Segmenter``."""
 FAMILY_CLASSES = {
-    "CLIP": {LLAVA, "glus/models/release.py"},
-    "Llama": {
-        *(LLAVA, "glus/models/release.py"),  # what a released folder says of its architecture
-        *("glus/models/build.py", "glus/models/mllm/adapters.py"),  # as a type alone
-    },
+    "CLIP": {LLAVA, "glus/models/release.py", REFERENCES},
+    "Llama": {LLAVA, "glus/models/release.py"},  # what a released folder says of its architecture
+    "InternVL": {INTERNVL},
+    "Qwen3VL": {QWEN3_VL},
 }
 """Beginnings of the names of transformers' classes -> who may import these."""
 DEFINED_OFTEN = {"main", "parse_arguments", "log"}

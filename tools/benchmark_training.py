@@ -117,7 +117,7 @@ class Training:
 
     def step(self, procedure: Procedure, clock: StageClock) -> None:
         """One step, its parts timed."""
-        self.glus.mllm.checkpoint_gradients(procedure.checkpointing)
+        self.glus.mllm.decoder.checkpoint_gradients(procedure.checkpointing)
         with torch.compiler.set_stance("default" if procedure.compiled else "force_eager"):
             with clock.stage("forward"):
                 output = self.forward(procedure)
@@ -159,7 +159,7 @@ def build(options: argparse.Namespace, scenes: Sequence[Scene], device: torch.de
     glus, tokenizer = build_training(options.model, device)
     whole, alone = make_inputs(scenes, options.context, tokenizer, glus.mllm.prepare, device)
     if options.compile:
-        glus.mllm.compile_layers()
+        glus.mllm.decoder.compile_layers()
     trained = [parameter for parameter in glus.parameters() if parameter.requires_grad]
     optimizer = build_adamw(trained, 0.0, (0.9, 0.95), 0.0)
     return Training(glus, whole, alone, GlusObjective(WEIGHTS, tokenizer.vocabulary.seg_id), optimizer, device)

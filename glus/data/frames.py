@@ -8,7 +8,7 @@ import re
 import threading
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from PIL import ExifTags, Image, ImageOps
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import LAYOUTS, image_folder
 from glus.data.video_file import FileVideo
+from glus.types import Role
 
 log = logging.getLogger(__name__)
 
@@ -367,8 +368,14 @@ class Frame:
     index: int
     pixels_HW3: np.ndarray
     """uint8 RGB."""
-    prepared: np.ndarray | None
-    """uint8: what the MLLM sees; None where its visual tokens are known already."""
+    prepared: Mapping[Role, np.ndarray]
+    """uint8: what the MLLM sees, as what the frame is shown; nothing where its visual tokens are known already."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.pixels_HW3.shape[:2]
+        return height, width
 
 
 class FrameStream:
@@ -376,7 +383,7 @@ class FrameStream:
 
     Args:
         video: read from several threads if it allows that.
-        schedule: (frame, whether the MLLM is to see it) in the order of ``take``.
+        schedule: (frame, the roles in which the MLLM is to see it) in the order of ``take``.
         prepare: ``Mllm.prepare``.
         ahead: frames that are read before they are asked for.
     """
@@ -384,8 +391,8 @@ class FrameStream:
     def __init__(
         self,
         video: VideoSource,
-        schedule: Iterable[tuple[int, bool]],
-        prepare: Callable[[np.ndarray], np.ndarray],
+        schedule: Iterable[tuple[int, Sequence[Role]]],
+        prepare: Callable[[np.ndarray, Role], np.ndarray],
         ahead: int,
     ):
         self._video = video
@@ -421,6 +428,6 @@ class FrameStream:
             self._coming.append(self._pool.submit(self._read, *wanted))
         return wanted is not None
 
-    def _read(self, index: int, is_seen: bool) -> Frame:
+    def _read(self, index: int, roles: Sequence[Role]) -> Frame:
         pixels = self._video.read(index)
-        return Frame(index, pixels, self._prepare(pixels) if is_seen else None)
+        return Frame(index, pixels, {role: self._prepare(pixels, role) for role in roles})

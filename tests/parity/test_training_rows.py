@@ -348,11 +348,13 @@ def test_detach_is_seen(setup, recorded):
 def test_one_query_frame_has_no_memory_to_detach(setup):
     batch = replace(
         setup.batch,
-        query_pixels=setup.batch.query_pixels[:, :0],
+        query_pixels=[frames[:0] for frames in setup.batch.query_pixels],
         query_frames=[frames[:1] for frames in setup.batch.query_frames],
         rows=replace(setup.batch.rows, reads_R=setup.batch.rows.reads_R.unflatten(0, (-1, 2))[:, 0]),
         target_masks=[mask[:1] for mask in setup.batch.target_masks],
-        context_pixels=torch.cat([setup.batch.context_pixels, setup.batch.query_pixels], dim=1),
+        context_pixels=[
+            torch.cat(both) for both in zip(setup.batch.context_pixels, setup.batch.query_pixels, strict=True)
+        ],
     )
     rows: list[Row] = []
     replay_detach(rows, replace(setup, batch=batch), setup.model.glus)

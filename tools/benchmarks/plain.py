@@ -99,7 +99,7 @@ def build_predictor(size: str) -> VideoPredictor:
         return load_predictor(SHIPPED)[0]
     torch.manual_seed(0)
     glus = build_random(model_config(size), distributed.device()).eval()
-    tokenizer = stand_in_tokenizer(glus.mllm.tokens_per_frame)
+    tokenizer = stand_in_tokenizer(llava_of(glus).tokens_per_frame)
     return VideoPredictor(glus, tokenizer, FramesConfig(), InferenceConfig(force_seg=True))
 
 
@@ -108,8 +108,8 @@ def build_training(size: str, device: torch.device) -> tuple[Glus, LlavaChat]:
     glus = build_random(model_config(size), device).train()
     silence_dropout(glus)
     if size == "glus_tiny":
-        return glus, LlavaChat(Vocabulary(SHIPPED), glus.mllm.tokens_per_frame)
-    return glus, stand_in_tokenizer(glus.mllm.tokens_per_frame)
+        return glus, LlavaChat(Vocabulary(SHIPPED), llava_of(glus).tokens_per_frame)
+    return glus, stand_in_tokenizer(llava_of(glus).tokens_per_frame)
 
 
 def silence_dropout(module: nn.Module) -> None:
@@ -145,7 +145,7 @@ def segment_plainly(
         tokens_MD = glus.mllm.see(shown.permute(0, 3, 1, 2)).flatten(0, 1)
         prompt = predictor.chat.window(text, num_context, len(window), settings.trailing_space)
         states_LD = all_states(glus, separate_rows([prompt], vocabulary.pad_id).to(device), tokens_MD)
-        has_seg = int(glus.mllm.logits(states_LD)[-1].argmax()) == vocabulary.seg_id
+        has_seg = int(glus.mllm.decoder.logits(states_LD)[-1].argmax()) == vocabulary.seg_id
         image = glus.segmenter.prepare_frames(torch.from_numpy(video.read(frame)).to(device)[None])
         features = glus.segmenter.encode_frames(image)
         size = pixels[-1].shape[:2]
@@ -249,10 +249,10 @@ def released_forward(glus: Glus, inputs: Sequence[Inputs]) -> GlusOutput:
 
 def _released_output(glus: Glus, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch = inputs.batch
-    pixels_BF3ss = torch.cat([batch.context_pixels, batch.query_pixels], dim=1)
-    visual = [glus.mllm.see(pixels_BF3ss[video]).flatten(0, 1) for video in batch.video_index.tolist()]
+    pixels = [torch.cat(frames) for frames in zip(batch.context_pixels, batch.query_pixels, strict=True)]
+    visual = [glus.mllm.see(pixels[video]).flatten(0, 1) for video in batch.video_index.tolist()]
     states_RD = all_states(glus, inputs.rows, torch.cat(visual))
-    logits_RV, reads_NQ = glus.mllm.logits(states_RD), inputs.rows.reads_R.unflatten(0, (len(visual), -1))
+    logits_RV, reads_NQ = glus.mllm.decoder.logits(states_RD), inputs.rows.reads_R.unflatten(0, (len(visual), -1))
     embeds_NQC = glus.seg_head(states_RD[reads_NQ])
     masks = [
         _released_masks(glus, frames, embeds_NQC[batch.video_index == video])

@@ -171,7 +171,7 @@ def load_written(sizes: Sizes, folder: Path, settings: SettingsConfig | None = N
         raise Absent("no room on the disk for the full size's weights")
     as_made = SettingsConfig(precision=model_config(sizes.model).precision)  # on a CPU too
     loaded = load_predictor(folder / WEIGHTS_FOLDER, settings or as_made)[0]
-    tokenizer = stand_in_tokenizer(loaded.glus.mllm.tokens_per_frame)
+    tokenizer = stand_in_tokenizer(llava_of(loaded.glus).tokens_per_frame)
     return VideoPredictor(loaded.glus, tokenizer, loaded.frames, loaded.inference)
 
 
@@ -216,8 +216,8 @@ def plan(sizes: Sizes, folder: Path) -> Report:
     config = TrainConfig(model=model_config(sizes.training_model), trainer=trainer, output_dir="")
     forget_peak(device)
     glus = build_random(config.model, device).train()
-    glus.mllm.checkpoint_gradients(is_checkpointing)
-    batch = example_batch(config, glus.mllm.tokens_per_frame, glus.mllm.prepare, videos).to(device)
+    glus.mllm.decoder.checkpoint_gradients(is_checkpointing)
+    batch = example_batch(config, glus.mllm, videos).to(device)
     objective = GlusObjective({"seg": 1.0, "bce": 2.0, "dice": 0.5}, seg_id=0)
     init_distributed(timeout_minutes=5)
     engine = Engine(glus, trainer, accumulation=1)

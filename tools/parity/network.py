@@ -17,7 +17,7 @@ from glus.batch import Batch, GlusOutput
 from glus.config import FramesConfig, FuserGamma, InferenceConfig, LlmConfig, ModelConfig, SegmenterConfig
 from glus.data.chat.llava import LlavaChat
 from glus.data.frames import VideoSource
-from glus.inference.predictor import VideoPredictor
+from glus.inference.predictor import VideoPredictor, chat_of
 from glus.models.glus import Glus
 from glus.models.mllm.llava import llava_of
 from glus.models.pretrained import LoadedModel
@@ -144,7 +144,9 @@ def sam2_tensors(glus: Glus) -> dict[str, torch.Tensor]:
 
 def make_chat(model: LoadedModel) -> LlavaChat:
     """The tokenizer that expands images as the model does."""
-    return LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
+    chat = chat_of(model.glus, model.vocabulary)
+    assert isinstance(chat, LlavaChat)
+    return chat
 
 
 def make_predictor(model: LoadedModel, fixture: Fixture, inference: InferenceConfig) -> VideoPredictor:
@@ -270,7 +272,7 @@ def _probed_values(opening: Call, calls: dict[str, list[Call]], glus: Glus) -> d
     assert isinstance(segmenter, Sam2Segmenter)
     features, decoded = _only(calls, "encode_frames").result, _only(calls, "decode").result
     values = {
-        "visual_tokens": visual_MD.unflatten(0, (-1, glus.mllm.tokens_per_frame)),
+        "visual_tokens": visual_MD.unflatten(0, (-1, llava_of(glus).tokens_per_frame)),
         "llm_state": _only(calls, "answer").arguments[0][0],
         "sam2_input": _only(calls, "prepare_frames").result[0],
         "high_res_256": features.high_NChw[0][0],

@@ -112,7 +112,7 @@ def object_key(video: Record, exp_id: str, frame: str) -> ObjectKey:
 
 def compare_batch(case: Case, setup: Setup) -> None:
     """Token ids, the labels that count, and the wording that they were made of."""
-    vocabulary, num_tokens = setup.model.vocabulary, setup.model.glus.mllm.tokens_per_frame
+    vocabulary, num_tokens = setup.model.vocabulary, make_chat(setup.model).tokens_per_frame
     arrays = read_arrays(setup.folder / "batch.npz")
     conversations = unpack_conversations(setup.batch.rows)
     with case.row("token ids") as row:

@@ -39,6 +39,7 @@ from tools.parity.network import (
     Fixture,
     clip_input,
     load_network,
+    make_chat,
     make_predictor,
     run_pass,
     sam2_input,
@@ -222,7 +223,7 @@ def compare_case(
         ours = context_indices_eval(fixture.settings["num_frames"], fixture.settings["num_context"])
         row.compare(ours, arrays.optional("context_index"))
     with case.row("prompt ids") as row:
-        _compare_prompts(row, arrays, steps, model.glus.mllm.tokens_per_frame)
+        _compare_prompts(row, arrays, steps, make_chat(model).tokens_per_frame)
     for name, title in EXACT_ARRAYS.items():
         with case.row(title) as row:
             row.compare([step[name] for step in steps], arrays.optional(name))
