@@ -16,7 +16,7 @@ import argparse
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,6 @@ from tools.benchmarks.plain import (
     counted,
     make_inputs,
     released_forward,
-    shared_forward,
     stand_in_tokenizer,
     timed_verbs,
 )
@@ -75,7 +74,8 @@ WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5}
 class Procedure(NamedTuple):
     """How a step is taken."""
 
-    forward: Callable[[Glus, Sequence[Inputs]], GlusOutput]
+    is_ours: bool = False
+    """What training runs; else what is shared is what the released code shares."""
     is_alone: bool = False
     """Each expression is an input of its own."""
     checkpointing: bool = False
@@ -85,11 +85,11 @@ class Procedure(NamedTuple):
 
 
 PROCEDURES = {
-    "ours": Procedure(shared_forward),
-    "ours, checkpointing": Procedure(shared_forward, checkpointing=True),
-    "as released": Procedure(released_forward),
-    "plain": Procedure(released_forward, is_alone=True),
-    "ours, compiled": Procedure(shared_forward, compiled=True),
+    "ours": Procedure(is_ours=True),
+    "ours, checkpointing": Procedure(is_ours=True, checkpointing=True),
+    "as released": Procedure(),
+    "plain": Procedure(is_alone=True),
+    "ours, compiled": Procedure(is_ours=True, compiled=True),
 }
 UNCOMPILED = [name for name, procedure in PROCEDURES.items() if not procedure.compiled]
 RATIOS = {"plain": "samples_per_second_ratio", "as released": "samples_per_second_ratio_to_released"}
@@ -108,7 +108,10 @@ class Training:
 
     def forward(self, procedure: Procedure) -> GlusOutput:
         """The procedure's forward pass."""
-        return procedure.forward(self.glus, self.alone if procedure.is_alone else [self.whole])
+        if procedure.is_ours:
+            output: GlusOutput = self.glus(self.whole.batch)
+            return output
+        return released_forward(self.glus, self.alone if procedure.is_alone else [self.whole])
 
     def losses(self, output: GlusOutput) -> dict[str, torch.Tensor]:
         """Of the whole micro-batch."""
@@ -147,7 +150,7 @@ class Training:
             "losses": losses,
             "clip_encodes": counts["CLIP images"],
             "sam2_encodes": counts["SAM2 images"],
-            "llm_tokens": count_tokens(self.alone if procedure.forward is released_forward else [self.whole]),
+            "llm_tokens": count_tokens([self.whole] if procedure.is_ours else self.alone),
             "flops": flops.get_total_flops(),
             "peak_gib": peak_memory(self.device) / GIB,
             "part_seconds": dict(parts),

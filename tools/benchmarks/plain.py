@@ -234,15 +234,9 @@ def count_tokens(inputs: Sequence[Inputs]) -> int:
     return sum(len(path_NC.unique()) for path_NC in paths if path_NC is not None)
 
 
-def shared_forward(glus: Glus, inputs: Sequence[Inputs]) -> GlusOutput:
-    """What training runs, on a single batch."""
-    output: GlusOutput = glus(inputs[0].batch)
-    return output
-
-
 def released_forward(glus: Glus, inputs: Sequence[Inputs]) -> GlusOutput:
-    """The same as the released GLUS computes it: SAM2's features of a query frame are shared, no more. Plain, if each
-    of the inputs is one expression alone."""
+    """A forward pass as the released GLUS computes it: SAM2's features of a query frame are shared, no more. Plain, if
+    each of the inputs is one expression alone."""
     outputs = [_released_output(glus, one) for one in inputs]
     return GlusOutput(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
@@ -284,21 +278,15 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
     llama, sam = llava.llama, segmenter.sam
     first_layer = llama.model.layers[0].mlp.gate_proj
 
-    def calls(tensor: torch.Tensor) -> int:
-        return 1
-
-    def tokens(tensor: torch.Tensor) -> int:
-        return tensor.shape[:-1].numel()
-
     watched: dict[str, tuple[nn.Module, Callable[[torch.Tensor], int]]] = {
         "CLIP images": (llava.clip, len),
         "CLIP input bytes": (llava.clip, lambda tensor: tensor.nbytes),
         "SAM2 images": (sam.image_encoder, len),
-        "LLM tokens": (first_layer, tokens),
-        "LLM calls": (first_layer, calls),
-        "LLM head tokens": (llama.lm_head, tokens),
-        "memory attention calls": (sam.memory_attention.norm, calls),
-        "memory encoder calls": (sam.memory_encoder, calls),
+        "LLM tokens": (first_layer, lambda tensor: tensor.shape[:-1].numel()),
+        "LLM calls": (first_layer, lambda _: 1),
+        "LLM head tokens": (llama.lm_head, lambda tensor: tensor.shape[:-1].numel()),
+        "memory attention calls": (sam.memory_attention.norm, lambda _: 1),
+        "memory encoder calls": (sam.memory_encoder, lambda _: 1),
     }
 
     def count(name: str, amount: Callable[[torch.Tensor], int], _: nn.Module, arguments: tuple[Any, ...]) -> None:
