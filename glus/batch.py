@@ -23,7 +23,7 @@ Shape letters, used as suffixes of tensor names (``embeds_NQC``):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,7 +40,23 @@ class Conversation:
     input_ids: np.ndarray
     """(L,) int64; each image is ``P`` times ``tokens.IMAGE_ID``."""
     seg_positions: np.ndarray
-    """(Q,) int64: the position *before* each [SEG], whose state predicts it and is its embedding."""
+    """(Q,) int64: the position *before* each [SEG], whose state predicts it and, as released, is its embedding."""
+    axes_L3: np.ndarray | None = None
+    """int64: time, row and column of each token, for families that count these; None: tokens are counted."""
+    is_read_at_seg: bool = False
+    """Whether the states of the [SEG] themselves are wanted too: their embeddings, with ``model.seg_state=at``."""
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(L,) or (L, 3) int64."""
+        return np.arange(len(self.input_ids)) if self.axes_L3 is None else self.axes_L3
+
+    @property
+    def reads(self) -> np.ndarray:
+        """int64: tokens whose states are wanted, (Q,), or (2 Q,) where each is followed by its [SEG]."""
+        if not self.is_read_at_seg:
+            return self.seg_positions
+        return np.stack([self.seg_positions, self.seg_positions + 1], axis=1).ravel()
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,7 @@ class TokenRows:
     input_ids_BL: torch.Tensor
     """int64, ``tokens.IMAGE_ID`` where a visual token goes; right-padded."""
     position_ids_BL: torch.Tensor
-    """int64: position of each token in its own conversation; 0 on padding."""
+    """int64: position of each token in its own conversation, (B, L, 3) where it has three; 0 on padding."""
     placeholders_M: torch.Tensor
     """int64: where visual tokens go, counted through the rows. Given, not looked for: a number of tokens that depends
     on values would be waited for on a GPU."""
@@ -71,7 +87,7 @@ class TokenRows:
 
     def to(self, device: torch.device | str) -> TokenRows:
         """The same rows on ``device``."""
-        return _each(self, lambda tensor: _moved(tensor, device))
+        return _each(self, lambda tensor: to_device(tensor, device))
 
 
 @dataclass
@@ -79,9 +95,9 @@ class TrainSample:
     """One video with its drawn frames and sentences, before collation (CPU)."""
 
     context_pixels: np.ndarray
-    """(K, s, s, 3) uint8: the context frames as ``Mllm.prepare`` gives them."""
+    """(K, h, w, 3) uint8: the context frames as ``Mllm.prepare`` gives them."""
     query_pixels: np.ndarray
-    """(Q, s, s, 3) uint8: the query frames, likewise."""
+    """(Q, h, w, 3) uint8: the query frames, likewise."""
     query_frames: np.ndarray
     """(Q, H, W, 3) uint8 RGB: the query frames whole, for the segmenter."""
     conversations: list[Conversation]
@@ -99,15 +115,15 @@ class Batch:
     """Rows of expressions pointing at rows of videos; each frame of a video, and what its conversations begin with,
     is held once."""
 
-    context_pixels: torch.Tensor
-    """(B, K, 3, s, s) uint8: what the MLLM sees."""
-    query_pixels: torch.Tensor
-    """(B, Q, 3, s, s) uint8."""
+    context_pixels: list[torch.Tensor]
+    """B tensors (K, 3, h, w) uint8: what the MLLM sees."""
+    query_pixels: list[torch.Tensor]
+    """B tensors (Q, 3, h, w) uint8."""
     query_frames: list[torch.Tensor]
     """B tensors (Q, H, W, 3) uint8; the segmenter's resize happens on the device."""
     rows: TokenRows
     """One row per video: what all its conversations begin with, then the rest of each. Its visual tokens are the
-    videos' B * F * P; read are the positions before each [SEG], N * Q."""
+    videos', context before query frames; read are N * Q positions before each [SEG] (see ``Conversation.reads``)."""
     video_index: torch.Tensor
     """(N,) int64, the row of the video each expression belongs to."""
     target_masks: list[torch.Tensor]
@@ -120,11 +136,18 @@ class Batch:
     @property
     def num_masks(self) -> int:
         """Number of (expression, query frame) pairs, which is also the number of [SEG]."""
-        return len(self.rows.reads_R)
+        return sum(len(masks) for masks in self.target_masks)
+
+    @property
+    def num_bytes(self) -> int:
+        """What its tensors take."""
+        sizes: list[int] = []
+        _each(self, lambda tensor: sizes.append(tensor.nbytes) or tensor)  # type: ignore[func-returns-value]
+        return sum(sizes)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on ``device``."""
-        return _each(self, lambda tensor: _moved(tensor, device))
+        return _each(self, lambda tensor: to_device(tensor, device))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which ``to`` copies while the GPU works; a DataLoader calls it."""
@@ -149,13 +172,6 @@ def _each(holder: Rows, change: Callable[[torch.Tensor], torch.Tensor]) -> Rows:
     return type(holder)(**{name: changed(value) for name, value in vars(holder).items()})
 
 
-def _moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """On the device; to a GPU through page-locked memory, from which it is copied while other work goes on."""
-    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
 class GlusOutput(NamedTuple):
     """What one forward pass of the model gives for a batch.
 
@@ -170,3 +186,28 @@ class GlusOutput(NamedTuple):
     """Low-resolution mask logits."""
     iou_logits_NQ: torch.Tensor | None = None
     """Of the IoU that each mask is expected to reach; None where the model has no head for it."""
+    mask_iou_NQ: torch.Tensor | None = None
+    """What the mask decoder itself expects each mask to reach."""
+    object_logits_NQ: torch.Tensor | None = None
+    """Of whether the decoder sees the object at all."""
+
+
+def to_device(values: torch.Tensor | np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """The values there; to a GPU through page-locked memory, from which they are copied while other work goes on."""
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(np.require(values, requirements=["C", "W"]))  # copies where it must
+    if torch.device(device).type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
+def to_host(flags: torch.Tensor) -> torch.Tensor:
+    """A bool tensor that will be complete on the CPU once the device has done what it was given to do until now."""
+    if flags.device.type != "cuda":
+        return flags
+    return torch.empty(flags.shape, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
+
+
+def row_index(rows: Sequence[int] | np.ndarray, device: torch.device) -> torch.Tensor:
+    """Numbers of rows on the device: (len(rows),) int64. A GPU need not be idle for it, as it is for a list."""
+    return torch.from_numpy(np.array(rows, np.int64)).to(device, non_blocking=True)

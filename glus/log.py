@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
-from glus import distributed
+from glus import __version__, distributed
 from glus.config import WandbConfig, to_yaml
 from glus.files import write_text
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PACKAGES = ("glus", "torch", "transformers", "peft", "deepspeed", "sam2", "numpy")
+_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "sam2", "numpy")
 
 
 def setup_logging() -> None:
@@ -36,15 +36,26 @@ def setup_logging() -> None:
 def run_info() -> dict[str, Any]:
     """Command, commit, versions and time: what one needs to know about a run years later."""
     describe = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    git = subprocess.run(describe, capture_output=True, text=True, check=False)
+    try:
+        commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # a slim image has no git
+        commit = ""
     return {
         "command": sys.argv,
-        "commit": git.stdout.strip() or "unknown (not a git checkout)",
+        "commit": commit or "unknown (no git, or not a git checkout)",
         "python": sys.version.split()[0],
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {"glus": __version__, **{name: _version(name) for name in _PACKAGES}},
         "world_size": distributed.world_size(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
+
+
+def _version(package: str) -> str:
+    """As pip knows it; what lies on PYTHONPATH alone it does not know."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def write_run_folder(folder: Path, config: object, start: int) -> None:

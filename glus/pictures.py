@@ -1,4 +1,4 @@
-"""Masks on frames, for people to look at: overlays, legends, strips, movies."""
+"""Pictures around frames with masks: legends, strips, movies."""
 
 from __future__ import annotations
 
@@ -12,72 +12,16 @@ from pathlib import Path
 import cv2
 import imageio_ffmpeg
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-Colour = tuple[int, int, int]
+from glus.files import atomic_file, naming_write_errors
+from glus.fonts import ascent, draw_text, text_width, wrap
+from glus.painter import FILL, INK, PAPER, SENTENCE_COLOURS, Colour, Painter, chip, label_size, numbers, palette
 
-OKABE_ITO: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (204, 121, 167),
-    (0, 158, 115),
-    (240, 228, 66),
-    (213, 94, 0),
-    (0, 114, 178),
-)
-"""Okabe and Ito's palette (without black), told apart with any colour vision: jfly.uni-koeln.de/color."""
-
-FILL = 0.45
-"""Share of the colour in a mask's inside."""
-PAPER: Colour = (255, 255, 255)
-INK: Colour = (20, 20, 20)
-
-
-def palette(count: int) -> list[Colour]:
-    """Distinct colours for ``count`` sentences; past the seventh, paler and darker forms of the same hues.
-
-    Raises:
-        ValueError: more than 28 are asked for.
-    """
-    tones = [(0.0, 255), (0.5, 255), (0.5, 0), (0.75, 255)]  # how much of white (255) or black (0) is mixed in
-    colours = [
-        (round(r + share * (end - r)), round(g + share * (end - g)), round(b + share * (end - b)))
-        for share, end in tones
-        for r, g, b in OKABE_ITO
-    ]
-    if count > len(colours):
-        raise ValueError(f"{count} sentences in one picture: there are only {len(colours)} distinct colours")
-    return colours[:count]
-
-
-def overlay(frame_HW3: np.ndarray, masks_EHW: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
-    """Each mask as a translucent fill with a contour on a light rim, so that it shows on its own colour too.
-
-    Where masks overlap, the contour of the earlier is wider, so that it is seen beside the later.
-
-    Args:
-        frame_HW3: uint8 RGB.
-        masks_EHW: bool.
-        colours: one per mask.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    pixels = frame_HW3.astype(np.float32)
-    for mask, colour in zip(masks_EHW, colours, strict=True):
-        pixels[mask] += FILL * (np.array(colour, np.float32) - pixels[mask])
-    picture = np.ascontiguousarray(pixels.round().astype(np.uint8))
-    line = max(1, round(min(frame_HW3.shape[:2]) / 150))
-    contours = [cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0] for mask in masks_EHW]
-    widths = [
-        line * (1 + 2 * sum(bool((mask & later).any()) for later in masks_EHW[number + 1 :]))
-        for number, mask in enumerate(masks_EHW)
-    ]
-    for outline, width in zip(contours, widths, strict=True):
-        cv2.drawContours(picture, outline, -1, PAPER, width + 2)
-    for outline, width, colour in zip(contours, widths, colours, strict=True):
-        cv2.drawContours(picture, outline, -1, colour, width)
-    return picture
+LABEL_SHARE = 0.3
+"""Of a picture's width: sentences that take at most this much stand at their objects, longer ones below."""
+MOVIE_RATES = (0.01, 1000.0)
+"""Least and most frames per second of a movie."""
 
 
 def fit(frame_HW3: np.ndarray, masks_EHW: np.ndarray, long_side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,30 +35,50 @@ def fit(frame_HW3: np.ndarray, masks_EHW: np.ndarray, long_side: int) -> tuple[n
     return frame, np.array(masks, bool).reshape(len(masks_EHW), *frame.shape[:2])
 
 
-def legend(texts: Sequence[str], colours: Sequence[Colour], width: int, text_size: int = 15) -> np.ndarray:
-    """Sentences under each other, each with a square of its colour, wrapped to ``width``: (h, width, 3) uint8."""
-    font = ImageFont.load_default(text_size)
-    line_height, margin = round(text_size * 1.45), text_size // 2
-    indent = margin + round(text_size * 1.5)
-    blocks = [_wrap(text, font, width - indent - margin) for text in texts]
-    height = line_height * sum(len(block) for block in blocks) + margin
+def legend(texts: Sequence[str], colours: Sequence[Colour], width: int, size: int = 15) -> np.ndarray:
+    """Sentences under each other, wrapped to ``width``, each beside its number and colour: (h, width, 3) uint8.
+
+    A single sentence has no number. ``size`` is that of the letters, in pixels.
+    """
+    line_height, margin, gap = round(size * 1.4), size // 2, size // 3
+    marks = [chip(label or "  ", colour, size) for label, colour in zip(numbers(len(texts)), colours, strict=True)]
+    indent = 2 * margin + max(mark.shape[1] for mark in marks)
+    blocks = [wrap(text, size, width - indent - margin) for text in texts]
+    height = 2 * margin + sum(line_height * len(block) + gap for block in blocks) - gap
     image = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(image)
-    top = margin // 2
-    for block, colour in zip(blocks, colours, strict=True):
-        box = (margin, top + line_height // 8, margin + text_size, top + line_height // 8 + text_size)
-        draw.rectangle(box, fill=colour, outline=INK)
+    top = margin
+    for mark, block in zip(marks, blocks, strict=True):
+        image.paste(Image.fromarray(mark[..., :3]), (margin, top), Image.fromarray(mark[..., 3]))
         for line in block:
-            draw.text((indent, top), line, fill=INK, font=font)
+            draw_text(image, indent, top + 0.1 * size + ascent(size), line, size, INK)
             top += line_height
+        top += gap
     return np.array(image)
 
 
-def titled(picture_HW3: np.ndarray, title: str, text_size: int = 15) -> np.ndarray:
+def titled(picture_HW3: np.ndarray, title: str, size: int = 15) -> np.ndarray:
     """The picture below a line that names it."""
-    bar = Image.new("RGB", (picture_HW3.shape[1], round(text_size * 1.45)), PAPER)
-    ImageDraw.Draw(bar).text((text_size // 3, text_size // 8), title, fill=INK, font=ImageFont.load_default(text_size))
+    bar = Image.new("RGB", (picture_HW3.shape[1], round(size * 1.6)), PAPER)
+    draw_text(bar, size // 3, 0.2 * size + ascent(size), title, size, INK)
     return np.concatenate([np.array(bar), picture_HW3])
+
+
+def annotate(texts: Sequence[str], frames: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
+    """The pictures of a movie: short sentences stand at their objects, long ones in a legend below, by number.
+
+    Args:
+        texts: E sentences.
+        frames: of one video: name, (H, W, 3) uint8 RGB, (E, H, W) bool masks.
+    """
+    painter, colours = None, palette(len(texts))
+    for name, frame, masks in frames:
+        size, width = label_size(frame), frame.shape[1]
+        if painter is None:
+            labels = list(texts) if len(texts) == 1 else [f"{number}  {text}" for number, text in enumerate(texts, 1)]
+            are_short = all(text_width(label, size) <= LABEL_SHARE * width for label in labels)
+            painter = Painter(labels if are_short else numbers(len(texts)), colours)
+        below = [] if are_short else [legend(texts, colours, width, size)]
+        yield np.concatenate([painter.draw(frame, masks, name), *below])
 
 
 def side_by_side(pictures: Sequence[np.ndarray], gap: int = 6) -> np.ndarray:
@@ -129,8 +93,9 @@ def strip(
     names: Sequence[str],
     frames: Sequence[np.ndarray],
     rows: dict[str, np.ndarray],
-    colour: Colour = OKABE_ITO[0],
+    colour: Colour = SENTENCE_COLOURS[0],
     long_side: int = 256,
+    fill: float = FILL,
 ) -> np.ndarray:
     """One sentence over some frames of a video: a column per frame, a row per source of masks.
 
@@ -138,31 +103,54 @@ def strip(
         text: the sentence, written above.
         names: n names of frames, above the columns.
         frames: n frames (H, W, 3) uint8 RGB of equal size.
-        rows: title -> (n, H, W) bool masks; "ground truth" first, "prediction" second, say.
+        rows: title -> (n, H, W) bool masks; "ground truth" first, "prediction" second, say. "" writes no title.
         colour: of the masks.
         long_side: of a frame in the strip, in pixels.
+        fill: share of the colour in a mask's inside.
 
     Returns:
         (h, w, 3) uint8.
     """
-    lines = []
-    for number, (title, masks_nHW) in enumerate(rows.items()):
+    lines: list[np.ndarray] = []
+    for title, masks_nHW in rows.items():
+        painter = Painter([""], [colour], fill)
         cells = [
-            overlay(*fit(frame, mask[None], long_side), [colour]) for frame, mask in zip(frames, masks_nHW, strict=True)
+            painter.draw(*fit(frame, mask[None], long_side)) for frame, mask in zip(frames, masks_nHW, strict=True)
         ]
-        if number == 0:
-            cells = [titled(cell, name, text_size=12) for cell, name in zip(cells, names, strict=True)]
-        lines.append(titled(side_by_side(cells), title, text_size=13))
+        if not lines:
+            cells = [titled(cell, name, size=12) for cell, name in zip(cells, names, strict=True)]
+        line = side_by_side(cells)
+        lines.append(titled(line, title, size=13) if title else line)
     return np.concatenate([legend([text], [colour], lines[0].shape[1]), *lines])
+
+
+def check_movies(frames_per_second: float) -> None:
+    """Encode a frame into nothing: what would keep a movie from being written shows before there is much to lose.
+
+    Raises:
+        ValueError: such a speed cannot be written.
+        OSError: there is no ffmpeg, or it cannot encode.
+    """
+    least, most = MOVIE_RATES
+    if not least <= frames_per_second <= most:
+        raise ValueError(
+            f"{frames_per_second} frames per second: expected more than 0, from {least:g} to {most:g} "
+            "(frames_per_second; segment_video.py: --fps)"
+        )
+    if reason := _encode([np.zeros((16, 16, 3), np.uint8)], frames_per_second, ["-f", "null", "-"]):
+        raise OSError(
+            f"no movie can be written: {reason}; pip install --force-reinstall imageio-ffmpeg, or set "
+            "IMAGEIO_FFMPEG_EXE to an ffmpeg that knows libx264"
+        )
 
 
 def write_movie(path: Path, frames: Iterable[np.ndarray], frames_per_second: float) -> None:
     """Write an MP4 (H.264, plays in browsers) or a GIF, by the suffix; an MP4 holds one frame in memory at a time.
 
     Args:
-        path: ends in ``.mp4`` or ``.gif``.
+        path: ends in ``.mp4`` or ``.gif``; what is there already stays where an error comes.
         frames: at least one, (H, W, 3) uint8 RGB; those of another size than the first are scaled to it.
-        frames_per_second: speed.
+        frames_per_second: speed, see ``check_movies``.
 
     Raises:
         ValueError: another suffix.
@@ -170,27 +158,37 @@ def write_movie(path: Path, frames: Iterable[np.ndarray], frames_per_second: flo
     """
     if path.suffix not in (".mp4", ".gif"):
         raise ValueError(f"movie {path}: expected a name ending in .mp4 or .gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
     even = _of_one_even_size(frames)
-    first = next(even)
-    if path.suffix == ".gif":
-        images = [_quantized(frame) for frame in chain([first], even)]
-        duration = round(1000 / frames_per_second)
-        images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
-        return
-    _encode(path, chain([first], even), (first.shape[1], first.shape[0]), frames_per_second)
+    with atomic_file(path) as temporary, naming_write_errors(path):
+        if path.suffix == ".gif":
+            images = [_quantized(frame) for frame in even]
+            duration = round(1000 / frames_per_second)
+            images[0].save(temporary, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
+        elif reason := _encode(even, frames_per_second, ["-f", "mp4", str(temporary)]):
+            free = shutil.disk_usage(path.parent).free / 2**20
+            raise OSError(f"cannot write movie {path}: {reason} ({free:,.0f} MiB free)")
 
 
-def _encode(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], frames_per_second: float) -> None:
-    """Pipe frames through ffmpeg; imageio_ffmpeg's own writer does not tell when ffmpeg fails at the end."""
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", f"{frames_per_second:.6f}"]
-    target = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "15", str(path)]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *source, "-i", "-", *target]
+def _encode(frames: Iterable[np.ndarray], frames_per_second: float, target: Sequence[str]) -> str:
+    """Pipe frames of one size through ffmpeg; imageio_ffmpeg's own writer does not tell when it fails at the end.
+
+    Returns:
+        Why it failed; empty if it did not.
+    """
+    frames = iter(frames)
+    first = next(frames)
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{first.shape[1]}x{first.shape[0]}"]
+    rate, codec = ["-r", f"{frames_per_second:.6f}"], ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "15"]
     with tempfile.TemporaryFile() as messages:
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=messages) as process:
+        try:
+            command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *source, *rate, "-i", "-", *codec, *target]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=messages)
+        except (RuntimeError, OSError) as error:  # the first where there is none, the second where it does not start
+            return str(error)
+        with process:
             assert process.stdin is not None
             try:
-                for frame in frames:
+                for frame in chain([first], frames):
                     process.stdin.write(np.ascontiguousarray(frame).data)
                 process.stdin.close()
             except BrokenPipeError:  # ffmpeg has given up; it says why
@@ -200,11 +198,7 @@ def _encode(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], fra
                 raise
         messages.seek(0)
         reason = messages.read().decode(errors="replace").strip()
-    if process.returncode != 0:
-        raise OSError(
-            f"cannot write movie {path}: {reason.splitlines()[-1] if reason else f'ffmpeg exit {process.returncode}'} "
-            f"({shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB free)"
-        )
+    return (reason.splitlines()[-1] if reason else f"ffmpeg exit {process.returncode}") if process.returncode else ""
 
 
 def _quantized(frame_HW3: np.ndarray) -> Image.Image:
@@ -220,15 +214,3 @@ def _of_one_even_size(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         if frame.shape[1::-1] != size:
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
         yield np.pad(frame, ((0, size[1] % 2), (0, size[0] % 2), (0, 0)), mode="edge")
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of at most ``width`` pixels; a longer word has a line to itself."""
-    lines: list[str] = []
-    for word in text.split() or [""]:
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

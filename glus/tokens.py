@@ -1,18 +1,22 @@
-"""The special tokens of GLUS and the SentencePiece vocabulary they extend.
+"""The special tokens of GLUS and the vocabularies they extend: SentencePiece's (LLaVA) and ``tokenizer.json`` (Qwen).
 
 The ids of the added tokens are never assumed: they are read from ``added_tokens.json`` beside ``tokenizer.model``
-(LISA on LLaMA-1 has [SEG] = 32003, on LLaMA-2 32000).
+(LISA on LLaMA-1 has [SEG] = 32003, on LLaMA-2 32000), or follow those of ``tokenizer.json``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import sentencepiece
+from tokenizers import Tokenizer
+
+from glus.files import read_object, stand_in
 
 IMAGE_ID = -200
 """Placeholder of one visual token in ``input_ids``; never an index into the embedding table."""
@@ -23,10 +27,36 @@ IMAGE_END = "<im_end>"
 SEG = "[SEG]"
 ADDED_TOKENS = (IMAGE_PATCH, IMAGE_START, IMAGE_END, SEG)
 
+_ABSENT = {
+    "tokenizer.model": "; tokenizer.json, which transformers 5 saves instead, is not read: take tokenizer.model from "
+    "the model that this one was made of (hf download xinlai/LISA-7B-v1 tokenizer.model)",
+    "added_tokens.json": '; it is made of tokenizer.json, in that folder: python -c "import json; print(json.dumps('
+    "{t['content']: t['id'] for t in json.load(open('tokenizer.json'))['added_tokens'] if t['id'] > 2}))\" "
+    "> added_tokens.json",
+}
+"""Files of a tokenizer -> where to get one that is not there, for folders that newer versions of transformers wrote."""
+
 
 def placeholders(input_ids: np.ndarray) -> np.ndarray:
     """Where visual tokens go in token ids of any shape, counted through all of them, row by row: (M,) int64."""
     return np.flatnonzero(input_ids == IMAGE_ID)
+
+
+@dataclass(frozen=True)
+class ChatStyle:
+    """How a family of MLLMs writes conversations; the words in them are those of ``data/sampling.py``."""
+
+    grammar: str
+    """``llava`` or ``chatml``: a file in ``data/chat/``."""
+    image_start: str = IMAGE_START
+    image_end: str = IMAGE_END
+    """Special tokens around the visual tokens of a frame."""
+    after_image: str = ""
+    """Text that follows each frame."""
+    system: str = ""
+    """What the system says; "": the grammar's own."""
+    has_axes: bool = False
+    """A token has three positions (time, row, column), and a frame advances them by its longer side; else one."""
 
 
 class Vocabulary:
@@ -41,13 +71,16 @@ class Vocabulary:
             SentencePiece model too, so that it would not be exactly one id.
     """
 
+    files = ("tokenizer.model", "added_tokens.json")
+    """What a model folder has of it."""
+
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        for name in ("tokenizer.model", "added_tokens.json"):
+        for name, hint in _ABSENT.items():
             if not (self.folder / name).is_file():
                 raise FileNotFoundError(
-                    f"tokenizer folder {self.folder} has no {name}; "
-                    "expected tokenizer.model (SentencePiece) and added_tokens.json side by side"
+                    f"tokenizer folder {self.folder} has no {name}; expected tokenizer.model (SentencePiece) and "
+                    f"added_tokens.json side by side{hint if (self.folder / 'tokenizer.json').is_file() else ''}"
                 )
         self._pieces = _read_pieces(self.folder / "tokenizer.model")
         self._added = _read_added_tokens(self.folder / "added_tokens.json")
@@ -96,28 +129,95 @@ class Vocabulary:
         return " ".join(names.get(i) or self._pieces.id_to_piece(i) for i in ids)
 
 
+class JsonVocabulary:
+    """A ``tokenizer.json`` of the tokenizers library (Qwen's byte-pair encoding and its added tokens), plus [SEG].
+
+    [SEG] has the id that the file gives it, or else the first one behind all others: a row that published tables keep
+    spare, or a new one.
+
+    Args:
+        folder: holds ``tokenizer.json``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        file = self.folder / "tokenizer.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"tokenizer folder {self.folder} has no tokenizer.json")
+        try:
+            added = {row["content"]: row for row in json.loads(file.read_text())["added_tokens"]}
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no tokenizer of the tokenizers library (cut short?): {error}") from error
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.encode_special_tokens = True  # as text, where a sentence spells one
+        known = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.seg_id: int = known.get(SEG, max(known.values()) + 1)
+        self.pad_id: int = known.get("<|endoftext|>", 0)
+        self.size = max(*known.values(), self.seg_id) + 1
+        self.strips_before_seg = bool(added.get(SEG, {}).get("lstrip"))
+        """Whether the family's own tokenizer would drop white space before [SEG]."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What a model folder has of it: also what transformers reads beside it, so that it knows the folder."""
+        names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+        return tuple(name for name in names if (self.folder / name).is_file())
+
+    @property
+    def added_tokens(self) -> Mapping[str, int]:
+        """Token -> id of the tokens that are GLUS's own."""
+        return MappingProxyType({SEG: self.seg_id})
+
+    def id_of(self, token: str) -> int:
+        """Id of a special token.
+
+        Raises:
+            ValueError: there is no such token.
+        """
+        found: int | None = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise ValueError(
+                f"{self.folder}/tokenizer.json has no token {token!r}, which the family's conversations need"
+            )
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``; special tokens inside it are *not* recognised."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, for messages and inspection; added tokens keep their names."""
+        names = {self.seg_id: SEG, IMAGE_ID: "<image>"}
+        return " ".join(names.get(i) or str(self._tokenizer.id_to_token(i)) for i in ids)
+
+
+AnyVocabulary = Vocabulary | JsonVocabulary
+
+
+def open_vocabulary(folder: str | Path) -> AnyVocabulary:
+    """The vocabulary in a folder: SentencePiece's where there is one, or where there is none at all.
+
+    Raises:
+        FileNotFoundError, ValueError: see the two.
+    """
+    has_json = (Path(folder) / "tokenizer.json").is_file() and not (Path(folder) / "tokenizer.model").is_file()
+    return JsonVocabulary(folder) if has_json else Vocabulary(folder)
+
+
 def _read_pieces(file: Path) -> sentencepiece.SentencePieceProcessor:
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"{file} is no SentencePiece model (cut short?): {error}") from error
+        raise ValueError(f"{file} is no SentencePiece model (cut short?): {error}{stand_in(file)}") from error
 
 
 def _read_added_tokens(file: Path) -> dict[str, int]:
-    """Token -> id. JSON allows a name twice, of which Python would silently keep the last."""
-
-    def unique(pairs: list[tuple[str, int]]) -> dict[str, int]:
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{file} gives {twice} more than once; expected one id for each token")
-        return dict(pairs)
-
-    try:
-        added = json.loads(file.read_text(), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
-    if not isinstance(added, dict) or not all(type(number) is int for number in added.values()):
+    added = read_object(file)
+    if not all(type(number) is int for number in added.values()):
         raise ValueError(f"{file} holds {added}: expected {{token: id}}")
     return added
 

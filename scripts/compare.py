@@ -9,7 +9,6 @@ Prints a table per model and writes the summary in percent, with the scores of e
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import hydra
@@ -17,25 +16,35 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from glus.config import CompareConfig, load_config
+from glus.config.jobs import Jobs
 from glus.evaluation.baselines import compare_predictions, print_comparison, rows_as_csv, summary
 from glus.files import write_text
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="compare")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``CompareConfig``."""
-    try:
-        config = load_config(CompareConfig, cfg)
-        comparisons = compare_predictions(config.dataset, config.predictions, config.num_workers, config.max_videos)
-        output = Path(config.output)
-        write_text(output, json.dumps(summary(comparisons), indent=2, allow_nan=False) + "\n")
-        write_text(output.with_suffix(".csv"), rows_as_csv(comparisons))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+def write_comparison(config: CompareConfig) -> None:
+    """Compare, write and print.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as ``compare_predictions``; or the summary cannot be written.
+    """
+    comparisons = compare_predictions(config.dataset, config.predictions, config.num_workers, config.max_videos)
+    output = Path(config.output)
+    write_text(output, json.dumps(summary(comparisons), indent=2, allow_nan=False) + "\n")
+    write_text(output.with_suffix(".csv"), rows_as_csv(comparisons))
     for label, comparison in comparisons.items():
         print_comparison(label, comparison, Console())
     print(f"{output}\n{output.with_suffix('.csv')}")
 
 
+_JOBS = Jobs("output", is_file=True)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="compare")
+def main(cfg: DictConfig) -> None:
+    """Entry point; takes Hydra overrides, see ``CompareConfig``."""
+    with _JOBS.telling():
+        _JOBS.add(load_config(CompareConfig, cfg))
+
+
 if __name__ == "__main__":
-    main()
+    _JOBS.run(main, write_comparison)

@@ -11,7 +11,6 @@ with any number of processes. They share the videos as they go, need not meet, a
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from omegaconf import DictConfig
 
 from glus import distributed
 from glus.config import PredictConfig, load_config
+from glus.config.jobs import Jobs
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.inference.job import PredictionJob, Summary, load_for_split
@@ -74,17 +74,20 @@ def predict_video(
 
 
 ConfigStore.instance().store("schema", PredictConfig)
+_JOBS = Jobs("output_dir")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="predict")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``PredictConfig``."""
+    with _JOBS.telling():
+        _JOBS.add(load_config(PredictConfig, cfg))
+
+
+def predict_and_tell(config: PredictConfig) -> None:
+    """Predict, and print what has come out."""
     setup_logging()
-    try:
-        config = load_config(PredictConfig, cfg)
-        summary = predict(config)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    summary = predict(config)
     rank = f"rank {distributed.rank()} of {distributed.world_size()}"
     if summary.done < summary.videos:
         print(f"{rank} is through; {summary.done} of {summary.videos} videos are done, the others are being predicted")
@@ -93,4 +96,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _JOBS.run(main, predict_and_tell)

@@ -9,7 +9,6 @@ was missing or unusable. Needs no GPU.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import hydra
@@ -17,26 +16,39 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from glus.config import ScoreConfig, load_config
+from glus.config.jobs import Jobs
 from glus.evaluation.report import print_report, write_report
 from glus.evaluation.score import score_predictions
+
+
+def score(config: ScoreConfig) -> int:
+    """Score, write and print.
+
+    Returns:
+        The exit status: 1 if any prediction was missing or unusable.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as ``score_predictions``; or the report cannot be written.
+    """
+    report = score_predictions(
+        config.dataset, config.predictions, config.missing, config.num_workers, config.max_videos
+    )
+    assert config.output is not None, "ScoreConfig sees to it"
+    files = write_report(report, Path(config.output))
+    print_report(report, Console())
+    print(*files, sep="\n")
+    return int(bool(report.problems))
+
+
+_JOBS = Jobs("output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="score")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ScoreConfig``."""
-    try:
-        config = load_config(ScoreConfig, cfg)
-        report = score_predictions(
-            config.dataset, config.predictions, config.missing, config.num_workers, config.max_videos
-        )
-        files = write_report(report, Path(config.output or config.predictions))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print_report(report, Console())
-    print(*files, sep="\n")
-    if report.problems:
-        sys.exit(1)
+    with _JOBS.telling():
+        _JOBS.add(load_config(ScoreConfig, cfg))
 
 
 if __name__ == "__main__":
-    main()
+    _JOBS.run(main, score)

@@ -11,7 +11,6 @@ format. Any number of processes may share the videos, as in predict.py; a killed
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 
@@ -21,6 +20,7 @@ from omegaconf import DictConfig
 
 from glus import distributed
 from glus.config import ScoreFramesConfig, load_config
+from glus.config.jobs import Jobs
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.inference.job import load_for_split
@@ -55,16 +55,20 @@ def score_video(predictor: VideoPredictor, job: FrameScoreJob, frames: FrameStor
 
 
 ConfigStore.instance().store("schema", ScoreFramesConfig)
+_JOBS = Jobs("output_dir")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="score_frames")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ScoreFramesConfig``."""
+    with _JOBS.telling():
+        _JOBS.add(load_config(ScoreFramesConfig, cfg))
+
+
+def choose_and_tell(config: ScoreFramesConfig) -> None:
+    """Choose key frames, and print what has come out."""
     setup_logging()
-    try:
-        key_frames = choose_key_frames(load_config(ScoreFramesConfig, cfg))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    key_frames = choose_key_frames(config)
     if key_frames.done < key_frames.videos:
         rank = f"rank {distributed.rank()} of {distributed.world_size()}"
         print(f"{rank} is through; {key_frames.done} of {key_frames.videos} videos are scored, the others are at work")
@@ -73,4 +77,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _JOBS.run(main, choose_and_tell)

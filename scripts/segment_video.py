@@ -5,29 +5,29 @@
 
 Writes ``<output>/<sentence>/<frame>.png`` (0 or 255, at the frame's own size), ``<output>/overlay.mp4`` and
 ``<output>/summary.json`` (per sentence and frame: share of the frame that is covered, probability of [SEG], whether
-the model answered with [SEG]; without it the mask is empty). The output folder appears when everything is done.
+the model answered with [SEG]; without it the mask is empty). The output folder appears when all masks are done.
 The same from Python: ``glus.segment``.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from glus.config import Precision, SettingsConfig
-from glus.inference.segment import MOVIE_FILE, SUMMARY_FILE, segment, summarize_sentences
+from glus.config.jobs import user_errors, user_path
+from glus.inference.segment import segment
+from glus.inference.segmentation import MOVIE_FILE, SUMMARY_FILE, summarize_sentences
 from glus.log import setup_logging
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; see ``--help``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--video", type=Path, required=True, help="folder of frames (jpg, png) or video file")
+    parser.add_argument("--video", type=user_path, required=True, help="folder of frames (jpg, png) or video file")
     parser.add_argument("--text", action="append", required=True, help="a sentence; repeat for more")
-    parser.add_argument("--weights", type=Path, required=True, help="model folder, or the run that trained it")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; must be new or empty")
+    parser.add_argument("--weights", type=user_path, required=True, help="model folder, or the run that trained it")
+    parser.add_argument("--output", type=user_path, required=True, help="folder to write; must be new or empty")
     parser.add_argument("--overwrite", action="store_true", help="replace the result of an earlier run in --output")
     parser.add_argument("--force-seg", action="store_true", help="draw a mask also where [SEG] is not the likeliest")
     parser.add_argument(
@@ -70,10 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     setup_logging()
-    try:
+    with user_errors():
         run(parse_arguments(arguments))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -7,25 +7,29 @@ Predictions are PNGs or run-length codes. The zip appears only if every video, e
 
 from __future__ import annotations
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
 from glus.config import SubmitConfig, load_config
+from glus.config.jobs import Jobs
 from glus.evaluation.submission import build_submission
+
+
+def submit(config: SubmitConfig) -> None:
+    """Make the zip and say what is in it; errors as ``build_submission``."""
+    made = build_submission(config.dataset, config.predictions, config.output, config.num_workers)
+    print(f"{made.path}: {made.num_masks} masks of {made.num_expressions} expressions in {made.num_videos} videos")
+
+
+_JOBS = Jobs("output", is_file=True)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="submit")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``SubmitConfig``."""
-    try:
-        config = load_config(SubmitConfig, cfg)
-        made = build_submission(config.dataset, config.predictions, config.output, config.num_workers)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{made.path}: {made.num_masks} masks of {made.num_expressions} expressions in {made.num_videos} videos")
+    with _JOBS.telling():
+        _JOBS.add(load_config(SubmitConfig, cfg))
 
 
 if __name__ == "__main__":
-    main()
+    _JOBS.run(main, submit)

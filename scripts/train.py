@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,17 +23,17 @@ from omegaconf import DictConfig
 
 from glus import distributed
 from glus.config import ModelFolderConfig, TrainConfig, load_config
-from glus.data.chat.llava import LlavaChat
+from glus.config.jobs import Jobs
 from glus.data.loader import build_loader, build_mixture
-from glus.evaluation.packed import boundary_accuracy, region_similarity
-from glus.inference.predictor import VideoPredictor
+from glus.inference.predictor import VideoPredictor, chat_of
 from glus.inference.validation import Validation
 from glus.log import MetricsLog, setup_logging, write_run_folder
 from glus.losses.objective import build_objective
 from glus.models.glus import Glus
+from glus.models.hub import find_model
 from glus.models.pretrained import build_glus, write_model_config
 from glus.models.weights import Target
-from glus.tokens import Vocabulary
+from glus.tokens import open_vocabulary
 from glus.train.checkpoint import Checkpoints, RunState, find_start
 from glus.train.engine import Engine, init_distributed, leave_process_group
 from glus.train.guards import EXIT_PREEMPTED
@@ -61,13 +62,14 @@ def build_and_fit(config: TrainConfig) -> bool:
     start = distributed.on_main(lambda: find_start(config))
 
     torch.manual_seed(trainer.seed)
-    vocabulary = Vocabulary(config.model.llm.tokenizer)
-    glus = build_glus(config.model, target=Target(distributed.device()))
+    vocabulary = open_vocabulary(config.model.llm.tokenizer)
+    start_model = replace(config.model, weights=config.model.weights and str(find_model(config.model.weights)))
+    glus = build_glus(start_model, target=Target(distributed.device()))
     if trainer.gradient_checkpointing:
-        glus.mllm.checkpoint_gradients()
+        glus.mllm.decoder.checkpoint_gradients()
     compile_layers(glus, config)
-    tokenizer = LlavaChat(vocabulary, glus.mllm.tokens_per_frame)
-    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.prepare, trainer.seed)
+    chat = chat_of(glus, vocabulary)
+    mixture = build_mixture(config.data, config.frames, chat, glus.mllm.prepare, trainer.seed)
     objective = build_objective(config.loss, vocabulary.seg_id)
     engine = Engine(glus.train(), trainer, accumulation)
     folder_config = ModelFolderConfig(config.model, config.frames, config.inference)
@@ -81,7 +83,9 @@ def build_and_fit(config: TrainConfig) -> bool:
     batches = build_loader(mixture, numbers, config.data.num_workers, vocabulary.pad_id)
     validation = None
     if config.valid:
-        predictor = VideoPredictor(glus, tokenizer, config.frames, config.inference)
+        from glus.evaluation.packed import boundary_accuracy, region_similarity  # compiled code: seconds of import
+
+        predictor = VideoPredictor(glus, chat, config.frames, config.inference)
         metrics = {"J": region_similarity, "F": boundary_accuracy}
         validation = Validation(predictor, config.valid, metrics, trainer.eval_videos)
     return Trainer(
@@ -106,7 +110,7 @@ def compile_layers(glus: Glus, config: TrainConfig) -> None:
     """
     if config.is_compiled(distributed.device().type == "cuda"):
         try:
-            glus.mllm.compile_layers()
+            glus.mllm.decoder.compile_layers()
         except ValueError as error:
             if config.trainer.compile:
                 raise
@@ -114,22 +118,30 @@ def compile_layers(glus: Glus, config: TrainConfig) -> None:
 
 
 ConfigStore.instance().store("schema", TrainConfig)
+_JOBS = Jobs("output_dir")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> None:
-    """Entry point: typed config, one clear message for what a user can mend."""
-    try:
-        code = train(load_config(TrainConfig, cfg))
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    sys.exit(code)
+    """Entry point; takes Hydra overrides, see ``TrainConfig``."""
+    with _JOBS.telling():
+        _JOBS.add(load_config(TrainConfig, cfg))
+
+
+def train_or_leave(config: TrainConfig) -> None:
+    """Train; a run that a signal ended also ends the sweep that it is part of.
+
+    Raises:
+        SystemExit: it was ended by a signal.
+    """
+    if code := train(config):
+        sys.exit(code)
 
 
 if __name__ == "__main__":
     # The deepspeed launcher adds this flag, which Hydra does not know; the number is in LOCAL_RANK as well.
     sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
     try:
-        main()
+        _JOBS.run(main, train_or_leave)
     finally:  # not after each run of a sweep: DeepSpeed's own groups last as long as the process
         leave_process_group()

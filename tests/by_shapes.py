@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from glus.config import FramesConfig, InferenceConfig
-from glus.inference import stream as clock
+from glus.inference import video_run as clock
 from glus.inference.predictor import VideoPredictor
 from glus.models.glus import Glus
 from glus.models.pretrained import build_glus
@@ -96,7 +96,7 @@ def full_size_model() -> Glus:
 def predictor_of(glus: Glus, **settings: Any) -> VideoPredictor:
     """One whose prompts are about as long as LLaMA's; ``settings`` are of ``InferenceConfig``."""
     inference = replace(InferenceConfig(token_budget=GPU_TOKEN_BUDGET), **settings)
-    return VideoPredictor(glus, stand_in_tokenizer(glus), FramesConfig(), inference)
+    return VideoPredictor(glus, stand_in_tokenizer(glus.mllm.tokens_per_frame), FramesConfig(), inference)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Memory:
     """Bytes of the device beside the weights."""
 
     peaks: dict[str, int]
-    """Stage (``stream.STAGES``) -> most that was alive at once while it ran."""
+    """Stage (``video_run.STAGES``) -> most that was alive at once while it ran."""
     held: int
     """Most that was alive whenever a frame was done: memories, features of the chunk, the shared prefix."""
     gpu: MetaGpu

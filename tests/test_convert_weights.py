@@ -188,7 +188,7 @@ def test_options_of_another_direction_are_refused(
     [
         ("variants: x", "unknown config key 'variants'"),
         ("a: [", "sam2.yaml is no YAML"),
-        ("- x", "sam2.yaml holds no fields"),
+        ("- x", "sam2.yaml: it holds no fields"),
     ],
 )
 def test_a_bad_segmenter_file_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:

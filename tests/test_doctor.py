@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.programs import run
 from tools import doctor
 
 ROOT = Path(__file__).parents[1]
@@ -175,6 +177,47 @@ def test_the_program_prints_a_table_and_fails_with_its_checks(
     assert "FAIL" in out
     assert "pip install 'glus[quantization]'" in out  # brackets are no markup
     assert re.search(r"\d+ of \d+ checks failed", out)
+
+
+def test_a_lock_file_without_the_project_itself_is_told() -> None:
+    def missing(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    python, requirements, glus = doctor.read_requirements(missing)
+    assert (glus.verdict, glus.advice) == ("FAIL", "pip install --no-deps -e .")
+    assert doctor.read_requirements(lambda package: "1.0")[2].verdict == "ok"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (python, requirements) == (project["requires-python"], project["dependencies"])
+
+
+def test_a_project_that_python_does_not_find_is_told(tmp_path: Path) -> None:
+    """As where only the packages of a lock file are installed."""
+    code = f"""
+import importlib.abc, runpy, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] == "glus":
+            raise ModuleNotFoundError(f"No module named {{name}}", name="glus")
+sys.meta_path.insert(0, Absent())
+runpy.run_path({str(ROOT / "tools/doctor.py")!r}, run_name="__main__")
+"""
+    done = run(sys.executable, "-c", code, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: glus itself is not installed")
+    assert done.stderr.endswith("pip install --no-deps -e .\n")
+
+
+@pytest.mark.parametrize(
+    ("machine", "system", "has_wheel"),
+    [("x86_64", "linux", True), ("aarch64", "linux", False), ("arm64", "darwin", False), ("AMD64", "win32", True)],
+)
+def test_decord_is_asked_for_where_it_has_wheels(machine: str, system: str, has_wheel: bool) -> None:
+    """So that the rest installs on ARM, too."""
+    there = {"platform_machine": machine, "sys_platform": system}
+    lines = [line for file in LOCK_FILES for line in file.read_text().splitlines() if line.startswith("decord")]
+    lines += tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    decord = [requirement for requirement in map(doctor.Requirement, lines) if requirement.name == "decord"]
+    assert [one.marker.evaluate(there) for one in decord if one.marker] == [has_wheel] * (len(LOCK_FILES) + 1)
 
 
 def test_every_supported_python_has_a_lock_that_fits_the_project() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 import wandb  # noqa: TID251  # only to take its place
 
+from glus import __version__
 from glus.config import TrainConfig, WandbConfig
-from glus.log import MetricsLog, write_run_folder
+from glus.log import MetricsLog, run_info, write_run_folder
 
 
 def test_records_after_the_checkpoint_and_a_cut_line_are_dropped(tmp_path: Path) -> None:
@@ -36,6 +38,21 @@ def test_run_info_keeps_its_beginning_and_lists_each_continuation(tmp_path: Path
     assert "step" not in content
     write_run_folder(tmp_path, TrainConfig(), 0)
     assert "resumed" not in json.loads((tmp_path / "run.json").read_text())
+
+
+def test_a_run_is_described_without_git_and_where_pip_knows_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "unknown" not in run_info()["commit"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def missing(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    about = run_info()
+    assert about["commit"].startswith("unknown")
+    assert (about["versions"].pop("glus"), {*about["versions"].values()}) == (__version__, {"not installed"})
 
 
 class FakeRun:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from glus.__main__ import COMMANDS as PROGRAMS
 from glus.pictures import write_movie
 from tests.programs import ROOT, run
 
@@ -34,10 +35,12 @@ TINY = {
     "scripts/score_frames.py": [],
     "scripts/score.py": [],
     "scripts/compare.py": [],
+    "scripts/report.py": ["num_sentences=1"],
     "scripts/show.py": ["num_videos=1", "num_expressions=1"],
     "scripts/segment_video.py": [],
     "tools/export.py": [],
     "tools/plan.py": [],
+    "tools/check_backbone.py": [],
     "tools/check_data.py": [],
     "tools/doctor.py": [],
     "scripts/submit.py": [],
@@ -45,6 +48,10 @@ TINY = {
 """Program -> what makes its command small."""
 COMPOSED = ("glus_s", "glus_a", "mevis_valid_u", "mevis_valid")
 """Commands that name these need data nobody can download here: their configuration is composed, nothing is run."""
+NOT_OURS = ("hf download ", "curl ", "source ")
+"""Downloads, and the shell's own."""
+DOWNLOADED = "Swindl/"
+"""Commands that name it download a model: their options are looked up, nothing is run."""
 RUN_ELSEWHERE = {
     "tools/check_parity.py": "tests/parity/test_recorded.py",
     "tools/qualify.py": "tests/test_qualify.py",
@@ -70,18 +77,19 @@ def blocks(readme: Path, language: str) -> list[str]:
 def commands(*readmes: Path) -> list[str]:
     """Lines of all bash blocks, each once."""
     lines = [line for readme in readmes or READMES for block in blocks(readme, "bash") for line in block.splitlines()]
-    return list(dict.fromkeys(line for line in lines if line.strip()))
+    return list(dict.fromkeys(line for line in lines if line.strip() and not line.startswith(NOT_OURS)))
 
 
 def program(command: str) -> str:
-    """The script of a command, such as scripts/train.py."""
-    return next(word for word in shlex.split(command) if word.endswith((".py", ".sh")))
+    """The script of a command, such as scripts/train.py, also where it is called by ``glus train``."""
+    words = shlex.split(command)
+    return PROGRAMS[words[1]] if words[0] == "glus" else next(word for word in words if word.endswith((".py", ".sh")))
 
 
 def arguments(command: str) -> list[str]:
     """What follows the script."""
     words = shlex.split(command)
-    return words[words.index(program(command)) + 1 :]
+    return words[2:] if words[0] == "glus" else words[words.index(program(command)) + 1 :]
 
 
 def is_composed(command: str) -> bool:
@@ -187,7 +195,7 @@ def test_small_commands_run_in_order(tmp_path: Path) -> None:
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     frames = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), dtype=np.uint8)
     write_movie(tmp_path / "my_video.mp4", frames, frames_per_second=3)
-    small = [c for c in commands() if program(c) in TINY and not is_composed(c)]
+    small = [c for c in commands() if program(c) in TINY and not is_composed(c) and DOWNLOADED not in c]
     order = ["make_shapes", "pretrain_towers", "experiment=shapes"]  # what the others need
     small.sort(key=lambda c: next((i for i, name in enumerate(order) if name in c), len(order)))
     for block in (block for readme in READMES for block in blocks(readme, "python")):
@@ -197,6 +205,22 @@ def test_small_commands_run_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "outputs" / "shapes" / "summary.json").is_file()
     for folder in ("my_video", "in_python"):
         assert (tmp_path / "outputs" / folder / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if DOWNLOADED in c and program(c) in TINY])
+def test_options_of_commands_that_download_exist(command: str) -> None:
+    source = (ROOT / program(command)).read_text()
+    assert all(f'"{option}"' in source for option in arguments(command) if option.startswith("--"))
+
+
+def test_downloads_are_those_that_configs_look_for() -> None:
+    """Starting weights come to where ``configs/model/glus_7b.yaml`` and its READMEs say that they lie."""
+    config = (ROOT / "configs" / "model" / "glus_7b.yaml").read_text()
+    lines = [line for block in blocks(FRONT, "bash") for line in block.splitlines() if line.startswith(NOT_OURS[:2])]
+    targets = [word for line in lines for word in shlex.split(line) if word.startswith("weights/")]
+    assert len(targets) == 3
+    for target in targets:
+        assert Path(target).name in config, target
 
 
 # -------------------------------------------------------------------------------------------------- names

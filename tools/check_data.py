@@ -11,7 +11,7 @@ errors; warnings alone leave it 0. Needs no GPU.
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from glus.config import CheckConfig, DatasetConfig, load_config
+from glus.config.jobs import Jobs
 from glus.data.check import CheckRow, DataReport, check_dataset
 from glus.files import write_text
 
@@ -32,25 +33,40 @@ MAX_MESSAGES = 5
 """Problems of a kind that are printed; the JSON file has all."""
 
 
+def check_split(config: CheckConfig, against: Sequence[DatasetConfig]) -> int:
+    """Check, write and print.
+
+    Args:
+        config: of the check.
+        against: what ``config.against`` names.
+
+    Returns:
+        The exit status: 1 if there are errors.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as ``check_dataset``; or the report cannot be written.
+    """
+    console = Console(stderr=True)
+    show = partial(track, console=console, transient=True, disable=not console.is_terminal)
+    name, num_workers = config.dataset.name, config.num_workers
+    report = check_dataset(
+        config.dataset, against, config.alignment, num_workers, lambda found, num: show(found, name, num)
+    )
+    write_text(Path(config.output), json.dumps(report.as_json(), indent=2) + "\n")
+    print_check(report, Console())
+    print(Path(config.output))
+    return int(report.num_errors > 0)
+
+
+_JOBS = Jobs("output", is_file=True)
+
+
 @hydra.main(version_base="1.3", config_path="../configs", config_name="check_data")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``CheckConfig``."""
-    console = Console(stderr=True)
-    show = partial(track, console=console, transient=True, disable=not console.is_terminal)
-    try:
+    with _JOBS.telling():
         config = load_config(CheckConfig, cfg)
-        against = [load_dataset(name) for name in config.against]
-        name, num_workers = config.dataset.name, config.num_workers
-        report = check_dataset(
-            config.dataset, against, config.alignment, num_workers, lambda found, num: show(found, name, num)
-        )
-        write_text(Path(config.output), json.dumps(report.as_json(), indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print_check(report, Console())
-    print(Path(config.output))
-    if report.num_errors:
-        sys.exit(1)
+        _JOBS.add(config, [load_dataset(name) for name in config.against])
 
 
 def load_dataset(name: str) -> DatasetConfig:
@@ -88,4 +104,4 @@ def _counts(row: CheckRow) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    main()
+    _JOBS.run(main, check_split)

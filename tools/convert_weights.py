@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
-from glus.config import FuserGamma, Precision, SegHeadInit, SegmenterConfig, load_config
+from glus.config import FuserGamma, Precision, SegHeadInit, SegmenterConfig, read_config
+from glus.config.jobs import escape_output, user_path
 from glus.models.build import DTYPES
 from glus.models.pretrained import load_to_merge, save_merged
 from glus.models.release import build_release, read_release, save_release
@@ -102,13 +101,7 @@ def read_segmenter(file: Path | None, sam2: str | None) -> SegmenterConfig:
         FileNotFoundError: no such file.
         ValueError: it does not hold such fields.
     """
-    try:
-        content = OmegaConf.load(file) if file else OmegaConf.create()
-    except YAMLError as error:
-        raise ValueError(f"--segmenter {file} is no YAML: {error}") from error
-    if not isinstance(content, DictConfig):
-        raise ValueError(f"--segmenter {file} holds no fields (expected variant, overrides)")
-    segmenter = load_config(SegmenterConfig, content)
+    segmenter = read_config(SegmenterConfig, file) if file else SegmenterConfig()
     segmenter.weights = sam2
     return segmenter
 
@@ -116,19 +109,15 @@ def read_segmenter(file: Path | None, sam2: str | None) -> SegmenterConfig:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", required=True, help="folder of a checkpoint, or owner/name on Hugging Face")
-    parser.add_argument("--output", type=Path, required=True, help="new folder")
+    parser.add_argument("--output", type=user_path, required=True, help="new folder")
     parser.add_argument("--sam2", help="file of SAM2's weights, for LISA, which has none")
-    parser.add_argument("--segmenter", type=Path, help="YAML or JSON: variant, overrides; default: sam2_hiera_l")
+    parser.add_argument("--segmenter", type=user_path, help="YAML or JSON: variant, overrides; default: sam2_hiera_l")
     parser.add_argument("--clip", help="folder or hub id of the CLIP; default: the one the checkpoint names")
-    parser.add_argument(
-        "--seg-head-init", choices=[init.value for init in SegHeadInit], help="with --sam2; default: random"
-    )
+    parser.add_argument("--seg-head-init", choices=SegHeadInit.__members__, help="with --sam2; default: random")
     parser.add_argument("--seed", type=int, default=0, help="of a [SEG] head at random")
-    parser.add_argument("--dtype", choices=[p.value for p in Precision], help="of the stored weights; default: exact")
+    parser.add_argument("--dtype", choices=Precision.__members__, help="of the stored weights; default: exact")
     parser.add_argument("--to-release", action="store_true", help="the other direction: --weights is ours")
-    parser.add_argument(
-        "--format", choices=("bin", "safetensors"), help="with --to-release; default: bin, as published"
-    )
+    parser.add_argument("--format", choices=("bin", "safetensors"), help="with --to-release; default: bin, as theirs")
     parser.add_argument("--shard-gb", type=float, help="with --to-release: size of a file at most; default: 10")
     options = parser.parse_args(arguments)
     foreign = ("sam2", "segmenter", "clip", "seg_head_init") if options.to_release else ("format", "shard_gb")
@@ -143,6 +132,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
+    escape_output()
     options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING)
     dtype = DTYPES[Precision(options.dtype)] if options.dtype else None

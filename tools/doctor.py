@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import math
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,9 +34,17 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
-from glus.config import GIB, DataConfig
+try:
+    from glus.config import GIB, DataConfig
+    from glus.config.jobs import user_errors, user_path
+    from glus.data.loader import PREFETCHED, SHARED_MEMORY, shared_memory_advice
+    from glus.files import PROJECT
+except ModuleNotFoundError as error:
+    if error.name != "glus":
+        raise
+    sys.exit("error: glus itself is not installed (a lock file holds only what it needs): pip install --no-deps -e .")
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = PROJECT / "configs"
 DISK_GIB = 20.0
 """A few checkpoints of the full size (3.6 GB each) and predictions."""
 FRAME_PIXELS = 1080 * 1920
@@ -44,8 +52,6 @@ FRAME_PIXELS = 1080 * 1920
 PROCESS_GIB, CPU_GIB = 4.0, 22.0
 """Memory for the full size: of each process that has a GPU, its weights' share being mapped from their files; or of a
 process without one (machines that are sold as of 24 GB; scripts/test.sh --full measures it)."""
-PREFETCHED = 2
-"""Micro-batches that a loader process keeps ready: torch's default."""
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 CUDA_DRIVERS = {"cu130": 580, "cu128": 570, "cu126": 525}
 """Index of torch's wheels -> NVIDIA driver that it needs at least (CUDA release notes; of CUDA 12, which runs on every
@@ -150,6 +156,11 @@ def driver_advice(driver: str, cuda: str | None, requirement: str) -> str:
     return f"pip uninstall -y torch && {install}, or update the driver"
 
 
+def check_support(name: str, good: bool, words: tuple[str, str], advice: str) -> Finding:
+    """Something that is there or not; ``words`` for both."""
+    return Finding(name, good, words[not good], words[0], advice)
+
+
 def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
     """GPUs, bfloat16 on them, and NCCL between them.
 
@@ -168,13 +179,11 @@ def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
         gpu = torch.cuda.get_device_properties(index)
         found = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
         yield Finding(f"GPU {index}", True, found, "24 GiB or more for the full size")
-    good = torch.cuda.is_bf16_supported(including_emulation=False)
     advice = "train with model.precision=fp32, or on a GPU of the Ampere generation or later"
-    yield Finding("bfloat16", good, "usable" if good else "not in hardware", "usable", advice)
-    good = torch.distributed.is_nccl_available()
-    yield Finding(
-        "NCCL", good, "available" if good else "missing", "available", "install a CUDA build of torch (Linux)"
-    )
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    yield check_support("bfloat16", has_bfloat16, ("usable", "not in hardware"), advice)
+    has_nccl, advice = torch.distributed.is_nccl_available(), "install a CUDA build of torch (Linux)"
+    yield check_support("NCCL", has_nccl, ("available", "missing"), advice)
 
 
 def check_bitsandbytes() -> Finding:
@@ -208,10 +217,9 @@ def check_room(outputs: Path, mixture: str, num_gpus: int) -> Iterator[Finding]:
     """
     advice = "" if num_gpus else "for the full size only: "
     yield check_space("disk", outputs, DISK_GIB, f"{advice}free some, or paths.outputs=...", num_gpus > 0)
-    shared, least = Path("/dev/shm"), shared_memory_gib(mixture, max(num_gpus, 1))
-    if shared.is_dir():
-        advice += f"docker run --shm-size={math.ceil(least)}g, or data.num_workers=1 (0: none is used)"
-        yield check_space("shared memory", shared, least, advice, num_gpus > 0)
+    least = shared_memory_gib(mixture, max(num_gpus, 1))
+    if SHARED_MEMORY.is_dir():
+        yield check_space("shared memory", SHARED_MEMORY, least, advice + shared_memory_advice(least), num_gpus > 0)
 
 
 def shared_memory_gib(mixture: str, num_processes: int) -> float:
@@ -273,11 +281,29 @@ def check_path(name: str, path: str, advice: str) -> Finding:
     return Finding(name, is_there, "present" if is_there else "missing", path, advice)
 
 
+def read_requirements(installed: Installed) -> tuple[str, list[str], Finding]:
+    """Supported versions of Python, dependencies, and whether the project itself is installed.
+
+    Args:
+        installed: gives a package's version, or raises PackageNotFoundError.
+    """
+    advice = "pip install --no-deps -e ."
+    try:
+        finding = Finding("glus", True, installed("glus"), "installed", advice)
+        python = importlib.metadata.metadata("glus")["Requires-Python"]
+        return python, importlib.metadata.requires("glus") or [], finding
+    except importlib.metadata.PackageNotFoundError:
+        project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+        finding = Finding("glus", False, "not installed", "installed", advice)
+        return project["requires-python"], project["dependencies"], finding
+
+
 def examine(options: argparse.Namespace) -> Iterator[Finding]:
     """All checks."""
-    yield check_python(platform.python_version(), importlib.metadata.metadata("glus")["Requires-Python"])
+    python, requirements, glus = read_requirements(importlib.metadata.version)
+    yield check_python(platform.python_version(), python)
+    yield glus
     lock = options.lock or CONFIGS.parent / "requirements-py{}{}.lock".format(*sys.version_info)
-    requirements = importlib.metadata.requires("glus") or []
     yield from check_versions(requirements, read_lock(lock), importlib.metadata.version)
     (torch_requirement,) = (text for text in requirements if Requirement(text).name == "torch")
     yield from check_gpu(read_driver(), torch_requirement)
@@ -307,17 +333,15 @@ def report(checks: Sequence[Finding], console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", type=Path, help="folder that must hold the starting weights of the full size")
-    parser.add_argument("--data", type=Path, help="folder that must hold the datasets of --mixture")
+    parser.add_argument("--weights", type=user_path, help="folder that must hold the starting weights of the full size")
+    parser.add_argument("--data", type=user_path, help="folder that must hold the datasets of --mixture")
     parser.add_argument("--mixture", default="refvos_s", help="file in configs/data (default: %(default)s)")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs go (default: %(default)s)")
+    parser.add_argument("--outputs", type=user_path, default=Path("outputs"), help="where runs go (%(default)s)")
     parser.add_argument("--quantization", action="store_true", help="bitsandbytes must be usable")
-    parser.add_argument("--lock", type=Path, help="lock file (default: the one for this Python beside pyproject.toml)")
+    parser.add_argument("--lock", type=user_path, help="lock file (else the one for this Python beside pyproject.toml)")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors():
         checks = list(examine(options))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     report(checks, Console(width=None if sys.stdout.isatty() else 140, markup=False))
     sys.exit(any(check.verdict == "FAIL" for check in checks))
 

@@ -14,27 +14,12 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
+from glus.config.jobs import user_errors, user_path
 from glus.shapes.write import LAYOUT_KINDS, count_kinds, write_contact_sheet, write_shapes
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; see ``--help``."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="where the splits and contact_sheet.png are written")
-    parser.add_argument("--train-videos", type=int, default=800, help="videos of the split train; 0: leave it out")
-    parser.add_argument("--valid-videos", type=int, default=60, help="videos of the split valid; 0: leave it out")
-    parser.add_argument("--num-frames", type=int, default=16, help="frames of every video")
-    parser.add_argument("--size", type=int, default=128, help="side of the square frames in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other videos")
-    parser.add_argument("--layout", choices=LAYOUT_KINDS, default="mevis", help="whose files to imitate")
-    return parser.parse_args(arguments)
 
 
 def show_progress(numbers: range, split: str) -> Iterable[int]:
@@ -44,12 +29,22 @@ def show_progress(numbers: range, split: str) -> Iterable[int]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the splits and the sheet, then print how many sentences of each kind there are."""
-    options = parse_arguments(arguments)
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("folder", type=user_path, help="where the splits and contact_sheet.png are written")
+    parser.add_argument("--train-videos", type=int, default=800, help="videos of the split train; 0: leave it out")
+    parser.add_argument("--valid-videos", type=int, default=60, help="videos of the split valid; 0: leave it out")
+    parser.add_argument("--num-frames", type=int, default=16, help="frames of every video")
+    parser.add_argument("--size", type=int, default=128, help="side of the square frames in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other videos")
+    parser.add_argument("--layout", choices=LAYOUT_KINDS, default="mevis", help="whose files to imitate")
+    options = parser.parse_args(arguments)
     kinds, folder = LAYOUT_KINDS[options.layout], options.folder
     shape = {"seed": options.seed, "num_frames": options.num_frames, "size": options.size}
     splits = {"train": options.train_videos, "valid": options.valid_videos}
     splits = {split: count for split, count in splits.items() if count != 0}
-    try:
+    with user_errors():
         for split, count in splits.items():
             start, progress = time.perf_counter(), partial(show_progress, split=split)
             is_new = write_shapes(folder, split, count, layout=options.layout, progress=progress, **shape)
@@ -58,8 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if splits:
             write_contact_sheet(folder / "contact_sheet.png", kinds=kinds, **shape)
             print(f"{folder / 'contact_sheet.png'}: samples of every kind")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"make_shapes: {error}") from error
     counts = {split: count_kinds(folder, split) for split in splits}
     print("sentences".ljust(12) + "".join(split.rjust(8) for split in splits))
     for kind in kinds:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from glus.config import GIB, HardwareConfig, TrainConfig, load_config
+from glus.config.jobs import Jobs
 from glus.models.pretrained import build_glus
 from glus.train.plan import (
     USABLE,
@@ -114,16 +115,15 @@ def print_plan(config: TrainConfig, console: Console) -> None:
 
 
 ConfigStore.instance().store("schema", TrainConfig)
+_JOBS = Jobs()
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes the overrides of ``scripts/train.py``."""
-    try:
-        print_plan(load_config(TrainConfig, cfg), Console(width=None if sys.stdout.isatty() else 120))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    with _JOBS.telling():
+        _JOBS.add(load_config(TrainConfig, cfg))
 
 
 if __name__ == "__main__":
-    main()
+    _JOBS.run(main, lambda config: print_plan(config, Console(width=None if sys.stdout.isatty() else 120)))

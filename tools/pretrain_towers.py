@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus.config import PretrainConfig, load_config
+from glus.config.jobs import Jobs
 from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.files import write_text
 from glus.log import run_info, setup_logging
@@ -103,16 +103,15 @@ def _train(name: str, tower: Tower, steps: int, config: PretrainConfig, folder: 
 
 
 ConfigStore.instance().store("schema", PretrainConfig)
+_JOBS = Jobs("output_dir")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
 def main(cfg: DictConfig) -> None:
-    """Entry point."""
-    try:
-        pretrain_towers(load_config(PretrainConfig, cfg))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    """Entry point; takes Hydra overrides, see ``PretrainConfig``."""
+    with _JOBS.telling():
+        _JOBS.add(load_config(PretrainConfig, cfg))
 
 
 if __name__ == "__main__":
-    main()
+    _JOBS.run(main, pretrain_towers)

@@ -23,7 +23,7 @@ from glus.config.inference import (
     Window,
     override_settings,
 )
-from glus.config.loading import load_config, to_yaml
+from glus.config.loading import load_config, read_config, to_yaml
 from glus.config.model import (
     ClipConfig,
     FuserGamma,
@@ -34,6 +34,8 @@ from glus.config.model import (
     Quantization,
     SegHeadInit,
     SegmenterConfig,
+    SegState,
+    VisionConfig,
 )
 from glus.config.programs import (
     CheckConfig,
@@ -42,6 +44,7 @@ from glus.config.programs import (
     PredictConfig,
     PredictionForm,
     PretrainConfig,
+    ReportConfig,
     ScoreConfig,
     ScoreFramesConfig,
     ShowConfig,

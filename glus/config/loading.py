@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from glus.files import stand_in
 
 Schema = TypeVar("Schema")
 
@@ -43,7 +48,7 @@ def positive(default: Any = MISSING) -> Any:
 
 
 def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
-    """The typed form of a composed config.
+    """The typed form of a composed config, in which a ``~`` that a path begins with is the home folder.
 
     Raises:
         ValueError: unknown key, wrong type, missing value or failed check, naming the key.
@@ -61,8 +66,46 @@ def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
     except OmegaConfBaseException as error:
         raise ValueError(f"config key {error.full_key!r}: {str(error).splitlines()[0]}") from error
     assert isinstance(typed, schema)
+    typed = _expanded(typed, "")
     _check(typed, "")
     return typed
+
+
+def read_config(schema: type[Schema], file: Path) -> Schema:
+    """The typed form of a YAML or JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no YAML, or ``load_config`` refuses it; the message names the file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent} has no {file.name}")
+    try:
+        content = OmegaConf.load(file)
+        if not isinstance(content, DictConfig):
+            raise ValueError(f"it holds no fields, expected those of {schema.__name__}")
+        return load_config(schema, content)
+    except (YAMLError, OSError) as error:  # OmegaConf's for a number alone
+        raise ValueError(f"{file} is no YAML: {error}{stand_in(file, is_text=True)}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}{stand_in(file, is_text=True)}") from error
+
+
+def _expanded(value: Any, key: str) -> Any:
+    """The value with ``~`` and ``~user`` expanded in every text of it; of texts with a slash, only paths have them."""
+    if isinstance(value, str) and value.startswith("~") and (value == "~" or "/" in value):
+        path = os.path.expanduser(value)
+        require(path != value, key, "the whole path, as no home folder of this user is known", value)
+        return path
+    if isinstance(value, list):
+        return [_expanded(entry, key) for entry in value]
+    if isinstance(value, dict):
+        return {name: _expanded(entry, f"{key}.{name}") for name, entry in value.items()}
+    if is_dataclass(value):
+        for declared in fields(value):
+            entry = getattr(value, declared.name)
+            setattr(value, declared.name, _expanded(entry, f"{key}.{declared.name}".lstrip(".")))
+    return value
 
 
 def _check(config: Any, prefix: str) -> None:

@@ -108,6 +108,9 @@ class ScoreConfig(WorkersConfig):
     max_videos: int | None = at_least(1, default=None)
     """Only the first so many videos, as ``predict.py max_videos``; null: all."""
 
+    def __post_init__(self) -> None:
+        self.output = self.output or self.predictions
+
 
 @dataclass
 class CompareConfig(WorkersConfig):
@@ -119,6 +122,18 @@ class CompareConfig(WorkersConfig):
     """Summary JSON in percent; the scores of every expression go beside it, with the suffix ``.csv``."""
     max_videos: int | None = at_least(1, default=None)
     """Only the first so many videos, as ``predict.py max_videos``; null: all."""
+
+
+@dataclass
+class ReportConfig(SplitConfig):
+    """``scripts/report.py``."""
+
+    runs: list[str] = checked(lambda runs: len(runs) > 0, "at least one folder", default=MISSING)
+    """Folders of predictions of the split, each scored; the first is what the others are held against."""
+    output: str = MISSING
+    """The page, an HTML file."""
+    num_sentences: int = at_least(1, default=3)
+    """Shown of each sort: best, worst, most changed."""
 
 
 @dataclass

@@ -1,49 +1,87 @@
-"""Frames as RGB pixels: of a benchmark by video and name, of anybody's folder or video file by index."""
+"""Frames as RGB pixels: of a benchmark by video and name, of anybody's folder or video file by index; read ahead."""
 
 from __future__ import annotations
 
-import mmap
+import logging
+import os
 import re
-import struct
 import threading
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import LAYOUTS, image_folder
+from glus.data.video_file import FileVideo
+from glus.types import Role
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-KEPT_BYTES = 64 * 2**20
-"""Decoded frames of a video file that are kept: 24 at 720p."""
-MIN_KEPT = 8
-"""Frames that are kept however large they are."""
-MATRIX_AT, MATRIX_SIZE = {b"\0": 40, b"\1": 52}, 36
-"""Where the contents of a "tkhd" box of each version have the matrix (version 1 has 64-bit times), and its bytes."""
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
+"""Of pictures, those of the benchmarks first."""
+UPSIDE_DOWN_MIRRORED = 4
+"""Of EXIF's orientations 1 to 8, the last one that keeps width and height."""
+_LISTED = 5
+"""Files that a message lists."""
+MAX_THREADS = 4
+MAX_AHEAD_BYTES = 256 * 2**20
+"""Of decoded frames that wait: 10 of 4K, 41 of 1080p."""
 
 
-def read_image(path: Path, name: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB.
+@contextmanager
+def open_image(path: Path, name: str) -> Iterator[Image.Image]:
+    """A picture file, opened, whose defects are errors that name it; also those met inside the block.
 
     Args:
-        path: a picture file.
+        path: of the file.
         name: how the error message calls it, e.g. ``mevis/0a1b2c/00012``.
 
     Raises:
-        ValueError: the file does not decode (cut short, corrupt, not a picture).
+        FileNotFoundError: no such file, or a link to none.
+        ValueError: it does not decode (cut short, corrupt, not a picture), or has more pixels than a picture has.
     """
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
+            yield image
+    except FileNotFoundError as error:
+        link = f", a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else " is missing"
+        raise FileNotFoundError(f"frame {name}: {path}{link}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"frame {name} is too large: {path}: {error}; expected a frame of a video") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"frame {name} does not decode: {path}: {error}") from error
 
 
+def read_image(path: Path, name: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, upright as the file's EXIF orientation says; 16-bit grey is scaled, not cut off.
+
+    Args:
+        path: a picture file.
+        name: see ``open_image``.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``open_image``; also for grey of more than 16 bits.
+    """
+    with open_image(path, name) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode != "I" and image.mode != "F" and not image.mode.startswith("I;"):
+            return np.array(image.convert("RGB"))
+        grey_HW = np.asarray(image)
+        if image.mode == "F" or grey_HW.min() < 0 or grey_HW.max() >= 2**16:
+            raise ValueError("grey values of more than 16 bits; expected 8 or 16")
+        return np.repeat((grey_HW // 257).astype(np.uint8)[..., None], 3, axis=2)
+
+
 class FrameStore:
-    """The frames of one split: ``<images>/<video>/<frame>.jpg`` (or .png).
+    """The frames of one split: ``<images>/<video>/<frame>.jpg`` (or another of ``SUFFIXES``, in any case).
 
     A picture of RefCOCO or ReasonSeg is a video of one frame, which lies in ``<images>`` itself.
     """
@@ -60,13 +98,27 @@ class FrameStore:
             FileNotFoundError: there is none with a known suffix.
         """
         folder = self.folder if self._is_flat else self.folder / video
-        for suffix in SUFFIXES:
+        for suffix in SUFFIXES[:3]:  # those of the benchmarks; asking for a file is faster than listing the folder
             path = folder / f"{frame}{suffix}"
             if path.is_file():
                 return path
-        raise FileNotFoundError(
-            f"frame {self.name}/{video}/{frame} is missing; expected {folder / frame}.jpg (or .jpeg, .png)"
-        )
+        found = self._as_written(folder, frame)
+        if found is None:
+            raise FileNotFoundError(
+                f"frame {self.name}/{video}/{frame} is missing; expected {folder / frame}.jpg "
+                f"(or {', '.join(SUFFIXES[1:])})"
+            )
+        return found
+
+    def _as_written(self, folder: Path, frame: str) -> Path | None:
+        """The file whose suffix is in capitals, rare, or whose name or folder's name has its accents composed otherwise
+        (as files have that were packed on a Mac)."""
+        if not folder.is_dir() and self.folder.is_dir():
+            alike = (f for f in self.folder.iterdir() if _composed(f.name) == _composed(folder.name))
+            folder = next(alike, folder)
+        files = folder.iterdir() if folder.is_dir() else ()
+        wanted = (f for f in files if f.suffix.lower() in SUFFIXES and _composed(f.stem) == _composed(frame))
+        return min(wanted, default=None)
 
     def read(self, video: str, frame: str) -> np.ndarray:
         """(H, W, 3) uint8 RGB.
@@ -78,13 +130,24 @@ class FrameStore:
         return read_image(self.path(video, frame), f"{self.name}/{video}/{frame}")
 
     def size(self, video: str, frame: str) -> tuple[int, int]:
-        """(H, W) from the file's header, without decoding the pixels."""
-        path = self.path(video, frame)
-        try:
-            with Image.open(path) as image:
-                return image.height, image.width
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"frame {self.name}/{video}/{frame} has no readable header: {path}: {error}") from error
+        """(H, W) of the upright picture, from the file's header where it has no orientation."""
+        with open_image(self.path(video, frame), f"{self.name}/{video}/{frame}") as image:
+            turned = _orientation(image) > UPSIDE_DOWN_MIRRORED
+            return (image.width, image.height) if turned else (image.height, image.width)
+
+    def is_turned(self, video: str, frame: str) -> bool:
+        """Whether an EXIF orientation turns or mirrors the stored picture; no frame of a benchmark has one."""
+        with Image.open(self.path(video, frame)) as image:
+            return _orientation(image) != 1
+
+
+def _orientation(image: Image.Image) -> int:
+    """1: stored upright; up to ``UPSIDE_DOWN_MIRRORED``: turned by 180 degrees or mirrored; then: by 90 degrees too."""
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 class VideoSource(Protocol):
@@ -125,8 +188,10 @@ class DatasetVideo:
 class FolderVideo:
     """The pictures of a folder, whatever their names, in natural order (``img2`` before ``img10``).
 
+    What lies there beside them is left out, which the log says with the names.
+
     Raises:
-        FileNotFoundError: the folder does not exist or holds no picture.
+        FileNotFoundError: the folder does not exist, holds no picture, or a link to one that does not exist.
         ValueError: two pictures differ in their suffix alone, so that their masks would get one name.
     """
 
@@ -136,16 +201,30 @@ class FolderVideo:
         self.path = Path(path)
         if not self.path.is_dir():
             raise FileNotFoundError(f"no folder of frames at {self.path}")
-        files = [file for file in self.path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file()]
-        if not files:
+        entries = sorted(self.path.iterdir(), key=lambda entry: (_natural(entry.stem), entry.name))
+        # Names that begin with a dot are notes of the system, such as the ._00004.jpg of a Mac.
+        self._files = [e for e in entries if e.suffix.lower() in SUFFIXES and e.name[0] != "." and not e.is_dir()]
+        if not self._files:
             raise FileNotFoundError(
                 f"folder {self.path} holds no frames; expected files ending in {', '.join(SUFFIXES)}"
             )
-        self._files = sorted(files, key=lambda file: (_natural(file.stem), file.name))
+        lost = [file for file in self._files if not file.exists()]
+        if lost:
+            raise FileNotFoundError(f"{lost[0]} is a link to {os.readlink(lost[0])}, which does not exist")
         self.names = tuple(file.stem for file in self._files)
-        twice = sorted({name for name in self.names if self.names.count(name) > 1}) if _has_twins(self.names) else []
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
             raise ValueError(f"folder {self.path} holds several pictures called {twice[0]!r}; expected one per name")
+        others = [entry.name for entry in entries if entry not in set(self._files)]
+        if others:
+            named = ", ".join(others[:_LISTED]) + (", ..." if len(others) > _LISTED else "")
+            log.warning(
+                "%s: %d pictures are read; %d other entries are left out: %s",
+                self.path,
+                len(self._files),
+                len(others),
+                named,
+            )
 
     def __len__(self) -> int:
         return len(self._files)
@@ -155,113 +234,125 @@ class FolderVideo:
         return read_image(self._files[index], f"{self.path.name}/{self.names[index]}")
 
 
-class FileVideo:
-    """A video file, decoded by decord; frames are called 00000, 00001, ...
-
-    Frames are addressed by index, whatever time lies between them (variable rates), and stand as a player shows them:
-    decord rotates them by the file's display matrix, and what that mirrors is mirrored here. Several threads may read
-    at once; about ``KEPT_BYTES`` of decoded frames are kept, so that reading a few frames out of order or backwards
-    does not make the decoder start anew from an earlier key frame each time.
+class PictureVideo:
+    """One picture as a video of one frame, or the frames of an animated WebP, which FFmpeg 8 does not decode.
 
     Raises:
-        FileNotFoundError: no such file.
-        ImportError: decord is not installed.
-        ValueError: the file does not decode, holds no video stream, or a stream without frames, or is to be shown
-            aslant and mirrored.
+        ValueError: the file does not decode.
     """
 
-    reads_in_parallel = False  # the decoder goes from frame to frame
+    reads_in_parallel = False  # the frames of an animation build upon each other
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"no video file at {self.path}")
-        self._reader = _open_reader(self.path)
-        self._flipped_axis = flipped_axis(self.path)
+        with open_image(self.path, self.path.name) as image:
+            num_frames = getattr(image, "n_frames", 1) if image.format == "WEBP" else 1
+        self._animation = Image.open(self.path) if num_frames > 1 else None
         self._lock = threading.Lock()
-        self._kept: dict[int, np.ndarray] = {}
-        self._next = 0  # the frame that the decoder gives without seeking
-        if len(self._reader) == 0:
-            raise ValueError(f"video {self.path} holds no frames")
-        self.names = tuple(f"{index:05d}" for index in range(len(self._reader)))
+        self.names = tuple(f"{index:05d}" for index in range(num_frames))
 
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def frames_per_second(self) -> float:
-        """Average over the video."""
-        return float(self._reader.get_avg_fps())
+    def read(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of frame ``index``."""
+        if self._animation is None:
+            return read_image(self.path, self.path.name)
+        with self._lock:
+            try:
+                self._animation.seek(index)
+                return np.array(self._animation.convert("RGB"))
+            except (OSError, EOFError, SyntaxError, ValueError) as error:
+                raise ValueError(f"frame {index} of video {self.path} does not decode: {error}") from error
+
+
+class MemoryVideo:
+    """Frames in memory, called 00000, 00001, ...
+
+    Args:
+        frames: T of them, each (H, W, 3) uint8 RGB.
+    """
+
+    reads_in_parallel = False
+
+    def __init__(self, frames: Sequence[np.ndarray]):
+        self._frames = frames
+        self.names = tuple(f"{index:05d}" for index in range(len(frames)))
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     def read(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of frame ``index``; not to be written to.
-
-        Raises:
-            ValueError: the frame does not decode; decoding runs a little ahead, so the damage may lie just behind it.
-        """
-        with self._lock:
-            if index not in self._kept:
-                for number in range(self._first_to_decode(index), index + 1):
-                    self._keep(number, self._decode(number))
-            return self._kept[index]
-
-    def _first_to_decode(self, index: int) -> int:
-        """Where to start so that the frames next to ``index``, which are likely to be asked for, are kept too."""
-        room = self._room()
-        if self._next <= index < self._next + room:
-            return self._next
-        return max(0, index - room + 1) if index < self._next else index
-
-    def _room(self) -> int:
-        """Number of frames that are kept."""
-        if not self._kept:
-            return MIN_KEPT
-        return max(MIN_KEPT, KEPT_BYTES // next(iter(self._kept.values())).nbytes)
-
-    def _keep(self, index: int, frame: np.ndarray) -> None:
-        self._kept[index] = frame
-        while len(self._kept) > self._room():
-            del self._kept[next(iter(self._kept))]  # the one decoded longest ago
-
-    def _decode(self, index: int) -> np.ndarray:
-        import decord
-
-        try:
-            frame = self._reader[index].asnumpy()
-        except (decord.DECORDError, RuntimeError) as error:
-            raise ValueError(f"frame {index} of video {self.path} does not decode: {_first_line(error)}") from error
-        self._next = index + 1
-        height, width = frame.shape[:2]
-        # decord 0.6 takes the padding of narrow frames (48 pixels: 192 bytes a row) for a fourth channel.
-        frame = frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
-        return frame if self._flipped_axis is None else np.flip(frame, self._flipped_axis).copy()  # torch needs a copy
+        """(H, W, 3) uint8 RGB of frame ``index``."""
+        return self._frames[index]
 
 
-def open_video(path: str | Path) -> VideoSource:
-    """A folder of pictures or a video file.
+VideoInput = str | Path | VideoSource | Sequence[Any] | np.ndarray | Any
+"""What ``open_video`` takes; the last are tensors and pictures of libraries that are not loaded for it."""
+
+
+def open_video(video: VideoInput) -> VideoSource:
+    """Anything that is a video.
+
+    Args:
+        video: the path of a folder of pictures, a video file, or one picture; an array or tensor (T, H, W, 3) or
+            (T, 3, H, W), or a single frame (H, W, 3), uint8 RGB; a Pillow image; a list of paths of pictures, arrays,
+            tensors and images; or what reads frames by index already.
 
     Raises:
-        FileNotFoundError: there is nothing at ``path``, or an empty folder.
-        ValueError: it does not decode.
+        FileNotFoundError: there is nothing at the path, or an empty folder.
+        ValueError: it does not decode, or frames in memory are not uint8 RGB.
     """
-    if Path(path).is_dir():
+    if isinstance(video, str | Path):
+        return _open_path(video)
+    if isinstance(video, Image.Image):
+        return MemoryVideo([_frame(video, 0)])
+    if isinstance(video, Sequence) and not hasattr(video, "reads_in_parallel"):
+        return MemoryVideo([_frame(frame, number) for number, frame in enumerate(video)])
+    if hasattr(video, "reads_in_parallel"):
+        return cast(VideoSource, video)
+    if hasattr(video, "shape") and len(video.shape) in (3, 4):
+        frames = video if len(video.shape) == 4 else [video]
+        return MemoryVideo([_frame(frame, number) for number, frame in enumerate(frames)])
+    raise ValueError(
+        f"a video of type {type(video).__name__}: expected a path, an array (T, H, W, 3), a list of frames or a picture"
+    )
+
+
+def _frame(frame: Any, number: int) -> np.ndarray:
+    """(H, W, 3) uint8 of one frame in any of its forms."""
+    if isinstance(frame, str | Path):
+        return read_image(Path(frame).expanduser(), Path(frame).name)
+    if isinstance(frame, Image.Image):
+        return np.array(ImageOps.exif_transpose(frame).convert("RGB"))
+    array = np.asarray(frame.cpu() if hasattr(frame, "cpu") else frame)
+    if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
+        raise ValueError(
+            f"frame {number} is {array.dtype} of shape {array.shape}; expected uint8 RGB from 0 to 255, (H, W, 3) or "
+            "(3, H, W)"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _open_path(path: str | Path) -> VideoSource:
+    if not str(path):
+        raise FileNotFoundError("no video: its name is empty; expected a folder of frames or a video file")
+    path = Path(path).expanduser()
+    if path.is_dir():
         return FolderVideo(path)
-    if not Path(path).exists():
+    if not path.exists():
         raise FileNotFoundError(f"no video at {path}; expected a folder of frames or a video file")
-    return FileVideo(path)
+    return PictureVideo(path) if _is_picture(path) else FileVideo(path)
 
 
-def _open_reader(path: Path) -> Any:
-    try:
-        import decord
-    except ImportError as error:
-        raise ImportError(f"{path} is a video file; install decord to read it, or give a folder of frames") from error
-    try:
-        return decord.VideoReader(str(path), num_threads=1)
-    except (decord.DECORDError, RuntimeError) as error:
-        if "cannot find video stream" in str(error):
-            raise ValueError(f"{path} holds no video stream, or one without frames; expected a video file") from error
-        raise ValueError(f"video {path} does not decode: {_first_line(error)}") from error
+def _is_picture(path: Path) -> bool:
+    """Of those that Pillow reads better: all but animated PNGs."""
+    if path.suffix.lower() not in SUFFIXES:
+        return False
+    with open_image(path, path.name) as image:
+        return image.format != "PNG" or not getattr(image, "is_animated", False)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -270,61 +361,73 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
-def _has_twins(names: Sequence[str]) -> bool:
-    return len(set(names)) != len(names)
+@dataclass(frozen=True)
+class Frame:
+    """A decoded frame."""
+
+    index: int
+    pixels_HW3: np.ndarray
+    """uint8 RGB."""
+    prepared: Mapping[Role, np.ndarray]
+    """uint8: what the MLLM sees, as what the frame is shown; nothing where its visual tokens are known already."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.pixels_HW3.shape[:2]
+        return height, width
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def flipped_axis(path: Path) -> int | None:
-    """Which axis of a frame (0: rows, 1: columns) is still to be reversed after decord's rotation; None: neither.
-
-    Of the eight ways to lay a picture on a screen, decord tells apart the four rotations. A mirrored picture is one
-    that is turned upside down and then rotated; a quarter turn later, upside down means left to right.
-
-    Source: ISO/IEC 14496-12, 8.3.2 (Track Header Box); checked against ffmpeg, which obeys all eight.
+class FrameStream:
+    """Reads frames ahead, ``ahead`` of them or ``MAX_AHEAD_BYTES`` at most: memory does not grow with the video.
 
     Args:
-        path: of a video file; other containers than MP4 and MOV have no such matrix.
-
-    Raises:
-        ValueError: the picture is mirrored, and turned by something else than quarters.
+        video: read from several threads if it allows that.
+        schedule: (frame, the roles in which the MLLM is to see it) in the order of ``take``.
+        prepare: ``Mllm.prepare``.
+        ahead: frames that are read before they are asked for.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for track in _boxes(data, (0, len(data)), b"moov", b"trak"):
-            handlers = [data[start + 8 : start + 12] for start, _ in _boxes(data, track, b"mdia", b"hdlr")]
-            headers = list(_boxes(data, track, b"tkhd"))
-            if handlers == [b"vide"] and headers:
-                start, stop = headers[0]
-                at = MATRIX_AT.get(data[start : start + 1])
-                if at is not None and start + at + MATRIX_SIZE <= stop:
-                    a, b, _, c, d = struct.unpack_from(">5i", data, start + at)
-                    return _axis(a, b, c, d, path)
-    return None
 
+    def __init__(
+        self,
+        video: VideoSource,
+        schedule: Iterable[tuple[int, Sequence[Role]]],
+        prepare: Callable[[np.ndarray, Role], np.ndarray],
+        ahead: int,
+    ):
+        self._video = video
+        self._schedule = iter(schedule)
+        self._prepare = prepare
+        threads = min(MAX_THREADS, os.cpu_count() or 1) if video.reads_in_parallel else 1
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="frames")
+        self._coming: deque[Future[Frame]] = deque()
+        self._ahead = ahead
+        self._order_next()  # one, whose size tells how many more
 
-def _axis(a: int, b: int, c: int, d: int, path: Path) -> int | None:
-    """A pixel (x, y) is shown at (a x + c y, b x + d y)."""
-    if a * d - b * c >= 0:
-        return None
-    if (a, d) != (0, 0) and (b, c) != (0, 0):
-        raise ValueError(f"video {path} is mirrored and turned by no quarter turn; store its frames upright")
-    return 1 if (a, d) == (0, 0) else 0
+    def take(self, index: int) -> Frame:
+        """The next frame of the schedule, which must be ``index``.
 
+        Raises:
+            ValueError, FileNotFoundError: it cannot be read; the message names it.
+        """
+        frame = self._coming.popleft().result()
+        room = max(1, MAX_AHEAD_BYTES // frame.pixels_HW3.nbytes)
+        while len(self._coming) < min(self._ahead, room) and self._order_next():
+            pass
+        assert frame.index == index, f"frame {index} was asked for, but frame {frame.index} was scheduled"
+        return frame
 
-def _boxes(data: mmap.mmap, inside: tuple[int, int], *path: bytes) -> Iterator[tuple[int, int]]:
-    """Begin and end of the contents of every box at a path of box types."""
-    at, end = inside
-    while at + 16 <= end:
-        size, kind = struct.unpack_from(">I4s", data, at)
-        start = at + 8
-        if size == 1:
-            size, start = struct.unpack_from(">Q", data, start)[0], at + 16
-        stop = min(at + size, end) if size else end
-        if stop < start:
-            return  # not made of boxes
-        if kind == path[0]:
-            yield from _boxes(data, (start, stop), *path[1:]) if path[1:] else [(start, stop)]
-        at = stop
+    def close(self) -> None:
+        """Stop reading."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _order_next(self) -> bool:
+        """Whether there was another frame to order."""
+        wanted = next(self._schedule, None)
+        if wanted is not None:
+            self._coming.append(self._pool.submit(self._read, *wanted))
+        return wanted is not None
+
+    def _read(self, index: int, roles: Sequence[Role]) -> Frame:
+        pixels = self._video.read(index)
+        return Frame(index, pixels, {role: self._prepare(pixels, role) for role in roles})

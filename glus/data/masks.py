@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 from PIL import Image
 from pycocotools import mask as coco
 
+from glus.data.compiled import njit
 from glus.files import read_object
 from glus.types import Expression
 

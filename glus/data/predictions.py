@@ -24,12 +24,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numba import njit
 from PIL import Image
 
 from glus.config import PredictionForm
-from glus.data.masks import Parts, Size, by, encode_rle, unpack_runs
-from glus.files import atomic_file, atomic_folder, distinct_keys, naming_write_errors
+from glus.data.compiled import njit
+from glus.data.masks import Parts, Size, by, decode_rle, encode_rle, unpack_runs
+from glus.files import atomic_file, atomic_folder, distinct_keys, naming_write_errors, read_json
 from glus.types import Expression, FrameResult, Video
 
 MaskWriter = Callable[[str, FrameResult], None]
@@ -298,6 +298,32 @@ def unexpected_files(folder: Path, videos: Iterable[Video]) -> list[str]:
         jsonl = (Path(name) / file for file in sorted(files) if file.endswith(".jsonl"))
         lines += [f"{path}: masks of no video" for path in jsonl if path not in rle_files]
     return lines
+
+
+def read_answers(folder: Path, expression: Expression) -> list[dict[str, Any]]:
+    """What the model answered for an expression, frame by frame: ``score``, ``has_seg`` and ``area``, as far as kept.
+
+    Raises:
+        FileNotFoundError: another program made the predictions.
+        ValueError: a frame has no answer.
+    """
+    file = folder / expression.prediction_file
+    if file.is_file():
+        answers = dict(_answers_of_codes(file, expression.exp_id))
+    else:
+        answers = {answer["frame"]: answer for answer in read_json(folder / expression.prediction_dir / "answers.json")}
+    missing = [frame for frame in expression.frames if frame not in answers]
+    if missing:
+        raise ValueError(f"{folder} has no answer of {expression.name} in frame {missing[0]}")
+    return [answers[frame] for frame in expression.frames]
+
+
+def _answers_of_codes(file: Path, exp_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if exp_id in entry["masks"]:
+            area = float(decode_rle(entry["masks"][exp_id], tuple(entry["size"])).mean())
+            yield entry["frame"], {"score": entry["scores"][exp_id], "has_seg": entry["has_seg"][exp_id], "area": area}
 
 
 # ----------------------------------------------------------------------------------------------- PNG decoder

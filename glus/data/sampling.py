@@ -1,18 +1,44 @@
-"""Which frames a conversation sees: context frames over the whole video, query frames to be segmented.
+"""What a conversation shows and says: context frames over the whole video, query frames to be segmented, and words.
 
 All functions are pure; randomness comes only from the ``rng`` they are given. The bins of a video are those of
-``linspace(0, T, n + 1)`` cut to whole numbers, as in the released GLUS.
+``linspace(0, T, n + 1)`` cut to whole numbers, as in the released GLUS. The wording is the authors', letter for letter
+(also "finished"): a trained model knows no other.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from glus.config import QuerySampling
+from glus.tokens import SEG
+
+CONTEXT = "Please finished the following tasks on the context frames above."
+"""Follows the context frames; where there are none, neither is this sentence."""
+
+QUESTIONS = (
+    "Can you segment the {expression} in this frame?",
+    "Please segment the {expression} in this frame.",
+    "What is {expression} in this frame? Please respond with segmentation mask.",
+    "What is {expression} in this frame? Please output segmentation mask.",
+)
+"""Follow the query frame they ask about. Training draws one per turn; inference always asks the first."""
+
+ANSWERS = (
+    f"It is {SEG}.",
+    f"Sure, {SEG}.",
+    f"Sure, it is {SEG}.",
+    f"Sure, the segmentation result is {SEG}.",
+    f"{SEG}.",
+)
+"""Training draws one per turn."""
+
+INFERENCE_QUESTION = QUESTIONS[0]
+INFERENCE_ANSWER = ANSWERS[3]
 
 
 def context_indices_eval(num_frames: int, num_context: int) -> list[int]:
@@ -95,3 +121,51 @@ def _edges(num_frames: int, num_bins: int) -> list[int]:
     """The ``num_bins + 1`` edges of equal bins of 0..T; every left edge is a frame of the video."""
     assert num_frames >= 1, "a video has at least one frame"
     return [int(edge) for edge in np.linspace(0, num_frames, num_bins + 1, dtype=int)]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One query frame's question and its answer, the expression filled in."""
+
+    question: str
+    answer: str
+    """Contains "[SEG]" once."""
+
+    @property
+    def lead(self) -> str:
+        """The answer's words before [SEG], without the space between; "" for an answer that starts with it."""
+        return self.answer.partition(SEG)[0].rstrip()
+
+    @property
+    def tail(self) -> str:
+        """The answer's words after [SEG]."""
+        return self.answer.partition(SEG)[2].strip()
+
+
+def clean_expression(text: str, strip: bool) -> str:
+    """The expression as the templates take it: without one final full stop, in lower case.
+
+    Args:
+        text: as the dataset or a person wrote it.
+        strip: also drop white space at both ends; the released GLUS does so in training, not at inference.
+    """
+    text = text.removesuffix(".")
+    return (text.strip() if strip else text).lower()
+
+
+def draw_turns(text: str, num_turns: int, rng: np.random.Generator) -> list[Turn]:
+    """The turns of a training conversation: question and answer drawn independently for each turn."""
+    expression = clean_expression(text, strip=True)
+    return [
+        Turn(
+            question=QUESTIONS[rng.integers(len(QUESTIONS))].format(expression=expression),
+            answer=ANSWERS[rng.integers(len(ANSWERS))],
+        )
+        for _ in range(num_turns)
+    ]
+
+
+def inference_turn(text: str) -> Turn:
+    """The turn that every query frame gets at inference."""
+    question = INFERENCE_QUESTION.format(expression=clean_expression(text, strip=False))
+    return Turn(question, INFERENCE_ANSWER)

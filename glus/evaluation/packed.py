@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numba import njit
 
+from glus.data.compiled import njit
 from glus.data.masks import MaskStore, Parts, Size
 from glus.data.predictions import VideoPredictions
 from glus.types import Expression

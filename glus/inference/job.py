@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -31,9 +32,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from glus import distributed
 from glus.config import DatasetConfig, ModelFolderConfig, PredictConfig, PredictionForm, ScoreFramesConfig
 from glus.data.predictions import is_predicted, write_predictions
-from glus.files import naming_write_errors, read_object, write_text
+from glus.files import naming_write_errors, read_object, require_room, write_text
 from glus.inference.predictor import VideoPredictor, load_predictor
-from glus.inference.stream import STAGES
+from glus.inference.video_run import STAGES
 from glus.types import Expression, FrameResult, Video
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ SECONDS_BETWEEN_LINES = 30.0
 """Of progress, where there is no terminal."""
 SECONDS_BETWEEN_LOOKS = 5.0
 """At the folder, for what other processes have finished."""
+
+OWN_NAMES = {"predict.json", "summary.json", ".records", "report.json", "per_expression.csv"}
+"""What predicting and scoring write into the folder of predictions, where videos have folders, too."""
 
 Identity = dict[str, Any]
 """Nested JSON values; two equal identities give equal results."""
@@ -76,7 +80,7 @@ class Job(ABC, Generic[Conclusion]):
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"output_dir={self.folder} is a file; expected the name of a folder for {self._results}")
         with naming_write_errors(mark):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            Path(os.path.realpath(self.folder)).mkdir(parents=True, exist_ok=True)  # a link may point to nothing yet
             entries = sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith("."))
             if entries and not mark.is_file():  # which other processes make before anything else
                 raise ValueError(
@@ -92,6 +96,10 @@ class Job(ABC, Generic[Conclusion]):
         """Whether the results of a video are there."""
 
     @abstractmethod
+    def places(self, video: Video) -> list[str]:
+        """Where the results of a video lie, below the folder."""
+
+    @abstractmethod
     def conclude(self, videos: Sequence[Video]) -> Conclusion:
         """What the results of those of the job's videos that are done come to; one process at a time asks."""
 
@@ -103,9 +111,11 @@ class Job(ABC, Generic[Conclusion]):
             process: does it; yields how many masks each step has added.
 
         Raises:
-            ValueError: videos cannot be read; the others have been processed nevertheless.
+            ValueError: videos cannot be read; the others have been processed nevertheless. Or, before the first one,
+                names collide.
             OSError: results cannot be written.
         """
+        self._check_names(videos)
         problems = []
         progress = JobProgress(videos, self.is_done)
         by_cost = sorted(enumerate(videos, start=1), key=lambda item: _num_masks(item[1]), reverse=True)
@@ -121,6 +131,8 @@ class Job(ABC, Generic[Conclusion]):
                     except (ValueError, FileNotFoundError) as error:
                         log.error("video %s: %s", video[0].video, error)
                         problems.append(f"{video[0].video}: {error}")
+                    except OSError as error:
+                        raise OSError(f"{error}; what is finished is kept") from error
         with self.locked(GATE, wait=True):
             conclusion = self.conclude(videos)
         if problems:
@@ -153,6 +165,21 @@ class Job(ABC, Generic[Conclusion]):
         finally:
             if is_mine:
                 fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
+
+    def _check_names(self, videos: Sequence[Video]) -> None:
+        """Raise ValueError where results would get the name of others, or of a file of ours, also but for its case."""
+        is_case_blind = self._mark.with_name(self._mark.name.upper()).exists()
+        owners: dict[str, str] = {}
+        for name, place in ((video[0].video, place) for video in videos for place in self.places(video)):
+            key = place.casefold() if is_case_blind else place
+            is_own = place.split("/")[0].casefold() in OWN_NAMES
+            if is_own or key in owners:
+                other = "a file of this program" if is_own else f"video {owners[key]!r}"
+                raise ValueError(
+                    f"video {name!r} and {other} would share {self.folder / place}: give the video another id"
+                    + (", or choose a disk that tells upper from lower case" if is_case_blind else "")
+                )
+            owners[key] = name
 
     def _check_or_write_identity(self, identity: Identity, about: dict[str, Any]) -> None:
         self._file.seek(0)
@@ -293,6 +320,18 @@ class PredictionJob(Job[Summary]):
         """Whether all masks of a video are there."""
         return is_predicted(self.folder, video, self._form)
 
+    def places(self, video: Video) -> list[str]:
+        """See ``Job.places``."""
+        if self._form is PredictionForm.rle:
+            return [video[0].prediction_file]
+        return [expression.prediction_dir for expression in video]
+
+    def run(self, videos: Sequence[Video], process: Callable[[Video], Iterable[int]]) -> Summary:
+        """See ``Job.run``; OSError also where the disk is too small for what is to be predicted."""
+        if self._form is PredictionForm.png:
+            require_room(self.folder, sum(_num_masks(video) for video in videos if not self.is_done(video)))
+        return super().run(videos, process)
+
     def write(self, video: Video, results: Iterable[FrameResult], clock: Mapping[str, float]) -> Iterator[int]:
         """Write the masks of a claimed video, in a thread of its own while the next are computed.
 
@@ -393,7 +432,7 @@ def prediction_identity(
         del values["model"]["llm"][irrelevant]
     for irrelevant in ("chunk_frames", "token_budget", "memory_gb"):
         del values["inference"][irrelevant]
-    names = ("model*.safetensors", "trained.safetensors", "tokenizer.model", "added_tokens.json")
+    names = ("model*.safetensors", "trained.safetensors", "tokenizer.model", "added_tokens.json", "tokenizer.json")
     files = sorted(file for name in names for file in model_folder.glob(name))  # without a checkpoint's optimizer
     with ThreadPoolExecutor() as pool:  # files of many gigabytes, side by side
         digests = dict(zip((file.name for file in files), pool.map(_sha256, files), strict=True))

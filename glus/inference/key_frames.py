@@ -138,6 +138,10 @@ class FrameScoreJob(Job[KeyFrames]):
         """Whether a video is scored."""
         return self._path(video).is_file()
 
+    def places(self, video: Video) -> list[str]:
+        """See ``Job.places``."""
+        return [f"scores/{video[0].video}.json"]
+
     def write(self, video: Video, scores_ET: np.ndarray) -> None:
         """Keep the scores of a claimed video, whole or not at all.
 
@@ -167,4 +171,4 @@ class FrameScoreJob(Job[KeyFrames]):
         return np.array([scores[expression.exp_id] for expression in video])
 
     def _path(self, video: Video) -> Path:
-        return self.folder / "scores" / f"{video[0].video}.json"
+        return self.folder / self.places(video)[0]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from glus import distributed
 from glus.config import (
@@ -20,17 +19,18 @@ from glus.config import (
     QuerySampling,
     SettingsConfig,
     Window,
-    load_config,
+    read_config,
 )
-from glus.data.chat.llava import LlavaChat
-from glus.data.frames import VideoSource
+from glus.data.chat import Chat, open_chat
+from glus.data.frames import FrameStream, VideoSource
 from glus.data.sampling import context_indices_eval
 from glus.inference.asking import Pass
-from glus.inference.stream import FrameStream, StageClock
-from glus.inference.video_run import KeepsMask, VideoRun, schedule
+from glus.inference.video_run import KeepsMask, StageClock, VideoRun, schedule
 from glus.models.glus import Glus
-from glus.models.pretrained import CONFIG_FILE, LoadedModel, find_model_folder, load_model
+from glus.models.hub import find_model
+from glus.models.pretrained import CONFIG_FILE, LoadedModel, load_model
 from glus.models.weights import Target
+from glus.tokens import AnyVocabulary
 from glus.types import FrameResult
 
 
@@ -38,15 +38,14 @@ def check_folder_size(weights: str | Path, allow_cpu: bool) -> None:
     """``distributed.check_size`` of a model folder, before minutes of reading other things.
 
     Args:
-        weights: see ``models.pretrained.find_model_folder``.
+        weights: see ``models.hub.find_model``.
         allow_cpu: a large one may be run on the CPU.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: no GPU is usable, or the folder's config does not fit.
     """
-    folder = find_model_folder(weights)
-    config = load_config(ModelFolderConfig, OmegaConf.load(folder / CONFIG_FILE))  # type: ignore[arg-type]
+    config = read_config(ModelFolderConfig, find_model(weights) / CONFIG_FILE)
     distributed.check_size(config.model.llm.num_parameters, allow_cpu)
 
 
@@ -56,7 +55,7 @@ def load_predictor(
     """A trained model, ready to segment: on this process's GPU, or on the CPU, there in float32 if not told otherwise.
 
     Args:
-        weights: model folder or run, see ``models.pretrained.load_model``.
+        weights: see ``models.hub.find_model``.
         settings: override the model folder's, which is announced in the log.
         allow_cpu: see ``check_folder_size``.
 
@@ -70,9 +69,25 @@ def load_predictor(
     device, settings = distributed.use_device(), settings or SettingsConfig()
     check_folder_size(weights, allow_cpu)
     is_default = settings.precision is None and device.type == "cpu"
-    model = load_model(weights, Precision.fp32 if is_default else None, settings, target=Target(device))
-    chat = LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
+    model = load_model(find_model(weights), Precision.fp32 if is_default else None, settings, target=Target(device))
+    chat = chat_of(model.glus, model.vocabulary)
     return VideoPredictor(model.glus, chat, model.config.frames, model.config.inference), model
+
+
+def chat_of(glus: Glus, vocabulary: AnyVocabulary) -> Chat:
+    """The grammar of a model's conversations.
+
+    Raises:
+        ValueError: the vocabulary is another family's, or larger than the LLM's tables.
+    """
+    mllm = glus.mllm
+    rows = mllm.decoder.vocab_size
+    if vocabulary.size > rows:
+        raise ValueError(
+            f"model.llm.vocab_size={rows}: the vocabulary in {vocabulary.folder} has ids up to {vocabulary.size - 1}, "
+            f"[SEG] being {vocabulary.seg_id}; set model.llm.vocab_size={vocabulary.size}"
+        )
+    return open_chat(vocabulary, mllm.chat, mllm.grid, glus.reads > 1)
 
 
 class VideoPredictor:
@@ -93,7 +108,7 @@ class VideoPredictor:
         ValueError: the settings contradict each other.
     """
 
-    def __init__(self, glus: Glus, chat: LlavaChat, frames: FramesConfig, inference: InferenceConfig):
+    def __init__(self, glus: Glus, chat: Chat, frames: FramesConfig, inference: InferenceConfig):
         if inference.window is Window.clips and frames.query_sampling is not QuerySampling.consecutive:
             raise ValueError("inference.window=clips needs frames.query_sampling=consecutive: a clip is of neighbours")
         self.glus = glus
@@ -101,7 +116,7 @@ class VideoPredictor:
         self.frames = frames
         self.inference = inference
         self.seconds: dict[str, float] = defaultdict(float)
-        """Time spent so far in each of ``stream.STAGES``, over all videos."""
+        """Time spent so far in each of ``video_run.STAGES``, over all videos."""
 
     @property
     def device(self) -> torch.device:
@@ -187,8 +202,9 @@ class VideoPredictor:
         """A video to be run over; the time it takes is counted in the end."""
         assert not self.glus.training, "adapters would drop activations at random: glus.eval()"
         context = context_indices_eval(len(video), self.frames.num_context)
+        mllm = self.glus.mllm
         ahead, clock = 2 * self.inference.chunk_frames, StageClock(self.device)
-        stream = FrameStream(video, schedule(context, passes), self.glus.mllm.prepare, ahead)
+        stream = FrameStream(video, schedule(context, passes, mllm.roles), mllm.prepare, ahead)
         with closing(stream):
             try:
                 yield VideoRun(self.glus, self.chat, self.frames, self.inference, stream, context, texts, passes, clock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from omegaconf import OmegaConf
 
 from glus import distributed
 from glus.config import (
@@ -23,27 +23,26 @@ from glus.config import (
     Quantization,
     SegHeadInit,
     SettingsConfig,
-    load_config,
     override_settings,
+    read_config,
     to_yaml,
 )
 from glus.files import atomic_folder
 from glus.models.build import DTYPES, assemble, complete, quantize, trainable_names
+from glus.models.foreign import instead_of_weights, is_hub_id
 from glus.models.glus import Glus
-from glus.models.mllm.adapters import NewRows, merged_weight, plain_names
+from glus.models.mllm.adapters import NewRows, merged_weight, plain_names, second_names
+from glus.models.published import published_source
 from glus.models.release_layout import CLIP_KEYS, SAM2_KEYS, KeyMap, check_inv_freq, check_llm_config, lisa
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
-from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, load, read_tensors
-from glus.tokens import Vocabulary
+from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, find_forms, load_into, read_tensors
+from glus.tokens import AnyVocabulary, open_vocabulary
 
 log = logging.getLogger(__name__)
 
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
-TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json")
-CLIP_FILES = ("model.safetensors", "pytorch_model.bin")
-"""The first that is there is read; CLIP's folder may hold it in other forms too."""
 SHARD_BYTES = 5 * 10**9
 """A complete model that is larger is written as shards with an index."""
 MERGED_PARTS = ("lora", "embeddings_new_rows", "lm_head_new_rows")
@@ -53,6 +52,7 @@ IOU_HEAD = "iou_head."
 
 _FORMER = (("clip.", "mllm.clip."), ("projector.", "mllm.projector."), ("language.llama.", "mllm.llama."))
 """How names began in model folders and checkpoints of before the MLLM was one part of the network, and now."""
+_STEP = re.compile(r"step_(0|[1-9][0-9]*)")
 Value = TypeVar("Value")
 
 
@@ -61,7 +61,7 @@ class LoadedModel:
     """A model folder in memory."""
 
     glus: Glus
-    vocabulary: Vocabulary
+    vocabulary: AnyVocabulary
     config: ModelFolderConfig
 
 
@@ -107,11 +107,16 @@ def load_parts(glus: Glus, config: ModelConfig, target: Target = IN_MEMORY) -> d
         ValueError: weights do not fit, or ``model.seg_head_init`` asks for a head without ``model.llm.weights``.
     """
     reports = {}
-    for part, layout in {"clip": CLIP_KEYS, "segmenter": SAM2_KEYS, "llm": lisa(config.seg_head_init)}.items():
+    layouts = {"clip": CLIP_KEYS, "segmenter": SAM2_KEYS, "llm": lisa(config.seg_head_init)}
+    if glus.mllm.PUBLISHED:  # the whole MLLM lies in one folder
+        del layouts["clip"]
+    for part, layout in layouts.items():
         place = getattr(config, part).weights
         if place:
+            is_whole = part == "llm" and glus.mllm.PUBLISHED
             read = partial(_part_source, glus, config, part, place, layout)
-            reports[f"model.{part}.weights"] = load(glus, read, target)
+            read = partial(_whole_source, glus, config, place) if is_whole else read
+            reports[f"model.{part}.weights"] = load_into(glus, read, target)
     if config.seg_head_init is SegHeadInit.lisa and not config.llm.weights:
         raise ValueError("model.seg_head_init=lisa: set model.llm.weights to the folder of LISA-7B-v1, which holds it")
     return reports
@@ -127,10 +132,9 @@ def _part_source(glus: Glus, config: ModelConfig, part: str, place: str, layout:
         ValueError: it is of another LLM.
     """
     if part == "llm":
-        check_llm_config(Path(place), config)
-    files = [Path(place) / name for name in CLIP_FILES if part == "clip"]
+        check_llm_config(Path(place) if Path(place).is_dir() else Path(place).parent, config)
     try:
-        tensors = read_tensors(next(filter(Path.is_file, files), place))
+        tensors = read_tensors(place)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"model.{part}.weights={place}: {error}") from error
     if part == "llm":
@@ -139,6 +143,14 @@ def _part_source(glus: Glus, config: ModelConfig, part: str, place: str, layout:
     has_projector = any(name.startswith("mllm.projector.") for name in source.tensors)
     held = tuple(ours for _, ours in layout.renamed if has_projector or ours != "mllm.projector.")
     return under_adapters(glus, replace(source, only=[name for name in loaded_names(glus) if name.startswith(held)]))
+
+
+def _whole_source(glus: Glus, config: ModelConfig, place: str) -> Source:
+    try:
+        source = published_source(config, glus.mllm, place)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"model.llm.weights={place}: {error}") from error
+    return under_adapters(glus, replace(source, only=[n for n in loaded_names(glus) if n.startswith("mllm.")]))
 
 
 def load_start(glus: Glus, folder: str, target: Target) -> None:
@@ -159,7 +171,7 @@ def load_start(glus: Glus, folder: str, target: Target) -> None:
         only = [name for name in loaded_names(glus) if not name.startswith(left_out)]
         return under_adapters(glus, Source(folder, tensors, only))
 
-    load(glus, read, target)
+    load_into(glus, read, target)
 
 
 def loaded_names(glus: Glus) -> list[str]:
@@ -200,11 +212,12 @@ def merged_tensors(model: LoadedModel, dtype: torch.dtype | None = None) -> dict
     from peft.tuners.lora import LoraLayer
 
     glus, precision = model.glus, DTYPES[model.config.model.precision]
+    again = set() if is_untied(model.config.model) else second_names(glus)
     adapters = {f"{name}.": module for name, module in glus.named_modules() if isinstance(module, LoraLayer)}
     tables = {f"{name}.weight": module for name, module in glus.named_modules() if isinstance(module, NewRows)}
     merged: dict[str, torch.Tensor | LazyTensor] = {}
     for name, value in glus.state_dict().items():
-        if ".lora_" in name or name.endswith(".new_rows"):
+        if ".lora_" in name or name.endswith(".new_rows") or name in again:
             continue
         adapted, base, _ = name.partition("base_layer.")
         if not value.is_floating_point():
@@ -218,6 +231,11 @@ def merged_tensors(model: LoadedModel, dtype: torch.dtype | None = None) -> dict
             tensor = tensor.map(partial(merged_weight, adapters[adapted]))
         merged[name.replace("base_layer.", "")] = tensor.to(dtype or tensor.dtype)
     return merged
+
+
+def is_untied(config: ModelConfig) -> bool:
+    """Whether a head that was the embedding table is so no more, once new rows are merged into either."""
+    return config.llm.tied and any(part.endswith("_new_rows") for part in config.trainable)
 
 
 def save_merged(folder: Path, model: LoadedModel, dtype: torch.dtype | None, source: str) -> None:
@@ -235,6 +253,7 @@ def save_merged(folder: Path, model: LoadedModel, dtype: torch.dtype | None, sou
     """
     config = copy.deepcopy(model.config)
     config.model.llm.lora_rank, config.model.llm.tokenizer = 0, "."
+    config.model.llm.tied = config.model.llm.tied and not is_untied(config.model)
     config.model.trainable = [part for part in config.model.trainable if part not in MERGED_PARTS]
     config.model.weights = config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
     tensors = merged_tensors(model, dtype or DTYPES[config.model.precision])
@@ -245,7 +264,7 @@ def save_model(
     folder: str | Path,
     tensors: Tensors,
     config: ModelFolderConfig,
-    vocabulary: Vocabulary,
+    vocabulary: AnyVocabulary,
     metadata: dict[str, str],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -267,10 +286,10 @@ def save_model(
         write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
 
 
-def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: Vocabulary) -> None:
+def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: AnyVocabulary) -> None:
     """Write all of a model folder but its weights: what ``load_model`` builds from, and the tokenizer."""
     (folder / CONFIG_FILE).write_text(to_yaml(config))
-    for name in TOKENIZER_FILES:
+    for name in vocabulary.files:
         shutil.copyfile(vocabulary.folder / name, folder / name)
 
 
@@ -286,14 +305,32 @@ def find_model_folder(path: str | Path) -> Path:
         FileNotFoundError: neither.
     """
     path = Path(path)
-    if is_complete(path) or (path / TRAINED_FILE).is_file():
-        return path
-    checkpoints = [p for p in path.glob("checkpoints/step_*") if p.suffix != ".tmp"]
-    if not checkpoints:
+    found = [folder for folder in (*list_steps(path), path) if _is_model_folder(folder)]
+    if not found:
         raise FileNotFoundError(
-            f"weights={path}: neither a model folder ({COMPLETE_FILE} or {TRAINED_FILE}) nor a run with checkpoints/"
+            f"weights={path}: neither a model folder ({CONFIG_FILE} and {COMPLETE_FILE} or {TRAINED_FILE}) nor a run "
+            f"with checkpoints/{_instead_of_model(path)}"
         )
-    return max(checkpoints, key=lambda p: int(p.name.removeprefix("step_")))
+    return found[-1]
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() and (is_complete(folder) or (folder / TRAINED_FILE).is_file())
+
+
+def _instead_of_model(path: Path) -> str:
+    """What a path is that is no model folder, for a message."""
+    if path.is_file():
+        return f": it is a file; give its folder, weights={path.parent}"
+    if is_hub_id(path) or ((path / "config.json").is_file() and find_forms(path)):
+        return f": published weights become one by python tools/convert_weights.py --weights {path} --output FOLDER"
+    return instead_of_weights(path)
+
+
+def list_steps(run: Path) -> list[Path]:
+    """Checkpoints of a run, complete or not, the newest last. Other names in ``checkpoints/`` are not ours."""
+    found = [path for path in run.glob("checkpoints/step_*") if _STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def load_model(
@@ -319,7 +356,7 @@ def load_model(
             trainable ones (of a checkpoint).
     """
     folder = find_model_folder(path)
-    config = load_config(ModelFolderConfig, OmegaConf.load(folder / CONFIG_FILE))  # type: ignore[arg-type]
+    config = read_config(ModelFolderConfig, folder / CONFIG_FILE)
     config, changes = override_settings(config, settings or SettingsConfig())
     for change in changes:
         log.warning("%s: %s", path, change)
@@ -331,12 +368,13 @@ def load_model(
     if is_complete(folder):
         glus = assemble(model, is_clip_empty=True, is_llm_empty=True)
         target = quantize(glus, model, target)
-        load(glus, lambda: Source(folder, current_names(read_tensors(folder))), target)
+        names = glus.state_dict().keys() - second_names(glus)
+        load_into(glus, lambda: Source(folder, current_names(read_tensors(folder)), names), target)
     else:
         glus, file = build_glus(model, target=target), folder / TRAINED_FILE
-        load(glus, lambda: Source(file, current_names(read_tensors(file)), trainable_names(glus)), target)
+        load_into(glus, lambda: Source(file, current_names(read_tensors(file)), trainable_names(glus)), target)
     complete(glus, target)
-    return LoadedModel(glus.eval().to(target.device), Vocabulary(folder), config)
+    return LoadedModel(glus.eval().to(target.device), open_vocabulary(folder), config)
 
 
 def current_names(tensors: Mapping[str, Value]) -> dict[str, Value]:

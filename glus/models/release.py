@@ -22,12 +22,13 @@ from glus.config import (
     Precision,
     SegHeadInit,
     SegmenterConfig,
+    SegState,
 )
 from glus.files import atomic_folder
 from glus.models.build import DTYPES, assemble, complete
 from glus.models.pretrained import (
+    CONFIG_FILE,
     IOU_HEAD,
-    TOKENIZER_FILES,
     LoadedModel,
     load_parts,
     loaded_names,
@@ -47,7 +48,7 @@ from glus.models.release_layout import (
     read_llm_config,
 )
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
-from glus.models.weights import IN_MEMORY, LoadReport, Source, Target, load, read_tensors
+from glus.models.weights import IN_MEMORY, LoadReport, Source, Target, load_into, read_tensors
 from glus.tokens import Vocabulary
 
 CLIP_FOLDER = "clip"
@@ -87,6 +88,11 @@ def read_release(
         ValueError: a file cannot be read, or describes another kind of model.
     """
     folder = find_folder(source, "weights")
+    if (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is a run or model folder of GLUS, which is used as it is (the way back: --to-release)"
+        )
+    tensors = read_tensors(folder)  # before the tokenizer, which adapters or shards lack too
     vocabulary, llm = Vocabulary(folder), read_llm_config(folder)
     check_added_tokens(folder, vocabulary.added_tokens)
     if vocabulary.size > llm.vocab_size:
@@ -98,7 +104,6 @@ def read_release(
     if segmenter.weights:
         config.llm.weights, config.seg_head_init = str(folder), seg_head_init
         return ReleaseCheckpoint(config, vocabulary, None)
-    tensors = read_tensors(folder)
     check_inv_freq(tensors, config.llm.architecture, folder)
     checkpoint = GLUS_KEYS.source(folder, tensors)
     if all(value.dtype is torch.bfloat16 for value in checkpoint.tensors.values()):
@@ -128,7 +133,7 @@ def build_release(
     if source is not None:
         names = [name for name in loaded_names(glus) if not name.startswith("mllm.clip.")]
         whole = replace(source, only=names)
-        reports["checkpoint"] = load(glus, lambda: under_adapters(glus, whole), target)
+        reports["checkpoint"] = load_into(glus, lambda: under_adapters(glus, whole), target)
     reports |= load_parts(glus, config, target)
     complete(glus, target)
     return LoadedModel(glus.eval().to(target.device), checkpoint.vocabulary, ModelFolderConfig(config)), reports
@@ -190,7 +195,7 @@ def save_release(
         write_shards(temporary / CLIP_FOLDER, clip, ending, sys.maxsize, metadata)
         for name, content in texts.items():
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
-        for name in TOKENIZER_FILES:
+        for name in Vocabulary.files:
             shutil.copyfile(model.vocabulary.folder / name, temporary / name)
     left_out = sum(name.startswith(IOU_HEAD) for name in state)
     notice = {"left out: tensors of the IoU head, for which the layout has no place": left_out} if left_out else {}
@@ -199,6 +204,9 @@ def save_release(
 
 def _check_layout_holds(config: ModelConfig) -> None:
     """Raise for settings that the release's code has fixed to another value."""
+    for key, fixed in (("family", "llava"), ("seg_state", SegState.predicting), ("seg_prompts", 1)):
+        if getattr(config, key) != fixed:
+            raise ValueError(f"model.{key}={getattr(config, key)}: the released layout has no such model")
     foreign = sorted(config.llm.architecture.keys() - {*LLM_FIELDS, "initializer_range"})
     if foreign:
         raise ValueError(f"model.llm.architecture.{foreign[0]}: the released layout has no such field")
@@ -221,6 +229,7 @@ def _config_json(config: ModelConfig, release: Tensors) -> dict[str, Any]:
         **_TOKEN_IDS,
         **{key: getattr(llama, key) for key in (*LLM_FIELDS, "initializer_range")},
         **FIXED_FIELDS,
+        "rope_scaling": None,
         "vocab_size": config.llm.vocab_size,
         "pretraining_tp": 1,
         "use_cache": False,

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from glus.config import ClipConfig, LlmConfig, ModelConfig, SegHeadInit
-from glus.files import read_object
+from glus.files import field, read_object
+from glus.models.foreign import ORIGINAL_LLAVA, is_hub_id
 from glus.models.mllm.llava import rotary_frequencies
 from glus.models.weight_files import LazyTensor
 from glus.models.weights import Source
@@ -190,22 +191,31 @@ LLM_FIELDS: dict[str, type] = dict.fromkeys((*_SIZES, "max_position_embeddings",
     "rms_norm_eps": float,
 }
 """What our config takes over of a checkpoint's config.json, and of what type it must be."""
+_DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6}
+"""Of transformers' LLaMA, where our config does not state them, for what no shape shows."""
 _CLIP_SIZES = (*_SIZES, "image_size", "patch_size")
-_CLIP_OPTIONAL = ("projection_dim", "hidden_act", "layer_norm_eps")
+_CLIP_OPTIONAL: dict[str, type] = {"projection_dim": int, "hidden_act": str, "layer_norm_eps": float}
 """Where a file does not state them, transformers' defaults are OpenAI's values."""
 CLIP_FIELDS = (*_CLIP_SIZES, *_CLIP_OPTIONAL)
 """What our config takes over of a CLIP's config.json."""
 FIXED_FIELDS: dict[str, Any] = {
     "tie_word_embeddings": False,
-    "rope_scaling": None,
     "mm_vision_select_feature": "patch",
     "mm_use_im_start_end": True,
 }
 """What our model is; a checkpoint that states another value is another model."""
-_DOWNLOADED = ["*.json", "tokenizer.model", "*.safetensors", "pytorch_model*.bin"]
+_MODEL_TYPES = ("llama", "llava", "llava_llama")
+"""Of LLaMA and what LLaVA, LISA and GLUS make of it. Others may have tensors of the same names, differently used."""
+_ROTARY = re.compile("rope|rotary|theta|yarn|ntk|scaling|alibi", re.IGNORECASE)
+"""In the names of settings of what the LLM knows of positions, of whatever version of transformers."""
+_LARGEST = 2**31
+"""No number in a config.json is as large."""
+_PLAIN_ROTARY = {"rope_theta": 10000, "rope_type": "default", "type": "default", "partial_rotary_factor": 1}
+_ERROR_FIELDS = {"error", "errors", "message", "detail", "status", "statusCode", "code"}
+"""Of what a server sends in place of a file."""
+_DOWNLOADED = ["*.json", "config.yaml", "tokenizer.model", "*.safetensors", "pytorch_model*.bin"]
 """Data only; never code."""
 DEFAULT_CLIP = "openai/clip-vit-large-patch14"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def find_folder(name: str | Path, what: str) -> Path:
@@ -221,8 +231,9 @@ def find_folder(name: str | Path, what: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if not _HUB_ID.fullmatch(str(name)) or path.parent.is_dir():
-        raise FileNotFoundError(f"{what}={name}: no such folder (expected a folder, or owner/name on Hugging Face)")
+    if not is_hub_id(name):
+        hint = f"it is a file: give its folder, {path.parent}" if path.is_file() else "expected a folder"
+        raise FileNotFoundError(f"{what}={name}: no such folder ({hint}, or owner/name on Hugging Face)")
     from huggingface_hub import snapshot_download
 
     try:
@@ -246,21 +257,44 @@ def check_added_tokens(folder: Path, added: Mapping[str, int]) -> None:
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return
-    names = {number: token for token, number in added.items()}
-    for number, entry in read_object(file).get("added_tokens_decoder", {}).items():
-        token = entry["content"]
-        if added.get(token, int(number)) != int(number) or names.get(int(number), token) != token:
+    ids = {token: str(number) for token, number in added.items()}
+    names = {number: token for token, number in ids.items()}
+    listed = {"added_tokens_decoder": {}} | read_object(file)
+    for number, entry in field(listed, "added_tokens_decoder", dict, str(file)).items():
+        token = field(entry, "content", str, f"{file}, token {number}")
+        if ids.get(token, number) != number or names.get(number, token) != token:
             raise ValueError(f"{file} gives {token} the id {number}, but added_tokens.json says {dict(added)}")
 
 
-def _value(content: dict[str, Any], key: str, kind: type, file: Path) -> Any:
-    """A field of the right type; whole numbers count as float too, True not as a number."""
-    value = content.get(key)
-    if kind is float and type(value) is int:
-        return kind(value)
-    if type(value) is not kind:
-        raise ValueError(f"{file}: {key}={json.dumps(value)}, expected {kind.__name__}")
-    return value
+def _read_settings(file: Path) -> dict[str, Any]:
+    content = read_object(file)
+    if content.keys() <= _ERROR_FIELDS:
+        raise ValueError(f"{file} is a server's message, not the file itself: {json.dumps(content)}: get it again")
+    return content
+
+
+def _value(content: dict[str, Any], key: str, kind: type, file: Path, is_signed: bool = False) -> Any:
+    """A field of the right type; whole numbers count as float too, True not as a number, nor NaN and infinity."""
+    value: Any = content.get(key)
+    is_fine = type(value) is kind or (kind is float and type(value) is int)
+    if is_fine and kind is not str:
+        is_fine = abs(value) < _LARGEST and (is_signed or value > 0)
+    if not is_fine:
+        limit = "" if is_signed or kind is str else " above 0"
+        raise ValueError(f"{file}: {key}={json.dumps(value)}, expected {kind.__name__}{limit}")
+    return kind(value)
+
+
+def _sizes(content: dict[str, Any], kinds: Mapping[str, type], file: Path) -> dict[str, Any]:
+    """Fields of an architecture, each of its type."""
+    from transformers.activations import ACT2FN
+
+    sizes = {key: _value(content, key, kind, file) for key, kind in kinds.items()}
+    if sizes["hidden_size"] % sizes["num_attention_heads"]:
+        raise ValueError(f"{file}: hidden_size={sizes['hidden_size']}, expected a multiple of num_attention_heads")
+    if sizes.get("hidden_act", "silu") not in ACT2FN:
+        raise ValueError(f"{file}: hidden_act={sizes['hidden_act']}, expected one that transformers knows")
+    return sizes
 
 
 def read_llm_config(folder: Path) -> LlmConfig:
@@ -270,27 +304,67 @@ def read_llm_config(folder: Path) -> LlmConfig:
         FileNotFoundError, ValueError: the file is missing, lacks a field, or describes another kind of model.
     """
     file = folder / "config.json"
-    content = read_object(file)
-    for key, expected in (FIXED_FIELDS | {"rope_theta": 10000}).items():
+    content = _read_settings(file)
+    _check_is_llama(content, {}, file)
+    for key, expected in FIXED_FIELDS.items():
         if key in content and content[key] != expected:
             raise ValueError(f"{file}: {key}={json.dumps(content[key])}, but only {json.dumps(expected)} is supported")
     stated = {"num_key_value_heads": content.get("num_attention_heads")} | content  # older files do not state them
-    architecture = {key: _value(stated, key, kind, file) for key, kind in LLM_FIELDS.items()}
-    return LlmConfig(architecture, _value(content, "vocab_size", int, file), str(folder), lora_rank=0)
+    vocab_size = _value(content, "vocab_size", int, file)
+    return LlmConfig(_sizes(stated, LLM_FIELDS, file), vocab_size, str(folder), lora_rank=0)
+
+
+def _check_is_llama(content: dict[str, Any], architecture: dict[str, Any], file: Path) -> None:
+    """That a config.json describes a LLaMA, unquantised, with the rotary embedding of ``architecture``.
+
+    The latter shows in no tensor: only files of before transformers 4.32 have ``inv_freq``.
+    """
+    if "text_config" in content:
+        raise ValueError(f"{file} is of LLaVA as transformers writes it (text_config): {ORIGINAL_LLAVA}")
+    model_type = content.get("model_type", "llama")
+    if model_type not in _MODEL_TYPES:
+        raise ValueError(
+            f"{file}: model_type={json.dumps(model_type)}, but only {', '.join(_MODEL_TYPES)} are supported"
+        )
+    if content.get("quantization_config"):
+        raise ValueError(f"{file}: quantization_config: quantised weights are not read, take those that are not")
+    ours, theirs = _rotary_settings(architecture), _rotary_settings(content)
+    if any(setting not in theirs for setting in ours) or any(setting not in ours for setting in theirs):
+        stated = {key: content[key] for key in content if _rotary_settings({key: content[key]})}
+        texts = [f"{key}={json.dumps(value)}" for key, value in stated.items()] or ["no rope_theta"]
+        expected = ", ".join(f"{key}={value}" for key, value in ours) or "rope_theta=10000 without scaling"
+        raise ValueError(f"{file}: {', '.join(texts)}, but only {expected} is supported here")
+
+
+def _rotary_settings(content: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What a config says of the rotary embedding, where it is not LLaMA's plain one: (name, value), in any spelling.
+
+    transformers 4 has ``rope_theta`` and ``rope_scaling``, 5 all in ``rope_parameters``, perhaps by type of layer.
+    """
+    found, settings = [], [(key, value) for key, value in content.items() if _ROTARY.search(key)]
+    while settings:
+        key, value = settings.pop()
+        if isinstance(value, dict):
+            settings += value.items()
+        elif value is not None and (type(value) is bool or value != _PLAIN_ROTARY.get(key)):
+            found.append((key, value))
+    return found
 
 
 def check_llm_config(folder: Path, config: ModelConfig) -> None:
     """That a folder's config.json, if it has one, says what our settings say.
 
-    Sizes show in the shapes of tensors; the norms' epsilon, the activation and CLIP's layer do not.
+    Sizes show in the shapes of tensors; the norms' epsilon, the activation, the rotary embedding and CLIP's layer do
+    not.
 
     Raises:
-        ValueError: a field differs.
+        ValueError: a field differs, or it describes another kind of model.
     """
     file = folder / "config.json"
     if not file.is_file():
         return
-    content, architecture = read_object(file), config.llm.architecture
+    content, architecture = _read_settings(file), _DEFAULTS | config.llm.architecture
+    _check_is_llama(content, architecture, file)
     ours = {key: (f"model.llm.architecture.{key}", architecture[key]) for key in LLM_FIELDS if key in architecture}
     ours["mm_vision_select_layer"] = ("model.clip.select_layer", config.clip.select_layer)
     for name, (key, value) in ours.items():
@@ -310,15 +384,16 @@ def read_clip_config(folder: Path, clip: str | None) -> ClipConfig:
         ValueError: a config lacks a field.
     """
     file = folder / "config.json"
-    content = read_object(file)
+    content = _read_settings(file)
     key = next((key for key in ("vision_tower", "mm_vision_tower") if key in content), "vision_tower")
     clip_folder = find_folder(clip, "clip") if clip else _find_named_clip(_value(content, key, str, file), file)
     tower_file = clip_folder / "config.json"
-    tower = read_object(tower_file)
-    tower = tower.get("vision_config", tower)  # where a whole CLIP has its vision tower's
-    sizes = {key: _value(tower, key, int, tower_file) for key in _CLIP_SIZES}
-    sizes |= {key: tower[key] for key in _CLIP_OPTIONAL if key in tower}
-    return ClipConfig(sizes, str(clip_folder), _value(content, "mm_vision_select_layer", int, file))
+    tower = _read_settings(tower_file)
+    tower = field({"vision_config": tower} | tower, "vision_config", dict, str(tower_file))  # a whole CLIP has it apart
+    stated = {key: kind for key, kind in _CLIP_OPTIONAL.items() if tower.get(key) is not None}
+    sizes = _sizes(tower, dict.fromkeys(_CLIP_SIZES, int) | stated, tower_file)
+    select_layer = _value(content, "mm_vision_select_layer", int, file, is_signed=True)
+    return ClipConfig(sizes, str(clip_folder), select_layer)
 
 
 def _find_named_clip(name: str, file: Path) -> Path:
@@ -326,7 +401,7 @@ def _find_named_clip(name: str, file: Path) -> Path:
     for candidate in (file.parent / name, file.parent.parent / name):  # an absolute name stands for itself in both
         if candidate.is_dir():
             return candidate
-    if _HUB_ID.fullmatch(name):
+    if is_hub_id(name):
         return find_folder(name, f"vision_tower of {file}")
     raise FileNotFoundError(
         f"{file}: vision_tower={name} is neither in {file.parent} nor beside it; name the folder of its CLIP by "

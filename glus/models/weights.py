@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import re
@@ -19,13 +18,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 from glus import distributed
+from glus.files import read_object, stand_in
+from glus.models.foreign import instead_of_weights, misfit_hint
 from glus.models.weight_files import LazyTensor, LoadProgress
 
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_PARTIAL = re.compile(r"adapter|lora|optim|exp_avg|queue|projector|consolidated", re.IGNORECASE)
+"""In the names of files that are not all of a model."""
+_NESTED = ("model", "state_dict", "module")
+"""Where SAM2's files, Lightning's and DeepSpeed's have the state dict, among other things."""
 _SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.(safetensors|bin)")
 _UNREADABLE = (
     *(SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError),
@@ -97,9 +101,8 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     have back; only pickles of the form before torch 1.6 cannot be. Changing them does not change the file; but the file
     must not be written to (another may take its name) for as long as they are used.
 
-    SAM2's files nest the state dict below ``"model"``; it is unwrapped. A folder stands for all tensors in it as
-    transformers writes them: shards with an index, or safetensors files, or ``pytorch_model*.bin``; safetensors
-    are preferred where both are there.
+    A state dict below ``"model"`` (SAM2's files), ``"state_dict"`` or ``"module"`` is unwrapped. A folder stands for
+    the first of ``find_forms`` that can be read; what is wrong with those before it is logged.
 
     Raises:
         FileNotFoundError: no such file, a folder without such files, or a shard is missing.
@@ -109,36 +112,72 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
+        raise FileNotFoundError(f"no weights at {path}{instead_of_weights(path)}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except _UNREADABLE as error:
-        raise ValueError(f"weights {path} do not decode (cut short? not tensors alone?): {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+        reason = stand_in(path) or _safe_reason(str(error))
+        raise ValueError(f"weights {path} do not decode (cut short? not tensors alone?){reason}") from None
+    for key in _NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict (expected tensors by name)")
+        held = f"{list(content)[:_SHOWN]}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ValueError(f"{path} holds no state dict (expected tensors by name) but {held}")
     return content
 
 
+def _safe_reason(text: str) -> str:
+    """What a reader says of a damaged file, but never torch's advice to run what a pickle holds."""
+    if "weights_only" not in text:
+        return f": {text}"
+    stranger = re.search(r"GLOBAL (\S+)", text)
+    return f": it holds a {stranger[1]}, and only tensors are read; get its state dict alone" if stranger else ""
+
+
+def find_forms(folder: Path) -> list[list[Path]]:
+    """The weights in a folder, each form of them by its files: an index, a single file, or shards.
+
+    Transformers' names count, in its order: safetensors before ``pytorch_model*.bin``, a single file before shards.
+    Only where there are none, others are taken: all ``*.safetensors`` that may be a model.
+    """
+    forms = []
+    for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
+        shards = sorted(folder.glob(f"{stem}-*-of-*.{ending}"))
+        index = folder / f"{stem}.{ending}.index.json"
+        forms += [[folder / f"{stem}.{ending}"], [index] if index.is_file() else shards]
+    if not any(files and files[0].is_file() for files in forms):
+        others = ([*folder.glob("*.safetensors")], [*folder.glob("pytorch_model*.bin")])
+        forms = [sorted(file for file in files if not _PARTIAL.search(file.name)) for files in others]
+    return [files for files in forms if files and files[0].is_file()]
+
+
 def _read_folder(folder: Path) -> dict[str, torch.Tensor]:
-    for pattern, index in zip(("*.safetensors", "pytorch_model*.bin"), INDEX_FILES, strict=True):
-        if (folder / index).is_file():
-            return _read_indexed(folder / index)
-        files = sorted(folder.glob(pattern))
-        if files:
-            return _read_shards(files)
-    raise FileNotFoundError(f"no *.safetensors or pytorch_model*.bin file in {folder}")
+    forms, failures = find_forms(folder), list[Exception]()
+    if not forms:
+        raise FileNotFoundError(f"no *.safetensors or pytorch_model*.bin file in {folder}{instead_of_weights(folder)}")
+    for files in forms:
+        try:
+            tensors = _read_indexed(files[0]) if files[0].suffix == ".json" else _read_shards(files)
+        except (ValueError, FileNotFoundError) as error:
+            failures.append(error)
+            continue
+        for failure in failures:
+            log.warning("%s; read instead: %s", failure, files[0])
+        return tensors
+    raise failures[0]
 
 
 def _read_indexed(index: Path) -> dict[str, torch.Tensor]:
     """The shards an index names, each of which must hold exactly the tensors that the index says."""
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f'{index} is no index (expected JSON with "weight_map": {{tensor: file}})') from error
+        weight_map = read_object(index).get("weight_map")
+    except ValueError as error:
+        raise ValueError(f"{index} is no index: {error}") from error
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f'{index} is no index (expected JSON with "weight_map": {{tensor: file}})')
     joined: dict[str, torch.Tensor] = {}
     for name in sorted(set(weight_map.values())):
         file = index.parent / name
@@ -208,7 +247,7 @@ class Source:
         problems = {**misfits, **({"bad values": values} if values else {})}
         report = LoadReport(num_fitting - len(values), problems, self.dropped)
         if not report.is_clean:
-            raise MisfitError(self.place, report, self.hint)
+            raise MisfitError(self.place, report, self.hint or misfit_hint(self.place, problems))
         log.info("%s: %s", self.place, report)
         return report
 
@@ -230,7 +269,7 @@ ON_DISK = Target(stays_on_disk=True)
 _FITS: dict[str, Sequence[str]] = {"missing": (), "unexpected": (), "wrong shape": ()}
 
 
-def load(module: nn.Module, read: Callable[[], Source], target: Target) -> LoadReport:
+def load_into(module: nn.Module, read: Callable[[], Source], target: Target) -> LoadReport:
     """Bring weights into ``module``, all or nothing, one tensor at a time.
 
     Each is cast to the module's own type on its device and checked there. On a CPU, where type and device agree already

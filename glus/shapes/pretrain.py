@@ -20,12 +20,11 @@ from glus.config import FramesConfig
 from glus.data import sampling
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import separate_rows
-from glus.data.chat.wording import draw_turns
+from glus.data.sampling import draw_turns
 from glus.distributed import generator
 from glus.losses.objective import binary_cross_entropy, dice_loss, seg_cross_entropy
-from glus.models.glus import segment_step
+from glus.models.glus import MemoryBank, segment_step, upsample_masks
 from glus.models.mllm.llava import ClipEncoder, Llava, clip_crop
-from glus.models.segmenter import MemoryBank, upsample_masks
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.labels import (
     COLOUR_LABELS,
@@ -188,7 +187,7 @@ class LlmTower(Tower):
         states_RD = self._states(conversations, torch.stack(visual))
         loss, values = self.head(states_RD, sentence_labels(labels))
         vocabulary = self.tokenizer.vocabulary
-        answer = seg_cross_entropy(self.mllm.logits(states_RD), vocabulary.seg_id).mean()
+        answer = seg_cross_entropy(self.mllm.decoder.logits(states_RD), vocabulary.seg_id).mean()
         return loss + ANSWER_WEIGHT * answer, {"loss": float(loss.detach()), **values}
 
     def _states(self, conversations: Sequence[Conversation], features_NFPC: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -34,7 +35,7 @@ from safetensors.torch import save
 from glus import distributed
 from glus.config import TrainConfig, load_config
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
-from glus.models.pretrained import TRAINED_FILE, current_names
+from glus.models.pretrained import TRAINED_FILE, current_names, list_steps
 from glus.models.weight_files import SafetensorsFile
 from glus.train.engine import Engine, OptimizerTensor
 from glus.types import ObjectKey
@@ -47,6 +48,7 @@ FILES = {
     OptimizerTensor.exp_avg_sq: "exp_avg_sq.safetensors",
 }
 QUEUE_FILE = "queue.safetensors"
+_LEFTOVER = re.compile(r"step_[0-9]+(\.removed)?\.tmp")
 
 
 @dataclass
@@ -139,8 +141,9 @@ class Checkpoints:
 
     def _start(self, temporary: Path) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self._folder.glob("*.tmp"):  # of a run that was killed while it wrote or removed
-            shutil.rmtree(leftover)
+        for leftover in self._folder.glob("step_*.tmp"):  # of a run that was killed while it wrote or removed
+            if _LEFTOVER.fullmatch(leftover.name):
+                shutil.rmtree(leftover)
         temporary.mkdir()
         self._write_model_config(temporary)
 
@@ -177,6 +180,8 @@ class Checkpoints:
         """Remove all but the newest and, if that is asked for, the best."""
         trainer = self._config.trainer
         for folder in superfluous(self._folder.parent, trainer.keep_last, bool(trainer.keep_best)):
+            if folder.is_symlink():  # somebody moved it
+                continue
             removed = folder.with_name(folder.name + ".removed.tmp")
             os.replace(folder, removed)  # so that what is half removed is never taken for complete
             shutil.rmtree(removed)
@@ -278,8 +283,7 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run that training can go on from, by step, the newest last."""
-    found = [path.parent for path in run.glob(f"checkpoints/step_*/{STATE_FILE}") if path.parent.suffix != ".tmp"]
-    return sorted(found, key=_step)
+    return [folder for folder in list_steps(run) if (folder / STATE_FILE).is_file()]
 
 
 def superfluous(run: Path, keep_last: int, keep_best: bool) -> list[Path]:
@@ -335,10 +339,11 @@ def _named_start(path: Path, own: list[Path]) -> Path:
         raise FileNotFoundError(
             f"trainer.resume={path}: neither auto, never, nor a checkpoint with {STATE_FILE}, nor a run that has one"
         )
-    is_own = found[-1].resolve() in [folder.resolve() for folder in own]
-    newer = [folder.name for folder in own if _step(folder) > _step(found[-1])]
-    if is_own and newer:
-        raise ValueError(f"trainer.resume={path}: remove the newer checkpoints of this run first: {', '.join(newer)}")
+    places = [folder.resolve() for folder in own]
+    newer = own[places.index(found[-1].resolve()) + 1 :] if found[-1].resolve() in places else []
+    if newer:
+        names = ", ".join(folder.name for folder in newer)
+        raise ValueError(f"trainer.resume={path}: remove the newer checkpoints of this run first: {names}")
     return own[-1] if own else found[-1]
 
 
@@ -369,7 +374,3 @@ def _flat(value: object, key: str = "") -> dict[str, object]:
     for name, inner in value.items():
         leaves |= _flat(inner, f"{key}.{name}" if key else str(name))
     return leaves
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))

@@ -1,4 +1,4 @@
-"""What watches over a long run: signals, hangs, loss spikes, and the mixture that was really drawn."""
+"""What watches over a long run: signals and hangs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import logging
 import math
 import os
 import signal
-import statistics
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
 from types import FrameType, TracebackType
-
-from glus.batch import Batch
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +18,6 @@ EXIT_PREEMPTED = 75
 """Exit code of a run that a signal ended after saving (EX_TEMPFAIL: the same command goes on)."""
 EXIT_HUNG = 76
 """Exit code of a rank that waited too long."""
-SPIKE_WINDOW, SPIKE_MIN_STEPS = 50, 10
-"""Steps in the running median of the loss, and how many it needs before it judges."""
 
 
 class Preemption:
@@ -33,6 +28,8 @@ class Preemption:
     def __init__(self) -> None:
         self.name = ""
         """Of the signal that came; empty if none did."""
+        self.came_at = math.inf
+        """When it came, by ``time.monotonic``."""
 
     def __enter__(self) -> Preemption:
         self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
@@ -44,6 +41,7 @@ class Preemption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
+        self.came_at = min(self.came_at, time.monotonic())
 
 
 class HangWatch:
@@ -88,32 +86,3 @@ class HangWatch:
         )
         faulthandler.dump_traceback(sys.__stderr__ or 2)
         os._exit(EXIT_HUNG)
-
-
-def spike(losses: Sequence[float], latest: float) -> float:
-    """The loss relative to the median of those before it; 1 as long as these are few.
-
-    Args:
-        losses: of earlier steps.
-        latest: of this step.
-    """
-    if len(losses) < SPIKE_MIN_STEPS:
-        return 1.0
-    median = statistics.median(losses)
-    return latest / median if median > 0 else math.inf
-
-
-def drawn_samples(batches: Sequence[Batch], names: Sequence[str]) -> dict[str, float]:
-    """Number of samples (videos) of each dataset in micro-batches; ``names`` are all datasets of the mixture."""
-    counts = dict.fromkeys(names, 0.0)
-    for batch in batches:
-        videos = batch.video_index.tolist()
-        for video in set(videos):
-            counts[batch.object_keys[videos.index(video)][0].dataset] += 1
-    return counts
-
-
-def shares(counts: Mapping[str, float]) -> dict[str, float]:
-    """Each count divided by their sum."""
-    total = sum(counts.values())
-    return {name: count / total for name, count in counts.items()}

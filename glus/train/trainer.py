@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import nan
 
 import torch
@@ -14,16 +15,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from glus import distributed
 from glus.batch import Batch
 from glus.config import OnNonfinite, TrainerConfig
+from glus.data.loader import Batches
 from glus.log import MetricsLog
 from glus.losses.objective import GlusObjective
 from glus.train.checkpoint import Checkpoints, RunState
 from glus.train.engine import Engine
-from glus.train.guards import SPIKE_WINDOW, HangWatch, Preemption, drawn_samples, shares, spike
+from glus.train.guards import HangWatch, Preemption
 
 log = logging.getLogger(__name__)
 
 DRAW_STREAM, DROPOUT_STREAM = 3, 4
 """Generator streams of the trainer; samples have streams of their own."""
+SPIKE_WINDOW, SPIKE_MIN_STEPS = 50, 10
+"""Steps in the running median of the loss, and how many it needs before it judges."""
+LOADER_PATIENCE_SECONDS = 5.0
+"""How long after a signal samples are still waited for."""
 MAX_CAUSES = 8
 """Non-finite terms and gradients that a message lists."""
 
@@ -57,6 +63,35 @@ def micro_batches(
             yield list(range(first, first + micro_batch_size))
 
 
+def spike(losses: Sequence[float], latest: float) -> float:
+    """The loss relative to the median of those before it; 1 as long as these are few.
+
+    Args:
+        losses: of earlier steps.
+        latest: of this step.
+    """
+    if len(losses) < SPIKE_MIN_STEPS:
+        return 1.0
+    median = statistics.median(losses)
+    return latest / median if median > 0 else math.inf
+
+
+def drawn_samples(batches: Sequence[Batch], names: Sequence[str]) -> dict[str, float]:
+    """Number of samples (videos) of each dataset in micro-batches; ``names`` are all datasets of the mixture."""
+    counts = dict.fromkeys(names, 0.0)
+    for batch in batches:
+        videos = batch.video_index.tolist()
+        for video in set(videos):
+            counts[batch.object_keys[videos.index(video)][0].dataset] += 1
+    return counts
+
+
+def shares(counts: Mapping[str, float]) -> dict[str, float]:
+    """Each count divided by their sum."""
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.items()}
+
+
 class Trainer:
     """Runs optimizer steps, measures them, evaluates and saves in between.
 
@@ -77,7 +112,7 @@ class Trainer:
         self,
         engine: Engine,
         objective: GlusObjective,
-        batches: Iterator[Batch],
+        batches: Batches,
         *,
         settings: TrainerConfig,
         state: RunState,
@@ -99,7 +134,7 @@ class Trainer:
         self.evaluate = evaluate
         self._preemption = Preemption()
         self._watch = HangWatch(settings.hang_timeout_minutes, distributed.rank())
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), state.step
         self._is_stopping = self._is_saving = False
 
     def fit(self) -> bool:
@@ -119,7 +154,12 @@ class Trainer:
             with self._preemption, _progress() as progress:
                 task = progress.add_task("training", total=settings.steps, completed=first, loss=nan, pace=nan)
                 while state.step < settings.steps and not self._is_stopping:
+                    number = self._first_sample(state.step, 0)
+                    self._watch.start(f"loading the samples of step {state.step + 1}, those from number {number} on")
                     values = self.train_step(state.step)
+                    if not values:
+                        self._give_up()
+                        break
                     values["seconds"] = (time.monotonic() - started) / (state.step - first)
                     progress.update(task, advance=1, loss=values.get("total", nan), pace=values["seconds"])
                     is_last, state.score = state.step == settings.steps, None
@@ -139,10 +179,17 @@ class Trainer:
         return state.step == settings.steps
 
     def train_step(self, step: int) -> dict[str, float]:
-        """One optimizer step (counted from 0): what is logged of it. Afterwards ``state`` stands behind it."""
+        """One optimizer step (counted from 0): what is logged of it. Afterwards ``state`` stands behind it.
+
+        Where a signal came while a rank waited for its samples, nothing is done, and nothing to be logged.
+        """
         entries = self.objective.queue.entries() if self.objective.queue else []
         micro = self._load(step)
-        denominators = distributed.sum_over_ranks(self.objective.counts(micro), self.engine.device)
+        counts = {**self.objective.counts(micro), "given_up": float(len(micro) < self.accumulation)}
+        denominators = distributed.sum_over_ranks(counts, self.engine.device)
+        if denominators.pop("given_up"):
+            self._is_stopping = True
+            return {}
         learning_rate = self.engine.start_step(step)
         terms = [self._micro_step(step, turn, batch, denominators) for turn, batch in enumerate(micro)]
         local = {name: float(torch.stack([term[name] for term in terms]).sum()) for name in terms[0]}
@@ -164,10 +211,13 @@ class Trainer:
         return {**total, **measured, "skipped": state.skipped, **self._mixture()}
 
     def _load(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of a step."""
-        first = self._first_sample(step, 0)
-        self._watch.start(f"loading the samples of step {step + 1}, which are those from number {first} on")
-        micro = [next(self.batches) for _ in range(self.accumulation)]
+        """This rank's micro-batches of a step; fewer where a signal came while they were waited for."""
+        micro: list[Batch] = []
+        while len(micro) < self.accumulation:
+            batch = self.batches.take(lambda: time.monotonic() - self._preemption.came_at > LOADER_PATIENCE_SECONDS)
+            if batch is None:
+                break
+            micro.append(batch)
         self._watch.doing = f"training step {step + 1} on {_names(micro)}"
         return micro
 
@@ -238,11 +288,17 @@ class Trainer:
         parts = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         log.info("step %d/%d  %s  left %s", step, steps, parts, left)
 
+    def _give_up(self) -> None:
+        """Save the steps that were done before the samples that did not come, unless that was done."""
+        log.warning("the samples of step %d did not come; it is given up", self.state.step + 1)
+        if self.state.step > self._saved_step:
+            self._save()
+
     def _save(self) -> None:
         step, steps = self.state.step, self.settings.steps
         self._watch.start(f"saving after step {step}")
         log.info("step %d/%d  saved %s", step, steps, self.checkpoints.save(self.state))
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), step
         if self._is_stopping and step < steps:
             log.warning("stopped by %s after step %d, saved; the same command goes on", self._preemption.name, step)
 

@@ -11,8 +11,8 @@ import pytest
 from glus.batch import Batch, TrainSample
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import unpack_conversations
-from glus.data.chat.wording import draw_turns
 from glus.data.dataset import collate
+from glus.data.sampling import draw_turns
 from tools.benchmarks.plain import StandInVocabulary
 
 NUM_BATCHES, NUM_CONTEXT, NUM_QUERY, SENTENCES, FULL_SIZE_TOKENS = 300, 4, 4, 3, 64

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from glus.data.chat.wording import ANSWERS, QUESTIONS, Turn, clean_expression, draw_turns, inference_turn
+from glus.data.sampling import ANSWERS, QUESTIONS, Turn, clean_expression, draw_turns, inference_turn
 from glus.tokens import SEG
 
 

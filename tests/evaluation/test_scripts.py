@@ -59,6 +59,20 @@ def test_score(run, perfect: Path, tmp_path: Path) -> None:
     assert "Traceback" not in strict.stderr
 
 
+def test_every_job_of_a_sweep_scores_into_a_folder_of_its_own(run, perfect: Path, tmp_path: Path) -> None:
+    (perfect / "b/0/00000.png").unlink()
+    done = run("score.py", "hydra.mode=MULTIRUN", f"predictions={perfect}", "missing=drop,error,zero", "num_workers=1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: tiny/b/0, frame 00000")
+    assert "Traceback" not in done.stdout + done.stderr
+    reports = {path.parent.name: json.loads(path.read_text()) for path in perfect.rglob("report.json")}
+    assert {number: report["missing"] for number, report in reports.items()} == {"0": "drop", "2": "zero"}
+    done = run("score.py", "hydra.mode=MULTIRUN", f"predictions={perfect},{tmp_path / 'nowhere'}", "num_workers=1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no folder of predictions")
+    assert (perfect / "report.json").is_file(), "folders that differ are written to as they are"
+
+
 def test_compare(run, perfect: Path, tmp_path: Path) -> None:
     result = run("compare.py", f"predictions={{ours: {perfect}, theirs: {perfect}}}", "output=out/summary.json")
     assert result.returncode == 0, result.stderr

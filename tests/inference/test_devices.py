@@ -12,8 +12,7 @@ import torch
 from glus import distributed
 from glus.config import PredictConfig
 from glus.inference.job import load_for_split
-from glus.inference.stream import StageClock
-from glus.inference.video_run import _PendingMasks
+from glus.inference.video_run import StageClock, _PendingMasks
 
 GPU = torch.device("cuda", 3)
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from glus.config import FramesConfig, Precision, QuerySampling, SettingsConfig, Window
+from glus.data.frames import FrameStream
 from glus.inference.asking import Prompter
 from glus.inference.predictor import load_predictor
-from glus.inference.stream import STAGES, FrameStream
-from glus.inference.video_run import VideoRun
+from glus.inference.video_run import STAGES, VideoRun
+from glus.models.glus import MemoryBank
 from glus.models.pretrained import LoadedModel
-from glus.models.segmenter import MemoryBank
 from glus.types import FrameResult
 from tests.inference.asking import SIZE, TEXTS, ArrayVideo, answering, answering_sometimes, predictor
 from tools.benchmarks.plain import counted, segment_plainly, token_bound

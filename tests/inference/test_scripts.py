@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from glus.data.benchmarks.index import read_expressions
 from glus.data.masks import decode_rle
 from glus.evaluation.report import write_report
 from glus.evaluation.score import score_predictions
-from glus.inference.stream import STAGES
+from glus.inference.video_run import STAGES
 from glus.types import Expression
 from tests.inference.conftest import contents
 from tests.programs import ROOT, environment, load_script, run_program
@@ -47,7 +48,7 @@ def config(dataset: DatasetConfig, model_folder: Path, tmp_path: Path) -> Predic
     return PredictConfig(dataset=dataset, weights=str(model_folder), output_dir=str(tmp_path / "out"))
 
 
-def overrides(dataset: DatasetConfig, weights: Path, output: Path) -> list[str]:
+def overrides(dataset: DatasetConfig, weights: Path | str, output: Path) -> list[str]:
     return [f"dataset.root={dataset.root}", f"weights={weights}", f"output_dir={output}"]
 
 
@@ -99,6 +100,18 @@ def test_codes_get_the_scores_of_pngs(predictions: Path, codes: Path, dataset: D
     assert (of_codes / "per_expression.csv").read_text() == (of_pngs / "per_expression.csv").read_text()
     assert 0 < reports[0]["overall"]["jf"] < 1
     assert not reports[0]["overall"]["num_incomplete"]
+
+
+def test_every_job_of_a_sweep_predicts_into_a_folder_of_its_own(
+    predictions: Path, dataset: DatasetConfig, model_folder: Path, tmp_path: Path
+):
+    weights, out = f"{tmp_path / 'nowhere'},{model_folder}", tmp_path / "out"
+    result = run("predict.py", "-m", *overrides(dataset, weights, out), "inference.memory_stride=1,3")
+    assert result.returncode == 1
+    assert result.stderr.count("error: ") == 2, "of the two jobs that have no weights"
+    assert sorted(path.name for path in out.iterdir()) == ["2", "3"]
+    assert contents(out / "3") == contents(predictions)
+    assert contents(out / "2") != contents(predictions)
 
 
 def test_a_finished_folder_is_left_as_it_is(predictions: Path, config: PredictConfig, dataset: DatasetConfig):
@@ -247,6 +260,27 @@ def test_segment_video_computes_in_the_precision_that_is_asked_for(
     with pytest.raises(SystemExit, match="far enough"):
         script.main(["--video", "v", "--text", "x", "--weights", "w", "--output", "o", *option])
     assert asked == [precision]
+
+
+def test_segment_video_prints_what_a_terminal_of_ascii_can_show(
+    frames: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii", write_through=True))
+    arguments = ("--video", frames, "--weights", model_folder, "--text", "猫", "--output", tmp_path / "out")
+    load_script("segment_video").main([*map(str, arguments)])
+    assert b"\\u732b: 3 masks" in printed.getvalue()
+    assert (tmp_path / "out/猫/img1.png").is_file()
+
+
+def test_segment_video_knows_the_home_folder(frames: Path, model_folder: Path, tmp_path: Path, monkeypatch):
+    """Which no shell writes into ``--output=~/x``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main = load_script("segment_video").main
+    main(["--video=~/frames", f"--weights={model_folder}", "--text=x", "--output=~/out"])
+    assert (tmp_path / "out/x/img1.png").is_file()
+    with pytest.raises(SystemExit):
+        main(["--video=", f"--weights={model_folder}", "--text=x", "--output=~/out2"])
 
 
 def test_segment_video_says_what_is_wrong(frames: Path, model_folder: Path, tmp_path: Path):

@@ -8,8 +8,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from glus.inference import stream
-from glus.inference.stream import FrameStream
+from glus.data import frames as reading
+from glus.data.frames import FrameStream
+from glus.types import Role
 
 
 class Frames:
@@ -33,9 +34,9 @@ class Frames:
 
 @pytest.mark.parametrize(("height", "ahead"), [(10, 8), (100, 5), (1000, 1)])
 def test_large_frames_are_read_less_far_ahead(monkeypatch: pytest.MonkeyPatch, height: int, ahead: int) -> None:
-    monkeypatch.setattr(stream, "MAX_AHEAD_BYTES", 5 * 100 * 20 * 3)
-    video, schedule = Frames(height, 20), ((number, True) for number in range(40))
-    with closing(FrameStream(video, schedule, lambda pixels: pixels[:8, :8], ahead=8)) as frames:
+    monkeypatch.setattr(reading, "MAX_AHEAD_BYTES", 5 * 100 * 20 * 3)
+    video, schedule = Frames(height, 20), ((number, (Role.query,)) for number in range(40))
+    with closing(FrameStream(video, schedule, lambda pixels, role: pixels[:8, :8], ahead=8)) as frames:
         for number in range(20):
             assert frames.take(number).index == number
             assert len(frames._coming) == ahead

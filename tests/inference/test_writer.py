@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from glus.types import Expression, FrameResult, Video
 IDENTITY = {"dataset": {"name": "d"}, "inference": {"memory_stride": 3}}
 VIDEO = [Expression("d", "deep/er/video", exp_id, "the cat", ("f 1", "2"), (), ()) for exp_id in ("10", "a")]
 MASK = np.array([[True, False, False], [False, False, False]])
+ANSWER = (np.array([0.5]), np.array([True]))
 MARK = "predict.json"
 FORMS = pytest.mark.parametrize("form", PredictionForm)
 
@@ -194,6 +196,49 @@ def test_a_full_disk_is_one_clear_message_and_leaves_nothing(tmp_path, form, mon
     assert everything_below(tmp_path) == []
     write(open_job(tmp_path, form), results())
     assert job.is_done(VIDEO)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "predict.json", ".records", "report.json", "Summary.JSON/x"])
+def test_a_video_that_is_called_as_a_file_of_ours_is_refused_before_the_first_frame(tmp_path, name):
+    videos = [VIDEO, [replace(expression, video=name) for expression in VIDEO]]
+    with pytest.raises(ValueError, match=rf"video '{name}' and a file of this program would share .*another id"):
+        open_job(tmp_path).run(videos, process=pytest.fail)
+    assert everything_below(tmp_path) == []
+
+
+@FORMS
+@pytest.mark.parametrize("is_case_blind", [False, True])
+def test_videos_whose_names_differ_in_case_alone_need_a_disk_that_tells_them_apart(tmp_path, form, is_case_blind):
+    videos = [[Expression("d", name, "0", "the cat", ("1",), (), ())] for name in ("a/b", "A/b")]
+    job = open_job(tmp_path, form)
+    if is_case_blind:
+        (tmp_path / MARK.upper()).symlink_to(MARK)
+        with pytest.raises(ValueError, match=r"video 'A/b' and video 'a/b' would share .*upper from lower case"):
+            job.run(videos, process=pytest.fail)
+    else:
+        job.run(videos, process=lambda video: job.write(video, [FrameResult(0, (0,), MASK[None], *ANSWER)], {}))
+        assert all(map(job.is_done, videos))
+
+
+def test_what_is_finished_is_kept_is_said_where_it_is_true(tmp_path, monkeypatch):
+    videos = [[Expression("d", name, "0", "the cat", ("1",), (), ())] for name in "ab"]
+    job = open_job(tmp_path)
+
+    def process(video: Video) -> Iterator[int]:
+        if video[0].video == "b":
+            raise OSError("cannot write b: No space left on device")
+        return job.write(video, [FrameResult(0, (0,), MASK[None], *ANSWER)], {})
+
+    with pytest.raises(OSError, match="No space left on device; what is finished is kept"):
+        job.run(videos, process)
+    assert list(map(job.is_done, videos)) == [True, False]
+
+
+def test_masks_need_room_before_the_first_frame(tmp_path, monkeypatch):
+    job = open_job(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4 * 4096 - 1))
+    with pytest.raises(OSError, match="4 files take at least"):
+        job.run([VIDEO], process=pytest.fail)
 
 
 def test_processes_claim_a_video_each(tmp_path):

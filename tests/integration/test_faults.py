@@ -11,7 +11,8 @@ import pytest
 
 from glus.config import OnNonfinite, Precision, TrainConfig
 from glus.train.checkpoint import list_checkpoints, read_state
-from glus.train.guards import EXIT_HUNG, SPIKE_MIN_STEPS
+from glus.train.guards import EXIT_HUNG, EXIT_PREEMPTED
+from glus.train.trainer import SPIKE_MIN_STEPS
 from tests.integration.conftest import read_metrics
 
 
@@ -113,6 +114,28 @@ def test_a_hanging_rank_shows_its_stack_and_samples(run_training: Callable, conf
     assert "it was training step 2 on shapes_train/" in done.outputs[1]
     assert "in _micro_step" in done.outputs[1]
     assert newest(config) == "step_1"
+
+
+def test_a_signal_is_obeyed_while_a_loader_hangs(run_training: Callable, config: TrainConfig) -> None:
+    config.data.num_workers = 1
+    done = run_training(config, "loader_hangs", step=2)
+    assert done.codes == [EXIT_PREEMPTED], done.output
+    assert "the samples of step 2 did not come" in done.output
+    assert [path.name for path in list_checkpoints(Path(config.output_dir))] == ["step_1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "saved"), [(1, []), (2, ["step_1"])])
+def test_a_signal_to_a_rank_whose_loader_hangs_ends_all(
+    run_training: Callable, config: TrainConfig, step: int, saved: list[str]
+) -> None:
+    """The samples of a step do not come; those of the other rank do."""
+    config.data.num_workers = 1
+    done = run_training(config, "loader_hangs", rank=1, step=step, processes=2)
+    assert done.codes == [EXIT_PREEMPTED] * 2, done.output
+    assert f"the samples of step {step} did not come" in done.output
+    assert [path.name for path in list_checkpoints(Path(config.output_dir))] == saved
+    assert goes_on(run_training, config, processes=2)
 
 
 @pytest.mark.slow

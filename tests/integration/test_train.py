@@ -14,12 +14,34 @@ from glus.config import Offload
 from glus.models.build import trainable_names
 from glus.models.pretrained import build_glus, load_model
 from glus.models.segmenter.sam2 import Sam2Segmenter
+from glus.tokens import Vocabulary
 from glus.train.checkpoint import list_checkpoints, read_state
 from tests.integration.conftest import read_metrics
+from tests.programs import run_program
 
 
 def losses(folder: Path) -> list[float]:
     return [line["total"] for line in read_metrics(folder) if "total" in line]
+
+
+def test_every_job_of_a_sweep_trains_as_it_would_alone(
+    shapes_folder: Path, tiny_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    """One after the other in one process, each in a folder of its own; the last as the first."""
+    overrides = [
+        "experiment=shapes",
+        "valid=null",
+        *(f"model.{part}.weights=null" for part in ("clip", "llm", "segmenter")),
+        f"model.llm.tokenizer={tiny_vocabulary.folder}",
+        f"data.mixture.shapes.dataset.root={shapes_folder}",
+        *("data.num_workers=0", "trainer.steps=2", "trainer.global_batch_size=1", "trainer.micro_batch_size=1"),
+        *("trainer.warmup_steps=1", "trainer.log_every=1", "output_dir=run"),
+    ]
+    done = run_program("scripts/train.py", "-m", *overrides, "trainer.seed=0,1,0", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    curves = [losses(tmp_path / "run" / str(number)) for number in range(3)]
+    assert [len(curve) for curve in curves] == [2, 2, 2]
+    assert curves[0] == curves[2] != curves[1]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from omegaconf import OmegaConf
 from glus import distributed
 from glus.batch import GlusOutput
 from glus.config import TrainConfig, load_config
+from glus.data.dataset import Mixture
 from glus.losses.contrastive import ContrastiveQueue
 from glus.models.weight_files import SafetensorsFile
 from glus.train import engine as engine_module
@@ -87,6 +89,8 @@ class Fault:
             _before(SafetensorsFile, "append", lambda *_: self.is_due and os.kill(os.getpid(), signal.SIGKILL))
         if self.name == "disk_full":
             _before(Checkpoints, "save", self._fill_disk)
+        if self.name == "loader_hangs":
+            _before(Mixture, "__getitem__", self._hang)
         if self.name == "clock_skew":
             clock = time.monotonic
             time.monotonic = lambda: clock() * (1e6 if distributed.rank() == self.rank else 1)
@@ -99,9 +103,16 @@ class Fault:
         self.now = step + 1
         if self.is_due and self.name == "tell_of_waits":
             get_accelerator().synchronize = lambda *_: print("DeepSpeed waits for the device")
+        if self.is_due and self.name == "loader_hangs":
+            threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         if self.is_due and self.name.startswith("SIG"):  # as a scheduler does: to loader processes too
             loaders = [str(child.pid) for child in multiprocessing.active_children()]
             subprocess.run(["kill", f"-{self.name.removeprefix('SIG')}", *loaders, str(os.getpid())], check=True)
+
+    def _hang(self, mixture: Mixture, number: int) -> None:
+        """From the samples of the step on, of which there are two; a signal comes while they are waited for."""
+        if number >= 2 * (self.step - 1) and distributed.rank() == self.rank:
+            time.sleep(600)
 
     def _spoil(self, output: GlusOutput, *_: object) -> GlusOutput:
         if self.is_due and self.name in ("nan_gradient", "unseen_nan_gradient"):

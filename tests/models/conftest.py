@@ -11,8 +11,8 @@ import pytest
 
 from glus.batch import Batch, TrainSample
 from glus.data.chat.llava import LlavaChat
-from glus.data.chat.wording import draw_turns
 from glus.data.dataset import collate
+from glus.data.sampling import draw_turns
 from glus.models.glus import Glus
 from glus.models.pretrained import TRAINED_FILE, LoadedModel, write_model_config
 from glus.models.weight_files import write_tensors

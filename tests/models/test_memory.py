@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from glus.models.segmenter import MemoryBank, memory_frames
+from glus.models.glus import MemoryBank, memory_frames
 
 
 def _holding(numbers: list[int]) -> torch.Tensor:

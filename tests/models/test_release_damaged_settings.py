@@ -51,7 +51,7 @@ def seg_twice(folder: Path, rng: random.Random) -> str:
     file = folder / "added_tokens.json"
     size = max(added_tokens(folder).values())
     file.write_text(file.read_text().rstrip("}\n ") + f', "[SEG]": {rng.randrange(size - 3, size)}}}')
-    return f"{file} gives ['[SEG]'] more than once"
+    return f"{file} is no JSON: key '[SEG]' stands twice"
 
 
 def seg_id_taken(folder: Path, rng: random.Random) -> str:
@@ -142,6 +142,18 @@ def other_model(folder: Path, rng: random.Random) -> str:
     return f"{file}: {key}={json.dumps(value)}, but only"
 
 
+def odd_listed_token(folder: Path, rng: random.Random) -> str:
+    listed = rng.choice([[], {"0": {}}, {"0": 1}])
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": listed}))
+    return f"{folder}/tokenizer_config.json"
+
+
+def clip_epsilon(folder: Path, rng: random.Random) -> str:
+    file = folder.parent / "clip" / "config.json"
+    edit_json(file, lambda content: content.update(layer_norm_eps=rng.choice([float("nan"), "1e-5", 0])))
+    return f"{file}: layer_norm_eps="
+
+
 def no_clip_size(folder: Path, rng: random.Random) -> str:
     file = folder.parent / "clip" / "config.json"
     edit_json(file, lambda content: content.update(patch_size=str(rng.randrange(99))))
@@ -163,6 +175,8 @@ DAMAGES = [
     cut_config,
     no_field,
     other_model,
+    odd_listed_token,
+    clip_epsilon,
     no_clip_size,
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import weakref
 from collections.abc import Callable
@@ -17,14 +18,14 @@ from torch import nn
 
 from glus.models.release_layout import CLIP_KEYS
 from glus.models.weight_files import LazyTensor, write_pickle, write_shards, write_tensors
-from glus.models.weights import IN_MEMORY, LoadReport, MisfitError, Source, load, read_tensors
+from glus.models.weights import IN_MEMORY, LoadReport, MisfitError, Source, load_into, read_tensors
 
 
 def load_strict(
     module: nn.Module, tensors: dict[str, torch.Tensor], source: str, only: list[str] | None = None
 ) -> LoadReport:
     """``load`` of tensors that are there already and that are kept, into a module on the CPU."""
-    return load(module, lambda: Source(source, dict(tensors), only), IN_MEMORY)
+    return load_into(module, lambda: Source(source, dict(tensors), only), IN_MEMORY)
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -202,7 +203,7 @@ def test_a_pickle_of_before_torch_1_6_is_read(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(3)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     tensors = read_tensors(tmp_path / "old.bin")
     module = nn.Linear(3, 1, bias=False, device="meta")
-    load(module, lambda: Source("old.bin", {"weight": tensors["a"][None]}), IN_MEMORY)
+    load_into(module, lambda: Source("old.bin", {"weight": tensors["a"][None]}), IN_MEMORY)
     (tmp_path / "old.bin").write_bytes(b"")
     assert torch.equal(module.weight, torch.ones(1, 3))
 
@@ -260,7 +261,7 @@ def test_messages_use_the_files_names_and_count_what_was_dropped() -> None:
     tensors = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
     source = Source("x.bin", tensors, None, lambda name: f"model.{name}", {"old": 3}, ["z"], "why")
     with pytest.raises(MisfitError) as caught:
-        load(module, lambda: source, IN_MEMORY)
+        load_into(module, lambda: source, IN_MEMORY)
     assert str(caught.value) == (
         "weights of x.bin do not fit: 0 matched, 1 missing, 2 unexpected, 1 wrong shape; dropped: 3 old; "
         "missing: model.bias; unexpected: model.scale, z; wrong shape: model.weight is (3, 2), expected (2, 3) (why)"
@@ -291,6 +292,68 @@ def test_shards_of_two_models_are_not_mixed(tmp_path: Path) -> None:
         save_file({name: torch.zeros(1)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match="mixes shards of several models"):
         read_tensors(tmp_path)
-    (tmp_path / "model-00002-of-00003.safetensors").rename(tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="mixes shards of several models"):
-        read_tensors(tmp_path)
+
+
+WHOLE = {"a": torch.ones(2), "b": torch.ones(1)}
+PART = {"a": torch.zeros(2)}
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 13476\n"
+FORMS = {
+    "safetensors": ["model.safetensors"],
+    "bin": ["pytorch_model.bin"],
+    **{
+        f"{ending} shards": [*(f"{stem}-0000{n}-of-00002.{ending}" for n in (1, 2)), f"{stem}.{ending}.index.json"]
+        for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin"))
+    },
+}
+BESIDE: list[dict[str, Any]] = [
+    {"adapter_config.json": {}, "adapter_model.safetensors": PART, "adapter_model.bin": PART},
+    {"optimizer.bin": PART, "optimizer.safetensors": PART, "scheduler.bin": PART, "training_args.bin": PART},
+    {"consolidated.00.pth": PART, "consolidated.safetensors": PART, "params.json": {}},
+    {"mm_projector.bin": PART, "mm_projector.safetensors": PART, "exp_avg.safetensors": PART, "model_old.bin": PART},
+    {"model-00001-of-00007.safetensors": PART, "pytorch_model-00003-of-00007.bin": PART},
+    {"model.safetensors.index.json": {"weight_map": {"a": "model-00001-of-00007.safetensors"}}},
+    {"pytorch_model.bin.index.json": {"weight_map": {"a": "pytorch_model-00001-of-00007.bin"}}},
+    {"model.safetensors": LFS_POINTER},
+    {"pytorch_model.bin": "<!DOCTYPE html>"},
+]
+
+
+def write_any(file: Path, content: object) -> None:
+    """Tensors, text, or JSON."""
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+    elif file.suffix == ".safetensors":
+        save_file(content, file)
+    else:
+        torch.save(content, file)
+
+
+@pytest.mark.parametrize(
+    ("form", "beside"),
+    [
+        pytest.param(form, beside, id=f"{form} and {next(iter(beside))}")
+        for form, files in FORMS.items()
+        for beside in BESIDE
+        if not beside.keys() & set(files)
+    ],
+)
+def test_whole_weights_are_found_whatever_lies_beside_them(
+    tmp_path: Path, form: str, beside: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    files = FORMS[form]
+    if len(files) == 1:
+        beside = beside | {files[0]: WHOLE}
+    else:
+        shards = dict(zip(WHOLE, files[:2], strict=True))
+        beside = beside | {file: {key: WHOLE[key]} for key, file in shards.items()} | {files[2]: {"weight_map": shards}}
+    for name, content in beside.items():
+        write_any(tmp_path / name, content)
+    torch.testing.assert_close(read_tensors(tmp_path), WHOLE)
+    assert all("read instead" in record.message for record in caplog.records)
+
+
+def test_a_state_dict_is_found_where_lightning_and_deepspeed_keep_it(tmp_path: Path) -> None:
+    torch.save({"state_dict": WHOLE, "epoch": 3}, tmp_path / "w.ckpt")
+    torch.save({"module": WHOLE, "dp_world_size": 8}, tmp_path / "w.pt")
+    for name in ("w.ckpt", "w.pt"):
+        torch.testing.assert_close(read_tensors(tmp_path / name), WHOLE)

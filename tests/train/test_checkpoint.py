@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 
 from glus.config import LlmConfig, ModelConfig, TrainConfig, TrainerConfig
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
+from glus.models.pretrained import CONFIG_FILE, TRAINED_FILE, find_model_folder
 from glus.models.weight_files import SafetensorsFile
 from glus.train.checkpoint import (
     STATE_FILE,
+    Checkpoints,
     RunState,
     find_start,
     float32_layout,
@@ -162,3 +165,42 @@ def test_a_damaged_state_is_named(make_config: Callable, tmp_path: Path) -> None
     (folder / STATE_FILE).write_text("{")
     with pytest.raises(ValueError, match=r"step_4 is no checkpoint to go on from: training\.json"):
         find_start(make_config())
+
+
+def test_names_beside_the_checkpoints_are_left_aside(make_config: Callable, tmp_path: Path) -> None:
+    config, run = make_config(), tmp_path / "run"
+    ours = [write_checkpoint(run, step, config) for step in (9, 10)]
+    for folder in ours:
+        (folder / CONFIG_FILE).touch()
+        (folder / TRAINED_FILE).touch()
+    others = ["2_backup", "2 (copy)", "010", "1_0", "-3", "+11", "11.5", "11.old", "best.tmp", "", "١٢"]
+    for name in others:
+        shutil.copytree(ours[0], run / "checkpoints" / f"step_{name}")
+    (run / "checkpoints" / "step_100.zip").touch()
+    (run / "checkpoints" / "step_101").touch()
+    (run / "checkpoints" / "step_102").mkdir()
+    (run / "checkpoints" / "step_103").symlink_to(tmp_path / "gone")
+    (run / "checkpoints" / "step_best").symlink_to(ours[0])
+    assert list_checkpoints(run) == ours
+    assert find_start(config) == find_model_folder(run) == ours[1]
+    assert superfluous(run, 1, keep_best=False) == ours[:1]
+    with pytest.raises(ValueError, match="remove the newer checkpoints of this run first: step_10"):
+        find_start(make_config(resume=str(run / "checkpoints" / "step_best")))
+    other = shutil.copytree(run / "checkpoints" / "step_2_backup", tmp_path / "step_2_backup")
+    assert find_start(make_config(resume=str(other))) == ours[1]
+    assert find_model_folder(other) == other
+
+
+def test_only_what_the_run_left_itself_is_removed(make_config: Callable, tmp_path: Path) -> None:
+    config, run = make_config(keep_last=1), tmp_path / "run"
+    moved = shutil.move(write_checkpoint(run, 1, config), tmp_path / "elsewhere")
+    (run / "checkpoints" / "step_1").symlink_to(moved)
+    for step, ending in ((2, ""), (3, ""), (3, ".tmp"), (2, ".removed.tmp"), (2, "_backup.tmp")):
+        write_checkpoint(run, step, config, ending)
+    (run / "checkpoints" / "notes.tmp").touch()
+    checkpoints = Checkpoints(run, None, None, config, lambda folder: None)  # type: ignore[arg-type]
+    checkpoints._start(run / "checkpoints" / "step_4.tmp")
+    checkpoints._prune()
+    left = {path.name for path in (run / "checkpoints").iterdir()}
+    assert left == {"step_1", "step_3", "step_4.tmp", "step_2_backup.tmp", "notes.tmp"}
+    assert (moved / STATE_FILE).is_file()

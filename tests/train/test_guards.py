@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from glus.batch import Batch
-from glus.train.guards import SPIKE_MIN_STEPS, Preemption, drawn_samples, shares, spike
+from glus.train.guards import Preemption
+from glus.train.trainer import SPIKE_MIN_STEPS, drawn_samples, shares, spike
 from glus.types import ObjectKey
 
 

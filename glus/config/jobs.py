@@ -1,0 +1,138 @@
+"""What programs have in common at their entry: paths, printing, and jobs, one or those of a sweep (``-m``)."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import logging
+import os
+import re
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glus.files import check_target
+
+log = logging.getLogger(__name__)
+
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+"""What a user can mend, by the message."""
+
+
+def escape_output() -> None:
+    """Print what a terminal cannot show as escapes, as stderr does; a sentence would end the program otherwise."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """End the program with ``error: ...`` and exit status 1 at what a user can mend; for programs without ``Jobs``."""
+    escape_output()
+    try:
+        yield
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def user_path(text: str) -> Path:
+    """A path of the command line, whose ``~`` no shell expands in ``--output=~/here``; for argparse."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found nothing")
+    return Path(text).expanduser()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What Hydra has made ready: a config, and where and how its task is to run."""
+
+    number: int
+    config: Any
+    beside: tuple[object, ...]
+    folder: str
+    variables: dict[str, str]
+
+
+class Jobs:
+    """What Hydra composes, run when it is through.
+
+    So all configs of a sweep are known before the first job begins, and what ends a job does not end the others.
+    Outputs that several jobs would share become ``<output>/0``, ``<output>/1``, ... (files: ``<folder>/0/<file>``).
+
+    Args:
+        output: the key of the config that says where a job writes; empty: it writes nothing.
+        is_file: whether that is a file.
+    """
+
+    def __init__(self, output: str = "", is_file: bool = False):
+        self._output, self._is_file = output, is_file
+        self._jobs: list[_Job] = []
+        self._told = self._status = 0
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Print an error that a user can mend as a line, and go on; the exit status will be 1."""
+        try:
+            yield
+        except USER_ERRORS as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            self._status = 1
+        self._told += 1
+
+    def add(self, config: object, *beside: object) -> None:
+        """Take a job, within Hydra's task and ``telling``; the task of ``run`` will be called with these."""
+        self._jobs.append(_Job(self._told, config, beside, os.getcwd(), dict(os.environ)))
+
+    def run(self, compose: Callable[[], object], task: Callable[..., int | None]) -> None:
+        """Run a task for every job, then leave the program.
+
+        Args:
+            compose: the program's ``main``, decorated by Hydra, which calls ``add``.
+            task: may return an exit status.
+
+        Raises:
+            SystemExit: with the highest exit status. A task that raises it itself ends the whole sweep.
+        """
+        escape_output()
+        home = os.path.expanduser("~/")  # Hydra's grammar knows no tilde outside quotes
+        sys.argv[1:] = [re.sub(r"(?<=[=,\s])~/", lambda _: home, argument) for argument in sys.argv[1:]]
+        compose()
+        self._part_outputs()
+        self._run(self._jobs, task)
+        sys.exit(self._status)
+
+    def _part_outputs(self) -> None:
+        if not self._output:
+            return
+        outputs = [os.path.join(job.folder, getattr(job.config, self._output)) for job in self._jobs]
+        counts = Counter(map(os.path.realpath, outputs))
+        for job, output in zip(self._jobs, outputs, strict=True):
+            if counts[os.path.realpath(output)] > 1:
+                path = Path(getattr(job.config, self._output))
+                own = path.parent / str(job.number) / path.name if self._is_file else path / str(job.number)
+                setattr(job.config, self._output, str(own))
+
+    def _run(self, jobs: Sequence[_Job], task: Callable[..., int | None]) -> None:
+        for position, job in enumerate(jobs):
+            gc.collect()  # a model of the job before may hang in a circle of references
+            os.environ |= job.variables
+            os.chdir(job.folder)
+            try:
+                with self.telling():
+                    if self._output:
+                        check_target(Path(getattr(job.config, self._output)), self._is_file)
+                    if len(self._jobs) > 1:
+                        log.info("job %d: %s", job.number, getattr(job.config, self._output, ""))
+                    self._status = max(self._status, task(job.config, *job.beside) or 0)
+            except Exception as error:  # whatever it is: the other jobs are run, then it goes on unchanged
+                if jobs[position + 1 :]:
+                    log.exception("job %d has failed; the others follow", job.number)
+                    traceback.clear_frames(error.__traceback__)  # which hold the model of the job, perhaps on a GPU
+                    self._run(jobs[position + 1 :], task)
+                raise

@@ -1,0 +1,253 @@
+"""The report page: scored runs side by side, in one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from glus.config import DatasetConfig, QuerySampling, Window
+from glus.data.benchmarks.index import open_masks, read_expressions
+from glus.data.frames import DatasetVideo, FrameStore
+from glus.data.predictions import open_predictions, read_answers
+from glus.data.sampling import clip_window, context_indices_eval, query_window
+from glus.evaluation.packed import read_complete
+from glus.evaluation.runs import (
+    ScoredRun,
+    by_kind,
+    different_settings,
+    mean_score,
+    most_changed,
+    paired_difference,
+)
+from glus.painter import Painter, palette
+from glus.pictures import fit, side_by_side, strip, titled, write_movie
+from glus.types import Expression
+
+MAX_PICTURE_BYTES = 14 * 2**20
+"""Of all pictures and movies, before they become text that is a third longer; then no more movies are put in."""
+_MOVIE_SIDE, _STRIP_SIDE, _STRIP_FRAMES = 320, 200, 6
+"""Longer sides of frames in pixels, and frames of a strip."""
+_FRAMES_PER_SECOND = 8
+
+MemoryRule = Callable[[int, int, int], list[int]]
+"""``models.glus.memory_frames``, which this package does not import: it would load torch."""
+
+
+@dataclass
+class SentencePage:
+    """What the page shows of a sentence."""
+
+    expression: Expression
+    why: str
+    scores: list[tuple[str, float]]
+    """Label of a run, J&F in percent."""
+    strip: str
+    movie: str
+    """Data URIs; a movie may be left out: ""."""
+    traces: list[AnswerTrace] = field(default_factory=list)
+
+
+@dataclass
+class AnswerTrace:
+    """What one run's model saw and answered."""
+
+    label: str
+    plot: str
+    """SVG: P([SEG]) and area over the frames."""
+    context: list[str]
+    """Names of the context frames."""
+    rows: list[tuple[str, str, str, str, str]]
+    """Of some frames: name, query frames of the prompt, memories read, P([SEG]), share of the frame that is covered."""
+
+
+def build_page(
+    dataset: DatasetConfig, runs: Sequence[ScoredRun], memory_rule: MemoryRule, num_sentences: int = 3
+) -> str:
+    """The page as HTML.
+
+    Args:
+        dataset: the split that the runs predicted.
+        runs: at least one; later ones are held against the first.
+        memory_rule: see ``MemoryRule``.
+        num_sentences: shown of each sort: best and worst of the last run, most changed between the first and the last.
+
+    Raises:
+        FileNotFoundError, ValueError: the dataset is not there, or a prediction cannot be read.
+    """
+    kinds = by_kind(runs)
+    rows = []
+    for kind, names in kinds.items():
+        changes = [paired_difference(runs[0], run, names) for run in runs[1:]]
+        rows.append((kind or "(none)", len(names), [mean_score(run, names) for run in runs], changes))
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    return environment.get_template("page.html").render(
+        title=f"{runs[0].report['dataset']} ({runs[0].report['split']})",
+        runs=runs,
+        kinds=rows,
+        protocol=runs[0].report["protocol"],
+        curves=training_curves(runs),
+        settings=different_settings(runs),
+        costs=_costs(runs),
+        sentences=list(_sentences(dataset, runs, kinds["all"], memory_rule, num_sentences)),
+    )
+
+
+def training_curves(runs: Sequence[ScoredRun]) -> str:
+    """SVG of loss and validation over the steps, for the runs whose training is still there; else ""."""
+    logs = {run.label: _records(run.training / "metrics.jsonl") for run in runs if run.training}
+    if not logs:
+        return ""
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for label, records in logs.items():
+        for axis, key in zip(axes, ("total", "valid/J&F"), strict=True):
+            points = [(record["step"], record[key]) for record in records if key in record]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else "")
+    for axis, name in zip(axes, ("loss", "J&F of the validation during training"), strict=True):
+        axis.set(xlabel="step", title=name)
+        axis.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    axes[0].legend()
+    return _svg(figure)
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _costs(runs: Sequence[ScoredRun]) -> list[tuple[str, list[str]]]:
+    """Stage -> milliseconds a frame in each run."""
+    stages = dict.fromkeys(stage for run in runs for stage in run.cost.get("seconds", {}))
+
+    def each(run: ScoredRun, seconds: float | None) -> str:
+        return "-" if seconds is None else f"{1000 * seconds / max(1, run.cost['frames']):.1f}"
+
+    rows = [(stage, [each(run, run.cost.get("seconds", {}).get(stage)) for run in runs]) for stage in stages]
+    return [*rows, ("elapsed", [each(run, run.cost.get("elapsed")) for run in runs])] if rows else []
+
+
+def _sentences(
+    dataset: DatasetConfig, runs: Sequence[ScoredRun], names: Sequence[str], memory_rule: MemoryRule, count: int
+) -> Iterator[SentencePage]:
+    """Best and worst of the last run, and most changed, each once."""
+    ranked = sorted(names, key=lambda name: runs[-1].scores[name].jf)
+    changed = most_changed(runs[0], runs[-1], names)[:count] if len(runs) > 1 else []
+    chosen: dict[str, str] = {}
+    for why, some in (("most changed", changed), ("worst", ranked[:count]), ("best", ranked[::-1][:count])):
+        chosen |= {name: why for name in some if name not in chosen}
+    expressions = {f"{e.video}/{e.exp_id}": e for e in read_expressions(dataset)}
+    frames, masks, used = FrameStore(dataset), open_masks(dataset), 0
+    for name, why in chosen.items():
+        expression = expressions[name]
+        video = DatasetVideo(frames, expression.video, expression.frames)
+
+        def read(wanted: Sequence[int], size: tuple[int, int], e: Expression = expression) -> dict[str, np.ndarray]:
+            """Source -> (F, H, W) bool."""
+            truth = {"ground truth": masks.read(e, wanted, size) > 0}
+            found = {run.label: open_predictions(run.folder, [e]) for run in runs}
+            hint = "the page needs complete predictions"
+            return truth | {k: read_complete(p, e, wanted, size, hint).to_dense() > 0 for k, p in found.items()}
+
+        picture = _jpeg(_strip(expression, video, read))
+        movie = _movie(video, read) if used < MAX_PICTURE_BYTES else b""
+        used += len(picture) + len(movie)
+        scores = [(run.label, run.scores[name].jf) for run in runs]
+        traces = [trace(run, expression, memory_rule) for run in runs if run.made_by]
+        yield SentencePage(expression, why, scores, _uri(picture, "image/jpeg"), _uri(movie, "video/mp4"), traces)
+
+
+ReadMasks = Callable[[Sequence[int], tuple[int, int]], Mapping[str, np.ndarray]]
+
+
+def _strip(expression: Expression, video: DatasetVideo, read: ReadMasks) -> np.ndarray:
+    chosen = sorted(set(context_indices_eval(len(video), _STRIP_FRAMES)))
+    frames = [video.read(index) for index in chosen]
+    rows = dict(read(chosen, frames[0].shape[:2]))
+    return strip(expression.text, [video.names[index] for index in chosen], frames, rows, long_side=_STRIP_SIDE)
+
+
+def _movie(video: DatasetVideo, read: ReadMasks) -> bytes:
+    """MP4 of every frame, a panel per source of masks."""
+
+    def pictures() -> Iterator[np.ndarray]:
+        painters = defaultdict[str, Painter](lambda: Painter([""], palette(1)))
+        for index, name in enumerate(video.names):
+            frame = video.read(index)
+            masks = read([index], frame.shape[:2])
+            panels = {key: painters[key].draw(*fit(frame, mask, _MOVIE_SIDE), name) for key, mask in masks.items()}
+            yield side_by_side([titled(panel, source) for source, panel in panels.items()])
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "movie.mp4"
+        write_movie(path, pictures(), _FRAMES_PER_SECOND)
+        return path.read_bytes()
+
+
+def trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> AnswerTrace:
+    """What the model saw for a sentence: frames of its prompts, memories, and what it answered.
+
+    Where sentences start from key frames of their own, prompts and memories count from those, which predictions do not
+    hold: then only the context frames are named.
+    """
+    settings, names = run.made_by["identity"], expression.frames
+    frames, inference, memory = settings["frames"], settings["inference"], settings["model"]["memory"]
+    answers = read_answers(run.folder, expression)
+    rows = []
+    for index in sorted(set(context_indices_eval(len(names), _STRIP_FRAMES))):
+        query = recalled = "counted from its key frame"
+        if settings["key_frames"] is None:
+            order = range(len(names))
+            if inference["window"] == Window.clips.value:
+                shown = clip_window(order, index, frames["num_query"])
+            else:
+                sampling = QuerySampling(frames["query_sampling"])
+                shown = query_window(order, index, frames["num_query"], sampling)
+            read = memory_rule(index, memory["num_frames"], inference["memory_stride"]) if memory["enabled"] else []
+            query, recalled = (", ".join(names[number] for number in numbers) or "-" for numbers in (shown, read))
+        answer = answers[index]
+        rows.append((names[index], query, recalled, f"{answer['score']:.3f}", f"{100 * answer['area']:.1f} %"))
+    context = [names[number] for number in context_indices_eval(len(names), frames["num_context"])]
+    return AnswerTrace(run.label, _timeline(answers, names, context), context, rows)
+
+
+def _timeline(answers: Sequence[Mapping[str, Any]], names: Sequence[str], context: Sequence[str]) -> str:
+    figure = Figure(figsize=(9, 1.6), layout="constrained")
+    axis = figure.subplots()
+    steps = range(len(answers))
+    axis.plot(steps, [answer["score"] for answer in answers], label="P([SEG])")
+    axis.fill_between(steps, [answer["area"] for answer in answers], alpha=0.4, color="C1", label="area")
+    for name in context:
+        axis.axvline(list(names).index(name), color="0.6", linestyle=":", linewidth=1)
+    axis.set(ylim=(0, 1.05), xlim=(0, max(1, len(answers) - 1)), xlabel="frame (dotted: context frames)")
+    axis.legend(loc="center left", fontsize=8)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    """Text stays text, so that it takes the page's font and little room."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "glus"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _jpeg(picture_HW3: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", picture_HW3[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}" if data else ""

@@ -1,0 +1,174 @@
+"""Predictions of several models that are scored already, held against each other."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from glus.files import read_object
+
+NUM_RESAMPLES = 10_000
+"""Of the bootstrap."""
+
+
+@dataclass(frozen=True)
+class SentenceScore:
+    """J&F of one expression, in percent."""
+
+    video: str
+    exp_id: str
+    text: str
+    group: str
+    jf: float
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A folder of predictions with the files of ``scripts/predict.py`` and ``scripts/score.py``."""
+
+    label: str
+    folder: Path
+    scores: Mapping[str, SentenceScore]
+    """``<video>/<exp_id>`` -> its score; those that are counted in the means."""
+    report: Mapping[str, Any]
+    """report.json."""
+    made_by: Mapping[str, Any]
+    """predict.json: identity (settings, weights), command, versions; empty for predictions of other programs."""
+    cost: Mapping[str, Any]
+    """summary.json: frames, masks, seconds of each stage; or empty."""
+
+    @property
+    def training(self) -> Path | None:
+        """The run folder that its weights come from, where it is still there: it has ``metrics.jsonl``."""
+        weights = Path(self.made_by.get("weights", ""))
+        near = [weights, *weights.parents[:2]] if self.made_by else []
+        return next((folder for folder in near if (folder / "metrics.jsonl").is_file()), None)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second run minus first, J&F in percent over the sentences that both have."""
+
+    mean: float
+    low: float
+    high: float
+    """95 % interval, by resampling videos: sentences of one video are not independent. Infinite for a single video."""
+
+
+def read_run(folder: str | Path, label: str = "") -> ScoredRun:
+    """Read what predicting and scoring left.
+
+    Args:
+        folder: of the predictions.
+        label: of the run; default: the folder's name.
+
+    Raises:
+        FileNotFoundError: it is not scored.
+        ValueError: a file is damaged.
+    """
+    folder = Path(folder)
+    for name in ("report.json", "per_expression.csv"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}: score it first (glus score predictions={folder} ...)")
+    with (folder / "per_expression.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["is_counted"] == "True"]
+    names = [(f"{row['video']}/{row['exp_id']}", row) for row in rows]
+    scores = {
+        name: SentenceScore(row["video"], row["exp_id"], row["text"], row["group"], 100 * float(row["jf"]))
+        for name, row in names
+    }
+    made_by, cost = (_read_if_there(folder / name) for name in ("predict.json", "summary.json"))
+    return ScoredRun(label or folder.name, folder, scores, read_object(folder / "report.json"), made_by, cost)
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[ScoredRun]:
+    """Runs of one split, labelled by what tells their folders apart.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``read_run``; also for runs of different splits.
+    """
+    runs = [read_run(folder, label) for folder, label in zip(folders, _labels(folders), strict=True)]
+    splits = {(run.report["dataset"], run.report["split"]) for run in runs}
+    if len(splits) > 1:
+        raise ValueError(f"runs of different splits cannot be compared: {', '.join(map('/'.join, sorted(splits)))}")
+    return runs
+
+
+def by_kind(runs: Sequence[ScoredRun]) -> dict[str, list[str]]:
+    """Kind of sentence -> the sentences that all runs have, in the order of the first; in the end ``all``."""
+    common = [name for name in runs[0].scores if all(name in run.scores for run in runs)]
+    kinds: dict[str, list[str]] = {}
+    for name in common:
+        kinds.setdefault(runs[0].scores[name].group, []).append(name)
+    return {**({} if list(kinds) == [""] else kinds), "all": common}
+
+
+def mean_score(run: ScoredRun, names: Iterable[str]) -> float:
+    """J&F over sentences, each with weight 1."""
+    return float(np.mean([run.scores[name].jf for name in names]))
+
+
+def paired_difference(first: ScoredRun, second: ScoredRun, names: Sequence[str]) -> Difference:
+    """How much better the second run is, with a paired bootstrap over videos (seeded: equal runs, equal numbers)."""
+    videos: dict[str, list[float]] = {}
+    for name in names:
+        change = second.scores[name].jf - first.scores[name].jf
+        videos.setdefault(first.scores[name].video, []).append(change)
+    sums = np.array([sum(changes) for changes in videos.values()])
+    counts = np.array([len(changes) for changes in videos.values()])
+    mean = float(sums.sum() / counts.sum())
+    if len(videos) == 1:
+        return Difference(mean, -math.inf, math.inf)
+    drawn_RV = np.random.default_rng(0).multinomial(len(videos), np.full(len(videos), 1 / len(videos)), NUM_RESAMPLES)
+    low, high = np.quantile((drawn_RV @ sums) / (drawn_RV @ counts), (0.025, 0.975))
+    return Difference(mean, float(low), float(high))
+
+
+def most_changed(first: ScoredRun, second: ScoredRun, names: Sequence[str]) -> list[str]:
+    """The sentences by how much their score differs, the largest difference first."""
+    return sorted(names, key=lambda name: -abs(second.scores[name].jf - first.scores[name].jf))
+
+
+def different_settings(runs: Sequence[ScoredRun]) -> dict[str, list[str]]:
+    """Key -> its value in each run, for all that the runs' predictions and trainings differ in; "-" where none is."""
+    every = [{**dict(_training_settings(run)), **dict(_flat(run.made_by.get("identity", {})))} for run in runs]
+    keys = dict.fromkeys(key for settings in every for key in settings)
+    rows = {key: [str(settings.get(key, "-")) for settings in every] for key in keys}
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def _training_settings(run: ScoredRun) -> Iterator[tuple[str, Any]]:
+    file = run.training and run.training / "config.yaml"
+    if file and file.is_file():
+        settings = OmegaConf.to_container(OmegaConf.load(file))
+        assert isinstance(settings, dict)
+        yield from _flat(settings, "train.")
+
+
+def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read_if_there(file: Path) -> dict[str, Any]:
+    return read_object(file) if file.is_file() else {}
+
+
+def _labels(folders: Sequence[str | Path]) -> list[str]:
+    """The last part of each path in which they differ."""
+    parts = [Path(folder).parts for folder in folders]
+    for back in range(1, min(map(len, parts)) + 1):
+        names = [path[-back] for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]

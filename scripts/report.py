@@ -1,0 +1,46 @@
+"""Put scored runs side by side on one page: scores, differences, curves, settings, time, sentences and what was seen.
+
+    python scripts/report.py dataset=shapes_valid "runs=[outputs/a/predictions, outputs/b/predictions]" output=a.html
+
+The page is one file that needs no network. Differences come with a 95 % interval.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from glus.config import ReportConfig, load_config
+from glus.config.jobs import Jobs
+from glus.evaluation.page import build_page
+from glus.evaluation.runs import read_runs
+from glus.files import write_text
+from glus.models.glus import memory_frames
+
+
+def report_runs(config: ReportConfig) -> None:
+    """Write the page and print its path.
+
+    Raises:
+        FileNotFoundError: a run is not scored, or the dataset is not there.
+        ValueError: runs are of different splits, or a prediction is missing.
+    """
+    page = build_page(config.dataset, read_runs(config.runs), memory_frames, config.num_sentences)
+    write_text(Path(config.output), page)
+    print(config.output)
+
+
+_JOBS = Jobs("output", is_file=True)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="report")
+def main(cfg: DictConfig) -> None:
+    """Entry point; takes Hydra overrides, see ``ReportConfig``."""
+    with _JOBS.telling():
+        _JOBS.add(load_config(ReportConfig, cfg))
+
+
+if __name__ == "__main__":
+    _JOBS.run(main, report_runs)

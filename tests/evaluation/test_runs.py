@@ -1,0 +1,123 @@
+"""Scored runs against each other: tables, intervals, and the page."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glus.config import DatasetConfig, Missing
+from glus.data.benchmarks.index import read_expressions
+from glus.data.predictions import write_answers
+from glus.evaluation.page import build_page
+from glus.evaluation.report import write_report
+from glus.evaluation.runs import (
+    ScoredRun,
+    SentenceScore,
+    by_kind,
+    different_settings,
+    mean_score,
+    most_changed,
+    paired_difference,
+    read_runs,
+)
+from glus.evaluation.score import score_predictions
+from glus.models.glus import memory_frames
+
+SETTINGS = {
+    "key_frames": None,
+    "frames": {"num_context": 2, "num_query": 2, "query_sampling": "consecutive"},
+    "inference": {"window": "sliding", "memory_stride": 1},
+    "model": {"memory": {"num_frames": 2, "enabled": True}},
+}
+
+
+def run_of(label: str, scores: dict[str, float]) -> ScoredRun:
+    rows = {name: SentenceScore(*name.split("/"), name, "k", score) for name, score in scores.items()}
+    return ScoredRun(label, Path(label), rows, {}, {}, {})
+
+
+def finish(folder: Path, dataset: DatasetConfig, stride: int) -> Path:
+    """Score predictions, and put beside them what ``predict.py`` would have."""
+    for expression in read_expressions(dataset):
+        place = folder / expression.prediction_dir
+        areas = [float(np.mean(np.array(Image.open(place / f"{frame}.png")) > 0)) for frame in expression.frames]
+        answers = zip(expression.frames, areas, strict=True)
+        write_answers(place, ({"frame": f, "score": 0.75, "has_seg": True, "area": area} for f, area in answers))
+    report = score_predictions(dataset, folder, Missing.zero, 1, None)
+    write_report(report, folder)
+    identity = {**SETTINGS, "inference": {**SETTINGS["inference"], "memory_stride": stride}}  # type: ignore[dict-item]
+    (folder / "predict.json").write_text(json.dumps({"identity": identity, "weights": "nowhere", "run": {}}))
+    summary = {"frames": 5, "elapsed": 1.0, "seconds": {"llm": 0.25}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture
+def runs(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> list[ScoredRun]:
+    """One that misses an object in the second video, and a perfect one."""
+    worse = tmp_path / "worse"
+    shutil.copytree(perfect, worse)
+    for file in (worse / "b").rglob("*.png"):
+        Image.fromarray(np.zeros((12, 14), np.uint8)).save(file)
+    return read_runs([finish(worse, dataset, 1), finish(perfect, dataset, 3)])
+
+
+def test_the_interval_is_that_of_videos_drawn_again() -> None:
+    first = run_of("a", {"u/0": 10, "u/1": 10, "v/0": 10, "w/0": 10})
+    second = run_of("b", {"u/0": 20, "u/1": 20, "v/0": 10, "w/0": 10})
+    found = paired_difference(first, second, list(first.scores))
+    assert found.mean == 5
+    assert (found.low, found.high) == (0, 10)  # all draws: u never (8 of 27) or always (1 of 27) among three videos
+    assert paired_difference(first, second, list(first.scores)) == found
+    alone = paired_difference(first, second, ["u/0", "u/1"])
+    assert (alone.mean, alone.low, alone.high) == (10, -math.inf, math.inf)
+    assert paired_difference(second, first, list(first.scores)).mean == -5
+
+
+def test_only_sentences_that_all_runs_have_are_compared() -> None:
+    first, second = run_of("a", {"u/0": 1, "v/0": 2}), run_of("b", {"v/0": 4})
+    assert by_kind([first, second]) == {"k": ["v/0"], "all": ["v/0"]}
+    assert mean_score(second, ["v/0"]) == 4
+    third = run_of("c", {"u/0": 1.5, "v/0": 9})
+    assert most_changed(first, third, ["u/0", "v/0"]) == ["v/0", "u/0"]
+
+
+def test_runs_are_read_and_told_apart(runs: list[ScoredRun]) -> None:
+    assert [run.label for run in runs] == ["worse", "perfect"]
+    assert mean_score(runs[1], by_kind(runs)["all"]) == 100
+    assert different_settings(runs) == {"inference.memory_stride": ["1", "3"]}
+    assert list(by_kind(runs)) == ["appearance", "multi", "absent", "all"]
+
+
+def test_runs_that_cannot_be_compared_are_refused(runs: list[ScoredRun], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no report.json: score it first"):
+        read_runs([tmp_path])
+    report = json.loads((runs[0].folder / "report.json").read_text())
+    (runs[0].folder / "report.json").write_text(json.dumps({**report, "split": "train"}))
+    with pytest.raises(ValueError, match=r"different splits cannot be compared: tiny/train, tiny/valid"):
+        read_runs([run.folder for run in runs])
+
+
+def test_the_page_holds_everything_and_needs_no_network(dataset: DatasetConfig, runs: list[ScoredRun]) -> None:
+    page = build_page(dataset, runs, memory_frames, num_sentences=1)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    changed = next(name for name in runs[0].scores if name.startswith("b/"))
+    assert f"{runs[0].scores[changed].jf:.1f}" in text
+    assert "most changed" in text
+    assert "inference.memory_stride 1 3" in text
+    assert "llm 50.0 50.0" in text
+    # Frame 00005 of a/one, the second: its prompt shows both, it reads the memory of the first.
+    assert "00005 00000, 00005 00000 0.750" in text
+    assert page.count("data:video/mp4;base64,") == page.count("data:image/jpeg;base64,") >= 1
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
+    assert "<svg" in page
+    key_frames = {**runs[1].made_by, "identity": {**runs[1].made_by["identity"], "key_frames": "a hash"}}
+    started = ScoredRun("k", runs[1].folder, runs[1].scores, runs[1].report, key_frames, runs[1].cost)
+    assert "counted from its key frame" in build_page(dataset, [started], memory_frames, num_sentences=1)
