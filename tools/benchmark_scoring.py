@@ -37,7 +37,7 @@ if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from glus.config import DatasetConfig, Layout
-from glus.data.masks import Size
+from glus.data.masks import Size, unpack_runs
 from glus.evaluation.packed import BitMasks, compare
 from glus.evaluation.score import score_predictions
 from tools.benchmarks.machine import installed_version
@@ -173,11 +173,13 @@ def time_in_memory(pairs: np.ndarray, seconds: float) -> dict[str, float]:
     """
     target, prediction = pairs
     bools, size = pairs.astype(bool), target.shape[1:]
-    codes = [[[code] for code in encode_masks(masks)] for masks in (prediction, target)]
+    codes = [encode_masks(masks) for masks in (prediction, target)]
     packed = BitMasks.from_dense(prediction), BitMasks.from_dense(target)
     ours = {
         "dense": lambda: compare(BitMasks.from_dense(prediction), BitMasks.from_dense(target)),
-        "rle": lambda: compare(*(BitMasks.from_rle(masks, size) for masks in codes)),
+        "rle": lambda: compare(
+            *(BitMasks.united([[unpack_runs(code, size)] for code in masks], size) for masks in codes)
+        ),
         "packed": lambda: compare(*packed),
     }
     expected = official_scores(bools[1], bools[0])

@@ -48,6 +48,9 @@ NUM_PARSED = 32
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+Parts = list[list[np.ndarray]]
+"""For each frame the masks that are to be united: pixels, (H, W) with any non-zero one foreground, or run lengths, (n,)
+int64 (``unpack_runs``)."""
 
 
 class MaskStore(ABC):
@@ -90,6 +93,10 @@ class MaskStore(ABC):
             FileNotFoundError: the file with the masks is missing.
             ValueError: a mask has the wrong size, does not decode, or is not listed.
         """
+
+    def parts(self, expression: Expression, frames: Sequence[int], size: Size) -> Parts:
+        """What ``read`` unites, as it is stored; errors as ``read``."""
+        return [[mask_HW] for mask_HW in self.read(expression, frames, size)]
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray | None:
         """Pixels whose truth is unknown: areas that ReasonSeg labels "ignore", void (255) of Ref-DAVIS17.
@@ -152,12 +159,16 @@ class PackedMasks(MaskStore):
         except KeyError as error:
             raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}") from error
 
-    def decode(self, code: dict[str, Any], size: Size, name: str) -> np.ndarray:
-        """(H, W) uint8 of 0/1 of a run-length code; ValueError, which names the mask, if it does not decode."""
-        try:
-            return decode_rle(code["counts"], size)
-        except ValueError as error:
-            raise ValueError(f"mask of {name} in {self.path} does not decode: {error}") from error
+    def runs(self, code: Any, size: Size, name: str) -> np.ndarray:
+        """(n,) int64 run lengths of a run-length code; ValueError names the mask and what is wrong with it."""
+        match code:
+            case {"size": [*found], "counts": str() | list() as counts}:
+                require_size(f"mask of {name} in {self.path}", found, size)
+                try:
+                    return unpack_runs(counts, size)
+                except ValueError as error:
+                    raise ValueError(f"mask of {name} in {self.path} does not decode: {error}") from error
+        raise ValueError(f"mask of {name} in {self.path}: expected null or {{size, counts}}, found {code!r:.80}")
 
 
 class RleMasks(PackedMasks):
@@ -165,29 +176,15 @@ class RleMasks(PackedMasks):
 
     def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """See ``MaskStore.read``; overlapping objects are united, never summed."""
-        union = np.zeros((len(frames), *size), np.uint8)
-        for row, code, name in self._in_sight(expression, frames, size):
-            union[row] |= self.decode(code, size, name)
-        return union
+        masks = np.zeros((len(frames), *size), np.uint8)
+        for mask_HW, parts in zip(masks, self.parts(expression, frames, size), strict=True):
+            for runs in parts:
+                mask_HW |= draw_runs(runs, size)
+        return masks
 
-    def codes(self, expression: Expression, frames: Sequence[int], size: Size) -> list[list[str]]:
-        """The same masks as compressed run-length codes: for each frame, those of the objects in sight.
-
-        The codes are of masks of ``size``, but are not decoded here: one may be corrupt.
-
-        Raises:
-            FileNotFoundError, ValueError: as ``read``.
-        """
-        codes: list[list[str]] = [[] for _ in frames]
-        for row, code, name in self._in_sight(expression, frames, size):
-            is_compressed = isinstance(code["counts"], str)
-            codes[row].append(code["counts"] if is_compressed else encode_rle(self.decode(code, size, name)))
-        return codes
-
-    def _in_sight(
-        self, expression: Expression, frames: Sequence[int], size: Size
-    ) -> Iterator[tuple[int, dict[str, Any], str]]:
-        """(row of ``frames``, code of ``size``, how to call it) of every mask there is; null is an absent object."""
+    def parts(self, expression: Expression, frames: Sequence[int], size: Size) -> Parts:
+        """See ``MaskStore.parts``: run lengths."""
+        parts: Parts = [[] for _ in frames]
         for annotation_id in expression.annotation_ids:
             entries = self.entries(expression, annotation_id)
             if len(entries) != len(expression.frames):
@@ -195,19 +192,11 @@ class RleMasks(PackedMasks):
                     f"masks of {expression.name}: annotation {annotation_id} in {self.path} has {len(entries)} "
                     f"entries; expected one for each of the video's {len(expression.frames)} frames"
                 )
-            for row, frame in enumerate(frames):
-                match entries[frame]:
-                    case None:
-                        continue
-                    case {"size": [*found], "counts": str() | list()} as code:
-                        name = f"{frame_name(expression, frame)}, annotation {annotation_id}"
-                        require_size(f"mask of {name} in {self.path}", found, size)
-                        yield row, code, name
-                    case other:
-                        raise ValueError(
-                            f"mask of {frame_name(expression, frame)}, annotation {annotation_id} in {self.path}: "
-                            f"expected null or {{size, counts}}, found {other!r:.80}"
-                        )
+            for of_frame, frame in zip(parts, frames, strict=True):
+                if entries[frame] is not None:  # the object is in sight
+                    name = f"{frame_name(expression, frame)}, annotation {annotation_id}"
+                    of_frame.append(self.runs(entries[frame], size, name))
+        return parts
 
 
 # ------------------------------------------------------------------------------------------------- PNG files
@@ -346,7 +335,11 @@ def encode_rle(mask_HW: np.ndarray) -> str:
 
 def decode_rle(counts: str | bytes | list[int], size: Size) -> np.ndarray:
     """(H, W) uint8 of 0/1; arguments and errors as of ``unpack_runs``."""
-    runs = unpack_runs(counts, size)
+    return draw_runs(unpack_runs(counts, size), size)
+
+
+def draw_runs(runs: np.ndarray, size: Size) -> np.ndarray:
+    """(H, W) uint8 of 0/1."""
     return np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(size[::-1]).T
 
 

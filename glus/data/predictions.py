@@ -28,7 +28,7 @@ from PIL import Image
 
 from glus.config import PredictionForm
 from glus.data.compiled import njit
-from glus.data.masks import Size, by, decode_rle, encode_rle
+from glus.data.masks import Parts, Size, by, decode_rle, encode_rle, unpack_runs
 from glus.files import atomic_file, atomic_folder, distinct_keys, naming_write_errors, read_json
 from glus.types import Expression, FrameResult, Video
 
@@ -167,8 +167,8 @@ class VideoPredictions(ABC):
     warnings: tuple[str, ...] = ()
     """What belongs to no expression or no frame of the video (RLE; for PNGs see ``unexpected_files``)."""
 
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> tuple[np.ndarray, dict[int, str]]:
-        """Read the masks of some frames.
+    def parts(self, expression: Expression, frames: Sequence[int], size: Size) -> tuple[Parts, dict[int, str]]:
+        """The masks of some frames, as they are stored.
 
         Args:
             expression: of the video.
@@ -176,16 +176,17 @@ class VideoPredictions(ABC):
             size: (H, W) that masks must have.
 
         Returns:
-            (F, H, W) bool, empty where a mask is missing, does not decode, or is of another size; and for each of
+            A mask for each frame, or none where it is missing, does not decode, or is of another size; and for each of
             those its frame's index with a line that says what is wrong.
         """
-        masks_FHW, unusable = np.zeros((len(frames), *size), bool), {}
-        for row, frame in enumerate(frames):
+        parts: Parts = [[] for _ in frames]
+        unusable = {}
+        for of_frame, frame in zip(parts, frames, strict=True):
             try:
-                masks_FHW[row] = self._mask(expression, expression.frames[frame], size)
+                of_frame.append(self._mask(expression, expression.frames[frame], size))
             except UnusablePrediction as error:
                 unusable[frame] = f"{expression.name}, frame {expression.frames[frame]}: {error}"
-        return masks_FHW, unusable
+        return parts, unusable
 
     @abstractmethod
     def no_answer(self, expression: Expression) -> str | None:
@@ -193,7 +194,7 @@ class VideoPredictions(ABC):
 
     @abstractmethod
     def _mask(self, expression: Expression, frame: str, size: Size) -> np.ndarray:
-        """(H, W) of one frame, or UnusablePrediction."""
+        """Pixels or run lengths of one frame, see ``Parts``; or UnusablePrediction."""
 
 
 class PngPredictions(VideoPredictions):
@@ -239,26 +240,11 @@ class RlePredictions(VideoPredictions):
         self.problems = tuple(problems)
         self.warnings = tuple(self._unexpected(video))
 
-    def codes(self, expression: Expression, frames: Sequence[int], size: Size) -> list[list[str]]:
-        """The code of each frame's mask, alone in a list, without a look at whether it decodes.
-
-        Raises:
-            UnusablePrediction: one is missing, there twice, or of another size than (H, W).
-        """
-        return [[self._code(expression, expression.frames[frame], size)] for frame in frames]
-
     def no_answer(self, expression: Expression) -> str | None:
         """See ``VideoPredictions``."""
         return None if expression.exp_id in self._codes else f"{self.path} has no mask of it"
 
     def _mask(self, expression: Expression, frame: str, size: Size) -> np.ndarray:
-        counts = self._code(expression, frame, size)
-        try:
-            return decode_rle(counts, size)
-        except ValueError as error:
-            raise UnusablePrediction(f"its mask in {self.path} does not decode: {error}") from error
-
-    def _code(self, expression: Expression, frame: str, size: Size) -> str:
         found = self._codes.get(expression.exp_id, {}).get(frame, [])
         if not found:
             raise UnusablePrediction(f"{self.path} has no mask of it")
@@ -268,7 +254,10 @@ class RlePredictions(VideoPredictions):
         number, counts, found_size = found[0]
         if found_size != tuple(size):
             raise UnusablePrediction(f"its mask in {self.path}, line {number}, is {wrong_size(found_size, size)}")
-        return counts
+        try:
+            return unpack_runs(counts, size)
+        except ValueError as error:
+            raise UnusablePrediction(f"its mask in {self.path} does not decode: {error}") from error
 
     def _unexpected(self, video: Video) -> Iterator[str]:
         for exp_id in sorted(self._codes.keys() - {expression.exp_id for expression in video}):
