@@ -172,13 +172,12 @@ def build_loader(mixture: Mixture, sample_numbers: Iterable[list[int]], num_work
 
 
 def _start_worker(failures: SimpleQueue[str], worker: int) -> None:
-    """Let a loader process end where the thread that sends its batches fails, which would lose them without a word."""
+    """Tell what the thread fails at that sends the batches of a loader process: torch would wait for them in vain."""
 
-    def end(error: Exception, item: object) -> None:
+    def tell(error: Exception, item: object) -> None:
         failures.put(f"{type(error).__name__}: {error}")
-        os._exit(0)  # of any other status torch tells by an error wherever the training process may be
 
-    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+    Queue._on_queue_feeder_error = staticmethod(tell)  # type: ignore[attr-defined]
     _leave_signals_to_parent()
 
 
