@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -47,6 +48,13 @@ class Expression:
 
 Video = Sequence[Expression]
 """All expressions of one video."""
+
+
+class Role(Enum):
+    """What a frame is shown as, which may decide how large the MLLM sees it."""
+
+    context = "context"
+    query = "query"
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from glus import distributed
 from glus.batch import Batch
 from glus.config import GIB, DataConfig, DatasetConfig, FramesConfig
 from glus.data.benchmarks.index import open_masks, read_expressions, require_annotations, trainable
-from glus.data.chat.llava import LlavaChat
+from glus.data.chat import Chat
 from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings, collate
 from glus.data.frames import FrameStore
-from glus.types import Expression
+from glus.types import Expression, Role
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where loader processes put what they pass on (Linux)."""
@@ -61,8 +61,8 @@ def build_dataset(dataset: DatasetConfig, num_query: int) -> RefVOSDataset:
 def build_mixture(
     data: DataConfig,
     frames: FramesConfig,
-    tokenizer: LlavaChat,
-    prepare: Callable[[np.ndarray], np.ndarray],
+    chat: Chat,
+    prepare: Callable[[np.ndarray, Role], np.ndarray],
     seed: int,
 ) -> Mixture:
     """The stream of training samples that ``data.mixture`` describes.
@@ -70,13 +70,13 @@ def build_mixture(
     Args:
         data: datasets and weights.
         frames: which frames a conversation sees.
-        tokenizer: the model's.
+        chat: the grammar of the model's conversations.
         prepare: ``Mllm.prepare``.
         seed: decides every sample.
     """
     if not data.mixture:
         raise ValueError("data.mixture is empty: name at least one dataset to train on, e.g. data=shapes")
-    settings = SampleSettings(frames, data.expressions_per_video, prepare, tokenizer)
+    settings = SampleSettings(frames, data.expressions_per_video, prepare, chat)
     items = list(data.mixture.values())
     datasets = [build_dataset(item.dataset, frames.num_query) for item in items]
     return Mixture(datasets, [item.weight for item in items], settings, seed)
