@@ -23,9 +23,3 @@ assert region_similarity(np.eye(4, dtype=bool)[None], np.ones((1, 4, 4), bool)) 
     nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "NUMBA_CACHE_DIR": "", "PYTHONPATH": str(tmp_path)}
     done = run(sys.executable, "-B", "-c", code, folder=tmp_path, **nowhere)
     assert done.returncode == 0, done.stderr
-
-
-def test_training_without_validation_loads_no_compiler() -> None:
-    code = "import runpy, sys; runpy.run_path('scripts/train.py'); assert not {'numba', 'llvmlite'} & set(sys.modules)"
-    done = run(sys.executable, "-c", code, folder=ROOT)
-    assert done.returncode == 0, done.stderr

@@ -45,7 +45,7 @@ def test_a_user_without_a_home_is_told_what_to_set(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr("os.path.expanduser", lambda path: str(path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OSError, match="no home folder .*set XDG_CACHE_HOME"):
+    with pytest.raises(OSError, match=r"no home folder .*set XDG_CACHE_HOME"):
         find_model(released_copy, tiny_segmenter())
     assert not (tmp_path / "~").exists()
 
