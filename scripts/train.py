@@ -25,6 +25,7 @@ from glus import distributed
 from glus.config import ModelFolderConfig, TrainConfig, load_config
 from glus.config.jobs import Jobs
 from glus.data.loader import build_loader, build_mixture
+from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor, chat_of
 from glus.inference.validation import Validation
 from glus.log import MetricsLog, setup_logging, write_run_folder
@@ -83,8 +84,6 @@ def build_and_fit(config: TrainConfig) -> bool:
     batches = build_loader(mixture, numbers, config.data.num_workers, vocabulary.pad_id)
     validation = None
     if config.valid:
-        from glus.evaluation.packed import boundary_accuracy, region_similarity  # compiled code: seconds of import
-
         predictor = VideoPredictor(glus, chat, config.frames, config.inference)
         metrics = {"J": region_similarity, "F": boundary_accuracy}
         validation = Validation(predictor, config.valid, metrics, trainer.eval_videos)

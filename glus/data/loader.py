@@ -92,7 +92,7 @@ class Batches(Iterator[Batch]):
 
     Args:
         loader: times out after ``POLL_SECONDS`` if it has processes.
-        failures: what ended a loader process.
+        failures: why loader processes could not send a batch.
     """
 
     def __init__(self, loader: DataLoader[Batch], failures: SimpleQueue[str]):
@@ -111,14 +111,14 @@ class Batches(Iterator[Batch]):
 
         Raises:
             ValueError: what loader processes keep ready does not fit into the shared memory; by the first batch's size.
-            ChildProcessError: a loader process has died. Whatever it raised itself is passed on.
+            ChildProcessError: a loader process has died, or cannot send. Whatever it raised itself is passed on.
         """
         while True:
             try:
                 batch: Batch = next(self._batches)
                 break
             except RuntimeError as error:
-                self._raise_if_dead(error)
+                self._raise_if_lost(error)
                 if not str(error).startswith("DataLoader timed out"):
                     raise
             if is_given_up():
@@ -128,11 +128,11 @@ class Batches(Iterator[Batch]):
             self._check_room(batch)
         return batch
 
-    def _raise_if_dead(self, error: RuntimeError) -> None:
+    def _raise_if_lost(self, error: RuntimeError) -> None:
         if not self._failures.empty() or str(error).startswith("DataLoader worker"):
             reason = error if self._failures.empty() else self._failures.get()
             raise ChildProcessError(
-                f"a loader process has died ({reason}), as a rule for want of memory or of shared memory "
+                f"a loader process has failed ({reason}), as a rule for want of memory or of shared memory "
                 f"({SHARED_MEMORY} had {(self._room or 0) / 2**20:,.1f} MiB free): {shared_memory_advice(1)}"
             ) from error
 
@@ -172,13 +172,12 @@ def build_loader(mixture: Mixture, sample_numbers: Iterable[list[int]], num_work
 
 
 def _start_worker(failures: SimpleQueue[str], worker: int) -> None:
-    """Let a loader process end where the thread that sends its batches fails, which would lose them without a word."""
+    """Tell what the thread fails at that sends the batches of a loader process: torch would wait for them in vain."""
 
-    def end(error: Exception, item: object) -> None:
+    def tell(error: Exception, item: object) -> None:
         failures.put(f"{type(error).__name__}: {error}")
-        os._exit(0)  # of any other status torch tells by an error wherever the training process may be
 
-    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+    Queue._on_queue_feeder_error = staticmethod(tell)  # type: ignore[attr-defined]
     _leave_signals_to_parent()
 
 

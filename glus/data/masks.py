@@ -31,7 +31,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from glus.data.compiled import njit
-from glus.files import read_object
+from glus.files import cache_folder, read_object
 from glus.types import Expression
 
 log = logging.getLogger(__name__)
@@ -456,11 +456,8 @@ class MaskPack(Mapping[str, list[Any]]):
 def pack_paths(source: Path) -> tuple[Path, ...]:
     """Where the packed copy of ``source`` may lie: beside it, or in the user's cache folder if there is one."""
     beside = source.with_name(f"{source.name}.packed")
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if caches.startswith("~"):  # a user without a home, as containers have them
-        return (beside,)
-    digest = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
-    return beside, Path(caches) / "glus" / f"{source.name}.{digest}.packed"
+    digest, caches = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16], cache_folder()
+    return (beside, caches / f"{source.name}.{digest}.packed") if caches else (beside,)
 
 
 def fingerprint(source: Path) -> Fingerprint:
