@@ -176,7 +176,7 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = hidden_sibling(path.with_name(f"{path.name}.{os.getpid()}"))
     with naming_write_errors(path), _renamed(temporary, path):
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # halves of characters in sentences
 
 
 @contextmanager

@@ -46,6 +46,18 @@ class Expression:
         return f"{self.dataset}/{self.video}/{self.exp_id}"
 
 
+def require_utf8(text: str, name: str) -> None:
+    """Raise ValueError, which calls it ``name``, where a text holds half a character, as no tokenizer takes it.
+
+    JSON may spell such halves (``"\\ud83d"``), and a command line that is not UTF-8 is read as such.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ValueError(f"{name} is no text that can be written as UTF-8: {text!r} holds {half}") from error
+
+
 Video = Sequence[Expression]
 """All expressions of one video."""
 

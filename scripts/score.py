@@ -4,7 +4,7 @@
 
 Predictions are ``<video>/<exp_id>/<frame>.png`` or ``<video>.jsonl`` (run-length codes). Prints the benchmark's tables
 and writes report.json and per_expression.csv beside the predictions (or to ``output``). Exit status 1 if any prediction
-was missing or unusable. Needs no GPU.
+was missing or unusable, or a video of the dataset could not be read. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def score(config: ScoreConfig) -> int:
     """Score, write and print.
 
     Returns:
-        The exit status: 1 if any prediction was missing or unusable.
+        The exit status: 1 if any prediction was missing or unusable, or a video of the dataset could not be read.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as ``score_predictions``; or the report cannot be written.
@@ -37,7 +37,7 @@ def score(config: ScoreConfig) -> int:
     files = write_report(report, Path(config.output))
     print_report(report, Console())
     print(*files, sep="\n")
-    return int(bool(report.problems))
+    return int(bool(report.problems or report.unscorable))
 
 
 _JOBS = Jobs("output")

@@ -18,6 +18,8 @@ from glus.evaluation.submission import build_submission
 def submit(config: SubmitConfig) -> None:
     """Make the zip and say what is in it; errors as ``build_submission``."""
     made = build_submission(config.dataset, config.predictions, config.output, config.num_workers)
+    for doubt in made.doubts:
+        print(f"warning: {doubt}")
     print(f"{made.path}: {made.num_masks} masks of {made.num_expressions} expressions in {made.num_videos} videos")
 
 

@@ -103,7 +103,8 @@ class DatasetConfig:
     masks: str | None = None
     """Mask file or folder below ``root``; null: where the layout has it."""
     videos: str | None = None
-    """Text file below ``root`` with one video id per line: only these are read; null: all that the split has."""
+    """Text file below ``root`` with one video id per line: only these are read; null: all that the split has. Empty
+    lines and those that begin with ``#`` do not count."""
     expected: ExpectedCounts = field(default_factory=ExpectedCounts)
     """Published counts, against which ``tools/check_data.py`` holds what it finds."""
     sha256: dict[str, str] = checked(_is_sha256, "64 hexadecimal digits", default=dict)

@@ -11,12 +11,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from glus.config import DatasetConfig
 from glus.data.alignment import OUTLINE, find_misfit, gradients, mask_outline
-from glus.data.benchmarks.index import by_video, expression_path, image_folder, open_masks, read_expressions
-from glus.data.frames import FrameStore
-from glus.data.masks import MaskStore, PaletteMasks, RleMasks, Size, by
+from glus.data.benchmarks.index import (
+    by_video,
+    expression_path,
+    image_folder,
+    open_masks,
+    read_expressions,
+    require_texts,
+)
+from glus.data.frames import FrameStore, are_ascending, orientation
+from glus.data.masks import FOREGROUND, MaskStore, PaletteMasks, RleMasks, Size, by
 from glus.data.parallel import map_in_processes
 from glus.types import Expression, Video
 
@@ -130,8 +138,14 @@ def check_dataset(
     rows[Check.leaks] = _check_leaks(expressions, against)
     frames = None if no_frames else FrameStore(dataset)
     masks = open_masks(dataset) if names_objects and not no_masks else None
+    listed: dict[str, set[int]] = {}
+    if isinstance(masks, PaletteMasks):
+        try:
+            listed = masks.listed_objects()
+        except ValueError as error:
+            rows[Check.files].errors.append(str(error))
     videos = by_video(expressions)
-    found = map_in_processes(VideoChecker(frames, masks, alignment), videos, num_workers)
+    found = map_in_processes(VideoChecker(frames, masks, listed, alignment), videos, num_workers)
     total = VideoFindings()
     for findings in progress(found, len(videos)):
         total.add(findings)
@@ -183,7 +197,7 @@ def _check_counts(dataset: DatasetConfig, expressions: Sequence[Expression]) -> 
 
 
 def _check_sentences(dataset: DatasetConfig, expressions: Sequence[Expression]) -> CheckRow:
-    """Whether every expression has words, and ids always mean the same."""
+    """Whether every expression has words that can be tokenized, and ids always mean the same."""
     row = CheckRow(f"{len(expressions):,} expressions")
     is_global = isinstance(open_masks(dataset), RleMasks)  # an annotation is one object of one video
     videos: dict[str, Expression] = {}
@@ -191,6 +205,10 @@ def _check_sentences(dataset: DatasetConfig, expressions: Sequence[Expression]) 
     for expression in expressions:
         if not expression.text.strip():
             row.errors.append(f"{expression.name} has no text")
+        try:
+            require_texts([expression])
+        except ValueError as error:
+            row.errors.append(str(error))
         for object_id, annotation_id in zip(expression.object_ids, expression.annotation_ids, strict=False):
             known, first = annotations.setdefault((expression.video, object_id), (annotation_id, expression))
             if known != annotation_id:
@@ -267,6 +285,8 @@ class VideoChecker:
 
     frames: FrameStore | None
     masks: MaskStore | None
+    listed: dict[str, set[int]]
+    """Objects of each video that no sentence need be about."""
     alignment: bool
     """Whether to test that masks lie on the objects of their own frames."""
 
@@ -276,6 +296,10 @@ class VideoChecker:
         size = _check_frames(self.frames, first, findings) if self.frames else None
         if self.frames and self.masks and size:
             outlines_T = _check_masks(self.masks, video, size, self.alignment, findings)
+            if not findings.errors:
+                named = self.masks.values(video) | self.listed.get(first.video, set())
+                for files in self.masks.files(video):
+                    _check_mask_files(files, named, _video_name(first), findings)
             if self.alignment and not findings.errors:
                 gradients_T = [gradients(self.frames.read(first.video, frame)) for frame in first.frames]
                 findings.counts["aligned"] += 1
@@ -287,11 +311,12 @@ class VideoChecker:
 def _check_frames(frames: FrameStore, expression: Expression, findings: VideoFindings) -> Size | None:
     """The size of most frames, if any can be read."""
     sizes: dict[str, Size] = {}
-    missing, name = [], _video_name(expression)
+    missing, name, num_turned = [], _video_name(expression), 0
     for frame in expression.frames:
         try:
             height, width = frames.read(expression.video, frame).shape[:2]
             sizes[frame] = height, width
+            num_turned += frames.is_turned(expression.video, frame)
         except FileNotFoundError as error:
             missing.append(str(error))
         except ValueError as error:
@@ -300,6 +325,12 @@ def _check_frames(frames: FrameStore, expression: Expression, findings: VideoFin
         missing = [f"{name}: none of its {len(missing)} frames is there; first: {missing[0]}"]
     findings.errors += [(Check.frames, message) for message in missing]
     findings.counts["frames"] += len(sizes)
+    if not are_ascending(expression.frames):
+        message = f"{name}: the numbers of its frames do not ascend in the expression file, whose order is that of time"
+        findings.warnings.append((Check.frames, message))
+    if num_turned:
+        message = f"{name}: {num_turned} of {len(sizes)} frames have an EXIF orientation"
+        findings.warnings.append((Check.pixels, f"{message}; they are read as it turns them, masks as they are stored"))
     if not sizes:
         return None
     usual, count = Counter(sizes.values()).most_common(1)[0]
@@ -331,6 +362,43 @@ def _check_masks(
             is_error = isinstance(masks, PaletteMasks)  # elsewhere an object may have no pixel
             (findings.errors if is_error else findings.warnings).append((Check.visible, message))
     return outlines_T
+
+
+def _check_mask_files(files: Sequence[Path], named: set[int], video: str, findings: VideoFindings) -> None:
+    """Warn where the files, which can be read, are not as a program that keeps numbers would write them."""
+    odd: dict[str, list[str]] = {}
+    before: np.ndarray | None = None
+    for path in files:
+        with Image.open(path) as image:
+            background = (image.getpalette() or [0, 0, 0])[:3] if image.mode == "P" else [0, 0, 0]
+            values_HW = np.array(image).astype(np.uint8) * (FOREGROUND if image.mode == "1" else 1)
+            unnamed = sorted(set(np.flatnonzero(np.bincount(values_HW.ravel())).tolist()) - named)
+            if image.format != "PNG":
+                odd.setdefault(f"are no PNG but {image.format}, which may change numbers", []).append(str(path))
+            if orientation(image) != 1:
+                odd.setdefault("have an EXIF orientation, which does not turn masks", []).append(str(path))
+        if unnamed:
+            found = ", ".join(map(str, unnamed[:5])) + (", ..." if len(unnamed) > 5 else "")
+            what = "hold values that no sentence and no meta.json names (of another program, resized smoothly?)"
+            odd.setdefault(what, []).append(f"{path}: {found}")
+        if any(background):
+            what = "give 0, the background, another colour than black (are its numbers those of the dataset?)"
+            odd.setdefault(what, []).append(f"{path}: {tuple(background)}")
+        if before is not None and _is_exchanged(before, values_HW):
+            odd.setdefault("have 0 where another number was in the frame before", []).append(str(path))
+        before = values_HW
+    for what, places in odd.items():
+        message = f"{video}: {len(places)} of {len(files)} mask files {what}; the first: {places[0]}"
+        findings.warnings.append((Check.codes, message))
+
+
+def _is_exchanged(before_HW: np.ndarray, after_HW: np.ndarray) -> bool:
+    """Whether the pixels of value 0 are mostly those that another value had."""
+    is_zero_HW = after_HW == 0
+    before_V = np.bincount(before_HW.ravel(), minlength=256)
+    both_V = np.bincount(before_HW[is_zero_HW], minlength=256)
+    iou_V = both_V / np.maximum(before_V + is_zero_HW.sum() - both_V, 1)
+    return bool(iou_V[1:].max() > max(iou_V[0], 0.5))
 
 
 def _readable_masks(

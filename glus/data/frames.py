@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -132,18 +133,28 @@ class FrameStore:
     def size(self, video: str, frame: str) -> tuple[int, int]:
         """(H, W) of the upright picture, from the file's header where it has no orientation."""
         with open_image(self.path(video, frame), f"{self.name}/{video}/{frame}") as image:
-            turned = _orientation(image) > UPSIDE_DOWN_MIRRORED
+            turned = orientation(image) > UPSIDE_DOWN_MIRRORED
             return (image.width, image.height) if turned else (image.height, image.width)
 
     def is_turned(self, video: str, frame: str) -> bool:
         """Whether an EXIF orientation turns or mirrors the stored picture; no frame of a benchmark has one."""
         with Image.open(self.path(video, frame)) as image:
-            return _orientation(image) != 1
+            return orientation(image) != 1
 
 
-def _orientation(image: Image.Image) -> int:
-    """1: stored upright; up to ``UPSIDE_DOWN_MIRRORED``: turned by 180 degrees or mirrored; then: by 90 degrees too."""
+def orientation(image: Image.Image) -> int:
+    """By EXIF. 1: stored upright; up to ``UPSIDE_DOWN_MIRRORED``: turned by 180 degrees or mirrored; then: by 90."""
     return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def are_ascending(names: Sequence[str]) -> bool:
+    """Whether numbered names ascend; so do names that are not one text with other numbers in it.
+
+    >>> are_ascending(["2", "10"]), are_ascending(["img10", "img2"]), are_ascending(["cat", "ant"])
+    (True, False, True)
+    """
+    is_numbered = len({re.sub(r"[0-9]+", "0", name) for name in names}) == 1
+    return not is_numbered or all(_natural(one) <= _natural(next_) for one, next_ in pairwise(names))
 
 
 def _composed(name: str) -> str:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from glus import distributed
 from glus.batch import Batch
 from glus.config import GIB, DataConfig, DatasetConfig, FramesConfig
-from glus.data.benchmarks.index import open_masks, read_expressions, require_annotations, trainable
+from glus.data.benchmarks.index import open_masks, read_expressions, require_annotations, require_texts, trainable
 from glus.data.chat import Chat
 from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings, collate
 from glus.data.frames import FrameStore
@@ -38,10 +38,11 @@ def training_expressions(dataset: DatasetConfig, num_query: int) -> list[Express
     """What can be trained on in a split.
 
     Raises:
-        FileNotFoundError, ValueError: files missing or malformed, or no public masks.
+        FileNotFoundError, ValueError: files missing or malformed, a sentence is no text, or no public masks.
     """
     expressions = read_expressions(dataset)
     require_annotations(dataset, expressions)
+    require_texts(expressions)
     return trainable(expressions, num_query)
 
 

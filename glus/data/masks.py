@@ -31,8 +31,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from glus.data.compiled import njit
-from glus.files import cache_folder, read_object
-from glus.types import Expression
+from glus.files import cache_folder, field, read_object
+from glus.types import Expression, Video
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +127,14 @@ class MaskStore(ABC):
         """
         return np.ones(len(expression.frames), bool)
 
+    def files(self, video: Video) -> list[list[Path]]:
+        """The mask files of a video that are there, each list in temporal order; none if all masks are in one file."""
+        return []
+
+    def values(self, video: Video) -> set[int]:
+        """What the pixels of ``files`` may be, as far as the sentences tell."""
+        return {0, FOREGROUND}
+
 
 # ------------------------------------------------------------------------------------- one file of annotations
 
@@ -218,6 +226,31 @@ class PaletteMasks(MaskStore):
         """See ``MaskStore.ignore``: pixels of value 255, of which Ref-YouTube-VOS has none."""
         return np.stack([indices_HW == VOID for indices_HW in self._indices(expression, frames, size)])
 
+    def files(self, video: Video) -> list[list[Path]]:
+        """See ``MaskStore.files``."""
+        paths = [self.path / video[0].video / f"{frame}.png" for frame in video[0].frames]
+        return [[path for path in paths if path.is_file()]]
+
+    def values(self, video: Video) -> set[int]:
+        """See ``MaskStore.values``."""
+        return {0, VOID, *(int(annotation_id) for one in video for annotation_id in one.annotation_ids)}
+
+    def listed_objects(self) -> dict[str, set[int]]:
+        """The objects of each video in ``meta.json`` beside the masks, where Ref-YouTube-VOS lists also those that no
+        sentence is about.
+
+        Raises:
+            ValueError: it is malformed.
+        """
+        path = self.path.parent / "meta.json"
+        if not path.is_file():
+            return {}
+        videos = field(read_object(path), "videos", dict, str(path))
+        return {
+            video: {int(number) for number in field(content, "objects", dict, f"{path}: videos[{video!r}]")}
+            for video, content in videos.items()
+        }
+
     def num_objects(self, expression: Expression, size: Size) -> int:
         """The largest id in the video's first frame, by which DAVIS counts a video's objects; errors as ``read``."""
         (first_HW,) = self._indices(expression, [0], size)
@@ -263,6 +296,12 @@ class FolderMasks(MaskStore):
                 is_annotated_T &= [frame in there for frame in expression.frames]
         return is_annotated_T
 
+    def files(self, video: Video) -> list[list[Path]]:
+        """See ``MaskStore.files``."""
+        ids = dict.fromkeys(annotation_id for one in video for annotation_id in one.annotation_ids)
+        paths = [[self.path / annotation_id / f"{frame}.png" for frame in video[0].frames] for annotation_id in ids]
+        return [[path for path in of_one if path.is_file()] for of_one in paths]
+
     def _folder(self, expression: Expression, annotation_id: str) -> Path:
         self.open()
         folder = self.path / annotation_id
@@ -278,7 +317,7 @@ def _read_png(path: Path, name: str, size: Size, modes: Sequence[str] = ("P", "L
     try:
         with Image.open(path) as image:
             mode, values = image.mode, np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"mask of {name} does not decode: {path}: {error}") from error
     if mode not in modes:
         raise ValueError(f"mask of {name}: {path} has mode {mode}; expected palette or grey ({', '.join(modes)})")
@@ -313,7 +352,8 @@ def frame_name(expression: Expression, frame: int) -> str:
 def require_size(mask: str, found: Sequence[int], size: Size) -> None:
     """Raise ValueError, beginning with this description of a mask, unless it is of the frame's size."""
     if list(found) != list(size):
-        raise ValueError(f"{mask} is {by(found)}, but the frame is {by(size)} (height x width)")
+        turned = "; only the frame is turned, by its EXIF orientation?" if list(found) == list(size)[::-1] else ""
+        raise ValueError(f"{mask} is {by(found)}, but the frame is {by(size)} (height x width){turned}")
 
 
 # ------------------------------------------------------------------------------------------- run-length codes

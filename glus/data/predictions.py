@@ -17,8 +17,9 @@ import os
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ SUB, UP, AVERAGE, PAETH = 1, 2, 3, 4
 
 class UnusablePrediction(Exception):
     """A prediction that cannot be scored; the message says what is wrong with which file."""
+
+
+class Doubt(Enum):
+    """Why a mask that can be read may not be the one that was meant."""
+
+    values = "hold more values than 0 and one other, of which all but 0 are foreground"
+    """Probabilities, smooth edges, pictures with a mask on them."""
+    alpha = "are transparent elsewhere than where their colours are 0; colours alone count"
+    full = "cover the whole frame"
 
 
 def is_predicted(folder: Path, video: Video, form: PredictionForm) -> bool:
@@ -167,6 +177,10 @@ class VideoPredictions(ABC):
     warnings: tuple[str, ...] = ()
     """What belongs to no expression or no frame of the video (RLE; for PNGs see ``unexpected_files``)."""
 
+    def __init__(self) -> None:
+        self.doubts: dict[str, Doubt] = {}
+        """Of files that have been read."""
+
     def parts(self, expression: Expression, frames: Sequence[int], size: Size) -> tuple[Parts, dict[int, str]]:
         """The masks of some frames, as they are stored.
 
@@ -201,6 +215,7 @@ class PngPredictions(VideoPredictions):
     """One PNG for each expression and frame."""
 
     def __init__(self, folder: Path):
+        super().__init__()
         self.folder = folder
 
     def no_answer(self, expression: Expression) -> str | None:
@@ -209,7 +224,11 @@ class PngPredictions(VideoPredictions):
         return None if folder.is_dir() else f"no folder {folder} and no {self.folder / expression.prediction_file}"
 
     def _mask(self, expression: Expression, frame: str, size: Size) -> np.ndarray:
-        return read_png(self.folder / expression.prediction_dir / f"{frame}.png", size)
+        path = self.folder / expression.prediction_dir / f"{frame}.png"
+        mask_HW, doubt = read_png(path, size)
+        if doubt:
+            self.doubts[str(path)] = doubt
+        return mask_HW
 
 
 class RlePredictions(VideoPredictions):
@@ -224,6 +243,7 @@ class RlePredictions(VideoPredictions):
     """
 
     def __init__(self, path: Path, video: Video):
+        super().__init__()
         self.path = path
         # By expression and frame: number of the line, counts, size.
         self._codes: dict[str, dict[str, list[tuple[int, str, Size]]]] = {}
@@ -300,6 +320,12 @@ def unexpected_files(folder: Path, videos: Iterable[Video]) -> list[str]:
     return lines
 
 
+def count_doubts(doubts: Mapping[str, Doubt]) -> list[str]:
+    """A line for each kind: how many masks, and the first."""
+    names = {doubt: [name for name, found in doubts.items() if found is doubt] for doubt in Doubt}
+    return [f"{len(of)} masks {doubt.value}; the first: {of[0]}" for doubt, of in names.items() if of]
+
+
 def read_answers(folder: Path, expression: Expression) -> list[dict[str, Any]]:
     """What the model answered for an expression, frame by frame: ``score``, ``has_seg`` and ``area``, as far as kept.
 
@@ -333,8 +359,8 @@ def _answers_of_codes(file: Path, exp_id: str) -> Iterator[tuple[str, dict[str, 
 # other kind goes through Pillow.
 
 
-def read_png(path: Path, size: Size) -> np.ndarray:
-    """A mask file as (H, W) bool, foreground where any colour channel is not 0.
+def read_png(path: Path, size: Size) -> tuple[np.ndarray, Doubt | None]:
+    """A mask file as (H, W) bool, foreground where any colour channel is not 0; and whether that may be wrong.
 
     Reads every PNG (1-bit, grey, palette indices, colour; alpha is ignored) and trusts none: checksums are verified,
     since a damaged file can otherwise decode to a partly black mask.
@@ -351,7 +377,7 @@ def read_png(path: Path, size: Size) -> np.ndarray:
         raise UnusablePrediction(f"{path} {error}") from error
 
 
-def decode_png(data: bytes, size: Size) -> np.ndarray:
+def decode_png(data: bytes, size: Size) -> tuple[np.ndarray, Doubt | None]:
     """What ``read_png`` does with the bytes of a file.
 
     Raises:
@@ -390,8 +416,8 @@ def _read_chunks(data: bytes) -> tuple[bytes, bytes]:
     return chunks[b"IHDR"], chunks[b"IDAT"]
 
 
-def _decode_rows(compressed: bytes, size: Size, bit_depth: int) -> np.ndarray:
-    """(H, W) bool; ValueError or zlib.error unless there are exactly as many pixels as ``size`` says."""
+def _decode_rows(compressed: bytes, size: Size, bit_depth: int) -> tuple[np.ndarray, Doubt | None]:
+    """(H, W) bool, doubt; ValueError or zlib.error unless there are exactly as many pixels as ``size`` says."""
     height, width = size
     row_bytes = -(-width * bit_depth // 8)
     expected = height * (1 + row_bytes)
@@ -403,16 +429,28 @@ def _decode_rows(compressed: bytes, size: Size, bit_depth: int) -> np.ndarray:
     if not _undo_filters(np.frombuffer(rows, np.uint8).reshape(height, 1 + row_bytes), values_Hb):
         raise ValueError("an unknown row filter")
     if bit_depth == 8:
-        return values_Hb != 0
-    bits = np.unpackbits(values_Hb, axis=1, count=width * bit_depth)
-    return np.logical_or.reduce(bits.reshape(height, width, bit_depth), axis=2)
+        return _foreground(values_Hb)
+    bits = np.unpackbits(values_Hb, axis=1, count=width * bit_depth).reshape(height, width, bit_depth)
+    return _foreground(np.packbits(bits, axis=2)[..., 0])  # multiples of the values
 
 
-def _decode_with_pillow(data: bytes) -> np.ndarray:
+def _decode_with_pillow(data: bytes) -> tuple[np.ndarray, Doubt | None]:
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         pixels: np.ndarray = np.asarray(image)
-        num_colours = pixels.shape[2] - image.mode.endswith("A") if pixels.ndim == 3 else 1
-    return pixels != 0 if pixels.ndim == 2 else np.logical_or.reduce(pixels[..., :num_colours], axis=2)
+        has_alpha = image.mode.endswith("A")
+    if pixels.ndim == 2:
+        return _foreground(pixels)
+    colours_HWC = pixels[..., :-1] if has_alpha else pixels
+    mask_HW = np.logical_or.reduce(colours_HWC, axis=2)
+    foreground_NC = colours_HWC[mask_HW]
+    if has_alpha and np.ptp(pixels[..., -1]) and not np.array_equal(pixels[..., -1] != 0, mask_HW):
+        return mask_HW, Doubt.alpha
+    return mask_HW, Doubt.values if (foreground_NC != foreground_NC[:1]).any() else None
+
+
+def _foreground(values_HW: np.ndarray) -> tuple[np.ndarray, Doubt | None]:
+    mask_HW, top = values_HW != 0, values_HW.max()
+    return mask_HW, Doubt.values if top and not np.array_equal(values_HW == top, mask_HW) else None
 
 
 @njit(cache=True, nogil=True)

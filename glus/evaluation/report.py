@@ -24,7 +24,7 @@ MAX_LISTED = 20
 """Problems and warnings printed at most; the files hold all of them."""
 JSON_KEYS = (
     "dataset", "split", "predictions", "missing", "official_missing", "protocol", "overall", "groups", "tables",
-    "problems", "num_unscored", "without_truth", "warnings",
+    "problems", "unscorable", "num_unscored", "without_truth", "warnings", "doubts",
 )  # fmt: skip
 """What report.json holds of a report, in this order."""
 
@@ -154,6 +154,10 @@ class ScoreReport:
     """Expressions whose ground truth has no frame: they are in no mean."""
     warnings: tuple[str, ...]
     """Predictions that belong to no expression."""
+    doubts: tuple[str, ...] = ()
+    """What kinds of masks may not be those that were meant, and how many there are of each."""
+    unscorable: tuple[str, ...] = ()
+    """Videos that are in no mean, since their frames or ground truth cannot be read."""
 
     @property
     def overall(self) -> GroupScore:
@@ -232,12 +236,15 @@ def print_report(report: ScoreReport, console: Console) -> None:
     _print_list(console, f"missing or unusable predictions (missing={report.missing})", report.problems, "red")
     if report.problems and report.official_missing is not None:
         console.print(f"the official script: {report.official_missing}", markup=False, highlight=False)
+    _print_list(console, "videos whose frames or ground truth cannot be read, not scored", report.unscorable, "red")
     if report.num_unscored:
         console.print(
             f"[yellow]{report.num_unscored} frames without ground truth (over all expressions), not scored[/]"
         )
     _print_list(console, "expressions without ground truth, not scored", report.without_truth, "yellow")
     _print_list(console, "predictions that belong to nothing, ignored", report.warnings, "yellow")
+    for doubt in report.doubts:
+        console.print(f"warning: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_rows(console: Console, title: str, name: str, rows: Mapping[str, Mapping[str, str]]) -> None:

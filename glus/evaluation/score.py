@@ -15,8 +15,16 @@ import numpy as np
 from glus.config import DatasetConfig, Missing
 from glus.data.benchmarks.index import by_video, open_masks, read_expressions, require_annotations
 from glus.data.frames import FrameStore
+from glus.data.masks import frame_name
 from glus.data.parallel import map_in_processes
-from glus.data.predictions import VideoPredictions, check_predictions_dir, open_predictions, unexpected_files
+from glus.data.predictions import (
+    Doubt,
+    VideoPredictions,
+    check_predictions_dir,
+    count_doubts,
+    open_predictions,
+    unexpected_files,
+)
 from glus.evaluation.packed import JFScores, TargetReader, compare, read_packed
 from glus.evaluation.protocols import PROTOCOLS, Measured, Observed
 from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, ScoreReport
@@ -35,10 +43,14 @@ class VideoScore:
     problems: tuple[str, ...]
     """What is wrong with the file of predictions as such."""
     warnings: tuple[str, ...]
+    doubts: dict[str, Doubt]
+    """By file, or by expression and frame."""
     without_truth: list[str]
     """Expressions that cannot be scored, which is no fault of the predictions."""
     num_unscored: int
     """Frames of all expressions for which there is no ground truth."""
+    unscorable: tuple[str, ...] = ()
+    """Why the dataset's own files allow no score of this video, if they do not."""
 
 
 def score_predictions(
@@ -90,6 +102,8 @@ def score_predictions(
         num_unscored=sum(video.num_unscored for video in videos),
         without_truth=tuple(line for video in videos for line in video.without_truth),
         warnings=(*warnings, *unexpected_files(folder, all_videos)),
+        doubts=tuple(count_doubts({name: doubt for video in videos for name, doubt in video.doubts.items()})),
+        unscorable=tuple(line for video in videos for line in video.unscorable),
     )
 
 
@@ -128,8 +142,11 @@ class VideoScorer:
             ValueError: a prediction is missing or unusable and ``missing`` is ``error``.
         """
         predictions = open_predictions(self.predictions_dir, video)
-        scored = {expression: np.flatnonzero(self.masks.annotated(expression)) for expression in video}
-        measured = self._measure({e: frames for e, frames in scored.items() if frames.size}, predictions)
+        try:
+            scored = {expression: np.flatnonzero(self.masks.annotated(expression)) for expression in video}
+            measured = self._measure({e: frames for e, frames in scored.items() if frames.size}, predictions)
+        except (ValueError, FileNotFoundError) as error:  # of a frame or of the truth; the other videos can be scored
+            return VideoScore([], [], (), (), {}, [], 0, (f"{video[0].dataset}/{video[0].video}: {error}",))
         problems = [*predictions.problems, *(line for one in measured for line in one.problems)]
         if problems and self.missing is Missing.error:
             raise ValueError(f"{problems[0]} (missing=error stops at the first)")
@@ -138,6 +155,7 @@ class VideoScorer:
             self.protocol.match(measured),
             predictions.problems,
             predictions.warnings,
+            predictions.doubts | _full_masks(measured, scored),
             [f"{expression.name}: no frame has a ground truth" for expression, of in scored.items() if not of.size],
             sum(len(expression.frames) - frames.size for expression, frames in scored.items()),
         )
@@ -193,6 +211,16 @@ class VideoScorer:
             problems=(f"{expression.name}: {nothing}",) if nothing else measured.problems,
             is_counted=not (measured.problems and self.missing is Missing.drop),
         )
+
+
+def _full_masks(measured: Sequence[Measured], scored: Mapping[Expression, np.ndarray]) -> dict[str, Doubt]:
+    """The predictions that cover a frame which the truth does not."""
+    doubts = {}
+    for one in measured:
+        num_pixels, counts = one.size[0] * one.size[1], one.frames
+        for row in np.flatnonzero((counts.prediction_T == num_pixels) & (counts.target_T < num_pixels)):
+            doubts[frame_name(one.expression, scored[one.expression][row])] = Doubt.full
+    return doubts
 
 
 def joined(chunks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -17,8 +17,9 @@ from glus.config import DatasetConfig
 from glus.data.benchmarks.index import LAYOUTS, by_video, read_expressions
 from glus.data.check import count_split
 from glus.data.frames import FrameStore
+from glus.data.masks import frame_name
 from glus.data.parallel import map_in_processes
-from glus.data.predictions import check_predictions_dir, encode_png, open_predictions
+from glus.data.predictions import Doubt, check_predictions_dir, count_doubts, encode_png, open_predictions
 from glus.evaluation.packed import read_packed
 from glus.evaluation.score import chunks
 from glus.files import atomic_file
@@ -36,6 +37,8 @@ class Submission:
     num_videos: int
     num_expressions: int
     num_masks: int
+    doubts: list[str]
+    """Masks that cover a whole frame, as an object may, or as it comes of inverted or lost ones."""
 
 
 def build_submission(
@@ -51,7 +54,8 @@ def build_submission(
 
     Raises:
         FileNotFoundError: the folder of predictions or a file of the dataset does not exist.
-        ValueError: a prediction is missing or unusable; the split is not what the authors publish; the benchmark has
+        ValueError: a prediction is missing or unusable, or has more than two values: a server takes few submissions,
+            and only its author knows the threshold; the split is not what the authors publish; the benchmark has
             no server.
         OSError: the zip cannot be written. In no case is a half one left behind.
     """
@@ -66,18 +70,23 @@ def build_submission(
     _check_counts(dataset, expressions)
     videos = by_video(expressions)
     problems: list[str] = []
+    doubts: dict[str, Doubt] = {}
     encoder = VideoEncoder(dataset, Path(predictions_dir))
     with atomic_file(output) as beside:
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as opened:  # PNGs are compressed already
-            for pngs, of_video in map_in_processes(encoder, videos, num_workers):
+            for pngs, of_video, doubts_of_video in map_in_processes(encoder, videos, num_workers):
                 problems += of_video
+                doubts |= doubts_of_video
                 for name, data in pngs.items() if not problems else ():
                     opened.writestr(zipfile.ZipInfo(name), data)
+        unclear = count_doubts({name: doubt for name, doubt in doubts.items() if doubt is not Doubt.full})
+        problems += [f"{line}; make them 0 and 255, at the threshold that is meant" for line in unclear]
         if problems:
             listed = "".join(f"\n  {problem}" for problem in problems[:MAX_NAMED])
             more = f"\n  ... and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
             raise ValueError(f"{predictions_dir} cannot be submitted: {len(problems)} problems{listed}{more}")
-    return Submission(output, len(videos), len(expressions), sum(len(e.frames) for e in expressions))
+    num_frames = sum(len(e.frames) for e in expressions)
+    return Submission(output, len(videos), len(expressions), num_frames, count_doubts(doubts))
 
 
 class VideoEncoder:
@@ -87,13 +96,17 @@ class VideoEncoder:
         self.predictions_dir, self.frames = predictions_dir, FrameStore(dataset)
         self.zip_folder = LAYOUTS[dataset.layout].zip_folder
 
-    def __call__(self, video: Video) -> tuple[dict[str, bytes], list[str]]:
+    def __call__(self, video: Video) -> tuple[dict[str, bytes], list[str], dict[str, Doubt]]:
         """The PNGs of a video by the name of their entry, incomplete if anything is wrong with its predictions, which
-        the second lists."""
-        size = self.frames.size(video[0].video, video[0].frames[0])
+        the second lists; and what is doubtful about them."""
+        try:
+            size = self.frames.size(video[0].video, video[0].frames[0])
+        except (ValueError, FileNotFoundError) as error:
+            return {}, [str(error)], {}
         predictions = open_predictions(self.predictions_dir, video)
         problems = list(predictions.problems)
         pngs: dict[str, bytes] = {}
+        full: dict[str, Doubt] = {}
         for expression in video:
             lines: list[str] = []
             for frames in chunks(len(expression.frames)):
@@ -102,9 +115,11 @@ class VideoEncoder:
                 for frame, mask_HW in zip(frames, masks.to_dense(), strict=True) if not problems else ():
                     name = f"{expression.video}/{expression.exp_id}/{expression.frames[frame]}.png"
                     pngs[f"{self.zip_folder}{name}"] = encode_png(mask_HW)
+                    if mask_HW.all():
+                        full[frame_name(expression, frame)] = Doubt.full
             nothing = predictions.no_answer(expression) if lines else None
             problems += [f"{expression.name}: {nothing}"] if nothing else lines
-        return pngs, problems
+        return pngs, problems, predictions.doubts | full
 
 
 def _check_counts(dataset: DatasetConfig, expressions: Sequence[Expression]) -> None:

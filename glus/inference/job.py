@@ -31,6 +31,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from glus import distributed
 from glus.config import DatasetConfig, ModelFolderConfig, PredictConfig, PredictionForm, ScoreFramesConfig
+from glus.data.benchmarks.index import require_texts
 from glus.data.predictions import is_predicted, write_predictions
 from glus.files import naming_write_errors, read_object, require_room, write_text
 from glus.inference.predictor import VideoPredictor, load_predictor
@@ -402,8 +403,9 @@ def load_for_split(
 
     Raises:
         FileNotFoundError: a file of the model is missing.
-        ValueError: weights, config or settings do not fit, or a sentence is too long.
+        ValueError: weights, config or settings do not fit, or a sentence is too long, or no text.
     """
+    require_texts(expressions)
     predictor, model = load_predictor(config.weights, config.inference, config.allow_cpu)
     check_lengths(predictor, ((expression.name, expression.text) for expression in expressions))
     identity = prediction_identity(config.dataset, expressions, model.vocabulary.folder, model.config, key_frames)

@@ -16,7 +16,10 @@ from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.segmentation import MOVIE_FILE, FrameMasks, Segmentation, check_output, movie_rate
 from glus.painter import palette
-from glus.types import FrameResult
+from glus.types import FrameResult, require_utf8
+
+WITHOUT_WIDTH = (0x00AD, 0x200B, 0x2060, 0xFEFF)
+"""Soft hyphen, zero width space, word joiner, byte order mark: web pages have them, and nobody sees them."""
 
 
 def segment(
@@ -39,7 +42,8 @@ def segment(
     Args:
         video: folder of frames with any names, video file, picture, frames in memory (see ``open_video``), or any
             object that reads frames by index.
-        texts: the sentences.
+        texts: the sentences. White space of any kind and length becomes one blank; what has no width goes. (Sentences
+            of benchmarks are taken letter for letter, as the released GLUS does.)
         weights: see ``load``; what that gives, to use a model again.
         output: a new or empty folder to write masks, ``summary.json`` and then ``overlay.mp4`` to; None: write nothing.
         settings: override those of the model folder; a predictor has been given its own.
@@ -50,8 +54,8 @@ def segment(
 
     Raises:
         FileNotFoundError: no video or no weights.
-        ValueError: they are damaged, a sentence is empty or too long, ``frames_per_second`` is no speed of a movie,
-            ``settings`` come with a predictor, or ``output`` must not be written.
+        ValueError: they are damaged, a sentence is empty, too long or no text, ``frames_per_second`` is no speed of a
+            movie, ``settings`` come with a predictor, or ``output`` must not be written.
         OSError: ``output`` cannot be written, for want of room for instance; nothing of it is left, but for the masks
             if it is the movie that cannot be written.
     """
@@ -122,11 +126,13 @@ def _checked(texts: Sequence[str]) -> tuple[str, ...]:
         raise ValueError(f"texts={texts!r}: expected a list of sentences")
     if not texts:
         raise ValueError("no sentence: say what is to be segmented")
-    stripped = tuple(text.strip() for text in texts)
-    for number, text in enumerate(stripped, start=1):
+    for number, text in enumerate(texts, start=1):
+        require_utf8(text, f"sentence {number} of {len(texts)}")
+    even = tuple(" ".join(text.translate(dict.fromkeys(WITHOUT_WIDTH)).split()) for text in texts)
+    for number, text in enumerate(even, start=1):
         if not text.strip(". "):
-            raise ValueError(f"sentence {number} of {len(stripped)} is empty: say what is to be segmented")
-    return stripped
+            raise ValueError(f"sentence {number} of {len(even)} is empty: say what is to be segmented")
+    return even
 
 
 def _segmented(

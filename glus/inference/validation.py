@@ -8,7 +8,7 @@ import numpy as np
 
 from glus import distributed
 from glus.config import DatasetConfig
-from glus.data.benchmarks.index import by_video, open_masks, read_expressions
+from glus.data.benchmarks.index import by_video, open_masks, read_expressions, require_texts
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.inference.predictor import VideoPredictor
 from glus.types import Video
@@ -35,7 +35,9 @@ class Validation:
         self.metrics = metrics
         self.frames = FrameStore(dataset)
         self.masks = open_masks(dataset)
-        self.videos = by_video(read_expressions(dataset))[:num_videos]
+        expressions = read_expressions(dataset)
+        require_texts(expressions)
+        self.videos = by_video(expressions)[:num_videos]
 
     def __call__(self) -> dict[str, float]:
         """Mean of each metric, and of all of them ("J&F"); every rank calls it and gets the same."""

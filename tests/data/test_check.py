@@ -15,9 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from glus.config import DatasetConfig, ExpectedCounts, Layout
+from glus.data.benchmarks.index import read_expressions
 from glus.data.check import Check, DataReport, VideoFindings, check_dataset
 from glus.data.masks import encode_rle
 from glus.shapes.write import write_shapes
@@ -214,6 +215,10 @@ DEFECTS = {
     "PNG of another size": Defect(
         YOUTUBE, resize(f"{PNG}/00015.png"), Check.codes, "frame 00015: .* is 18x26, but the frame is 36x52"
     ),
+    "background as object": Defect(
+        YOUTUBE, meta(lambda video: video["expressions"]["1"].update(obj_id="0"), YOUTUBE_META), Check.sentences,
+        r"expressions\['1'\]: obj_id 0 is the background",
+    ),
     "foreground of 1 instead of 255": Defect(
         LONG, to_binary, Check.codes, "long_rvos/train0/0, frame 00000: .* values up to 1; expected foreground of 255"
     ),
@@ -226,6 +231,145 @@ DEFECTS = {
         ), Check.sentences, "MOSE_reason0_1/0 stands there twice",
     ),
 }  # fmt: skip
+
+
+def palette(change: Callable[[Image.Image], Image.Image], rows: slice = slice(None)) -> Plant:
+    """Change palette masks of train0."""
+
+    def save(root: Path) -> None:
+        for path in sorted((root / PNG).iterdir())[rows]:
+            change(Image.open(path)).save(path)
+
+    return save
+
+
+THIRD = slice(2, 3)
+
+
+def smooth(image: Image.Image) -> Image.Image:
+    """What resizing by an editor makes of the numbers."""
+    numbers = np.asarray(image).astype(np.float32) * 60
+    return Image.fromarray(cv2.GaussianBlur(numbers, (5, 5), 2).astype(np.uint8))
+
+
+def exchange(image: Image.Image) -> Image.Image:
+    """Other numbers, the same colours."""
+    colours = image.getpalette() or []
+    other = Image.fromarray(np.asarray([1, 0, 2, 3], np.uint8)[np.asarray(image)])
+    other.putpalette(colours[3:6] + colours[:3] + colours[6:])
+    return other
+
+
+def exchange_grey(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray([1, 0, 2, 3], np.uint8)[np.asarray(image)])
+
+
+def to_jpeg(root: Path) -> None:
+    path = root / PNG / "00015.png"
+    Image.fromarray(np.asarray(Image.open(path))).save(path, format="JPEG", quality=100)
+
+
+def tag(path: Path, orientation: int) -> None:
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(path, exif=exif)
+
+
+ODD_MASKS = {
+    "smoothed": (YOUTUBE, palette(smooth), "train0: 5 of 5 mask files hold values that no sentence .*.png: "),
+    "JPEG": (YOUTUBE, to_jpeg, "train0: 1 of 5 mask files are no PNG but JPEG, .*00015.png"),
+    "JPEG of one object": (
+        LONG, lambda root: Image.open(root / PNG / "0/00000.png").save(root / PNG / "0/00000.png", format="JPEG"),
+        "train0: 1 of 5 mask files are no PNG but JPEG",
+    ),
+    "other numbers": (
+        YOUTUBE, palette(exchange), r"5 of 5 mask files give 0, the background, another .*.png: \(254, 1, 7\)"
+    ),
+    "other numbers once": (YOUTUBE, palette(exchange, THIRD), "1 of 5 mask files give 0, .* colour"),
+    "other numbers, no colours": (
+        YOUTUBE, palette(exchange_grey, THIRD), "mask files have 0 where another number was in the frame before"
+    ),
+    "turned": (
+        YOUTUBE, lambda root: tag(root / PNG / "00015.png", 6),
+        "1 of 5 mask files have an EXIF orientation, which does not turn masks; the first: .*00015.png",
+    ),
+    "no sentence": (
+        YOUTUBE, palette(lambda image: Image.fromarray(np.asarray(image) * np.uint8(2))),
+        "mask files hold values that no sentence and no meta.json names",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "plant", "message"), ODD_MASKS.values(), ids=ODD_MASKS)
+def test_mask_files_that_do_not_keep_numbers_are_told_of(copy, layout: Layout, plant: Plant, message: str) -> None:
+    dataset = copy(layout)
+    plant(Path(dataset.root))
+    warnings = check_dataset(dataset).rows[Check.codes].warnings
+    assert any(re.search(message, warning) for warning in warnings), warnings
+
+
+def test_objects_that_meta_json_lists_need_no_sentence(copy) -> None:
+    dataset = copy(YOUTUBE)
+    edit_json(Path(dataset.root) / YOUTUBE_META, lambda c: c["videos"]["train0"]["expressions"].pop("0"))
+    first = [e for e in read_expressions(dataset) if e.video == "train0"]
+    assert "hold values that no sentence" in check_dataset(dataset).rows[Check.codes].warnings[0]
+    meta_json = Path(dataset.root) / "train/meta.json"
+    meta_json.write_text(json.dumps({"videos": {first[0].video: {"objects": {str(i): {} for i in range(1, 9)}}}}))
+    assert check_dataset(dataset).num_warnings == 0
+    meta_json.write_text(json.dumps({"videos": {"train0": {}}}))
+    assert "expected a dict under 'objects'" in problems(check_dataset(dataset))[Check.files][0]
+
+
+def test_a_mask_that_is_a_bomb_is_an_error_of_its_video(copy, monkeypatch) -> None:
+    dataset = copy(YOUTUBE)
+    path = Path(dataset.root) / PNG / "00015.png"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIZE[0] * SIZE[1])
+    Image.fromarray(np.zeros((4 * SIZE[0], SIZE[1]), np.uint8)).save(path)
+    report = check_dataset(dataset)
+    assert list(problems(report)) == [Check.codes]
+    assert "train0, frame 00015 does not decode" in problems(report)[Check.codes][0]
+    assert report.rows[Check.frames].examined == "2 videos, 10 frames"
+
+
+def test_half_a_character_is_named_and_the_rest_checked(copy) -> None:
+    dataset = copy(MEVIS)
+    expression("0", exp="a red \ud83d disk")(Path(dataset.root))
+    remove("train/JPEGImages/train1/00002.jpg")(Path(dataset.root))
+    found = problems(check_dataset(dataset))
+    assert found.keys() == {Check.sentences, Check.frames}
+    assert re.search(r"mevis/train0/0 is no text .* 'a red \\ud83d disk'", found[Check.sentences][0])
+
+
+@pytest.mark.parametrize("name", ["{}", "frame_{}"])
+def test_numbers_of_frames_that_do_not_ascend_are_told_of(copy, name: str) -> None:
+    dataset = copy(MEVIS)
+    names = [name.format(number) for number in (0, 1, 10, 11, 2)]
+    folder = Path(dataset.root) / JPEG
+    for old, new in zip(sorted(folder.iterdir()), names, strict=True):
+        old.rename(folder / f"{new}.jpg")
+    meta(lambda video: video.update(frames=names))(Path(dataset.root))
+    report = check_dataset(dataset)
+    assert report.num_warnings == 1
+    assert "mevis/train0: the numbers of its frames do not ascend" in report.rows[Check.frames].warnings[0]
+
+
+def test_turned_frames_are_counted(copy) -> None:
+    dataset = copy(MEVIS)
+    for number in (0, 3):
+        tag(Path(dataset.root) / JPEG / f"{number:05d}.jpg", 3)
+    report = check_dataset(dataset)
+    assert report.num_warnings == 1
+    assert "mevis/train0: 2 of 5 frames have an EXIF orientation" in report.rows[Check.pixels].warnings[0]
+
+
+def test_masks_of_the_frame_before_it_was_turned_are_explained(copy) -> None:
+    dataset = copy(YOUTUBE)
+    for path in (Path(dataset.root) / "train/JPEGImages/train0").iterdir():
+        tag(path, 6)
+    found = problems(check_dataset(dataset))
+    assert found.keys() == {Check.codes}
+    assert "only the frame is turned, by its EXIF orientation?" in found[Check.codes][0]
 
 
 @pytest.mark.parametrize("layout", list(Layout))
@@ -392,3 +536,14 @@ def test_the_program_fails_with_errors(copy, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "cwd/found.json").read_text())
     assert found["num_errors"] == sum(len(row["errors"]) for row in found["checks"].values())
     assert [name for name, row in found["checks"].items() if row["errors"]] == ["checksums", "counts", "leaks"]
+
+
+def test_the_program_shows_any_sentence_on_a_terminal_of_ascii(copy, tmp_path: Path) -> None:
+    dataset = copy(MEVIS)
+    expression("0", exp="\ud83d 猫")(Path(dataset.root))
+    (tmp_path / "cwd").mkdir()
+    arguments = ("dataset=mevis_train", f"dataset.root={dataset.root}")
+    done = run_program("tools/check_data.py", *arguments, folder=tmp_path / "cwd", PYTHONIOENCODING="ascii")
+    assert done.returncode == 1
+    assert "mevis/train0/0 is no text that can be written as UTF-8" in done.stdout
+    assert "Traceback" not in done.stderr

@@ -140,3 +140,19 @@ def test_expressions_of_a_video_need_not_be_neighbours():
 def test_every_layout_has_its_row():
     assert list(LAYOUTS) == list(Layout)
     assert {layout.value for layout, row in LAYOUTS.items() if row.is_flat} == {"refcoco", "reason_seg"}
+
+
+def test_a_line_of_a_list_of_videos_is_an_id(tmp_path):
+    """Byte order mark, Windows' line ends, empty lines and remarks are none."""
+    path = tmp_path / "train/meta_expressions.json"
+    ids = ["clip 1", "clip 2", "#3", "4"]
+    write(path, {"videos": {video: {"frames": ["0"], "expressions": {"0": {"exp": "a"}}} for video in ids}})
+    dataset = DatasetConfig("own", Layout.mevis, str(tmp_path), "train", videos="list.txt")
+    (tmp_path / "list.txt").write_bytes("\ufeffclip 1\r\n\r\n# of Monday\n  \n#3\nclip 2\t\n".encode())
+    assert [expression.video for expression in read_expressions(dataset)] == ["clip 1", "clip 2", "#3"]
+    (tmp_path / "list.txt").write_text("clip 1 clip 2")
+    with pytest.raises(ValueError, match="names 1 videos that the split does not have, such as 'clip 1 clip 2'"):
+        read_expressions(dataset)
+    (tmp_path / "list.txt").write_bytes("clip 1".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"list\.txt is not text in UTF-8"):
+        read_expressions(dataset)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glus.data.predictions import GREY, PALETTE, SIGNATURE, UnusablePrediction, decode_png, read_png
+from glus.data.predictions import GREY, PALETTE, SIGNATURE, Doubt, UnusablePrediction, decode_png, read_png
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -59,7 +59,7 @@ def test_every_row_filter_is_undone(bit_depth: int, colour_type: int) -> None:
             values[rng.random(size) >= density] = 0
             values[size[0] // 2 :] = values[size[0] // 2]  # equal rows: 0 after filtering
             data = write(values, rng.integers(0, 5, size[0]), bit_depth, colour_type, pieces=3)
-            assert (decode_png(data, size) == (values != 0)).all()
+            assert (decode_png(data, size)[0] == (values != 0)).all()
             assert (np.asarray(Image.open(io.BytesIO(data))) != 0).tolist() == (values != 0).tolist()
 
 
@@ -79,7 +79,7 @@ def test_every_kind_of_png_is_understood(tmp_path: Path) -> None:
     }
     for name, image in images.items():
         image.save(tmp_path / f"{name}.png")
-        assert (read_png(tmp_path / f"{name}.png", (6, 9)) == mask).all(), name
+        assert (read_png(tmp_path / f"{name}.png", (6, 9))[0] == mask).all(), name
     Image.fromarray(grey).save(tmp_path / "jpeg.png", format="JPEG")
     with pytest.raises(UnusablePrediction, match="not a readable PNG"):
         read_png(tmp_path / "jpeg.png", (6, 9))
@@ -89,7 +89,7 @@ def test_interlaced_pixels_are_put_in_their_place() -> None:
     passes = bytes([0, 255, 0, 0, 0, 0, 255])  # upper left; upper right; lower row
     pixels = chunk(b"IDAT", zlib.compress(passes))
     data = b"".join([SIGNATURE, header((2, 2), interlace=1), pixels, chunk(b"IEND", b"")])
-    assert decode_png(data, (2, 2)).tolist() == [[True, False], [False, True]]
+    assert decode_png(data, (2, 2))[0].tolist() == [[True, False], [False, True]]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
@@ -99,7 +99,7 @@ def test_every_damage_is_noticed(mode: str) -> None:
     file = io.BytesIO()
     Image.fromarray(mask).convert(mode).save(file, "PNG")
     data = file.getvalue()
-    assert (decode_png(data, mask.shape) == (mask > 0)).all()
+    assert (decode_png(data, mask.shape)[0] == (mask > 0)).all()
     for position in range(data.index(b"IEND") - 4):
         for damaged in (data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :], data[:position]):
             with pytest.raises(UnusablePrediction, match=r"^is not a readable PNG"):
@@ -110,7 +110,7 @@ def test_a_file_with_right_checksums_may_still_lack_pixels() -> None:
     size, kinds = (4, 6), np.zeros(4, int)
     values = np.ones(size, int)
     rows = filtered(values.astype(np.uint8), kinds)
-    assert decode_png(write(values, kinds), size).all()
+    assert decode_png(write(values, kinds), size)[0].all()
     for pixels in (
         zlib.compress(rows[:-1]),
         zlib.compress(rows + b"\0"),
@@ -137,3 +137,53 @@ def test_the_message_names_the_file_and_what_is_wrong(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UnusablePrediction, match=r"00000\.png is not a readable PNG"):
         read_png(path, (4, 6))
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def with_alpha(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    return np.dstack([colours] * 3 + [alpha])
+
+
+MASK = np.zeros((8, 9), np.uint8)
+MASK[2:6, 3:8] = 255
+SOFT = np.where(MASK > 0, 230, 12).astype(np.uint8)
+EDGE = MASK.copy()
+EDGE[2, 3:8] = 128
+ALL = np.full_like(MASK, 255)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "doubt"),
+    [
+        (MASK, None),
+        (MASK // 255, None),
+        (0 * MASK, None),
+        (ALL, None),
+        (MASK > 0, None),
+        (MASK.astype(np.uint16) * 257, None),
+        (np.dstack([MASK, 0 * MASK, MASK // 2]), None),
+        (with_alpha(MASK, ALL), None),
+        (with_alpha(MASK, MASK), None),
+        (SOFT, Doubt.values),
+        (EDGE, Doubt.values),
+        (MASK // 255 + (SOFT > 12) * np.arange(9, dtype=np.uint8) % 2, Doubt.values),
+        (SOFT.astype(np.uint16) * 257, Doubt.values),
+        (np.dstack([SOFT, SOFT, MASK]), Doubt.values),
+        (with_alpha(ALL, MASK), Doubt.alpha),
+        (with_alpha(0 * MASK, MASK), Doubt.alpha),
+    ],
+)
+def test_what_is_no_mask_of_two_values_is_doubted(pixels: np.ndarray, doubt: Doubt | None) -> None:
+    assert decode_png(encoded(pixels), MASK.shape)[1] is doubt
+
+
+@pytest.mark.parametrize("bit_depth", [2, 4])
+def test_values_of_less_than_a_byte_are_doubted(bit_depth: int) -> None:
+    kinds = np.zeros(len(MASK), int)
+    assert decode_png(write(MASK // 255 * 3, kinds, bit_depth), MASK.shape)[1] is None
+    assert decode_png(write(MASK // 255 + EDGE // 255, kinds, bit_depth), MASK.shape)[1] is Doubt.values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from glus.config import DatasetConfig, Missing
-from glus.data.masks import pack_paths
+from glus.data.masks import encode_rle, pack_paths
 from glus.data.parallel import map_in_processes
 from glus.evaluation.baselines import compare_predictions
 from glus.evaluation.report import Answer, ScoreReport, print_report, write_report
@@ -227,3 +228,69 @@ def test_report_files_and_table(dataset: DatasetConfig, perfect: Path, tmp_path:
     assert "all  " in text
     assert "93.33" in text
     assert "00005.png is missing" in text
+
+
+def paint(path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def test_grey_predictions_are_counted(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
+    """Whatever is not 0 is foreground, as ever; but it is said how many files that may be wrong for."""
+    assert score_predictions(dataset, perfect).doubts == ()
+    for frame in ("00000", "00005"):
+        path = perfect / "a/one/0" / f"{frame}.png"
+        paint(path, np.asarray(Image.open(path)) // 2 + 12)
+    paint(perfect / "b/0/00001.png", np.full((12, 14), 255))
+    report = score_predictions(dataset, perfect, num_workers=2)
+    assert scores(report)["a/one/0"][0] == pytest.approx((2 * 20 / 320 + 1) / 3)
+    assert report.problems == ()
+    values, full = report.doubts
+    assert values.startswith("2 masks hold more values than 0 and one other")
+    assert values.endswith(f"first: {perfect}/a/one/0/00000.png")
+    assert full == "3 masks cover the whole frame; the first: tiny/a/one/0, frame 00000"
+    write_report(report, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["doubts"] == [values, full]
+    file = io.StringIO()
+    print_report(report, Console(width=80, file=file))
+    assert f"warning: {values}" in file.getvalue()
+
+
+def test_a_full_mask_of_an_object_that_fills_the_frame_is_right(dataset: DatasetConfig, perfect: Path) -> None:
+    path = Path(dataset.root) / "valid/mask_dict.json"
+    content = json.loads(path.read_text())
+    content["2"] = [{"size": [12, 14], "counts": encode_rle(np.ones((12, 14)))}] * 2
+    path.write_text(json.dumps(content))
+    for frame in ("00000", "00001"):
+        paint(perfect / f"b/0/{frame}.png", np.full((12, 14), 255))
+    report = score_predictions(dataset, perfect)
+    assert scores(report)["b/0"] == (1, 1)
+    assert report.doubts == ()
+
+
+@pytest.mark.parametrize("damage", ["bomb", "truth"])
+def test_a_video_that_cannot_be_read_does_not_stop_the_others(
+    damage: str, dataset: DatasetConfig, perfect: Path, tmp_path: Path, monkeypatch
+) -> None:
+    split = Path(dataset.root) / "valid"
+    if damage == "bomb":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+        Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(split / "JPEGImages/a/one/00000.jpg")
+    else:
+        content = json.loads((split / "mask_dict.json").read_text())
+        content["1"][1]["counts"] = "0"
+        (split / "mask_dict.json").write_text(json.dumps(content))
+    report = score_predictions(dataset, perfect)
+    assert list(scores(report)) == ["b/0"]
+    assert len(report.unscorable) == 1
+    assert report.unscorable[0].startswith("tiny/a/one: ")
+    write_report(report, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["unscorable"] == list(report.unscorable)
+
+
+def test_half_a_character_in_a_sentence_does_not_stop_scoring(
+    dataset: DatasetConfig, perfect: Path, tmp_path: Path
+) -> None:
+    path = Path(dataset.root) / "valid/meta_expressions.json"
+    path.write_text(path.read_text().replace("sentence 10", "sentence \\ud83d"))
+    write_report(score_predictions(dataset, perfect), tmp_path)
+    assert r"sentence \ud83d" in (tmp_path / "per_expression.csv").read_text()

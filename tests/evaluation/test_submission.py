@@ -96,3 +96,20 @@ def test_other_benchmarks_have_no_server(tmp_path: Path) -> None:
     dataset = WRITERS[Layout.reason_vos](tmp_path / "data", "valid").dataset
     with pytest.raises(ValueError, match="layout reason_vos; servers take mevis, mevis_v2, ref_youtube_vos_valid"):
         build_submission(dataset, tmp_path, tmp_path / "x.zip")
+
+
+def test_what_is_no_mask_of_two_values_makes_no_zip(written: Written, predictions: Path, tmp_path: Path) -> None:
+    path = predictions / VIDEO / "1/00000.png"
+    Image.fromarray(np.asarray(Image.open(path)) * 218 + 12).save(path)
+    with pytest.raises(ValueError, match=rf"1 problems\n  1 masks hold more values .*: {path}; make them 0 and 255"):
+        build_submission(written.dataset, predictions, tmp_path / "x.zip")
+
+
+def test_masks_that_cover_the_frame_are_counted(written: Written, predictions: Path, tmp_path: Path) -> None:
+    assert build_submission(written.dataset, predictions, tmp_path / "x.zip").doubts == []
+    frame = written.frames[VIDEO][1]
+    path = predictions / VIDEO / "1" / f"{frame}.png"
+    Image.fromarray(np.full_like(np.asarray(Image.open(path)), 255)).save(path)
+    made = build_submission(written.dataset, predictions, tmp_path / "x.zip")
+    name = f"{written.dataset.name}/{VIDEO}/1, frame {frame}"
+    assert made.doubts == [f"1 masks cover the whole frame; the first: {name}"]

@@ -16,11 +16,14 @@ from PIL import Image
 
 from glus.config import DatasetConfig, Precision, PredictConfig, PredictionForm, SettingsConfig, ShowConfig
 from glus.data.benchmarks.index import read_expressions
+from glus.data.loader import training_expressions
 from glus.data.masks import decode_rle
 from glus.evaluation.report import write_report
 from glus.evaluation.score import score_predictions
+from glus.inference.job import load_for_split
 from glus.inference.video_run import STAGES
 from glus.types import Expression
+from tests.edits import edit_json
 from tests.inference.conftest import contents
 from tests.programs import ROOT, environment, load_script, run_program
 
@@ -166,6 +169,23 @@ def test_an_unreadable_frame_is_named_and_the_other_videos_are_predicted(
     frame.write_bytes(good)
     predict(config)
     assert contents(Path(config.output_dir)) == contents(predictions)
+
+
+def test_half_a_character_is_named_before_a_model_is_loaded(
+    config: PredictConfig, dataset: DatasetConfig, tmp_path: Path
+):
+    """All sentences are part of what marks a folder, so that no video may be predicted before this one is mended."""
+    broken = shutil.copytree(dataset.root, tmp_path / "broken")
+    first = read_expressions(dataset)[0]
+    edit_json(
+        broken / "valid/meta_expressions.json",
+        lambda content: content["videos"][first.video]["expressions"][first.exp_id].update(exp="a \ud83d"),
+    )
+    config = replace(config, dataset=replace(dataset, root=str(broken)), weights=str(tmp_path))
+    with pytest.raises(ValueError, match=f"the sentence of {first.name} is no text"):
+        load_for_split(config, read_expressions(config.dataset))
+    with pytest.raises(ValueError, match=f"the sentence of {first.name} is no text"):
+        training_expressions(config.dataset, num_query=2)
 
 
 @pytest.mark.slow

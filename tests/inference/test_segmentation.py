@@ -82,6 +82,9 @@ def test_one_frame_is_a_video(predictor: VideoPredictor, tmp_path: Path):
     ("video", "texts", "message"),
     [
         (Noise(), ["a cat", " . "], "sentence 2 of 2 is empty"),
+        (Noise(), ["a cat", "\u00a0\u200b\t"], "sentence 2 of 2 is empty"),
+        (Noise(), ["a cat", "a \ud83d dog"], r"sentence 2 of 2 is no text .* 'a \\ud83d dog'"),
+        (Noise(), ["a\udcff"], "sentence 1 of 1 is no text"),
         (Noise(), [], "no sentence"),
         (Noise(), "a cat", "expected a list"),
         (Noise(), [f"sentence {number}" for number in range(29)], "28 distinct colours"),
@@ -221,6 +224,20 @@ def test_sentences_become_folder_names():
         "the-red-car", "the-red-car-2", "猫", "sentence-4", "sentence-5",
     ]  # fmt: skip
     assert sentence_folders(["car 3", "car", "car"]) == ["car-3", "car", "car-4"]
+
+
+def test_white_space_in_a_sentence_is_made_even(predictor: VideoPredictor):
+    plain = glus.segment(Noise(), ["the red circle"], predictor)
+    odd = [
+        "the\tred\u00a0circle",
+        " the  red\r\ncircle\n",
+        "the\u2009red\u3000cir\u00adcle\ufeff",
+        "the\u2028red\u200b circle",
+    ]
+    copied = glus.segment(Noise(), odd, predictor)
+    assert copied.texts == ("the red circle",) * len(odd)
+    for one, other in zip(plain.frames, copied.frames, strict=True):
+        assert other.codes == one.codes * len(odd)
 
 
 def test_a_video_may_be_anything_that_holds_frames(predictor: VideoPredictor, tmp_path: Path):

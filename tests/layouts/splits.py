@@ -70,7 +70,7 @@ def write_palettes(folder: Path, frames: Sequence[str], ids_THW: np.ndarray) -> 
     folder.mkdir(parents=True, exist_ok=True)
     for name, ids in zip(frames, ids_THW, strict=True):
         image = Image.fromarray(ids)
-        image.putpalette([value for i in range(256) for value in (255 - i, i, 7)])
+        image.putpalette([value for i in range(256) for value in ((255 - i, i, 7) if i else (0, 0, 0))])
         image.save(folder / f"{name}.png")
 
 

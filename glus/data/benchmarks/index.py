@@ -21,7 +21,7 @@ from glus.data.benchmarks.youtube import (
 )
 from glus.data.masks import FolderMasks, MaskStore, PaletteMasks, RleMasks
 from glus.files import field, read_json
-from glus.types import Expression, Video
+from glus.types import Expression, Video, require_utf8
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +153,16 @@ def require_annotations(dataset: DatasetConfig, expressions: Sequence[Expression
         )
 
 
+def require_texts(expressions: Iterable[Expression]) -> None:
+    """Stop before anything is loaded where a sentence cannot be tokenized; scoring and checking do not ask for that.
+
+    Raises:
+        ValueError: one is no text; the message names it.
+    """
+    for expression in expressions:
+        require_utf8(expression.text, f"the sentence of {expression.name}")
+
+
 def trainable(expressions: Sequence[Expression], num_frames: int) -> list[Expression]:
     """The expressions whose video has at least ``num_frames`` frames; what is left out is counted in the log.
 
@@ -182,11 +192,21 @@ def _of_listed_videos(dataset: DatasetConfig, expressions: list[Expression]) -> 
     path = Path(dataset.root) / dataset.videos
     if not path.is_file():
         raise FileNotFoundError(f"dataset {dataset.name!r} has no list of videos {path}; expected one id per line")
-    wanted = set(path.read_text(encoding="utf-8").split())
-    unknown = sorted(wanted - {expression.video for expression in expressions})
+    wanted = _lines(path)
+    known = {expression.video for expression in expressions}
+    unknown = sorted(line for line in wanted - known if not line.startswith("#"))
     if unknown:
         raise ValueError(f"{path} names {len(unknown)} videos that the split does not have, such as {unknown[0]!r}")
     return [expression for expression in expressions if expression.video in wanted]
+
+
+def _lines(path: Path) -> set[str]:
+    """What the lines of a text file hold, but for those without anything."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    return {line.strip() for line in text.replace("\r", "\n").split("\n")} - {""}
 
 
 def _with_groups(dataset: DatasetConfig, expressions: list[Expression]) -> list[Expression]:

@@ -34,6 +34,8 @@ def read_ref_youtube_vos(dataset: DatasetConfig, path: Path, _masks: Path) -> li
                 "which are read with layout=ref_youtube_vos_valid"
             )
         number = whole_number(entry.value, "obj_id", entry.where)
+        if number == 0:
+            raise ValueError(f"{entry.where}: obj_id 0 is the background of the masks; objects are counted from 1")
         expressions.append(replace(entry.expression, object_ids=(number,), annotation_ids=(str(number),)))
     return expressions
 
