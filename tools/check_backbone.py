@@ -27,7 +27,7 @@ if not __package__:  # run by its path: Python looks beside this file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from glus.config import TrainConfig, load_config
-from tools.backbones.compare import Measured, compare_backbone
+from tools.backbones.compare import Deviation, compare_backbone
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
 
@@ -51,7 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def read_config(overrides: list[str]) -> TrainConfig:
+def compose_config(overrides: list[str]) -> TrainConfig:
     """The settings of a training run with these overrides.
 
     Raises:
@@ -65,7 +65,7 @@ def read_config(overrides: list[str]) -> TrainConfig:
         raise ValueError(str(error)) from error
 
 
-def print_comparisons(rows: list[Measured]) -> None:
+def print_comparisons(rows: list[Deviation]) -> None:
     """A line for each."""
     for row in rows:
         print(f"{'ok  ' if row.passes else 'FAIL'}  {row.what:<44} {row.value:<10.3g} gate {row.gate:<8.2g} {row.how}")
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point: 0 if all passes."""
     options = parse_arguments(arguments)
     try:
-        config = read_config(options.overrides)
+        config = compose_config(options.overrides)
         torch.manual_seed(options.seed)
         with TemporaryDirectory() as folder:
             rows = compare_backbone(config.model, config.frames, options.frames, Path(folder), options.seed)

@@ -34,7 +34,7 @@ WEIGHT_NOISE = 0.03
 
 
 @dataclass(frozen=True)
-class Measured:
+class Deviation:
     """One comparison."""
 
     what: str
@@ -67,7 +67,7 @@ class MadeVideo:
 
 def compare_backbone(
     config: ModelConfig, frames: FramesConfig, sizes: Sequence[tuple[int, int]], folder: Path, seed: int
-) -> list[Measured]:
+) -> list[Deviation]:
     """All comparisons of a model with random weights.
 
     Args:
@@ -114,18 +114,18 @@ def _video(want: FramesConfig, chat: Chat, size: tuple[int, int], rng: np.random
     return MadeVideo(size, frames[:num_context], frames[num_context:], turns, conversations)
 
 
-def _compare_ids(videos: Sequence[MadeVideo], reference: Reference) -> Iterator[Measured]:
+def _compare_ids(videos: Sequence[MadeVideo], reference: Reference) -> Iterator[Deviation]:
     pairs = [(v, turns, ours) for v in videos for turns, ours in zip(v.turns, v.conversations, strict=True)]
     with torch.inference_mode():
         wrong = sum(ours.input_ids.tolist() != reference.input_ids(turns, v.shown) for v, turns, ours in pairs)
-    yield Measured("conversations whose token ids differ", wrong, 0, f"of {len(pairs)}")
+    yield Deviation("conversations whose token ids differ", wrong, 0, f"of {len(pairs)}")
 
 
-def _compare_frames(videos: Sequence[MadeVideo], glus: Glus, reference: Reference) -> Iterator[Measured]:
+def _compare_frames(videos: Sequence[MadeVideo], glus: Glus, reference: Reference) -> Iterator[Deviation]:
     shown = [one for video in videos for one in video.shown]
     with torch.inference_mode():
         differences = [_difference(_seen(glus, *one), reference.visual(*one)) for one in shown]
-    yield Measured("visual tokens of processed frames", max(differences), VISUAL_GATE, f"{len(shown)} frames")
+    yield Deviation("visual tokens of processed frames", max(differences), VISUAL_GATE, f"{len(shown)} frames")
 
 
 def _batch(videos: Sequence[MadeVideo], glus: Glus, pad_id: int) -> Batch:
@@ -149,7 +149,7 @@ def _batch(videos: Sequence[MadeVideo], glus: Glus, pad_id: int) -> Batch:
     return collate([sample(video) for video in videos], pad_id)
 
 
-def _compare_training(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> Iterator[Measured]:
+def _compare_training(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> Iterator[Deviation]:
     batch = _batch(videos, glus, chat.vocabulary.pad_id)
     ours, _ = glus.mllm.states(batch.rows, glus.see(batch))
     theirs = torch.cat([
@@ -159,7 +159,7 @@ def _compare_training(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, refer
     tokens = sum(len(c.input_ids) for v in videos for c in v.conversations)
     assert batch.rows.paths_NC is not None
     packed = len(batch.rows.paths_NC.unique())
-    yield Measured("states, training path", _difference(ours, theirs), STATES_GATE, f"{packed} for {tokens} tokens")
+    yield Deviation("states, training path", _difference(ours, theirs), STATES_GATE, f"{packed} for {tokens} tokens")
     weights = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(0))
     logits = [glus.mllm.decoder.logits(ours), theirs @ _head(reference).T]
     for states, answers in ((ours, logits[0]), (theirs, logits[1])):
@@ -171,8 +171,8 @@ def _compare_training(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, refer
     lost = len(own.keys() - mine.keys())
     largest = max(float(own[name].grad.abs().max()) for name in shared)  # type: ignore[union-attr]
     worst = max(_difference(mine[n].grad, own[n].grad, 1e-3 * largest) for n in shared)  # type: ignore[arg-type]
-    yield Measured("parameters that get no gradient", lost, 0, f"of {len(own)}")
-    yield Measured("gradients", worst, GRADIENTS_GATE, f"{len(shared)} parameters")
+    yield Deviation("parameters that get no gradient", lost, 0, f"of {len(own)}")
+    yield Deviation("gradients", worst, GRADIENTS_GATE, f"{len(shared)} parameters")
 
 
 def _head(reference: Reference) -> torch.Tensor:
@@ -181,7 +181,9 @@ def _head(reference: Reference) -> torch.Tensor:
     return head if head is not None else next(v for n, v in names.items() if n.endswith("embed_tokens.weight"))
 
 
-def _compare_inference(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> Iterator[Measured]:
+def _compare_inference(
+    videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference
+) -> Iterator[Deviation]:
     differences, read = [], 0
     with torch.inference_mode():
         for video in videos:
@@ -200,11 +202,11 @@ def _compare_inference(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, refe
                 theirs = reference.states(window.input_ids, shown)[-1]
                 differences.append(_difference(answers.embeds_RC[answers.places[row, turn]], theirs))
                 read += len(window.input_ids)
-    yield Measured(
+    yield Deviation(
         "states, inference path", max(differences), STATES_GATE, f"{len(differences)} prompts, {read} tokens"
     )
     wrong = sum(_begins_otherwise(chat, *one, reference) for one in product(videos, SENTENCES))
-    yield Measured("prompts that the family begins otherwise", wrong, 0, f"of {len(videos) * len(SENTENCES)}")
+    yield Deviation("prompts that the family begins otherwise", wrong, 0, f"of {len(videos) * len(SENTENCES)}")
 
 
 def _begins_otherwise(chat: Chat, video: MadeVideo, text: str, reference: Reference) -> bool:
