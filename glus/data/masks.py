@@ -362,27 +362,29 @@ def unpack_runs(counts: str | bytes | list[int], size: Size) -> np.ndarray:
     """
     if isinstance(counts, list):
         runs = np.asarray(counts, np.int64)
+        covered = int(runs.sum())
         if runs.min(initial=0) < 0:
             raise ValueError("it has a run of negative length")
     else:
-        runs = _decompress(np.frombuffer(counts.encode("utf-8") if isinstance(counts, str) else counts, np.uint8))
-        if not runs.size:
+        text = counts.encode("utf-8") if isinstance(counts, str) else counts
+        runs, covered = _decompress(np.frombuffer(text, np.uint8))
+        if covered < 0:
             raise ValueError("it is not a compressed run-length code")
-    num_pixels, covered = size[0] * size[1], int(runs.sum())
+    num_pixels = size[0] * size[1]
     if covered != num_pixels:
         raise ValueError(f"its runs cover {covered} pixels instead of {num_pixels}")
     return runs
 
 
 @njit(cache=True, nogil=True)
-def _decompress(text: np.ndarray) -> np.ndarray:
-    """(n,) int64 run lengths from the characters of a compressed code; empty if it is none."""
+def _decompress(text: np.ndarray) -> tuple[np.ndarray, int]:
+    """(n,) int64 run lengths from the characters of a compressed code, and their sum; -1 if it is no such code."""
     runs = np.empty(text.size, np.int64)
-    num_runs, run, shift = 0, 0, 0
+    num_runs, covered, run, shift = 0, 0, 0, 0
     for character in text:
         group = int(character) - 48
         if group < 0 or group > 63 or shift > 30:  # a foreign character, or a run longer than any image
-            return runs[:0]
+            return runs, -1
         run |= (group & 31) << shift
         shift += 5
         if group & 32:
@@ -392,10 +394,11 @@ def _decompress(text: np.ndarray) -> np.ndarray:
         if num_runs > 2:
             run += int(runs[num_runs - 2])
         if run < 0:
-            return runs[:0]
+            return runs, -1
         runs[num_runs] = run
+        covered += run
         num_runs, run, shift = num_runs + 1, 0, 0
-    return runs[: 0 if shift else num_runs]
+    return runs[:num_runs], -1 if shift or num_runs == 0 else covered
 
 
 # ------------------------------------------------------------------------------------------------ packed file

@@ -288,23 +288,33 @@ def _join_bytes(bytes_8W: np.ndarray, words_W: np.ndarray) -> None:
 
 @njit(cache=True, nogil=True)
 def _fill_runs(runs: np.ndarray, height: int, words_Wh: np.ndarray) -> None:
-    """Set the pixels of every second run, which go down the columns; the runs make up the mask (``unpack_runs``)."""
+    """Set the pixels of every second run, down the columns; the runs make up the mask (``unpack_runs``)."""
     x, y = 0, 0
-    for number, run in enumerate(runs):
-        while run > 0:  # column by column
-            end = min(y + run, height)
+    for number in range(runs.size):
+        below = y + runs[number]
+        while below > height:  # divisions by a variable take longer
             if number % 2:
-                first, last = y // WORD_BITS, (end - 1) // WORD_BITS
-                from_y = ALL_BITS << np.uint64(y % WORD_BITS)
-                to_end = ALL_BITS >> np.uint64(-end % WORD_BITS)
-                if first == last:
-                    words_Wh[x, first] |= from_y & to_end
-                else:
-                    words_Wh[x, first] |= from_y
-                    words_Wh[x, first + 1 : last] = ALL_BITS
-                    words_Wh[x, last] |= to_end
-            run -= end - y
-            x, y = (x, end) if end < height else (x + 1, 0)
+                _fill_column(words_Wh[x], y, height)
+            x, y, below = x + 1, 0, below - height
+        if number % 2:
+            _fill_column(words_Wh[x], y, below)
+        y = below
+
+
+@njit(cache=True, nogil=True)
+def _fill_column(words_h: np.ndarray, start: int, end: int) -> None:
+    """Set the pixels of the rows from ``start`` to before ``end``."""
+    if start < end:
+        first, last = start // WORD_BITS, (end - 1) // WORD_BITS
+        from_start = ALL_BITS << np.uint64(start % WORD_BITS)
+        to_end = ALL_BITS >> np.uint64(-end % WORD_BITS)
+        if first == last:
+            words_h[first] |= from_start & to_end
+        else:
+            words_h[first] |= from_start
+            for k in range(first + 1, last):
+                words_h[k] = ALL_BITS
+            words_h[last] |= to_end
 
 
 @njit(cache=True, nogil=True)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,14 +32,15 @@ from glus.evaluation.runs import (
     most_changed,
     paired_difference,
 )
-from glus.pictures import fit, overlay, palette, side_by_side, strip, titled, write_movie
+from glus.painter import Painter, palette
+from glus.pictures import fit, side_by_side, strip, titled, write_movie
 from glus.types import Expression
 
 MAX_PICTURE_BYTES = 14 * 2**20
 """Of all pictures and movies, before they become text that is a third longer; then no more movies are put in."""
-MOVIE_SIDE, STRIP_SIDE, STRIP_FRAMES = 320, 200, 6
+_MOVIE_SIDE, _STRIP_SIDE, _STRIP_FRAMES = 320, 200, 6
 """Longer sides of frames in pixels, and frames of a strip."""
-FRAMES_PER_SECOND = 8
+_FRAMES_PER_SECOND = 8
 
 MemoryRule = Callable[[int, int, int], list[int]]
 """``models.glus.memory_frames``, which this package does not import: it would load torch."""
@@ -55,11 +57,11 @@ class SentencePage:
     strip: str
     movie: str
     """Data URIs; a movie may be left out: ""."""
-    traces: list[Trace] = field(default_factory=list)
+    traces: list[AnswerTrace] = field(default_factory=list)
 
 
 @dataclass
-class Trace:
+class AnswerTrace:
     """What one run's model saw and answered."""
 
     label: str
@@ -172,30 +174,30 @@ ReadMasks = Callable[[Sequence[int], tuple[int, int]], Mapping[str, np.ndarray]]
 
 
 def _strip(expression: Expression, video: DatasetVideo, read: ReadMasks) -> np.ndarray:
-    chosen = sorted(set(context_indices_eval(len(video), STRIP_FRAMES)))
+    chosen = sorted(set(context_indices_eval(len(video), _STRIP_FRAMES)))
     frames = [video.read(index) for index in chosen]
     rows = dict(read(chosen, frames[0].shape[:2]))
-    return strip(expression.text, [video.names[index] for index in chosen], frames, rows, long_side=STRIP_SIDE)
+    return strip(expression.text, [video.names[index] for index in chosen], frames, rows, long_side=_STRIP_SIDE)
 
 
 def _movie(video: DatasetVideo, read: ReadMasks) -> bytes:
     """MP4 of every frame, a panel per source of masks."""
 
     def pictures() -> Iterator[np.ndarray]:
-        for index in range(len(video)):
+        painters = defaultdict[str, Painter](lambda: Painter([""], palette(1)))
+        for index, name in enumerate(video.names):
             frame = video.read(index)
             masks = read([index], frame.shape[:2])
-            yield side_by_side(
-                [titled(overlay(*fit(frame, mask, MOVIE_SIDE), palette(1)), source) for source, mask in masks.items()]
-            )
+            panels = {key: painters[key].draw(*fit(frame, mask, _MOVIE_SIDE), name) for key, mask in masks.items()}
+            yield side_by_side([titled(panel, source) for source, panel in panels.items()])
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "movie.mp4"
-        write_movie(path, pictures(), FRAMES_PER_SECOND)
+        write_movie(path, pictures(), _FRAMES_PER_SECOND)
         return path.read_bytes()
 
 
-def trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> Trace:
+def trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> AnswerTrace:
     """What the model saw for a sentence: frames of its prompts, memories, and what it answered.
 
     Where sentences start from key frames of their own, prompts and memories count from those, which predictions do not
@@ -205,7 +207,7 @@ def trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> Tr
     frames, inference, memory = settings["frames"], settings["inference"], settings["model"]["memory"]
     answers = read_answers(run.folder, expression)
     rows = []
-    for index in sorted(set(context_indices_eval(len(names), STRIP_FRAMES))):
+    for index in sorted(set(context_indices_eval(len(names), _STRIP_FRAMES))):
         query = recalled = "counted from its key frame"
         if settings["key_frames"] is None:
             order = range(len(names))
@@ -219,7 +221,7 @@ def trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> Tr
         answer = answers[index]
         rows.append((names[index], query, recalled, f"{answer['score']:.3f}", f"{100 * answer['area']:.1f} %"))
     context = [names[number] for number in context_indices_eval(len(names), frames["num_context"])]
-    return Trace(run.label, _timeline(answers, names, context), context, rows)
+    return AnswerTrace(run.label, _timeline(answers, names, context), context, rows)
 
 
 def _timeline(answers: Sequence[Mapping[str, Any]], names: Sequence[str], context: Sequence[str]) -> str:

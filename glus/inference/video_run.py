@@ -49,7 +49,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """The time until the block is left counts as ``name``, one of ``STAGES``."""
+        """The time until the block is left counts as ``name``; of prediction, one of ``STAGES``."""
         if self.device.type == "cuda" and name != "decode":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record(torch.cuda.current_stream(self.device))

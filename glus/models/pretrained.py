@@ -35,7 +35,7 @@ from glus.models.mllm.adapters import NewRows, merged_weight, plain_names, secon
 from glus.models.published import published_source
 from glus.models.release_layout import CLIP_KEYS, SAM2_KEYS, KeyMap, check_inv_freq, check_llm_config, lisa
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
-from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, find_forms, load, read_tensors
+from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, find_forms, load_into, read_tensors
 from glus.tokens import AnyVocabulary, open_vocabulary
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def load_parts(glus: Glus, config: ModelConfig, target: Target = IN_MEMORY) -> d
             is_whole = part == "llm" and glus.mllm.PUBLISHED
             read = partial(_part_source, glus, config, part, place, layout)
             read = partial(_whole_source, glus, config, place) if is_whole else read
-            reports[f"model.{part}.weights"] = load(glus, read, target)
+            reports[f"model.{part}.weights"] = load_into(glus, read, target)
     if config.seg_head_init is SegHeadInit.lisa and not config.llm.weights:
         raise ValueError("model.seg_head_init=lisa: set model.llm.weights to the folder of LISA-7B-v1, which holds it")
     return reports
@@ -171,7 +171,7 @@ def load_start(glus: Glus, folder: str, target: Target) -> None:
         only = [name for name in loaded_names(glus) if not name.startswith(left_out)]
         return under_adapters(glus, Source(folder, tensors, only))
 
-    load(glus, read, target)
+    load_into(glus, read, target)
 
 
 def loaded_names(glus: Glus) -> list[str]:
@@ -369,10 +369,10 @@ def load_model(
         glus = assemble(model, is_clip_empty=True, is_llm_empty=True)
         target = quantize(glus, model, target)
         names = glus.state_dict().keys() - second_names(glus)
-        load(glus, lambda: Source(folder, current_names(read_tensors(folder)), names), target)
+        load_into(glus, lambda: Source(folder, current_names(read_tensors(folder)), names), target)
     else:
         glus, file = build_glus(model, target=target), folder / TRAINED_FILE
-        load(glus, lambda: Source(file, current_names(read_tensors(file)), trainable_names(glus)), target)
+        load_into(glus, lambda: Source(file, current_names(read_tensors(file)), trainable_names(glus)), target)
     complete(glus, target)
     return LoadedModel(glus.eval().to(target.device), open_vocabulary(folder), config)
 

@@ -48,7 +48,7 @@ from glus.models.release_layout import (
     read_llm_config,
 )
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
-from glus.models.weights import IN_MEMORY, LoadReport, Source, Target, load, read_tensors
+from glus.models.weights import IN_MEMORY, LoadReport, Source, Target, load_into, read_tensors
 from glus.tokens import Vocabulary
 
 CLIP_FOLDER = "clip"
@@ -133,7 +133,7 @@ def build_release(
     if source is not None:
         names = [name for name in loaded_names(glus) if not name.startswith("mllm.clip.")]
         whole = replace(source, only=names)
-        reports["checkpoint"] = load(glus, lambda: under_adapters(glus, whole), target)
+        reports["checkpoint"] = load_into(glus, lambda: under_adapters(glus, whole), target)
     reports |= load_parts(glus, config, target)
     complete(glus, target)
     return LoadedModel(glus.eval().to(target.device), checkpoint.vocabulary, ModelFolderConfig(config)), reports
