@@ -172,7 +172,7 @@ def load_written(sizes: Sizes, folder: Path, settings: SettingsConfig | None = N
         raise Absent("no room on the disk for the full size's weights")
     as_made = SettingsConfig(precision=model_config(sizes.model).precision)  # on a CPU too
     loaded = load_predictor(folder / WEIGHTS_FOLDER, settings or as_made)[0]
-    tokenizer = stand_in_tokenizer(llava_of(loaded.glus).tokens_per_frame)
+    tokenizer = stand_in_tokenizer(loaded.chat.tokens_per_frame)
     return VideoPredictor(loaded.glus, tokenizer, loaded.frames, loaded.inference)
 
 
