@@ -25,7 +25,6 @@ import torch.distributed as dist
 from glus import distributed
 from glus.config import GIB
 from glus.files import write_text
-from glus.models.mllm.llava import llava_of
 from tools.benchmarks.machine import (
     Absent,
     Sizes,
