@@ -40,7 +40,23 @@ class Conversation:
     input_ids: np.ndarray
     """(L,) int64; each image is ``P`` times ``tokens.IMAGE_ID``."""
     seg_positions: np.ndarray
-    """(Q,) int64: the position *before* each [SEG], whose state predicts it and is its embedding."""
+    """(Q,) int64: the position *before* each [SEG], whose state predicts it and, as released, is its embedding."""
+    axes_L3: np.ndarray | None = None
+    """int64: time, row and column of each token, for families that count these; None: tokens are counted."""
+    is_read_at_seg: bool = False
+    """Whether the states of the [SEG] themselves are wanted too: their embeddings, with ``model.seg_state=at``."""
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(L,) or (L, 3) int64."""
+        return np.arange(len(self.input_ids)) if self.axes_L3 is None else self.axes_L3
+
+    @property
+    def reads(self) -> np.ndarray:
+        """int64: tokens whose states are wanted, (Q,), or (2 Q,) where each is followed by its [SEG]."""
+        if not self.is_read_at_seg:
+            return self.seg_positions
+        return np.stack([self.seg_positions, self.seg_positions + 1], axis=1).ravel()
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,7 @@ class TokenRows:
     input_ids_BL: torch.Tensor
     """int64, ``tokens.IMAGE_ID`` where a visual token goes; right-padded."""
     position_ids_BL: torch.Tensor
-    """int64: position of each token in its own conversation; 0 on padding."""
+    """int64: position of each token in its own conversation, (B, L, 3) where it has three; 0 on padding."""
     placeholders_M: torch.Tensor
     """int64: where visual tokens go, counted through the rows. Given, not looked for: a number of tokens that depends
     on values would be waited for on a GPU."""
@@ -79,9 +95,9 @@ class TrainSample:
     """One video with its drawn frames and sentences, before collation (CPU)."""
 
     context_pixels: np.ndarray
-    """(K, s, s, 3) uint8: the context frames as ``Mllm.prepare`` gives them."""
+    """(K, h, w, 3) uint8: the context frames as ``Mllm.prepare`` gives them."""
     query_pixels: np.ndarray
-    """(Q, s, s, 3) uint8: the query frames, likewise."""
+    """(Q, h, w, 3) uint8: the query frames, likewise."""
     query_frames: np.ndarray
     """(Q, H, W, 3) uint8 RGB: the query frames whole, for the segmenter."""
     conversations: list[Conversation]
@@ -99,15 +115,15 @@ class Batch:
     """Rows of expressions pointing at rows of videos; each frame of a video, and what its conversations begin with,
     is held once."""
 
-    context_pixels: torch.Tensor
-    """(B, K, 3, s, s) uint8: what the MLLM sees."""
-    query_pixels: torch.Tensor
-    """(B, Q, 3, s, s) uint8."""
+    context_pixels: list[torch.Tensor]
+    """B tensors (K, 3, h, w) uint8: what the MLLM sees."""
+    query_pixels: list[torch.Tensor]
+    """B tensors (Q, 3, h, w) uint8."""
     query_frames: list[torch.Tensor]
     """B tensors (Q, H, W, 3) uint8; the segmenter's resize happens on the device."""
     rows: TokenRows
     """One row per video: what all its conversations begin with, then the rest of each. Its visual tokens are the
-    videos' B * F * P; read are the positions before each [SEG], N * Q."""
+    videos', context before query frames; read are N * Q positions before each [SEG] (see ``Conversation.reads``)."""
     video_index: torch.Tensor
     """(N,) int64, the row of the video each expression belongs to."""
     target_masks: list[torch.Tensor]
@@ -120,7 +136,7 @@ class Batch:
     @property
     def num_masks(self) -> int:
         """Number of (expression, query frame) pairs, which is also the number of [SEG]."""
-        return len(self.rows.reads_R)
+        return sum(len(masks) for masks in self.target_masks)
 
     @property
     def num_bytes(self) -> int:
@@ -170,6 +186,10 @@ class GlusOutput(NamedTuple):
     """Low-resolution mask logits."""
     iou_logits_NQ: torch.Tensor | None = None
     """Of the IoU that each mask is expected to reach; None where the model has no head for it."""
+    mask_iou_NQ: torch.Tensor | None = None
+    """What the mask decoder itself expects each mask to reach."""
+    object_logits_NQ: torch.Tensor | None = None
+    """Of whether the decoder sees the object at all."""
 
 
 def to_device(values: torch.Tensor | np.ndarray, device: torch.device | str) -> torch.Tensor:

@@ -333,7 +333,8 @@ def whole_number(mapping: dict[str, Any], key: str, where: str) -> int:
     return int(str(value))
 
 
-def cache_folder() -> Path:
-    """Where things lie that are made again if they are gone: ``$XDG_CACHE_HOME/glus``, by default ``~/.cache/glus``."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(caches) / "glus"
+def cache_folder() -> Path | None:
+    """Where things lie that are made again if they are gone: ``$XDG_CACHE_HOME/glus``, by default ``~/.cache/glus``;
+    None for a user without a home, as containers have them."""
+    caches = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return None if caches.startswith("~") else Path(caches) / "glus"

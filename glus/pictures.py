@@ -1,4 +1,4 @@
-"""Masks on frames, for people to look at: overlays, legends, strips, movies."""
+"""Pictures around frames with masks: legends, strips, movies."""
 
 from __future__ import annotations
 
@@ -12,76 +12,16 @@ from pathlib import Path
 import cv2
 import imageio_ffmpeg
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from glus.files import atomic_file, naming_write_errors
+from glus.fonts import ascent, draw_text, text_width, wrap
+from glus.painter import FILL, INK, PAPER, SENTENCE_COLOURS, Colour, Painter, chip, label_size, numbers, palette
 
-Colour = tuple[int, int, int]
-
-OKABE_ITO: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (204, 121, 167),
-    (0, 158, 115),
-    (240, 228, 66),
-    (213, 94, 0),
-    (0, 114, 178),
-)
-"""Okabe and Ito's palette (without black), told apart with any colour vision: jfly.uni-koeln.de/color."""
-
-FILL = 0.45
-"""Share of the colour in a mask's inside."""
-PAPER: Colour = (255, 255, 255)
-INK: Colour = (20, 20, 20)
+LABEL_SHARE = 0.3
+"""Of a picture's width: sentences that take at most this much stand at their objects, longer ones below."""
 MOVIE_RATES = (0.01, 1000.0)
 """Least and most frames per second of a movie."""
-
-
-def palette(count: int) -> list[Colour]:
-    """Distinct colours for ``count`` sentences; past the seventh, paler and darker forms of the same hues.
-
-    Raises:
-        ValueError: more than 28 are asked for.
-    """
-    tones = [(0.0, 255), (0.5, 255), (0.5, 0), (0.75, 255)]  # how much of white (255) or black (0) is mixed in
-    colours = [
-        (round(r + share * (end - r)), round(g + share * (end - g)), round(b + share * (end - b)))
-        for share, end in tones
-        for r, g, b in OKABE_ITO
-    ]
-    if count > len(colours):
-        raise ValueError(f"{count} sentences in one picture: there are only {len(colours)} distinct colours")
-    return colours[:count]
-
-
-def overlay(frame_HW3: np.ndarray, masks_EHW: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
-    """Each mask as a translucent fill with a contour on a light rim, so that it shows on its own colour too.
-
-    Where masks overlap, the contour of the earlier is wider, so that it is seen beside the later.
-
-    Args:
-        frame_HW3: uint8 RGB.
-        masks_EHW: bool.
-        colours: one per mask.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    pixels = frame_HW3.astype(np.float32)
-    for mask, colour in zip(masks_EHW, colours, strict=True):
-        pixels[mask] += FILL * (np.array(colour, np.float32) - pixels[mask])
-    picture = np.ascontiguousarray(pixels.round().astype(np.uint8))
-    line = max(1, round(min(frame_HW3.shape[:2]) / 150))
-    contours = [cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0] for mask in masks_EHW]
-    widths = [
-        line * (1 + 2 * sum(bool((mask & later).any()) for later in masks_EHW[number + 1 :]))
-        for number, mask in enumerate(masks_EHW)
-    ]
-    for outline, width in zip(contours, widths, strict=True):
-        cv2.drawContours(picture, outline, -1, PAPER, width + 2)
-    for outline, width, colour in zip(contours, widths, colours, strict=True):
-        cv2.drawContours(picture, outline, -1, colour, width)
-    return picture
 
 
 def fit(frame_HW3: np.ndarray, masks_EHW: np.ndarray, long_side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,30 +35,50 @@ def fit(frame_HW3: np.ndarray, masks_EHW: np.ndarray, long_side: int) -> tuple[n
     return frame, np.array(masks, bool).reshape(len(masks_EHW), *frame.shape[:2])
 
 
-def legend(texts: Sequence[str], colours: Sequence[Colour], width: int, text_size: int = 15) -> np.ndarray:
-    """Sentences under each other, each with a square of its colour, wrapped to ``width``: (h, width, 3) uint8."""
-    font = ImageFont.load_default(text_size)
-    line_height, margin = round(text_size * 1.45), text_size // 2
-    indent = margin + round(text_size * 1.5)
-    blocks = [_wrap(text, font, width - indent - margin) for text in texts]
-    height = line_height * sum(len(block) for block in blocks) + margin
+def legend(texts: Sequence[str], colours: Sequence[Colour], width: int, size: int = 15) -> np.ndarray:
+    """Sentences under each other, wrapped to ``width``, each beside its number and colour: (h, width, 3) uint8.
+
+    A single sentence has no number. ``size`` is that of the letters, in pixels.
+    """
+    line_height, margin, gap = round(size * 1.4), size // 2, size // 3
+    marks = [chip(label or "  ", colour, size) for label, colour in zip(numbers(len(texts)), colours, strict=True)]
+    indent = 2 * margin + max(mark.shape[1] for mark in marks)
+    blocks = [wrap(text, size, width - indent - margin) for text in texts]
+    height = 2 * margin + sum(line_height * len(block) + gap for block in blocks) - gap
     image = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(image)
-    top = margin // 2
-    for block, colour in zip(blocks, colours, strict=True):
-        box = (margin, top + line_height // 8, margin + text_size, top + line_height // 8 + text_size)
-        draw.rectangle(box, fill=colour, outline=INK)
+    top = margin
+    for mark, block in zip(marks, blocks, strict=True):
+        image.paste(Image.fromarray(mark[..., :3]), (margin, top), Image.fromarray(mark[..., 3]))
         for line in block:
-            draw.text((indent, top), line, fill=INK, font=font)
+            draw_text(image, indent, top + 0.1 * size + ascent(size), line, size, INK)
             top += line_height
+        top += gap
     return np.array(image)
 
 
-def titled(picture_HW3: np.ndarray, title: str, text_size: int = 15) -> np.ndarray:
+def titled(picture_HW3: np.ndarray, title: str, size: int = 15) -> np.ndarray:
     """The picture below a line that names it."""
-    bar = Image.new("RGB", (picture_HW3.shape[1], round(text_size * 1.45)), PAPER)
-    ImageDraw.Draw(bar).text((text_size // 3, text_size // 8), title, fill=INK, font=ImageFont.load_default(text_size))
+    bar = Image.new("RGB", (picture_HW3.shape[1], round(size * 1.6)), PAPER)
+    draw_text(bar, size // 3, 0.2 * size + ascent(size), title, size, INK)
     return np.concatenate([np.array(bar), picture_HW3])
+
+
+def annotate(texts: Sequence[str], frames: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
+    """The pictures of a movie: short sentences stand at their objects, long ones in a legend below, by number.
+
+    Args:
+        texts: E sentences.
+        frames: of one video: name, (H, W, 3) uint8 RGB, (E, H, W) bool masks.
+    """
+    painter, colours = None, palette(len(texts))
+    for name, frame, masks in frames:
+        size, width = label_size(frame), frame.shape[1]
+        if painter is None:
+            labels = list(texts) if len(texts) == 1 else [f"{number}  {text}" for number, text in enumerate(texts, 1)]
+            are_short = all(text_width(label, size) <= LABEL_SHARE * width for label in labels)
+            painter = Painter(labels if are_short else numbers(len(texts)), colours)
+        below = [] if are_short else [legend(texts, colours, width, size)]
+        yield np.concatenate([painter.draw(frame, masks, name), *below])
 
 
 def side_by_side(pictures: Sequence[np.ndarray], gap: int = 6) -> np.ndarray:
@@ -133,8 +93,9 @@ def strip(
     names: Sequence[str],
     frames: Sequence[np.ndarray],
     rows: dict[str, np.ndarray],
-    colour: Colour = OKABE_ITO[0],
+    colour: Colour = SENTENCE_COLOURS[0],
     long_side: int = 256,
+    fill: float = FILL,
 ) -> np.ndarray:
     """One sentence over some frames of a video: a column per frame, a row per source of masks.
 
@@ -142,21 +103,24 @@ def strip(
         text: the sentence, written above.
         names: n names of frames, above the columns.
         frames: n frames (H, W, 3) uint8 RGB of equal size.
-        rows: title -> (n, H, W) bool masks; "ground truth" first, "prediction" second, say.
+        rows: title -> (n, H, W) bool masks; "ground truth" first, "prediction" second, say. "" writes no title.
         colour: of the masks.
         long_side: of a frame in the strip, in pixels.
+        fill: share of the colour in a mask's inside.
 
     Returns:
         (h, w, 3) uint8.
     """
-    lines = []
-    for number, (title, masks_nHW) in enumerate(rows.items()):
+    lines: list[np.ndarray] = []
+    for title, masks_nHW in rows.items():
+        painter = Painter([""], [colour], fill)
         cells = [
-            overlay(*fit(frame, mask[None], long_side), [colour]) for frame, mask in zip(frames, masks_nHW, strict=True)
+            painter.draw(*fit(frame, mask[None], long_side)) for frame, mask in zip(frames, masks_nHW, strict=True)
         ]
-        if number == 0:
-            cells = [titled(cell, name, text_size=12) for cell, name in zip(cells, names, strict=True)]
-        lines.append(titled(side_by_side(cells), title, text_size=13))
+        if not lines:
+            cells = [titled(cell, name, size=12) for cell, name in zip(cells, names, strict=True)]
+        line = side_by_side(cells)
+        lines.append(titled(line, title, size=13) if title else line)
     return np.concatenate([legend([text], [colour], lines[0].shape[1]), *lines])
 
 
@@ -250,15 +214,3 @@ def _of_one_even_size(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         if frame.shape[1::-1] != size:
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
         yield np.pad(frame, ((0, size[1] % 2), (0, size[0] % 2), (0, 0)), mode="edge")
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of at most ``width`` pixels; a longer word has a line to itself."""
-    lines: list[str] = []
-    for word in text.split() or [""]:
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

@@ -1,18 +1,20 @@
-"""The special tokens of GLUS and the SentencePiece vocabulary they extend.
+"""The special tokens of GLUS and the vocabularies they extend: SentencePiece's (LLaVA) and ``tokenizer.json`` (Qwen).
 
 The ids of the added tokens are never assumed: they are read from ``added_tokens.json`` beside ``tokenizer.model``
-(LISA on LLaMA-1 has [SEG] = 32003, on LLaMA-2 32000).
+(LISA on LLaMA-1 has [SEG] = 32003, on LLaMA-2 32000), or follow those of ``tokenizer.json``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import sentencepiece
+from tokenizers import Tokenizer
 
 from glus.files import read_object, stand_in
 
@@ -40,6 +42,23 @@ def placeholders(input_ids: np.ndarray) -> np.ndarray:
     return np.flatnonzero(input_ids == IMAGE_ID)
 
 
+@dataclass(frozen=True)
+class ChatStyle:
+    """How a family of MLLMs writes conversations; the words in them are those of ``data/sampling.py``."""
+
+    grammar: str
+    """``llava`` or ``chatml``: a file in ``data/chat/``."""
+    image_start: str = IMAGE_START
+    image_end: str = IMAGE_END
+    """Special tokens around the visual tokens of a frame."""
+    after_image: str = ""
+    """Text that follows each frame."""
+    system: str = ""
+    """What the system says; "": the grammar's own."""
+    has_axes: bool = False
+    """A token has three positions (time, row, column), and a frame advances them by its longer side; else one."""
+
+
 class Vocabulary:
     """A SentencePiece model plus the added tokens of GLUS.
 
@@ -51,6 +70,9 @@ class Vocabulary:
         ValueError: an added token is missing, is given twice, has the id of another token, or is a piece of the
             SentencePiece model too, so that it would not be exactly one id.
     """
+
+    files = ("tokenizer.model", "added_tokens.json")
+    """What a model folder has of it."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -105,6 +127,85 @@ class Vocabulary:
         """The text of SentencePiece ids, for messages and inspection; added tokens keep their names."""
         names = {i: token for token, i in self._added.items()} | {IMAGE_ID: "<image>"}
         return " ".join(names.get(i) or self._pieces.id_to_piece(i) for i in ids)
+
+
+class JsonVocabulary:
+    """A ``tokenizer.json`` of the tokenizers library (Qwen's byte-pair encoding and its added tokens), plus [SEG].
+
+    [SEG] has the id that the file gives it, or else the first one behind all others: a row that published tables keep
+    spare, or a new one.
+
+    Args:
+        folder: holds ``tokenizer.json``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        file = self.folder / "tokenizer.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"tokenizer folder {self.folder} has no tokenizer.json")
+        try:
+            added = {row["content"]: row for row in json.loads(file.read_text())["added_tokens"]}
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no tokenizer of the tokenizers library (cut short?): {error}") from error
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.encode_special_tokens = True  # as text, where a sentence spells one
+        known = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.seg_id: int = known.get(SEG, max(known.values()) + 1)
+        self.pad_id: int = known.get("<|endoftext|>", 0)
+        self.size = max(*known.values(), self.seg_id) + 1
+        self.strips_before_seg = bool(added.get(SEG, {}).get("lstrip"))
+        """Whether the family's own tokenizer would drop white space before [SEG]."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What a model folder has of it: also what transformers reads beside it, so that it knows the folder."""
+        names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+        return tuple(name for name in names if (self.folder / name).is_file())
+
+    @property
+    def added_tokens(self) -> Mapping[str, int]:
+        """Token -> id of the tokens that are GLUS's own."""
+        return MappingProxyType({SEG: self.seg_id})
+
+    def id_of(self, token: str) -> int:
+        """Id of a special token.
+
+        Raises:
+            ValueError: there is no such token.
+        """
+        found: int | None = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise ValueError(
+                f"{self.folder}/tokenizer.json has no token {token!r}, which the family's conversations need"
+            )
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``; special tokens inside it are *not* recognised."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, for messages and inspection; added tokens keep their names."""
+        names = {self.seg_id: SEG, IMAGE_ID: "<image>"}
+        return " ".join(names.get(i) or str(self._tokenizer.id_to_token(i)) for i in ids)
+
+
+AnyVocabulary = Vocabulary | JsonVocabulary
+
+
+def open_vocabulary(folder: str | Path) -> AnyVocabulary:
+    """The vocabulary in a folder: SentencePiece's where there is one, or where there is none at all.
+
+    Raises:
+        FileNotFoundError, ValueError: see the two.
+    """
+    has_json = (Path(folder) / "tokenizer.json").is_file() and not (Path(folder) / "tokenizer.model").is_file()
+    return JsonVocabulary(folder) if has_json else Vocabulary(folder)
 
 
 def _read_pieces(file: Path) -> sentencepiece.SentencePieceProcessor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -59,6 +60,13 @@ def require_utf8(text: str, name: str) -> None:
 
 Video = Sequence[Expression]
 """All expressions of one video."""
+
+
+class Role(Enum):
+    """What a frame is shown as, which may decide how large the MLLM sees it."""
+
+    context = "context"
+    query = "query"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from glus.files import write_text
 from glus.models.glus import memory_frames
 
 
-def write_page(config: ReportConfig) -> None:
+def report_runs(config: ReportConfig) -> None:
     """Write the page and print its path.
 
     Raises:
@@ -43,4 +43,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    _JOBS.run(main, write_page)
+    _JOBS.run(main, report_runs)

@@ -12,12 +12,12 @@ The same from Python: ``glus.segment``.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from glus.config import Precision, SettingsConfig
-from glus.config.jobs import escape_output, user_path
-from glus.inference.segment import MOVIE_FILE, SUMMARY_FILE, segment, summarize_sentences
+from glus.config.jobs import user_errors, user_path
+from glus.inference.segment import segment
+from glus.inference.segmentation import MOVIE_FILE, SUMMARY_FILE, summarize_sentences
 from glus.log import setup_logging
 
 
@@ -69,12 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    escape_output()
     setup_logging()
-    try:
+    with user_errors():
         run(parse_arguments(arguments))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Writes ``<output_dir>/<video>/<exp_id>.png``, ``<video>.mp4`` and ``<video>.gif`
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from glus.data.masks import MaskStore
 from glus.data.predictions import open_predictions
 from glus.data.sampling import context_indices_eval
 from glus.evaluation.packed import read_complete
-from glus.pictures import check_movies, fit, legend, overlay, palette, side_by_side, strip, titled, write_movie
+from glus.painter import Colour, Painter, numbers, palette
+from glus.pictures import check_movies, fit, legend, side_by_side, strip, titled, write_movie
 from glus.types import Expression
 
 MOVIE_SIDE = 384
@@ -80,28 +82,31 @@ def _in_turn(expressions: Sequence[Expression]) -> list[Expression]:
     return [expression for _, expression in sorted(zip(ranks, expressions, strict=True), key=lambda pair: pair[0])]
 
 
-def write_strip(path: Path, expression: Expression, video: DatasetVideo, reader: MaskReader, num_frames: int) -> None:
+def write_strip(
+    path: Path, expression: Expression, video: DatasetVideo, reader: MaskReader, num_frames: int, colour: Colour
+) -> None:
     """The strip of one sentence, over frames spread over the video."""
     chosen = sorted(set(context_indices_eval(len(video), num_frames)))
     frames = [video.read(index) for index in chosen]
     rows = reader.read(expression, chosen, frames[0].shape[:2])
     text = f"{expression.text}  ({expression.group})" if expression.group else expression.text
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(strip(text, [video.names[index] for index in chosen], frames, rows)).save(path)
+    Image.fromarray(strip(text, [video.names[index] for index in chosen], frames, rows, colour)).save(path)
 
 
 def movie_frames(expressions: Sequence[Expression], video: DatasetVideo, reader: MaskReader) -> Iterator[np.ndarray]:
     """Every frame once per source of masks, all sentences in their colours, above the legend."""
     colours = palette(len(expressions))
-    for index in range(len(video)):
+    texts = [expression.text for expression in expressions]
+    painters = defaultdict[str, Painter](lambda: Painter(numbers(len(texts)), colours))
+    for index, name in enumerate(video.names):
         frame = video.read(index)
         masks = [reader.read(expression, [index], frame.shape[:2]) for expression in expressions]
-        panels = [
-            titled(overlay(*fit(frame, np.concatenate([m[source] for m in masks]), MOVIE_SIDE), colours), source)
-            for source in masks[0]
-        ]
+        panels = []
+        for source in masks[0]:
+            scaled = fit(frame, np.concatenate([answer[source] for answer in masks]), MOVIE_SIDE)
+            panels.append(titled(painters[source].draw(*scaled, name), source))
         picture = side_by_side(panels)
-        texts = [expression.text for expression in expressions]
         yield np.concatenate([picture, legend(texts, colours, picture.shape[1])])
 
 
@@ -124,9 +129,9 @@ def show(config: ShowConfig) -> list[Path]:
     for chosen in choose_videos(expressions, config):
         video = DatasetVideo(frames, chosen[0].video, chosen[0].frames)
         folder = Path(config.output_dir) / chosen[0].video
-        for expression in chosen:
+        for expression, colour in zip(chosen, palette(len(chosen)), strict=True):
             written.append(folder / f"{expression.exp_id}.png")
-            write_strip(written[-1], expression, video, reader, config.num_frames)
+            write_strip(written[-1], expression, video, reader, config.num_frames, colour)
         for suffix in (".mp4", ".gif"):
             written.append(folder.with_name(folder.name + suffix))
             write_movie(written[-1], movie_frames(chosen, video, reader), config.frames_per_second)

@@ -24,9 +24,9 @@ from omegaconf import DictConfig
 from glus import distributed
 from glus.config import ModelFolderConfig, TrainConfig, load_config
 from glus.config.jobs import Jobs
-from glus.data.chat.llava import LlavaChat
 from glus.data.loader import build_loader, build_mixture
-from glus.inference.predictor import VideoPredictor
+from glus.evaluation.packed import boundary_accuracy, region_similarity
+from glus.inference.predictor import VideoPredictor, chat_of
 from glus.inference.validation import Validation
 from glus.log import MetricsLog, setup_logging, write_run_folder
 from glus.losses.objective import build_objective
@@ -34,7 +34,7 @@ from glus.models.glus import Glus
 from glus.models.hub import find_model
 from glus.models.pretrained import build_glus, write_model_config
 from glus.models.weights import Target
-from glus.tokens import Vocabulary
+from glus.tokens import open_vocabulary
 from glus.train.checkpoint import Checkpoints, RunState, find_start
 from glus.train.engine import Engine, init_distributed, leave_process_group
 from glus.train.guards import EXIT_PREEMPTED
@@ -63,14 +63,14 @@ def build_and_fit(config: TrainConfig) -> bool:
     start = distributed.on_main(lambda: find_start(config))
 
     torch.manual_seed(trainer.seed)
-    vocabulary = Vocabulary(config.model.llm.tokenizer)
+    vocabulary = open_vocabulary(config.model.llm.tokenizer)
     start_model = replace(config.model, weights=config.model.weights and str(find_model(config.model.weights)))
     glus = build_glus(start_model, target=Target(distributed.device()))
     if trainer.gradient_checkpointing:
-        glus.mllm.checkpoint_gradients()
+        glus.mllm.decoder.checkpoint_gradients()
     compile_layers(glus, config)
-    tokenizer = LlavaChat(vocabulary, glus.mllm.tokens_per_frame)
-    mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.prepare, trainer.seed)
+    chat = chat_of(glus, vocabulary)
+    mixture = build_mixture(config.data, config.frames, chat, glus.mllm.prepare, trainer.seed)
     objective = build_objective(config.loss, vocabulary.seg_id)
     engine = Engine(glus.train(), trainer, accumulation)
     folder_config = ModelFolderConfig(config.model, config.frames, config.inference)
@@ -84,9 +84,7 @@ def build_and_fit(config: TrainConfig) -> bool:
     batches = build_loader(mixture, numbers, config.data.num_workers, vocabulary.pad_id)
     validation = None
     if config.valid:
-        from glus.evaluation.packed import boundary_accuracy, region_similarity  # compiled code: seconds of import
-
-        predictor = VideoPredictor(glus, tokenizer, config.frames, config.inference)
+        predictor = VideoPredictor(glus, chat, config.frames, config.inference)
         metrics = {"J": region_similarity, "F": boundary_accuracy}
         validation = Validation(predictor, config.valid, metrics, trainer.eval_videos)
     return Trainer(
@@ -111,7 +109,7 @@ def compile_layers(glus: Glus, config: TrainConfig) -> None:
     """
     if config.is_compiled(distributed.device().type == "cuda"):
         try:
-            glus.mllm.compile_layers()
+            glus.mllm.decoder.compile_layers()
         except ValueError as error:
             if config.trainer.compile:
                 raise

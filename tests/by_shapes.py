@@ -96,7 +96,7 @@ def full_size_model() -> Glus:
 def predictor_of(glus: Glus, **settings: Any) -> VideoPredictor:
     """One whose prompts are about as long as LLaMA's; ``settings`` are of ``InferenceConfig``."""
     inference = replace(InferenceConfig(token_budget=GPU_TOKEN_BUDGET), **settings)
-    return VideoPredictor(glus, stand_in_tokenizer(glus), FramesConfig(), inference)
+    return VideoPredictor(glus, stand_in_tokenizer(glus.mllm.tokens_per_frame), FramesConfig(), inference)
 
 
 @dataclass(frozen=True)

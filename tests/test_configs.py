@@ -101,7 +101,8 @@ def test_recipes_of_the_paper() -> None:
         assert config.model.segmenter.multimask_fallback
         assert config.inference.memory_stride == 3
     assert (small.trainer.steps, large.trainer.steps) == (3000, 5000)
-    assert small.loss.weights == {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1, "iou": 0.0}
+    released = {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1}
+    assert small.loss.weights == {**released, "iou": 0.0, "mask_iou": 0.0, "object_score": 0.0}
     assert large.loss.weights["contrastive"] == 0
     weights = {name: item.weight for name, item in large.data.mixture.items()}
     assert weights == {"mevis": 40, "ref_youtube_vos": 150, "ref_davis17": 4, "revos": 30, "lvvis": 30}

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from glus.config import ContrastiveConfig, ModelConfig, Precision, SegHeadInit, TrainConfig, load_config
-from glus.models.build import PARTS, trainable_names
+from glus.models.build import parts_of, trainable_names
 from glus.models.glus import Glus
 from glus.models.mllm.adapters import plain_names
 from glus.models.pretrained import build_glus
@@ -40,7 +40,7 @@ def glus(config: ModelConfig) -> Iterator[Glus]:
 
 
 def _count(glus: Glus, part: str) -> int:
-    return sum(p.numel() for name, p in glus.named_parameters() if any(key in name for key in PARTS[part]))
+    return sum(p.numel() for name, p in glus.named_parameters() if any(key in name for key in parts_of(glus)[part]))
 
 
 def test_both_experiments_train_the_same_network(config: ModelConfig) -> None:

@@ -40,6 +40,7 @@ TINY = {
     "scripts/segment_video.py": [],
     "tools/export.py": [],
     "tools/plan.py": [],
+    "tools/check_backbone.py": [],
     "tools/check_data.py": [],
     "tools/doctor.py": [],
     "scripts/submit.py": [],

@@ -38,7 +38,7 @@ def test_attention_of_prediction_fits_a_grid(glus: Glus) -> None:
 def test_attention_of_training_fits_a_grid(glus: Glus) -> None:
     """Also where a micro-batch has 64 query frames."""
     config = full_size("data.expressions_per_video=1")
-    batch = example_batch(config, glus.mllm.tokens_per_frame, glus.mllm.prepare, num_videos=16).to("meta")
+    batch = example_batch(config, glus.mllm, num_videos=16).to("meta")
     objective = GlusObjective({"seg": 1, "bce": 2, "dice": 0.5}, seg_id=0)
     glus.train()
     with MetaGpu() as gpu, META:

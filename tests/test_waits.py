@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from tests.waits import Waits
+from tests.waits import Waits, cuda_waits
 
 Operation = Callable[[torch.Tensor], object]
 """Of a float tensor (4,) with gradient."""
@@ -71,3 +72,15 @@ def test_copies_between_devices_wait_unless_they_need_not() -> None:
         torch.empty(4, device="meta").copy_(torch.ones(4))
         there + torch.ones(4).to("meta", non_blocking=False)
     assert waits.found == {"blocking copy from cpu": 3}
+
+
+def test_only_cudas_own_warnings_are_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def set_mode(mode: str) -> None:
+        if mode == "warn":
+            warnings.warn("Synchronization debug mode is a prototype feature and does not yet detect all synchronizing "
+                          "operations", stacklevel=1)  # fmt: skip
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with cuda_waits() as found:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    assert list(found.values()) == [1]

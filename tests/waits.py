@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +20,8 @@ WAITS = (
 )
 """Operations that wait for a GPU: they read a number (``item`` and ``is_nonzero`` are called so under inference_mode),
 or the size of their result depends on values."""
+WAIT_WARNING = "called a synchronizing"
+"""Of CUDA's warning about a wait; torch's notice that the mode is a prototype speaks of synchronizing too."""
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
 COPIES = ("_to_copy", "copy_")
 
@@ -56,3 +62,17 @@ class Waits(TorchDispatchMode):
         if target == "cpu":
             return ["copy to cpu"]
         return [] if may_go_on else ["blocking copy from cpu"]
+
+
+@contextmanager
+def cuda_waits() -> Iterator[Counter[str]]:
+    """Count the operations that CUDA itself calls synchronising, by the line of Python that they come from."""
+    found: Counter[str] = Counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found.update(f"{Path(w.filename).name}:{w.lineno}" for w in caught if WAIT_WARNING in str(w.message))

@@ -20,6 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,10 +35,9 @@ from glus.config import Window
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
 from glus.types import FrameResult
+from tools.benchmarks.machine import card_tflops
 from tools.benchmarks.measuring import (
     Report,
-    Table,
-    card_tflops,
     case_table,
     command_line,
     count_operations,
@@ -89,22 +89,19 @@ def compare_procedures(
         What was measured, by name.
     """
     texts, plain_frames, device = video.texts(num_expressions), plain_frames or len(video), predictor.device
-    few, first = texts[:plain_expressions], BenchmarkVideo(3, *video.read(0).shape[:2])
-    procedures = list_procedures(predictor, video, texts, few, plain_frames)
-    for warm_up in list_procedures(predictor, first, texts[:1], texts[:1], 1).values():
-        warm_up()
-    predictor.seconds.clear()
-    forget_peak(device)
-    runs, seconds = in_turns(procedures, rounds, device)
-    stages = {name: value / rounds for name, value in predictor.seconds.items()}
+    few = texts[:plain_expressions]
+    procedures = list_procedures(predictor, texts, few, plain_frames)
+    for run in procedures.values():
+        run(BenchmarkVideo(3, *video.read(0).shape[:2]))  # warms up
     with count_operations() as flops:
         list(predictor.segment(video, texts))
-    ours, clips, plain = runs.values()
-    scale = len(video) * len(texts) / (plain_frames * len(few))
+    predictor.seconds.clear()
+    forget_peak(device)
+    runs, seconds = in_turns({name: partial(run, video) for name, run in procedures.items()}, rounds, device)
+    ours, scale = runs["ours"], len(video) * len(texts) / (plain_frames * len(few))
     median = {name: statistics.median(found) for name, found in seconds.items()}
     peak = peak_tflops or matmul_tflops(device, next(predictor.glus.parameters()).dtype)
     speed = flops.get_total_flops() / median["ours"] / 1e12
-    differs, far = count_differences(ours.results[:plain_frames], plain.results)
     return {
         "num_frames": len(video),
         "num_expressions": len(texts),
@@ -113,45 +110,36 @@ def compare_procedures(
         "frames_per_second_ratio": scale * median_ratio(seconds["plain"], seconds["ours"]),
         "clips_ratio": median_ratio(seconds["ours"], seconds["clips"]),
         "llm_tokens_bound": token_bound(predictor, texts, len(video)),
-        "pixels_that_differ": differs,
-        "pixels_that_differ_far_from_threshold": far,
-        **list_counts(ours, clips, plain, scale),
-        "seconds": {"all": median["ours"], **stages},
+        **count_differences(ours.results[:plain_frames], runs["plain"].results),
+        "clip_encodes": ours.counts["CLIP images"],
+        "sam2_encodes": ours.counts["SAM2 images"],
+        "llm_tokens": ours.counts["LLM tokens"],
+        "counts": dict(ours.counts),
+        "clips_counts": dict(runs["clips"].counts),
+        "plain_counts": {name: round(count * scale) for name, count in runs["plain"].counts.items()},
+        "seconds": {"all": median["ours"]} | {stage: spent / rounds for stage, spent in predictor.seconds.items()},
         "peak_memory_mb": ours.peak_bytes / 2**20,
         "flops": flops.get_total_flops(),
         "mfu": speed / peak,
     } | ({"nominal_mfu": speed / nominal} if (nominal := card_tflops(device)) else {})
 
 
-def list_counts(ours: PredictionRun, clips: PredictionRun, plain: PredictionRun, scale: float) -> dict[str, Any]:
-    """What each procedure asked of the model, the plain one if it had answered everything."""
-    return {
-        "clip_encodes": ours.counts["CLIP images"],
-        "sam2_encodes": ours.counts["SAM2 images"],
-        "llm_tokens": ours.counts["LLM tokens"],
-        "counts": dict(ours.counts),
-        "clips_counts": dict(clips.counts),
-        "plain_counts": {name: round(count * scale) for name, count in plain.counts.items()},
-    }
-
-
 def list_procedures(
-    predictor: VideoPredictor, video: BenchmarkVideo, texts: Sequence[str], few: Sequence[str], plain_frames: int
-) -> dict[str, Callable[[], PredictionRun]]:
+    predictor: VideoPredictor, texts: Sequence[str], few: Sequence[str], plain_frames: int
+) -> dict[str, Callable[[BenchmarkVideo], PredictionRun]]:
     """Ours, ours with windows of clips, and the plain procedure on ``few`` of the texts."""
     clips = with_window(predictor, Window.clips)
-
-    def run(segment: Callable[[], list[Any]]) -> PredictionRun:
-        with counted(predictor.glus) as counts:
-            return PredictionRun(segment(), counts, peak_memory(predictor.device))
-
-    return {
-        "ours": lambda: run(lambda: list(predictor.segment(video, texts))),
-        "clips": lambda: run(lambda: list(clips.segment(video, texts))),
-        "plain": lambda: run(
-            lambda: [list(islice(segment_plainly(predictor, video, text), plain_frames)) for text in few]
-        ),
+    segment: dict[str, Callable[[BenchmarkVideo], list[Any]]] = {
+        "ours": lambda video: list(predictor.segment(video, texts)),
+        "clips": lambda video: list(clips.segment(video, texts)),
+        "plain": lambda video: [list(islice(segment_plainly(predictor, video, text), plain_frames)) for text in few],
     }
+
+    def run(name: str, video: BenchmarkVideo) -> PredictionRun:
+        with counted(predictor.glus) as counts:
+            return PredictionRun(segment[name](video), counts, peak_memory(predictor.device))
+
+    return {name: partial(run, name) for name in segment}
 
 
 def with_window(predictor: VideoPredictor, window: Window) -> VideoPredictor:
@@ -162,13 +150,14 @@ def with_window(predictor: VideoPredictor, window: Window) -> VideoPredictor:
 
 def count_differences(
     ours: Sequence[FrameResult], plain: Sequence[Sequence[tuple[torch.Tensor, bool]]]
-) -> tuple[int, int]:
+) -> dict[str, int]:
     """Pixels where our masks differ from the plain ones, and those of them that are not near the threshold; of the
     sentences that the plain procedure answered, whose frames alone ``ours`` are."""
     logits_ETHW = torch.stack([torch.stack([logits for logits, _ in answered]) for answered in plain])
     ours_ETHW = torch.from_numpy(np.stack([result.masks_RHW[: len(plain)] for result in ours], axis=1))
     differs = ours_ETHW != (logits_ETHW > 0).cpu()
-    return int(differs.sum()), int((differs & (logits_ETHW.abs() >= NEAR_THRESHOLD).cpu()).sum())
+    far = differs & (logits_ETHW.abs() >= NEAR_THRESHOLD).cpu()
+    return {"pixels_that_differ": int(differs.sum()), "pixels_that_differ_far_from_threshold": int(far.sum())}
 
 
 def segment_scenes(predictor: VideoPredictor, seeds: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -188,6 +177,24 @@ def score_scenes(predictor: VideoPredictor, num_videos: int) -> float:
     """J&F in percent over all sentences."""
     pairs = segment_scenes(predictor, range(1000, 1000 + num_videos))
     return 50 * float(np.mean([region_similarity(*pair).mean() + boundary_accuracy(*pair).mean() for pair in pairs]))
+
+
+def shape_masks(predictor: VideoPredictor, num_videos: int) -> np.ndarray:
+    """Masks (R, H, W) of all sentences in all frames of generated videos."""
+    return np.concatenate([found for found, _ in segment_scenes(predictor, range(2000, 2000 + num_videos))])
+
+
+def compare_masks(ours_RHW: np.ndarray, reference_RHW: np.ndarray) -> dict[str, float]:
+    """IoU per frame and sentence (1 where both are empty), and the pixels that differ."""
+    iou_R = region_similarity(ours_RHW, reference_RHW)
+    return {
+        "masks": len(iou_R),
+        "median IoU": float(np.median(iou_R)),
+        "mean IoU": float(iou_R.mean()),
+        "least IoU": float(iou_R.min()),
+        "share of masks below 0.9": float((iou_R < 0.9).mean()),
+        "share of pixels that differ": float((ours_RHW != reference_RHW).mean()),
+    }
 
 
 def peaks(size: str, num_frames: int, height: int, width: int) -> tuple[int, int]:
@@ -216,42 +223,13 @@ def measure(options: argparse.Namespace) -> Report:
             early, late = pool.apply(peaks, (options.size, options.memory_frames, *place))
         values |= {"memory_frames": options.memory_frames, "memory_growth": late / early}
     far = values["pixels_that_differ_far_from_threshold"]
-    tables = tabulate_prediction({case_name(values): values})
+    tables = [case_table("Prediction", {case_name(values): values})]
     return Report(tables, values, [goal_at_most("masks differ from the plain procedure's in pixels", far, 0)])
 
 
 def case_name(measured: Mapping[str, Any]) -> str:
     """What was segmented."""
     return f"{measured['num_expressions']} sentences x {measured['num_frames']} frames"
-
-
-PREDICTION_FIGURES = {
-    "sentence-frames/s": "{frames_per_second:.1f}",
-    "the same, plain procedure": "{plain_frames_per_second:.2f}",
-    "times the plain procedure": "{frames_per_second_ratio:.1f}",
-    "clips, times sliding (other masks)": "{clips_ratio:.2f}",
-    "J&F on Shapes, sliding": "{jf_sliding:.1f}",
-    "J&F on Shapes, clips": "{jf_clips:.1f}",
-    "LLM tokens if only the context were shared": "{llm_tokens_bound:,}",
-    "pixels other than the plain procedure's": "{pixels_that_differ}",
-    f"of these not within {NEAR_THRESHOLD} of the threshold": "{pixels_that_differ_far_from_threshold}",
-    "peak memory, MB": "{peak_memory_mb:.0f}",
-    f"peak memory at the end, times that at frame {EARLY_FRAME}": "{memory_growth:.4f}",
-    "operations": "{flops:.3g}",
-    "MFU of the measured peak": "{mfu:.1%}",
-    "MFU of the nominal peak": "{nominal_mfu:.1%}",
-}
-
-
-def tabulate_prediction(cases: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Ratios, memory and stages, a column for each video; then what each procedure asked of the model."""
-    stages = dict.fromkeys(stage for measured in cases.values() for stage in measured["seconds"])
-    rows = PREDICTION_FIGURES | {f"seconds: {stage}": f"{{seconds[{stage}]:.2f}}" for stage in stages}
-    tables = [case_table("Prediction", cases, rows)]
-    for title, measured in cases.items():
-        columns = {"ours": measured["counts"], "clips": measured["clips_counts"], "plain": measured["plain_counts"]}
-        tables.append(case_table(title, columns, {name: f"{{{name}:,}}" for name in measured["plain_counts"]}))
-    return tables
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,8 @@ if not __package__:  # run as a program: what lies beside it is not installed
 
 from glus.batch import GlusOutput
 from glus.config import GIB
-from glus.data.chat.llava import LlavaChat
+from glus.config.jobs import user_errors
+from glus.inference.video_run import StageClock
 from glus.losses.objective import GlusObjective
 from glus.models.glus import Glus
 from glus.models.mllm.llava import clip_crop
@@ -39,27 +40,25 @@ from glus.train.engine import build_adamw
 from tools.benchmarks.measuring import (
     Goal,
     Report,
-    Table,
     case_table,
     command_line,
     count_operations,
     finish,
     forget_peak,
     in_turns,
+    key_table,
     matmul_tflops,
     median_ratio,
     peak_memory,
-    synchronize,
 )
 from tools.benchmarks.plain import (
     Inputs,
-    StandInVocabulary,
     build_training,
     count_tokens,
     counted,
     make_inputs,
     released_forward,
-    shared_forward,
+    stand_in_tokenizer,
     timed_verbs,
 )
 
@@ -75,7 +74,8 @@ WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5}
 class Procedure(NamedTuple):
     """How a step is taken."""
 
-    forward: Callable[[Glus, Sequence[Inputs]], GlusOutput]
+    is_ours: bool = False
+    """What training runs; else what is shared is what the released code shares."""
     is_alone: bool = False
     """Each expression is an input of its own."""
     checkpointing: bool = False
@@ -85,11 +85,11 @@ class Procedure(NamedTuple):
 
 
 PROCEDURES = {
-    "ours": Procedure(shared_forward),
-    "ours, checkpointing": Procedure(shared_forward, checkpointing=True),
-    "as released": Procedure(released_forward),
-    "plain": Procedure(released_forward, is_alone=True),
-    "ours, compiled": Procedure(shared_forward, compiled=True),
+    "ours": Procedure(is_ours=True),
+    "ours, checkpointing": Procedure(is_ours=True, checkpointing=True),
+    "as released": Procedure(),
+    "plain": Procedure(is_alone=True),
+    "ours, compiled": Procedure(is_ours=True, compiled=True),
 }
 UNCOMPILED = [name for name, procedure in PROCEDURES.items() if not procedure.compiled]
 RATIOS = {"plain": "samples_per_second_ratio", "as released": "samples_per_second_ratio_to_released"}
@@ -108,45 +108,40 @@ class Training:
 
     def forward(self, procedure: Procedure) -> GlusOutput:
         """The procedure's forward pass."""
-        return procedure.forward(self.glus, self.alone if procedure.is_alone else [self.whole])
+        if procedure.is_ours:
+            output: GlusOutput = self.glus(self.whole.batch)
+            return output
+        return released_forward(self.glus, self.alone if procedure.is_alone else [self.whole])
 
     def losses(self, output: GlusOutput) -> dict[str, torch.Tensor]:
         """Of the whole micro-batch."""
         batch = self.whole.batch
         return self.objective(output, batch, self.objective.counts([batch]), np.random.default_rng(0))
 
-    def step(self, procedure: Procedure, waits: bool = False) -> dict[str, float]:
-        """One step; the seconds of its parts, if each waits for the device."""
-        ticks: list[float] = []
-
-        def tick() -> None:
-            if waits:
-                synchronize(self.device)
-            ticks.append(time.perf_counter())
-
-        tick()
-        self.glus.mllm.checkpoint_gradients(procedure.checkpointing)
+    def step(self, procedure: Procedure, clock: StageClock) -> None:
+        """One step, its parts timed."""
+        self.glus.mllm.decoder.checkpoint_gradients(procedure.checkpointing)
         with torch.compiler.set_stance("default" if procedure.compiled else "force_eager"):
-            output = self.forward(procedure)
-            tick()
-            total = self.losses(output)["total"]
-            tick()
-            total.backward()  # here too: gradient checkpointing runs layers again
-            tick()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        tick()
-        names = ("forward", "loss", "backward", "optimizer")
-        return {name: end - start for name, start, end in zip(names, ticks, ticks[1:], strict=False)}
+            with clock.stage("forward"):
+                output = self.forward(procedure)
+            with clock.stage("loss"):
+                total = self.losses(output)["total"]
+            with clock.stage("backward"):  # gradient checkpointing runs layers again, in the same stance
+                total.backward()
+        with clock.stage("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
     def observe(self, procedure: Procedure) -> dict[str, Any]:
         """Everything about a procedure but its time."""
         forget_peak(self.device)
-        self.step(procedure)  # allocates the optimizer's moments, chooses kernels
+        clock, parts = StageClock(self.device), defaultdict[str, float](float)
+        self.step(procedure, StageClock(self.device))  # allocates the optimizer's moments, chooses kernels
         with count_operations() as flops:
-            self.step(procedure)
-        with timed_verbs(self.glus, self.device) as verbs:
-            parts = self.step(procedure, waits=True)
+            self.step(procedure, StageClock(self.device))
+        with timed_verbs(self.glus, clock):
+            self.step(procedure, clock)
+        clock.add_to(parts)
         self.glus.eval()
         with torch.no_grad(), counted(self.glus) as counts:
             losses = {name: value.item() for name, value in self.losses(self.forward(procedure)).items()}
@@ -155,10 +150,10 @@ class Training:
             "losses": losses,
             "clip_encodes": counts["CLIP images"],
             "sam2_encodes": counts["SAM2 images"],
-            "llm_tokens": count_tokens(self.alone if procedure.forward is released_forward else [self.whole]),
+            "llm_tokens": count_tokens([self.whole] if procedure.is_ours else self.alone),
             "flops": flops.get_total_flops(),
             "peak_gib": peak_memory(self.device) / GIB,
-            "part_seconds": {**verbs, **parts},
+            "part_seconds": dict(parts),
         }
 
 
@@ -167,7 +162,7 @@ def build(options: argparse.Namespace, scenes: Sequence[Scene], device: torch.de
     glus, tokenizer = build_training(options.model, device)
     whole, alone = make_inputs(scenes, options.context, tokenizer, glus.mllm.prepare, device)
     if options.compile:
-        glus.mllm.compile_layers()
+        glus.mllm.decoder.compile_layers()
     trained = [parameter for parameter in glus.parameters() if parameter.requires_grad]
     optimizer = build_adamw(trained, 0.0, (0.9, 0.95), 0.0)
     return Training(glus, whole, alone, GlusObjective(WEIGHTS, tokenizer.vocabulary.seg_id), optimizer, device)
@@ -182,7 +177,7 @@ def benchmark(options: argparse.Namespace) -> Report:
     training = build(options, scenes, device)
     names = [*options.procedures, *["ours, compiled"] * options.compile]
     results = {name: training.observe(PROCEDURES[name]) for name in names}
-    steps = {name: partial(training.step, PROCEDURES[name]) for name in names}
+    steps = {name: partial(training.step, PROCEDURES[name], StageClock(device)) for name in names}
     _, seconds = in_turns(steps, options.steps, device)
     dtype = training.glus.segmenter.dtype
     peak = options.peak_tflops or matmul_tflops(device, dtype)
@@ -193,9 +188,8 @@ def benchmark(options: argparse.Namespace) -> Report:
         result["tokens_per_second"] = result["llm_tokens"] / median
         if needed:  # else every procedure computes something twice
             result["mfu"] = min(needed) / median / peak / 1e12
-    vocabulary: Any = StandInVocabulary()
-    tokenizer = LlavaChat(vocabulary, FULL_SIZE_TOKENS)
-    whole, alone = make_inputs(scenes, options.context, tokenizer, partial(clip_crop, size=32), torch.device("cpu"))
+    tokenizer, prepare = stand_in_tokenizer(FULL_SIZE_TOKENS), partial(clip_crop, size=32)
+    whole, alone = make_inputs(scenes, options.context, tokenizer, prepare, torch.device("cpu"))
     full, fewer = count_tokens(alone), count_tokens([whole])
     values = {
         "llm_token_ratio": count_tokens(training.alone) / count_tokens([training.whole]),
@@ -210,7 +204,8 @@ def benchmark(options: argparse.Namespace) -> Report:
     }
     if "ours" in results:
         values |= {RATIOS[name]: median_ratio(seconds[name], seconds["ours"]) for name in RATIOS if name in results}
-    return Report(tabulate_training(values), values, compare_losses(results, values["dtype"]))
+    tables = [case_table("Training", results), key_table("", {**values, "procedures": {}})]
+    return Report(tables, values, compare_losses(results, values["dtype"]))
 
 
 def compare_losses(results: Mapping[str, Mapping[str, Any]], dtype: str) -> list[Goal]:
@@ -223,36 +218,6 @@ def compare_losses(results: Mapping[str, Mapping[str, Any]], dtype: str) -> list
             is_met = abs(found - expected) <= most
             goals.append(Goal(f"loss {term!r} of {name!r}", f"{found}", f"that of {reference!r}: {expected}", is_met))
     return goals
-
-
-PROCEDURE_FIGURES = {
-    "samples (videos) per second": "{samples_per_second:.3f}",
-    "seconds per step": "{seconds:.3f}",
-    "LLM tokens per second": "{tokens_per_second:.0f}",
-    "LLM tokens per step": "{llm_tokens}",
-    "CLIP encodes per step": "{clip_encodes}",
-    "SAM2 encodes per step": "{sam2_encodes}",
-    "operations per step": "{flops:.3g}",
-    "MFU of the measured peak": "{mfu:.1%}",
-    "peak memory, GiB": "{peak_gib:.2f}",
-}
-COMPARED_FIGURES = {
-    "samples per second, times plain": "{samples_per_second_ratio:.2f}",
-    "samples per second, times as released": "{samples_per_second_ratio_to_released:.2f}",
-    "LLM tokens at full size, plain": "{llm_tokens_full_size[plain]}",
-    "LLM tokens at full size, ours": "{llm_tokens_full_size[ours]}",
-    "times fewer": "{llm_token_ratio_full_size:.2f}",
-    "peak of the device, TFLOP/s": "{peak_tflops:.3g}",
-}
-
-
-def tabulate_training(values: Mapping[str, Any]) -> list[Table]:
-    """A column for each procedure; then how they compare."""
-    procedures = values["procedures"]
-    parts = dict.fromkeys(part for result in procedures.values() for part in result["part_seconds"])
-    rows = PROCEDURE_FIGURES | {f"seconds: {part}": f"{{part_seconds[{part}]:.3f}}" for part in parts}
-    title = f"Training, {values['settings']['videos']} videos a micro-batch"
-    return [case_table(title, procedures, rows), case_table("", {"value": values}, COMPARED_FIGURES)]
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -276,11 +241,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     options = parse_arguments(arguments)
-    try:
-        report = benchmark(options)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    finish(report, options.json)
+    with user_errors():
+        finish(benchmark(options), options.json)
 
 
 if __name__ == "__main__":

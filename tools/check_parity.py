@@ -19,16 +19,22 @@ from rich.console import Console
 if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from glus.config.jobs import user_errors
 from glus.log import setup_logging
-from tools.parity.comparison import Row, is_met, print_table, write_rows
+from tools.parity.comparison import Case, Row, is_met, print_table, write_rows
 from tools.parity.network import read_fixture
 from tools.parity.replay_inference import replay_checkpoint, replay_inference, replay_metrics, replay_preprocess
 from tools.parity.replay_training import replay_training
 
 WIDTH = 200
 """Columns of the table where the output is no terminal."""
-RECORDED_PARTS = ("preprocess", "inference", "training", "metrics")
-"""Folders of which at least one must be there."""
+RECORDED_PARTS = {
+    "preprocess": ("all pictures", replay_preprocess),
+    "inference": ("all cases", replay_inference),
+    "training": ("all steps", replay_training),
+    "metrics": ("J, F", replay_metrics),
+}
+"""Folders of which at least one must be there -> what is absent without it, and what replays it."""
 
 
 def replay(folder: Path) -> list[Row]:
@@ -46,10 +52,11 @@ def replay(folder: Path) -> list[Row]:
         raise FileNotFoundError(f"{folder} holds none of {', '.join(RECORDED_PARTS)}: there is nothing to compare")
     rows: list[Row] = []
     replay_checkpoint(rows, fixture)
-    replay_preprocess(rows, fixture)
-    replay_inference(rows, fixture)
-    replay_training(rows, fixture)
-    replay_metrics(rows, folder)
+    for part, (everything, replay_part) in RECORDED_PARTS.items():
+        if (folder / part).is_dir():
+            replay_part(rows, fixture)
+        else:
+            Case(rows, part).absent(everything, f"the folder has no {part}/")
     return rows
 
 
@@ -60,13 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
     options = parser.parse_args(arguments)
     setup_logging()
-    try:
+    with user_errors():
         rows = replay(options.folder)
         print_table(rows, options.folder, Console() if sys.stdout.isatty() else Console(width=WIDTH))
         if options.json:
             write_rows(rows, options.folder, options.json)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     sys.exit(0 if is_met(rows) else 1)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glus.config.jobs import escape_output, user_path
+from glus.config.jobs import user_errors, user_path
 from glus.files import atomic_folder, write_text
 
 SENTENCE_FILES = {
@@ -42,23 +42,15 @@ Sentences = dict[tuple[str, int], str]
 """Of one annotator, by video and object id."""
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; see ``--help``."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("downloads", type=user_path, help="folder with DAVIS/ and davis_text_annotations/")
     parser.add_argument("output", type=user_path, help="folder of the result, e.g. data/ref-davis")
     parser.add_argument("--link", action="store_true", help="hard links (same disk) instead of copies")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    escape_output()
-    options = parse_arguments(arguments)
-    try:
+    options = parser.parse_args(arguments)
+    with user_errors():
         convert_davis17(options.downloads, options.output, options.link)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"convert_davis17: {error}") from error
 
 
 def convert_davis17(downloads: Path, output: Path, link: bool) -> None:

@@ -113,15 +113,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sam2", help="file of SAM2's weights, for LISA, which has none")
     parser.add_argument("--segmenter", type=user_path, help="YAML or JSON: variant, overrides; default: sam2_hiera_l")
     parser.add_argument("--clip", help="folder or hub id of the CLIP; default: the one the checkpoint names")
-    parser.add_argument(
-        "--seg-head-init", choices=[init.value for init in SegHeadInit], help="with --sam2; default: random"
-    )
+    parser.add_argument("--seg-head-init", choices=SegHeadInit.__members__, help="with --sam2; default: random")
     parser.add_argument("--seed", type=int, default=0, help="of a [SEG] head at random")
-    parser.add_argument("--dtype", choices=[p.value for p in Precision], help="of the stored weights; default: exact")
+    parser.add_argument("--dtype", choices=Precision.__members__, help="of the stored weights; default: exact")
     parser.add_argument("--to-release", action="store_true", help="the other direction: --weights is ours")
-    parser.add_argument(
-        "--format", choices=("bin", "safetensors"), help="with --to-release; default: bin, as published"
-    )
+    parser.add_argument("--format", choices=("bin", "safetensors"), help="with --to-release; default: bin, as theirs")
     parser.add_argument("--shard-gb", type=float, help="with --to-release: size of a file at most; default: 10")
     options = parser.parse_args(arguments)
     foreign = ("sam2", "segmenter", "clip", "seg_head_init") if options.to_release else ("format", "shard_gb")

@@ -36,7 +36,7 @@ from rich.table import Table
 
 try:
     from glus.config import GIB, DataConfig
-    from glus.config.jobs import escape_output, user_path
+    from glus.config.jobs import user_errors, user_path
     from glus.data.loader import PREFETCHED, SHARED_MEMORY, shared_memory_advice
     from glus.files import PROJECT
 except ModuleNotFoundError as error:
@@ -156,6 +156,11 @@ def driver_advice(driver: str, cuda: str | None, requirement: str) -> str:
     return f"pip uninstall -y torch && {install}, or update the driver"
 
 
+def check_support(name: str, good: bool, words: tuple[str, str], advice: str) -> Finding:
+    """Something that is there or not; ``words`` for both."""
+    return Finding(name, good, words[not good], words[0], advice)
+
+
 def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
     """GPUs, bfloat16 on them, and NCCL between them.
 
@@ -174,13 +179,11 @@ def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
         gpu = torch.cuda.get_device_properties(index)
         found = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
         yield Finding(f"GPU {index}", True, found, "24 GiB or more for the full size")
-    good = torch.cuda.is_bf16_supported(including_emulation=False)
     advice = "train with model.precision=fp32, or on a GPU of the Ampere generation or later"
-    yield Finding("bfloat16", good, "usable" if good else "not in hardware", "usable", advice)
-    good = torch.distributed.is_nccl_available()
-    yield Finding(
-        "NCCL", good, "available" if good else "missing", "available", "install a CUDA build of torch (Linux)"
-    )
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    yield check_support("bfloat16", has_bfloat16, ("usable", "not in hardware"), advice)
+    has_nccl, advice = torch.distributed.is_nccl_available(), "install a CUDA build of torch (Linux)"
+    yield check_support("NCCL", has_nccl, ("available", "missing"), advice)
 
 
 def check_bitsandbytes() -> Finding:
@@ -329,7 +332,6 @@ def report(checks: Sequence[Finding], console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    escape_output()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", type=user_path, help="folder that must hold the starting weights of the full size")
     parser.add_argument("--data", type=user_path, help="folder that must hold the datasets of --mixture")
@@ -338,10 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quantization", action="store_true", help="bitsandbytes must be usable")
     parser.add_argument("--lock", type=user_path, help="lock file (else the one for this Python beside pyproject.toml)")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors():
         checks = list(examine(options))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     report(checks, Console(width=None if sys.stdout.isatty() else 140, markup=False))
     sys.exit(any(check.verdict == "FAIL" for check in checks))
 

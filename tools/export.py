@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from glus.config import Precision
-from glus.config.jobs import escape_output, user_path
+from glus.config.jobs import user_errors, user_path
 from glus.files import atomic_folder
 from glus.log import run_info
 from glus.models.build import DTYPES
@@ -82,16 +81,13 @@ and exported with glus {run_info()["versions"]["glus"]}. Settings that travel wi
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    escape_output()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", type=user_path, required=True, help="run, checkpoint or model folder")
     parser.add_argument("--output", type=user_path, required=True, help="new folder")
-    parser.add_argument("--dtype", choices=[p.value for p in Precision], default="bf16", help="of the stored weights")
+    parser.add_argument("--dtype", choices=Precision.__members__, default="bf16", help="of the stored weights")
     options = parser.parse_args(arguments)
-    try:
+    with user_errors():
         export(options.weights, options.output, DTYPES[Precision(options.dtype)])
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     print(options.output)
 
 

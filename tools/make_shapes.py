@@ -18,12 +18,17 @@ from functools import partial
 from rich.console import Console
 from rich.progress import track
 
-from glus.config.jobs import escape_output, user_path
+from glus.config.jobs import user_errors, user_path
 from glus.shapes.write import LAYOUT_KINDS, count_kinds, write_contact_sheet, write_shapes
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; see ``--help``."""
+def show_progress(numbers: range, split: str) -> Iterable[int]:
+    """The same numbers, with a bar on a terminal."""
+    return track(numbers, split, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the splits and the sheet, then print how many sentences of each kind there are."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -34,23 +39,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=128, help="side of the square frames in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other videos")
     parser.add_argument("--layout", choices=LAYOUT_KINDS, default="mevis", help="whose files to imitate")
-    return parser.parse_args(arguments)
-
-
-def show_progress(numbers: range, split: str) -> Iterable[int]:
-    """The same numbers, with a bar on a terminal."""
-    return track(numbers, split, console=Console(stderr=True), disable=not sys.stderr.isatty())
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the splits and the sheet, then print how many sentences of each kind there are."""
-    escape_output()
-    options = parse_arguments(arguments)
+    options = parser.parse_args(arguments)
     kinds, folder = LAYOUT_KINDS[options.layout], options.folder
     shape = {"seed": options.seed, "num_frames": options.num_frames, "size": options.size}
     splits = {"train": options.train_videos, "valid": options.valid_videos}
     splits = {split: count for split, count in splits.items() if count != 0}
-    try:
+    with user_errors():
         for split, count in splits.items():
             start, progress = time.perf_counter(), partial(show_progress, split=split)
             is_new = write_shapes(folder, split, count, layout=options.layout, progress=progress, **shape)
@@ -59,8 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if splits:
             write_contact_sheet(folder / "contact_sheet.png", kinds=kinds, **shape)
             print(f"{folder / 'contact_sheet.png'}: samples of every kind")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"make_shapes: {error}") from error
     counts = {split: count_kinds(folder, split) for split in splits}
     print("sentences".ljust(12) + "".join(split.rjust(8) for split in splits))
     for kind in kinds:

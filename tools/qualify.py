@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from glus.files import write_text
+from glus.log import run_info
 from tools.benchmarks.measuring import ROOT, Table
 from tools.benchmarks.stages import MACHINE_TESTS, WEIGHTS_FOLDER
 
@@ -120,26 +121,19 @@ def write_page(records: Sequence[StageRecord]) -> str:
 
 def made_line(records: Sequence[StageRecord]) -> str:
     """When, of which code, at which size, and how to read it."""
-    try:
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    except FileNotFoundError:
-        commit = "unknown (git is not installed)"
     models = {record["sizes"]["model"] for record in records if "sizes" in record}
     size = "the full size, random weights" if "glus_7b" in models else "the small model alone; no time is judged"
     return (
-        f"Made on {time.strftime('%Y-%m-%d')} by `tools/qualify.py`, commit {commit}, with {size}. FAIL: measured, and "
-        "not as expected. ERROR: the stage broke; its log is beside this page. absent: something is not here, nothing "
-        "is wrong."
+        f"Made on {time.strftime('%Y-%m-%d')} by `tools/qualify.py`, commit {run_info()['commit']}, with {size}. "
+        "FAIL: measured, and not as expected. ERROR: the stage broke; its log is beside this page. absent: something "
+        "is not here, nothing is wrong."
     )
 
 
 def verdict_line(records: Sequence[StageRecord]) -> str:
     """All of it in a sentence."""
     machine = next((f"{r['machine']}, torch {r['torch']}" for r in records if "machine" in r), "unknown machine")
-    verdicts: Mapping[str, str] = {name: "not run" for name in MACHINE_TESTS} | {
-        r["stage"]: r["verdict"] for r in records
-    }
+    verdicts = dict.fromkeys(MACHINE_TESTS, "not run") | {r["stage"]: r["verdict"] for r in records}
     bad, left = (
         ", ".join(name for name, verdict in verdicts.items() if verdict in kinds)
         for kinds in (("FAIL", "ERROR"), ("absent", "not run"))

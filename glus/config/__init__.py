@@ -34,6 +34,8 @@ from glus.config.model import (
     Quantization,
     SegHeadInit,
     SegmenterConfig,
+    SegState,
+    VisionConfig,
 )
 from glus.config.programs import (
     CheckConfig,

@@ -21,11 +21,24 @@ from glus.files import check_target
 
 log = logging.getLogger(__name__)
 
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+"""What a user can mend, by the message."""
+
 
 def escape_output() -> None:
     """Print what a terminal cannot show as escapes, as stderr does; a sentence would end the program otherwise."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """End the program with ``error: ...`` and exit status 1 at what a user can mend; for programs without ``Jobs``."""
+    escape_output()
+    try:
+        yield
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
 
 
 def user_path(text: str) -> Path:
@@ -67,7 +80,7 @@ class Jobs:
         """Print an error that a user can mend as a line, and go on; the exit status will be 1."""
         try:
             yield
-        except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        except USER_ERRORS as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             self._status = 1
         self._told += 1

@@ -41,9 +41,18 @@ class Quantization(Enum):
     nf4 = "nf4"
 
 
+class SegState(Enum):
+    """Which state of the LLM a [SEG] embedding is made of."""
+
+    predicting = "predicting"
+    """The one before [SEG], as released."""
+    at = "at"
+    """That of [SEG] itself, as in Sa2VA."""
+
+
 @dataclass
 class ClipConfig:
-    """The frozen vision tower that the LLM sees through."""
+    """The frozen vision tower that LLaVA's LLM sees through."""
 
     architecture: dict[str, Any] = field(default_factory=dict)
     """Fields of ``transformers.CLIPVisionConfig``; stated in full so that the model builds without any download."""
@@ -56,18 +65,36 @@ class ClipConfig:
 
 
 @dataclass
+class VisionConfig:
+    """How the other families see frames; LLaVA has ``clip``."""
+
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Fields of the family's vision config in transformers (``InternVLVisionConfig``, ``Qwen3VLVisionConfig``)."""
+    context_size: int = at_least(1, default=448)
+    """InternVL: side of the square that a context frame is seen as. Qwen3-VL: it is seen with its own aspect ratio and
+    at most so many pixels squared."""
+    query_size: int = at_least(1, default=448)
+    """Likewise of a query frame."""
+    pool: int = at_least(1, default=1)
+    """InternVL: visual tokens are averaged over squares of so many along each side."""
+
+
+@dataclass
 class LlmConfig:
     """The language model."""
 
     architecture: dict[str, Any] = field(default_factory=dict)
-    """Fields of ``transformers.LlamaConfig`` except ``vocab_size``, which ``vocab_size`` below holds."""
+    """Fields of the text model's config in transformers (LLaVA: ``LlamaConfig``) except ``vocab_size`` and
+    ``tie_word_embeddings``, which stand below."""
     vocab_size: int = MISSING
-    """Rows of embeddings and head; at least the tokenizer's size (32004 for LLaMA-1 with GLUS's four tokens)."""
+    """Rows of embeddings and head; at least the tokenizer's size (32004 for LLaMA-1 with GLUS's four tokens). Rows that
+    published tables lack are new: the mean of the others."""
     tokenizer: str = MISSING
-    """Folder with ``tokenizer.model`` and ``added_tokens.json``."""
+    """Folder with ``tokenizer.model`` and ``added_tokens.json`` (LLaVA), or with ``tokenizer.json``."""
     weights: str | None = None
     """Folder or file of a LLaMA under transformers' names (safetensors or ``.bin``, shards too), which may hold LLaVA's
-    projector and LISA's [SEG] head as well: LISA-7B-v1 as published. Null leaves it at random."""
+    projector and LISA's [SEG] head as well: LISA-7B-v1 as published. Of another family, the folder that transformers'
+    ``save_pretrained`` writes of the whole of it. Null leaves it at random."""
     lora_rank: int = checked(lambda rank: rank >= 0, "0 (off) or a positive rank", default=8)
     """Rank of LoRA; 0: no LoRA."""
     lora_alpha: int = 16
@@ -79,6 +106,9 @@ class LlmConfig:
     quantization: Quantization = Quantization.none
     """``int8`` or ``nf4`` (4 bits, QLoRA's): the frozen projections in fewer bits, by bitsandbytes, on a GPU only. LoRA
     is trained over them as they are; merging it into them is refused."""
+
+    tied: bool = False
+    """The head is the embedding table, as in the small Qwens; LLaVA's is not."""
 
     @property
     def num_parameters(self) -> int:
@@ -137,14 +167,23 @@ class ModelConfig:
     seg_head_gain: float = positive(default=1.0)
     """Factor on the initial output weights of a random [SEG] head; 1: PyTorch's initialisation, as released. A small
     SAM2 hardly answers prompts so much shorter than those it was pre-trained with."""
+    seg_state: SegState = SegState.predicting
+    """The state that a [SEG] embedding is made of: ``predicting``, the one before [SEG], as released; or ``at`` [SEG],
+    which the prompt then ends with, so that one pass gives both."""
+    seg_prompts: int = checked({1, 2}.__contains__, "1 or 2", default=1)
+    """Tokens that a [SEG] prompts the mask decoder with; released: 1."""
     iou_head: bool = False
     """Whether a small head predicts, from the [SEG] state, the IoU that a frame's mask will reach: what
     ``scripts/score_frames.py`` chooses key frames by. Trained wherever it exists; goes with ``loss.weights.iou``."""
     trainable: list[str] = field(
         default_factory=lambda: ["lora", "embeddings", "lm_head", "seg_head", "projector", "mask_decoder"]
     )
-    """Names of ``models.build.PARTS`` that are trained; all else is frozen and runs under no_grad. In place of
-    ``embeddings`` and ``lm_head``, ``embeddings_new_rows`` and ``lm_head_new_rows`` train the added tokens' rows alone
-    (32 k parameters for 262 M at full size); the release trains whole tables."""
+    """Names of ``PARTS`` (of the MLLM and the segmenter, ``seg_head``, ``iou_head``) that are trained; all else is
+    frozen and runs under no_grad. In place of ``embeddings`` and ``lm_head``, ``embeddings_new_rows`` and
+    ``lm_head_new_rows`` train the added tokens' rows alone (32 k parameters for 262 M at full size); the release trains
+    whole tables."""
     precision: Precision = Precision.fp32
     """Weights and activations; bf16 on a GPU as released, fp32 on a CPU."""
+    family: str = "llava"
+    """Of the MLLM, a key of ``models.build.FAMILIES``: llava, internvl, qwen3_vl."""
+    vision: VisionConfig = field(default_factory=VisionConfig)

@@ -31,7 +31,10 @@ class ContrastiveConfig:
     """Never take the same objects at other frames as negatives (release: False)."""
 
 
-_RELEASED_WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1, "iou": 0.0}
+_RELEASED_WEIGHTS = {
+    **{"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1},
+    **{"iou": 0.0, "mask_iou": 0.0, "object_score": 0.0},
+}
 
 
 @dataclass
@@ -43,7 +46,8 @@ class LossConfig:
     )
     """Names are those of ``losses.objective.TERMS`` and "contrastive" (released values; GLUS-A trains without it).
     ``iou`` above 0 (0.1, say) trains the head that ``model.iou_head`` adds; it leaves all other gradients alone, but
-    the head's own count in the norm that ``trainer.max_grad_norm`` limits."""
+    the head's own count in the norm that ``trainer.max_grad_norm`` limits. ``mask_iou`` and ``object_score`` (0, as
+    released) are SAM2's own losses for what its decoder says of its masks: with them its two heads learn."""
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
 
 

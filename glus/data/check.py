@@ -124,7 +124,9 @@ def check_dataset(
         rows[Check.files] = CheckRow(str(expression_path(dataset)))
         return DataReport(dataset, rows | {Check.sentences: CheckRow("expression file", errors=[str(error)])})
     names_objects = any(expression.annotation_ids for expression in expressions)
-    no_frames, no_masks = _why_no_frames(dataset), _why_no_masks(dataset) if names_objects else ""
+    folder = image_folder(dataset)
+    no_frames = "" if folder.is_dir() else f"dataset {dataset.name!r} has no folder of frames; expected {folder}"
+    no_masks = _why_no_masks(dataset) if names_objects else ""
     rows[Check.files] = CheckRow(
         "expression file, frames, masks", errors=[line for line in (no_frames, no_masks) if line]
     )
@@ -170,15 +172,20 @@ def _check_checksums(dataset: DatasetConfig) -> CheckRow:
     return row
 
 
-def _check_counts(dataset: DatasetConfig, expressions: Sequence[Expression]) -> CheckRow:
-    """Numbers of videos, expressions, objects and frames that the files name, against the published ones."""
+def count_split(expressions: Sequence[Expression]) -> dict[str, int]:
+    """Numbers of videos, expressions, objects and frames, by their names in ``dataset.expected``."""
     frames = {expression.video: expression.frames for expression in expressions}
-    found = {
+    return {
         "videos": len(frames),
         "expressions": len(expressions),
         "objects": len({(e.video, object_id) for e in expressions for object_id in e.object_ids}),
         "frames": sum(map(len, frames.values())),
     }
+
+
+def _check_counts(dataset: DatasetConfig, expressions: Sequence[Expression]) -> CheckRow:
+    """What the files name, against what is published."""
+    found = count_split(expressions)
     published = {name: count for name, count in vars(dataset.expected).items() if count is not None}
     row = CheckRow(
         ", ".join(f"{count:,} {name}" for name, count in found.items()), "" if published else "none are known"
@@ -224,12 +231,6 @@ def _check_leaks(expressions: Sequence[Expression], against: Sequence[DatasetCon
             if (name := PurePosixPath(video).name) in own:
                 row.errors.append(f"video {own[name]} is also in {other.name} ({other.split}), as {video}")
     return row
-
-
-def _why_no_frames(dataset: DatasetConfig) -> str:
-    """Empty if there is a folder of frames."""
-    folder = image_folder(dataset)
-    return "" if folder.is_dir() else f"dataset {dataset.name!r} has no folder of frames; expected {folder}"
 
 
 def _why_no_masks(dataset: DatasetConfig) -> str:

@@ -14,11 +14,11 @@ from glus import distributed
 from glus.batch import Batch, TrainSample
 from glus.config import FramesConfig
 from glus.data import sampling
-from glus.data.chat.llava import LlavaChat
+from glus.data.chat import Chat
 from glus.data.chat.tree import pack_conversations
 from glus.data.frames import FrameStore
 from glus.data.masks import MaskStore
-from glus.types import Expression, ObjectKey
+from glus.types import Expression, ObjectKey, Role
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class SampleSettings:
     """Numbers of context and query frames, and where query frames come from."""
     expressions_per_video: int
     """Sentences per sample at most."""
-    prepare: Callable[[np.ndarray], np.ndarray]
+    prepare: Callable[[np.ndarray, Role], np.ndarray]
     """Makes of a frame what the MLLM sees: ``Mllm.prepare``."""
-    tokenizer: LlavaChat
+    chat: Chat
 
 
 class RefVOSDataset:
@@ -85,17 +85,16 @@ class RefVOSDataset:
         num_frames, want = len(video[0].frames), settings.frames
         query = sampling.query_indices_train(num_frames, want.num_query, want.query_sampling, rng)
         context = sampling.context_indices_train(num_frames, want.num_context, rng)
-        conversations = [
-            settings.tokenizer.train(sampling.draw_turns(e.text, want.num_query, rng), want.num_context, e.name)
-            for e in chosen
-        ]
+        turns = [sampling.draw_turns(e.text, want.num_query, rng) for e in chosen]
         pixels = self._read_frames(video[0], sorted({*context, *query}))
+        height, width = pixels[query[0]].shape[:2]
+        chat = settings.chat.sized((height, width))
         return TrainSample(
-            context_pixels=_prepared(pixels, context, settings.prepare),
-            query_pixels=_prepared(pixels, query, settings.prepare),
+            context_pixels=_prepared(pixels, context, settings.prepare, Role.context),
+            query_pixels=_prepared(pixels, query, settings.prepare, Role.query),
             query_frames=np.stack([pixels[i] for i in query]),
-            conversations=conversations,
-            target_masks=[self._read_masks(e, query, pixels[query[0]].shape[:2]) for e in chosen],
+            conversations=[chat.train(drawn, want.num_context, e.name) for drawn, e in zip(turns, chosen, strict=True)],
+            target_masks=[self._read_masks(e, query, (height, width)) for e in chosen],
             object_keys=[[_key(e, i) for i in query] for e in chosen],
             names=[e.name for e in chosen],
         )
@@ -166,11 +165,14 @@ class Mixture(Dataset[TrainSample]):
 
 
 def _prepared(
-    pixels: dict[int, np.ndarray], indices: Sequence[int], prepare: Callable[[np.ndarray], np.ndarray]
+    pixels: dict[int, np.ndarray],
+    indices: Sequence[int],
+    prepare: Callable[[np.ndarray, Role], np.ndarray],
+    role: Role,
 ) -> np.ndarray:
-    """(F, s, s, 3) uint8, also for no frame."""
-    frames = [prepare(pixels[i]) for i in indices]
-    return np.stack(frames) if frames else np.zeros((0, *prepare(next(iter(pixels.values()))).shape), np.uint8)
+    """(F, h, w, 3) uint8, also for no frame."""
+    frames = [prepare(pixels[i], role) for i in indices]
+    return np.stack(frames) if frames else np.zeros((0, *prepare(next(iter(pixels.values())), role).shape), np.uint8)
 
 
 def _key(expression: Expression, frame: int) -> ObjectKey:
@@ -203,6 +205,6 @@ def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
     )
 
 
-def _channels_first(frames: Sequence[np.ndarray]) -> torch.Tensor:
-    """B arrays (F, s, s, 3) -> (B, F, 3, s, s)."""
-    return torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).contiguous()
+def _channels_first(frames: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    """(F, h, w, 3) -> (F, 3, h, w), of each."""
+    return [torch.from_numpy(video).permute(0, 3, 1, 2).contiguous() for video in frames]

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import re
-import struct
 import threading
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import LAYOUTS, image_folder
+from glus.data.video_file import FileVideo
+from glus.types import Role
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +32,9 @@ UPSIDE_DOWN_MIRRORED = 4
 """Of EXIF's orientations 1 to 8, the last one that keeps width and height."""
 _LISTED = 5
 """Files that a message lists."""
-KEPT_BYTES = 64 * 2**20
-"""Decoded frames of a video file that are kept: 24 at 720p."""
-MIN_KEPT = 8
-"""Frames that are kept however large they are."""
 MAX_THREADS = 4
 MAX_AHEAD_BYTES = 256 * 2**20
 """Of decoded frames that wait: 10 of 4K, 41 of 1080p."""
-MATRIX_AT, MATRIX_SIZE = {b"\0": 40, b"\1": 52}, 36
-"""Where the contents of a "tkhd" box of each version have the matrix (version 1 has 64-bit times), and its bytes."""
 
 
 @contextmanager
@@ -251,177 +245,131 @@ class FolderVideo:
         return read_image(self._files[index], f"{self.path.name}/{self.names[index]}")
 
 
-class FileVideo:
-    """A video file, decoded by decord; frames are called 00000, 00001, ...
-
-    Frames are addressed by index, whatever time lies between them (variable rates), and stand as a player shows them:
-    decord rotates them by the file's display matrix, and what that mirrors is mirrored here. Several threads may read
-    at once; about ``KEPT_BYTES`` of decoded frames are kept, so that reading a few frames out of order or backwards
-    does not make the decoder start anew from an earlier key frame each time.
+class PictureVideo:
+    """One picture as a video of one frame, or the frames of an animated WebP, which FFmpeg 8 does not decode.
 
     Raises:
-        FileNotFoundError: no such file.
-        ImportError: decord is not installed.
-        ValueError: the file does not decode, holds no video stream, or a stream without frames, or is to be shown
-            aslant and mirrored.
+        ValueError: the file does not decode.
     """
 
-    reads_in_parallel = False  # the decoder goes from frame to frame
+    reads_in_parallel = False  # the frames of an animation build upon each other
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"no video file at {self.path}")
-        self._reader = _open_reader(self.path)
-        self._flipped_axis = flipped_axis(self.path)
+        with open_image(self.path, self.path.name) as image:
+            num_frames = getattr(image, "n_frames", 1) if image.format == "WEBP" else 1
+        self._animation = Image.open(self.path) if num_frames > 1 else None
         self._lock = threading.Lock()
-        self._kept: dict[int, np.ndarray] = {}
-        self._next = 0  # the frame that the decoder gives without seeking
-        if len(self._reader) == 0:
-            raise ValueError(f"video {self.path} holds no frames")
-        self.names = tuple(f"{index:05d}" for index in range(len(self._reader)))
+        self.names = tuple(f"{index:05d}" for index in range(num_frames))
 
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def frames_per_second(self) -> float:
-        """Average over the video."""
-        return float(self._reader.get_avg_fps())
+    def read(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of frame ``index``."""
+        if self._animation is None:
+            return read_image(self.path, self.path.name)
+        with self._lock:
+            try:
+                self._animation.seek(index)
+                return np.array(self._animation.convert("RGB"))
+            except (OSError, EOFError, SyntaxError, ValueError) as error:
+                raise ValueError(f"frame {index} of video {self.path} does not decode: {error}") from error
+
+
+class MemoryVideo:
+    """Frames in memory, called 00000, 00001, ...
+
+    Args:
+        frames: T of them, each (H, W, 3) uint8 RGB.
+    """
+
+    reads_in_parallel = False
+
+    def __init__(self, frames: Sequence[np.ndarray]):
+        self._frames = frames
+        self.names = tuple(f"{index:05d}" for index in range(len(frames)))
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     def read(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of frame ``index``; not to be written to.
-
-        Raises:
-            ValueError: the frame does not decode; decoding runs a little ahead, so the damage may lie just behind it.
-        """
-        with self._lock:
-            if index not in self._kept:
-                for number in range(self._first_to_decode(index), index + 1):
-                    self._keep(number, self._decode(number))
-            return self._kept[index]
-
-    def _first_to_decode(self, index: int) -> int:
-        """Where to start so that the frames next to ``index``, which are likely to be asked for, are kept too."""
-        room = self._room()
-        if self._next <= index < self._next + room:
-            return self._next
-        return max(0, index - room + 1) if index < self._next else index
-
-    def _room(self) -> int:
-        """Number of frames that are kept."""
-        if not self._kept:
-            return MIN_KEPT
-        return max(MIN_KEPT, KEPT_BYTES // next(iter(self._kept.values())).nbytes)
-
-    def _keep(self, index: int, frame: np.ndarray) -> None:
-        self._kept[index] = frame
-        while len(self._kept) > self._room():
-            del self._kept[next(iter(self._kept))]  # the one decoded longest ago
-
-    def _decode(self, index: int) -> np.ndarray:
-        import decord
-
-        try:
-            frame = self._reader[index].asnumpy()
-        except (decord.DECORDError, RuntimeError) as error:
-            raise ValueError(f"frame {index} of video {self.path} does not decode: {_first_line(error)}") from error
-        self._next = index + 1
-        height, width = frame.shape[:2]
-        # decord 0.6 takes the padding of narrow frames (48 pixels: 192 bytes a row) for a fourth channel.
-        frame = frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
-        return frame if self._flipped_axis is None else np.flip(frame, self._flipped_axis).copy()  # torch needs a copy
+        """(H, W, 3) uint8 RGB of frame ``index``."""
+        return self._frames[index]
 
 
-def open_video(path: str | Path) -> VideoSource:
-    """A folder of pictures or a video file.
+VideoInput = str | Path | VideoSource | Sequence[Any] | np.ndarray | Any
+"""What ``open_video`` takes; the last are tensors and pictures of libraries that are not loaded for it."""
+
+
+def open_video(video: VideoInput) -> VideoSource:
+    """Anything that is a video.
+
+    Args:
+        video: the path of a folder of pictures, a video file, or one picture; an array or tensor (T, H, W, 3) or
+            (T, 3, H, W), or a single frame (H, W, 3), uint8 RGB; a Pillow image; a list of paths of pictures, arrays,
+            tensors and images; or what reads frames by index already.
 
     Raises:
-        FileNotFoundError: there is nothing at ``path``, or an empty folder.
-        ValueError: it does not decode.
+        FileNotFoundError: there is nothing at the path, or an empty folder.
+        ValueError: it does not decode, or frames in memory are not uint8 RGB.
     """
+    if isinstance(video, str | Path):
+        return _open_path(video)
+    if isinstance(video, Image.Image):
+        return MemoryVideo([_frame(video, 0)])
+    if isinstance(video, Sequence) and not hasattr(video, "reads_in_parallel"):
+        return MemoryVideo([_frame(frame, number) for number, frame in enumerate(video)])
+    if hasattr(video, "reads_in_parallel"):
+        return cast(VideoSource, video)
+    if hasattr(video, "shape") and len(video.shape) in (3, 4):
+        frames = video if len(video.shape) == 4 else [video]
+        return MemoryVideo([_frame(frame, number) for number, frame in enumerate(frames)])
+    raise ValueError(
+        f"a video of type {type(video).__name__}: expected a path, an array (T, H, W, 3), a list of frames or a picture"
+    )
+
+
+def _frame(frame: Any, number: int) -> np.ndarray:
+    """(H, W, 3) uint8 of one frame in any of its forms."""
+    if isinstance(frame, str | Path):
+        return read_image(Path(frame).expanduser(), Path(frame).name)
+    if isinstance(frame, Image.Image):
+        return np.array(ImageOps.exif_transpose(frame).convert("RGB"))
+    array = np.asarray(frame.cpu() if hasattr(frame, "cpu") else frame)
+    if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
+        raise ValueError(
+            f"frame {number} is {array.dtype} of shape {array.shape}; expected uint8 RGB from 0 to 255, (H, W, 3) or "
+            "(3, H, W)"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _open_path(path: str | Path) -> VideoSource:
     if not str(path):
         raise FileNotFoundError("no video: its name is empty; expected a folder of frames or a video file")
-    if Path(path).is_dir():
+    path = Path(path).expanduser()
+    if path.is_dir():
         return FolderVideo(path)
-    if not Path(path).exists():
+    if not path.exists():
         raise FileNotFoundError(f"no video at {path}; expected a folder of frames or a video file")
-    return FileVideo(path)
+    return PictureVideo(path) if _is_picture(path) else FileVideo(path)
 
 
-def _open_reader(path: Path) -> Any:
-    try:
-        import decord
-    except ImportError as error:
-        raise ImportError(f"{path} is a video file; install decord to read it, or give a folder of frames") from error
-    try:
-        return decord.VideoReader(str(path), num_threads=1)
-    except (decord.DECORDError, RuntimeError) as error:
-        if "cannot find video stream" in str(error):
-            raise ValueError(f"{path} holds no video stream, or one without frames; expected a video file") from error
-        raise ValueError(f"video {path} does not decode: {_first_line(error)}") from error
+def _is_picture(path: Path) -> bool:
+    """Of those that Pillow reads better: all but animated PNGs."""
+    if path.suffix.lower() not in SUFFIXES:
+        return False
+    with open_image(path, path.name) as image:
+        return image.format != "PNG" or not getattr(image, "is_animated", False)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """A sort key that compares runs of digits as numbers."""
     parts = re.split(r"([0-9]+)", name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def flipped_axis(path: Path) -> int | None:
-    """Which axis of a frame (0: rows, 1: columns) is still to be reversed after decord's rotation; None: neither.
-
-    Of the eight ways to lay a picture on a screen, decord tells apart the four rotations. A mirrored picture is one
-    that is turned upside down and then rotated; a quarter turn later, upside down means left to right.
-
-    Source: ISO/IEC 14496-12, 8.3.2 (Track Header Box); checked against ffmpeg, which obeys all eight.
-
-    Args:
-        path: of a video file; other containers than MP4 and MOV have no such matrix.
-
-    Raises:
-        ValueError: the picture is mirrored, and turned by something else than quarters.
-    """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for track in _boxes(data, (0, len(data)), b"moov", b"trak"):
-            handlers = [data[start + 8 : start + 12] for start, _ in _boxes(data, track, b"mdia", b"hdlr")]
-            headers = list(_boxes(data, track, b"tkhd"))
-            if handlers == [b"vide"] and headers:
-                start, stop = headers[0]
-                at = MATRIX_AT.get(data[start : start + 1])
-                if at is not None and start + at + MATRIX_SIZE <= stop:
-                    a, b, _, c, d = struct.unpack_from(">5i", data, start + at)
-                    return _axis(a, b, c, d, path)
-    return None
-
-
-def _axis(a: int, b: int, c: int, d: int, path: Path) -> int | None:
-    """A pixel (x, y) is shown at (a x + c y, b x + d y)."""
-    if a * d - b * c >= 0:
-        return None
-    if (a, d) != (0, 0) and (b, c) != (0, 0):
-        raise ValueError(f"video {path} is mirrored and turned by no quarter turn; store its frames upright")
-    return 1 if (a, d) == (0, 0) else 0
-
-
-def _boxes(data: mmap.mmap, inside: tuple[int, int], *path: bytes) -> Iterator[tuple[int, int]]:
-    """Begin and end of the contents of every box at a path of box types."""
-    at, end = inside
-    while at + 16 <= end:
-        size, kind = struct.unpack_from(">I4s", data, at)
-        start = at + 8
-        if size == 1:
-            size, start = struct.unpack_from(">Q", data, start)[0], at + 16
-        stop = min(at + size, end) if size else end
-        if stop < start:
-            return  # not made of boxes
-        if kind == path[0]:
-            yield from _boxes(data, (start, stop), *path[1:]) if path[1:] else [(start, stop)]
-        at = stop
 
 
 @dataclass(frozen=True)
@@ -431,8 +379,14 @@ class Frame:
     index: int
     pixels_HW3: np.ndarray
     """uint8 RGB."""
-    prepared: np.ndarray | None
-    """uint8: what the MLLM sees; None where its visual tokens are known already."""
+    prepared: Mapping[Role, np.ndarray]
+    """uint8: what the MLLM sees, as what the frame is shown; nothing where its visual tokens are known already."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.pixels_HW3.shape[:2]
+        return height, width
 
 
 class FrameStream:
@@ -440,7 +394,7 @@ class FrameStream:
 
     Args:
         video: read from several threads if it allows that.
-        schedule: (frame, whether the MLLM is to see it) in the order of ``take``.
+        schedule: (frame, the roles in which the MLLM is to see it) in the order of ``take``.
         prepare: ``Mllm.prepare``.
         ahead: frames that are read before they are asked for.
     """
@@ -448,8 +402,8 @@ class FrameStream:
     def __init__(
         self,
         video: VideoSource,
-        schedule: Iterable[tuple[int, bool]],
-        prepare: Callable[[np.ndarray], np.ndarray],
+        schedule: Iterable[tuple[int, Sequence[Role]]],
+        prepare: Callable[[np.ndarray, Role], np.ndarray],
         ahead: int,
     ):
         self._video = video
@@ -485,6 +439,6 @@ class FrameStream:
             self._coming.append(self._pool.submit(self._read, *wanted))
         return wanted is not None
 
-    def _read(self, index: int, is_seen: bool) -> Frame:
+    def _read(self, index: int, roles: Sequence[Role]) -> Frame:
         pixels = self._video.read(index)
-        return Frame(index, pixels, self._prepare(pixels) if is_seen else None)
+        return Frame(index, pixels, {role: self._prepare(pixels, role) for role in roles})

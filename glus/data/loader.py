@@ -21,10 +21,10 @@ from glus import distributed
 from glus.batch import Batch
 from glus.config import GIB, DataConfig, DatasetConfig, FramesConfig
 from glus.data.benchmarks.index import open_masks, read_expressions, require_annotations, require_texts, trainable
-from glus.data.chat.llava import LlavaChat
+from glus.data.chat import Chat
 from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings, collate
 from glus.data.frames import FrameStore
-from glus.types import Expression
+from glus.types import Expression, Role
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where loader processes put what they pass on (Linux)."""
@@ -62,8 +62,8 @@ def build_dataset(dataset: DatasetConfig, num_query: int) -> RefVOSDataset:
 def build_mixture(
     data: DataConfig,
     frames: FramesConfig,
-    tokenizer: LlavaChat,
-    prepare: Callable[[np.ndarray], np.ndarray],
+    chat: Chat,
+    prepare: Callable[[np.ndarray, Role], np.ndarray],
     seed: int,
 ) -> Mixture:
     """The stream of training samples that ``data.mixture`` describes.
@@ -71,13 +71,13 @@ def build_mixture(
     Args:
         data: datasets and weights.
         frames: which frames a conversation sees.
-        tokenizer: the model's.
+        chat: the grammar of the model's conversations.
         prepare: ``Mllm.prepare``.
         seed: decides every sample.
     """
     if not data.mixture:
         raise ValueError("data.mixture is empty: name at least one dataset to train on, e.g. data=shapes")
-    settings = SampleSettings(frames, data.expressions_per_video, prepare, tokenizer)
+    settings = SampleSettings(frames, data.expressions_per_video, prepare, chat)
     items = list(data.mixture.values())
     datasets = [build_dataset(item.dataset, frames.num_query) for item in items]
     return Mixture(datasets, [item.weight for item in items], settings, seed)
@@ -93,7 +93,7 @@ class Batches(Iterator[Batch]):
 
     Args:
         loader: times out after ``POLL_SECONDS`` if it has processes.
-        failures: what ended a loader process.
+        failures: why loader processes could not send a batch.
     """
 
     def __init__(self, loader: DataLoader[Batch], failures: SimpleQueue[str]):
@@ -112,14 +112,14 @@ class Batches(Iterator[Batch]):
 
         Raises:
             ValueError: what loader processes keep ready does not fit into the shared memory; by the first batch's size.
-            ChildProcessError: a loader process has died. Whatever it raised itself is passed on.
+            ChildProcessError: a loader process has died, or cannot send. Whatever it raised itself is passed on.
         """
         while True:
             try:
                 batch: Batch = next(self._batches)
                 break
             except RuntimeError as error:
-                self._raise_if_dead(error)
+                self._raise_if_lost(error)
                 if not str(error).startswith("DataLoader timed out"):
                     raise
             if is_given_up():
@@ -129,11 +129,11 @@ class Batches(Iterator[Batch]):
             self._check_room(batch)
         return batch
 
-    def _raise_if_dead(self, error: RuntimeError) -> None:
+    def _raise_if_lost(self, error: RuntimeError) -> None:
         if not self._failures.empty() or str(error).startswith("DataLoader worker"):
             reason = error if self._failures.empty() else self._failures.get()
             raise ChildProcessError(
-                f"a loader process has died ({reason}), as a rule for want of memory or of shared memory "
+                f"a loader process has failed ({reason}), as a rule for want of memory or of shared memory "
                 f"({SHARED_MEMORY} had {(self._room or 0) / 2**20:,.1f} MiB free): {shared_memory_advice(1)}"
             ) from error
 
@@ -173,13 +173,12 @@ def build_loader(mixture: Mixture, sample_numbers: Iterable[list[int]], num_work
 
 
 def _start_worker(failures: SimpleQueue[str], worker: int) -> None:
-    """Let a loader process end where the thread that sends its batches fails, which would lose them without a word."""
+    """Tell what the thread fails at that sends the batches of a loader process: torch would wait for them in vain."""
 
-    def end(error: Exception, item: object) -> None:
+    def tell(error: Exception, item: object) -> None:
         failures.put(f"{type(error).__name__}: {error}")
-        os._exit(0)  # of any other status torch tells by an error wherever the training process may be
 
-    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+    Queue._on_queue_feeder_error = staticmethod(tell)  # type: ignore[attr-defined]
     _leave_signals_to_parent()
 
 

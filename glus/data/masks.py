@@ -31,7 +31,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from glus.data.compiled import njit
-from glus.files import field, read_object
+from glus.files import cache_folder, field, read_object
 from glus.types import Expression, Video
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,9 @@ NUM_PARSED = 32
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+Parts = list[list[np.ndarray]]
+"""For each frame the masks that are to be united: pixels, (H, W) with any non-zero one foreground, or run lengths, (n,)
+int64 (``unpack_runs``)."""
 
 
 class MaskStore(ABC):
@@ -90,6 +93,10 @@ class MaskStore(ABC):
             FileNotFoundError: the file with the masks is missing.
             ValueError: a mask has the wrong size, does not decode, or is not listed.
         """
+
+    def parts(self, expression: Expression, frames: Sequence[int], size: Size) -> Parts:
+        """What ``read`` unites, as it is stored; errors as ``read``."""
+        return [[mask_HW] for mask_HW in self.read(expression, frames, size)]
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray | None:
         """Pixels whose truth is unknown: areas that ReasonSeg labels "ignore", void (255) of Ref-DAVIS17.
@@ -160,12 +167,16 @@ class PackedMasks(MaskStore):
         except KeyError as error:
             raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}") from error
 
-    def decode(self, code: dict[str, Any], size: Size, name: str) -> np.ndarray:
-        """(H, W) uint8 of 0/1 of a run-length code; ValueError, which names the mask, if it does not decode."""
-        try:
-            return decode_rle(code["counts"], size)
-        except ValueError as error:
-            raise ValueError(f"mask of {name} in {self.path} does not decode: {error}") from error
+    def runs(self, code: Any, size: Size, name: str) -> np.ndarray:
+        """(n,) int64 run lengths of a run-length code; ValueError names the mask and what is wrong with it."""
+        match code:
+            case {"size": [*found], "counts": str() | list() as counts}:
+                require_size(f"mask of {name} in {self.path}", found, size)
+                try:
+                    return unpack_runs(counts, size)
+                except ValueError as error:
+                    raise ValueError(f"mask of {name} in {self.path} does not decode: {error}") from error
+        raise ValueError(f"mask of {name} in {self.path}: expected null or {{size, counts}}, found {code!r:.80}")
 
 
 class RleMasks(PackedMasks):
@@ -173,29 +184,15 @@ class RleMasks(PackedMasks):
 
     def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """See ``MaskStore.read``; overlapping objects are united, never summed."""
-        union = np.zeros((len(frames), *size), np.uint8)
-        for row, code, name in self._in_sight(expression, frames, size):
-            union[row] |= self.decode(code, size, name)
-        return union
+        masks = np.zeros((len(frames), *size), np.uint8)
+        for mask_HW, parts in zip(masks, self.parts(expression, frames, size), strict=True):
+            for runs in parts:
+                mask_HW |= draw_runs(runs, size)
+        return masks
 
-    def codes(self, expression: Expression, frames: Sequence[int], size: Size) -> list[list[str]]:
-        """The same masks as compressed run-length codes: for each frame, those of the objects in sight.
-
-        The codes are of masks of ``size``, but are not decoded here: one may be corrupt.
-
-        Raises:
-            FileNotFoundError, ValueError: as ``read``.
-        """
-        codes: list[list[str]] = [[] for _ in frames]
-        for row, code, name in self._in_sight(expression, frames, size):
-            is_compressed = isinstance(code["counts"], str)
-            codes[row].append(code["counts"] if is_compressed else encode_rle(self.decode(code, size, name)))
-        return codes
-
-    def _in_sight(
-        self, expression: Expression, frames: Sequence[int], size: Size
-    ) -> Iterator[tuple[int, dict[str, Any], str]]:
-        """(row of ``frames``, code of ``size``, how to call it) of every mask there is; null is an absent object."""
+    def parts(self, expression: Expression, frames: Sequence[int], size: Size) -> Parts:
+        """See ``MaskStore.parts``: run lengths."""
+        parts: Parts = [[] for _ in frames]
         for annotation_id in expression.annotation_ids:
             entries = self.entries(expression, annotation_id)
             if len(entries) != len(expression.frames):
@@ -203,19 +200,11 @@ class RleMasks(PackedMasks):
                     f"masks of {expression.name}: annotation {annotation_id} in {self.path} has {len(entries)} "
                     f"entries; expected one for each of the video's {len(expression.frames)} frames"
                 )
-            for row, frame in enumerate(frames):
-                match entries[frame]:
-                    case None:
-                        continue
-                    case {"size": [*found], "counts": str() | list()} as code:
-                        name = f"{frame_name(expression, frame)}, annotation {annotation_id}"
-                        require_size(f"mask of {name} in {self.path}", found, size)
-                        yield row, code, name
-                    case other:
-                        raise ValueError(
-                            f"mask of {frame_name(expression, frame)}, annotation {annotation_id} in {self.path}: "
-                            f"expected null or {{size, counts}}, found {other!r:.80}"
-                        )
+            for of_frame, frame in zip(parts, frames, strict=True):
+                if entries[frame] is not None:  # the object is in sight
+                    name = f"{frame_name(expression, frame)}, annotation {annotation_id}"
+                    of_frame.append(self.runs(entries[frame], size, name))
+        return parts
 
 
 # ------------------------------------------------------------------------------------------------- PNG files
@@ -386,7 +375,11 @@ def encode_rle(mask_HW: np.ndarray) -> str:
 
 def decode_rle(counts: str | bytes | list[int], size: Size) -> np.ndarray:
     """(H, W) uint8 of 0/1; arguments and errors as of ``unpack_runs``."""
-    runs = unpack_runs(counts, size)
+    return draw_runs(unpack_runs(counts, size), size)
+
+
+def draw_runs(runs: np.ndarray, size: Size) -> np.ndarray:
+    """(H, W) uint8 of 0/1."""
     return np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(size[::-1]).T
 
 
@@ -402,27 +395,29 @@ def unpack_runs(counts: str | bytes | list[int], size: Size) -> np.ndarray:
     """
     if isinstance(counts, list):
         runs = np.asarray(counts, np.int64)
+        covered = int(runs.sum())
         if runs.min(initial=0) < 0:
             raise ValueError("it has a run of negative length")
     else:
-        runs = _decompress(np.frombuffer(counts.encode("utf-8") if isinstance(counts, str) else counts, np.uint8))
-        if not runs.size:
+        text = counts.encode("utf-8") if isinstance(counts, str) else counts
+        runs, covered = _decompress(np.frombuffer(text, np.uint8))
+        if covered < 0:
             raise ValueError("it is not a compressed run-length code")
-    num_pixels, covered = size[0] * size[1], int(runs.sum())
+    num_pixels = size[0] * size[1]
     if covered != num_pixels:
         raise ValueError(f"its runs cover {covered} pixels instead of {num_pixels}")
     return runs
 
 
 @njit(cache=True, nogil=True)
-def _decompress(text: np.ndarray) -> np.ndarray:
-    """(n,) int64 run lengths from the characters of a compressed code; empty if it is none."""
+def _decompress(text: np.ndarray) -> tuple[np.ndarray, int]:
+    """(n,) int64 run lengths from the characters of a compressed code, and their sum; -1 if it is no such code."""
     runs = np.empty(text.size, np.int64)
-    num_runs, run, shift = 0, 0, 0
+    num_runs, covered, run, shift = 0, 0, 0, 0
     for character in text:
         group = int(character) - 48
         if group < 0 or group > 63 or shift > 30:  # a foreign character, or a run longer than any image
-            return runs[:0]
+            return runs, -1
         run |= (group & 31) << shift
         shift += 5
         if group & 32:
@@ -432,10 +427,11 @@ def _decompress(text: np.ndarray) -> np.ndarray:
         if num_runs > 2:
             run += int(runs[num_runs - 2])
         if run < 0:
-            return runs[:0]
+            return runs, -1
         runs[num_runs] = run
+        covered += run
         num_runs, run, shift = num_runs + 1, 0, 0
-    return runs[: 0 if shift else num_runs]
+    return runs[:num_runs], -1 if shift or num_runs == 0 else covered
 
 
 # ------------------------------------------------------------------------------------------------ packed file
@@ -500,11 +496,8 @@ class MaskPack(Mapping[str, list[Any]]):
 def pack_paths(source: Path) -> tuple[Path, ...]:
     """Where the packed copy of ``source`` may lie: beside it, or in the user's cache folder if there is one."""
     beside = source.with_name(f"{source.name}.packed")
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if caches.startswith("~"):  # a user without a home, as containers have them
-        return (beside,)
-    digest = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
-    return beside, Path(caches) / "glus" / f"{source.name}.{digest}.packed"
+    digest, caches = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16], cache_folder()
+    return (beside, caches / f"{source.name}.{digest}.packed") if caches else (beside,)
 
 
 def fingerprint(source: Path) -> Fingerprint:

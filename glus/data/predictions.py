@@ -29,7 +29,7 @@ from PIL import Image
 
 from glus.config import PredictionForm
 from glus.data.compiled import njit
-from glus.data.masks import Size, by, decode_rle, encode_rle
+from glus.data.masks import Parts, Size, by, decode_rle, encode_rle, unpack_runs
 from glus.files import atomic_file, atomic_folder, distinct_keys, naming_write_errors, read_json
 from glus.types import Expression, FrameResult, Video
 
@@ -181,8 +181,8 @@ class VideoPredictions(ABC):
         self.doubts: dict[str, Doubt] = {}
         """Of files that have been read."""
 
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> tuple[np.ndarray, dict[int, str]]:
-        """Read the masks of some frames.
+    def parts(self, expression: Expression, frames: Sequence[int], size: Size) -> tuple[Parts, dict[int, str]]:
+        """The masks of some frames, as they are stored.
 
         Args:
             expression: of the video.
@@ -190,16 +190,17 @@ class VideoPredictions(ABC):
             size: (H, W) that masks must have.
 
         Returns:
-            (F, H, W) bool, empty where a mask is missing, does not decode, or is of another size; and for each of
+            A mask for each frame, or none where it is missing, does not decode, or is of another size; and for each of
             those its frame's index with a line that says what is wrong.
         """
-        masks_FHW, unusable = np.zeros((len(frames), *size), bool), {}
-        for row, frame in enumerate(frames):
+        parts: Parts = [[] for _ in frames]
+        unusable = {}
+        for of_frame, frame in zip(parts, frames, strict=True):
             try:
-                masks_FHW[row] = self._mask(expression, expression.frames[frame], size)
+                of_frame.append(self._mask(expression, expression.frames[frame], size))
             except UnusablePrediction as error:
                 unusable[frame] = f"{expression.name}, frame {expression.frames[frame]}: {error}"
-        return masks_FHW, unusable
+        return parts, unusable
 
     @abstractmethod
     def no_answer(self, expression: Expression) -> str | None:
@@ -207,7 +208,7 @@ class VideoPredictions(ABC):
 
     @abstractmethod
     def _mask(self, expression: Expression, frame: str, size: Size) -> np.ndarray:
-        """(H, W) of one frame, or UnusablePrediction."""
+        """Pixels or run lengths of one frame, see ``Parts``; or UnusablePrediction."""
 
 
 class PngPredictions(VideoPredictions):
@@ -259,26 +260,11 @@ class RlePredictions(VideoPredictions):
         self.problems = tuple(problems)
         self.warnings = tuple(self._unexpected(video))
 
-    def codes(self, expression: Expression, frames: Sequence[int], size: Size) -> list[list[str]]:
-        """The code of each frame's mask, alone in a list, without a look at whether it decodes.
-
-        Raises:
-            UnusablePrediction: one is missing, there twice, or of another size than (H, W).
-        """
-        return [[self._code(expression, expression.frames[frame], size)] for frame in frames]
-
     def no_answer(self, expression: Expression) -> str | None:
         """See ``VideoPredictions``."""
         return None if expression.exp_id in self._codes else f"{self.path} has no mask of it"
 
     def _mask(self, expression: Expression, frame: str, size: Size) -> np.ndarray:
-        counts = self._code(expression, frame, size)
-        try:
-            return decode_rle(counts, size)
-        except ValueError as error:
-            raise UnusablePrediction(f"its mask in {self.path} does not decode: {error}") from error
-
-    def _code(self, expression: Expression, frame: str, size: Size) -> str:
         found = self._codes.get(expression.exp_id, {}).get(frame, [])
         if not found:
             raise UnusablePrediction(f"{self.path} has no mask of it")
@@ -288,7 +274,10 @@ class RlePredictions(VideoPredictions):
         number, counts, found_size = found[0]
         if found_size != tuple(size):
             raise UnusablePrediction(f"its mask in {self.path}, line {number}, is {wrong_size(found_size, size)}")
-        return counts
+        try:
+            return unpack_runs(counts, size)
+        except ValueError as error:
+            raise UnusablePrediction(f"its mask in {self.path} does not decode: {error}") from error
 
     def _unexpected(self, video: Video) -> Iterator[str]:
         for exp_id in sorted(self._codes.keys() - {expression.exp_id for expression in video}):
@@ -439,29 +428,22 @@ def _decode_rows(compressed: bytes, size: Size, bit_depth: int) -> tuple[np.ndar
     values_Hb = np.empty((height, row_bytes), np.uint8)
     if not _undo_filters(np.frombuffer(rows, np.uint8).reshape(height, 1 + row_bytes), values_Hb):
         raise ValueError("an unknown row filter")
-    if bit_depth == 8:
-        return _foreground(values_Hb)
-    bits = np.unpackbits(values_Hb, axis=1, count=width * bit_depth).reshape(height, width, bit_depth)
-    return _foreground(np.packbits(bits, axis=2)[..., 0])  # multiples of the values
+    if bit_depth < 8:
+        bits = np.unpackbits(values_Hb, axis=1, count=width * bit_depth).reshape(height, width, bit_depth)
+        values_Hb = np.packbits(bits, axis=2)[..., 0]  # multiples of the values
+    return values_Hb.view(bool), None if _make_binary(values_Hb) else Doubt.values
 
 
 def _decode_with_pillow(data: bytes) -> tuple[np.ndarray, Doubt | None]:
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         pixels: np.ndarray = np.asarray(image)
         has_alpha = image.mode.endswith("A")
-    if pixels.ndim == 2:
-        return _foreground(pixels)
-    colours_HWC = pixels[..., :-1] if has_alpha else pixels
+    colours_HWC = pixels[..., :-1] if has_alpha else pixels.reshape(*pixels.shape[:2], -1)
     mask_HW = np.logical_or.reduce(colours_HWC, axis=2)
     foreground_NC = colours_HWC[mask_HW]
     if has_alpha and np.ptp(pixels[..., -1]) and not np.array_equal(pixels[..., -1] != 0, mask_HW):
         return mask_HW, Doubt.alpha
     return mask_HW, Doubt.values if (foreground_NC != foreground_NC[:1]).any() else None
-
-
-def _foreground(values_HW: np.ndarray) -> tuple[np.ndarray, Doubt | None]:
-    mask_HW, top = values_HW != 0, values_HW.max()
-    return mask_HW, Doubt.values if top and not np.array_equal(values_HW == top, mask_HW) else None
 
 
 @njit(cache=True, nogil=True)
@@ -473,16 +455,12 @@ def _undo_filters(rows_Hb: np.ndarray, values_Hb: np.ndarray) -> bool:
         if kind > PAETH:
             return False
         left, upper_left = 0, 0
-        if kind == SUB:  # what OpenCV writes, several times as fast in a loop of its own
-            for x in range(above_b.size):
-                left = (rows_Hb[row, 1 + x] + left) & 255
-                values_Hb[row, x] = left
-            above_b = values_Hb[row]
-            continue
         for x in range(above_b.size):
             upper = int(above_b[x])
             predicted = 0
-            if kind == UP:
+            if kind == SUB:
+                predicted = left
+            elif kind == UP:
                 predicted = upper
             elif kind == AVERAGE:
                 predicted = (left + upper) // 2
@@ -493,6 +471,19 @@ def _undo_filters(rows_Hb: np.ndarray, values_Hb: np.ndarray) -> bool:
             upper_left = upper
         above_b = values_Hb[row]
     return True
+
+
+@njit(cache=True, nogil=True)
+def _make_binary(values_HW: np.ndarray) -> bool:
+    """Replace uint8 values by 1 where they are not 0; False if there were several. In place: new memory costs more."""
+    in_any, in_all = np.uint8(0), np.uint8(255)
+    for row in range(values_HW.shape[0]):
+        for x in range(values_HW.shape[1]):
+            value = values_HW[row, x]
+            in_any |= value
+            in_all &= value if value else np.uint8(255)
+            values_HW[row, x] = np.uint8(value != 0)
+    return in_any == 0 or in_any == in_all
 
 
 @njit(nogil=True)

@@ -16,8 +16,8 @@ from functools import cache
 import numpy as np
 
 from glus.data.compiled import njit
-from glus.data.masks import MaskStore, RleMasks, Size, unpack_runs
-from glus.data.predictions import RlePredictions, UnusablePrediction, VideoPredictions
+from glus.data.masks import MaskStore, Parts, Size
+from glus.data.predictions import VideoPredictions
 from glus.types import Expression
 
 BOUNDARY_TOLERANCE = 0.008
@@ -69,23 +69,15 @@ class BitMasks:
         return masks
 
     @classmethod
-    def from_rle(cls, codes: Sequence[Sequence[str | bytes]], size: Size) -> BitMasks:
-        """Pack COCO's compressed run-length codes without making pixels of them.
-
-        Args:
-            codes: for each frame the codes to be united; none for an empty mask.
-            size: (H, W).
-
-        Raises:
-            ValueError: a code is none, or its runs do not make up H x W pixels; names the frame by its index.
-        """
-        masks = cls.empty(len(codes), size)
-        for frame, texts in enumerate(codes):
-            try:
-                for text in texts:
-                    _fill_runs(unpack_runs(text, size), masks.height, masks.words_TWh[frame])
-            except ValueError as error:
-                raise ValueError(f"mask of frame index {frame} does not decode: {error}") from error
+    def united(cls, parts: Parts, size: Size) -> BitMasks:
+        """Pack the union of each frame's masks of this size, (H, W); run lengths without making pixels of them."""
+        masks = cls.empty(len(parts), size)
+        for words_Wh, of_frame in zip(masks.words_TWh, parts, strict=True):
+            for part in of_frame:
+                if part.ndim == 1:
+                    _fill_runs(part, masks.height, words_Wh)
+                else:
+                    words_Wh |= cls.from_dense(part[None]).words_TWh[0]
         return masks
 
     @property
@@ -288,23 +280,33 @@ def _join_bytes(bytes_8W: np.ndarray, words_W: np.ndarray) -> None:
 
 @njit(cache=True, nogil=True)
 def _fill_runs(runs: np.ndarray, height: int, words_Wh: np.ndarray) -> None:
-    """Set the pixels of every second run, which go down the columns; the runs make up the mask (``unpack_runs``)."""
+    """Set the pixels of every second run, down the columns; the runs make up the mask (``unpack_runs``)."""
     x, y = 0, 0
-    for number, run in enumerate(runs):
-        while run > 0:  # column by column
-            end = min(y + run, height)
+    for number in range(runs.size):
+        below = y + runs[number]
+        while below > height:  # divisions by a variable take longer
             if number % 2:
-                first, last = y // WORD_BITS, (end - 1) // WORD_BITS
-                from_y = ALL_BITS << np.uint64(y % WORD_BITS)
-                to_end = ALL_BITS >> np.uint64(-end % WORD_BITS)
-                if first == last:
-                    words_Wh[x, first] |= from_y & to_end
-                else:
-                    words_Wh[x, first] |= from_y
-                    words_Wh[x, first + 1 : last] = ALL_BITS
-                    words_Wh[x, last] |= to_end
-            run -= end - y
-            x, y = (x, end) if end < height else (x + 1, 0)
+                _fill_column(words_Wh[x], y, height)
+            x, y, below = x + 1, 0, below - height
+        if number % 2:
+            _fill_column(words_Wh[x], y, below)
+        y = below
+
+
+@njit(cache=True, nogil=True)
+def _fill_column(words_h: np.ndarray, start: int, end: int) -> None:
+    """Set the pixels of the rows from ``start`` to before ``end``."""
+    if start < end:
+        first, last = start // WORD_BITS, (end - 1) // WORD_BITS
+        from_start = ALL_BITS << np.uint64(start % WORD_BITS)
+        to_end = ALL_BITS >> np.uint64(-end % WORD_BITS)
+        if first == last:
+            words_h[first] |= from_start & to_end
+        else:
+            words_h[first] |= from_start
+            for k in range(first + 1, last):
+                words_h[k] = ALL_BITS
+            words_h[last] |= to_end
 
 
 @njit(cache=True, nogil=True)
@@ -441,7 +443,7 @@ class TargetReader:
     """The ground truth of some frames of one video; remembers what it has read.
 
     Args:
-        masks: the mask store of the split; where it holds run-length codes they are packed as they are.
+        masks: the mask store of the split.
         frames: indices into the frames of an expression.
         size: (H, W).
     """
@@ -455,7 +457,7 @@ class TargetReader:
         chosen = tuple(self.frames if frames is None else frames)
         key = expression.annotation_ids, chosen
         if key not in self._read:
-            self._read[key] = self._pack(expression, chosen)
+            self._read[key] = BitMasks.united(self.masks.parts(expression, chosen, self.size), self.size)
         return self._read[key]
 
     def ignored(self, expression: Expression, frames: Sequence[int]) -> BitMasks | None:
@@ -463,27 +465,13 @@ class TargetReader:
         pixels_FHW = self.masks.ignore(expression, frames, self.size)
         return None if pixels_FHW is None else BitMasks.from_dense(pixels_FHW)
 
-    def _pack(self, expression: Expression, frames: Sequence[int]) -> BitMasks:
-        if isinstance(self.masks, RleMasks):
-            codes = self.masks.codes(expression, frames, self.size)
-            try:
-                return BitMasks.from_rle(codes, self.size)
-            except ValueError:
-                pass  # reading them as pixels says which one is damaged
-        return BitMasks.from_dense(self.masks.read(expression, frames, self.size))
-
 
 def read_packed(
     predictions: VideoPredictions, expression: Expression, frames: Sequence[int], size: Size
 ) -> tuple[BitMasks, dict[int, str]]:
-    """The predicted masks of some frames, see ``VideoPredictions.read``; run-length codes are packed as they are."""
-    if isinstance(predictions, RlePredictions):
-        try:
-            return BitMasks.from_rle(predictions.codes(expression, frames, size), size), {}
-        except (UnusablePrediction, ValueError):
-            pass  # reading them as pixels says which ones cannot be used
-    masks_FHW, unusable = predictions.read(expression, frames, size)
-    return BitMasks.from_dense(masks_FHW), unusable
+    """The predicted masks of some frames, empty where they are unusable; see ``VideoPredictions.parts``."""
+    parts, unusable = predictions.parts(expression, frames, size)
+    return BitMasks.united(parts, size), unusable
 
 
 def read_complete(

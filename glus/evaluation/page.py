@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,8 @@ from glus.evaluation.runs import (
     most_changed,
     paired_difference,
 )
-from glus.pictures import fit, overlay, palette, side_by_side, strip, titled, write_movie
+from glus.painter import Painter, palette
+from glus.pictures import fit, side_by_side, strip, titled, write_movie
 from glus.types import Expression
 
 MAX_PICTURE_BYTES = 14 * 2**20
@@ -182,12 +184,12 @@ def _movie(video: DatasetVideo, read: ReadMasks) -> bytes:
     """MP4 of every frame, a panel per source of masks."""
 
     def pictures() -> Iterator[np.ndarray]:
-        for index in range(len(video)):
+        painters = defaultdict[str, Painter](lambda: Painter([""], palette(1)))
+        for index, name in enumerate(video.names):
             frame = video.read(index)
             masks = read([index], frame.shape[:2])
-            yield side_by_side(
-                [titled(overlay(*fit(frame, mask, _MOVIE_SIDE), palette(1)), source) for source, mask in masks.items()]
-            )
+            panels = {key: painters[key].draw(*fit(frame, mask, _MOVIE_SIDE), name) for key, mask in masks.items()}
+            yield side_by_side([titled(panel, source) for source, panel in panels.items()])
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "movie.mp4"

@@ -15,13 +15,15 @@ from pathlib import Path
 
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import LAYOUTS, by_video, read_expressions
+from glus.data.check import count_split
 from glus.data.frames import FrameStore
 from glus.data.masks import frame_name
 from glus.data.parallel import map_in_processes
 from glus.data.predictions import Doubt, check_predictions_dir, count_doubts, encode_png, open_predictions
+from glus.evaluation.packed import read_packed
 from glus.evaluation.score import chunks
 from glus.files import atomic_file
-from glus.types import Video
+from glus.types import Expression, Video
 
 MAX_NAMED = 20
 """Problems that an error names; the others are counted."""
@@ -64,8 +66,9 @@ def build_submission(
     if output.suffix != ".zip":
         raise ValueError(f"output={output}: expected the name of a .zip file")
     check_predictions_dir(predictions_dir)
-    videos = by_video(read_expressions(dataset))
-    _check_counts(dataset, videos)
+    expressions = read_expressions(dataset)
+    _check_counts(dataset, expressions)
+    videos = by_video(expressions)
     problems: list[str] = []
     doubts: dict[str, Doubt] = {}
     encoder = VideoEncoder(dataset, Path(predictions_dir))
@@ -82,8 +85,8 @@ def build_submission(
             listed = "".join(f"\n  {problem}" for problem in problems[:MAX_NAMED])
             more = f"\n  ... and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
             raise ValueError(f"{predictions_dir} cannot be submitted: {len(problems)} problems{listed}{more}")
-    frames = [len(expression.frames) for video in videos for expression in video]
-    return Submission(output, len(videos), len(frames), sum(frames), count_doubts(doubts))
+    num_frames = sum(len(e.frames) for e in expressions)
+    return Submission(output, len(videos), len(expressions), num_frames, count_doubts(doubts))
 
 
 class VideoEncoder:
@@ -107,9 +110,9 @@ class VideoEncoder:
         for expression in video:
             lines: list[str] = []
             for frames in chunks(len(expression.frames)):
-                masks_FHW, unusable = predictions.read(expression, frames, size)
+                masks, unusable = read_packed(predictions, expression, frames, size)
                 lines += unusable.values()
-                for frame, mask_HW in zip(frames, masks_FHW, strict=True) if not problems else ():
+                for frame, mask_HW in zip(frames, masks.to_dense(), strict=True) if not problems else ():
                     name = f"{expression.video}/{expression.exp_id}/{expression.frames[frame]}.png"
                     pngs[f"{self.zip_folder}{name}"] = encode_png(mask_HW)
                     if mask_HW.all():
@@ -119,14 +122,9 @@ class VideoEncoder:
         return pngs, problems, predictions.doubts | full
 
 
-def _check_counts(dataset: DatasetConfig, videos: Sequence[Video]) -> None:
-    """Raise ValueError unless the split has the published numbers of videos, expressions and frames."""
-    found = {
-        "videos": len(videos),
-        "expressions": sum(len(video) for video in videos),
-        "frames": sum(len(video[0].frames) for video in videos),
-    }
-    for name, number in found.items():
+def _check_counts(dataset: DatasetConfig, expressions: Sequence[Expression]) -> None:
+    """Raise ValueError unless what the split has is as many as is published."""
+    for name, number in count_split(expressions).items():
         published = getattr(dataset.expected, name)
         if published not in (None, number):
             raise ValueError(

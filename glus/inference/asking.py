@@ -18,7 +18,7 @@ import torch
 
 from glus.batch import TokenRows, row_index
 from glus.config import FramesConfig, InferenceConfig, Window
-from glus.data.chat.llava import LlavaChat
+from glus.data.chat import Chat
 from glus.data.chat.tree import TokenTree, common_prefix, token_rows
 from glus.data.sampling import clip_window, query_window
 from glus.models.glus import Glus
@@ -117,38 +117,42 @@ class Prompter:
 
     Args:
         glus: the model, in evaluation mode.
-        chat: the grammar of the model's conversations.
+        chat: the grammar of the model's conversations, for frames of this video's size.
         texts: the sentences; their numbers are rows.
-        context_KPD: visual tokens of the context frames.
+        context: visual tokens (P, ...) of each context frame.
+        device: of the model.
         inference: the prompt's ending, and how many tokens are read at a time.
     """
 
     def __init__(
         self,
         glus: Glus,
-        chat: LlavaChat,
+        chat: Chat,
         texts: Sequence[str],
-        context_KPD: torch.Tensor,
+        context: Sequence[torch.Tensor],
         inference: InferenceConfig,
+        device: torch.device,
     ):
         self._glus, self._chat, self._texts, self._inference = glus, chat, texts, inference
-        self._device = context_KPD.device
+        self._device = device
         self._token_budget = inference.token_budget or (16384 if self._device.type == "cuda" else 2048)
+        self._tokens_per_frame = chat.tokens_per_frame
         self._trees: dict[tuple[int, int, tuple[int, ...]], TokenTree] = {}
         firsts = [self._tree(Prompt(row, (0,), (0,))) for row in range(len(texts))]
         # The token that an answer is read from is not shared, even if two sentences are the same.
-        shared = min(common_prefix([first.input_ids for first in firsts]), *(len(first) - 1 for first in firsts))
-        self._shared_ids = firsts[0].input_ids[: shared if len(texts) > 1 else 0]
-        opening = chat.opening(len(context_KPD))
-        self._start = len(opening)
-        self._opening = self._prefill([opening], range(len(context_KPD)), context_KPD.flatten(0, 1), 0, [])
+        shared = min(common_prefix([first.input_ids for first in firsts]), *(first.reads[0] for first in firsts))
+        self._shared = firsts[0].before(shared if len(texts) > 1 else 0)
+        opening = chat.opening(len(context))
+        self._start = opening.end
+        shown = torch.cat([*context, self._nothing()])
+        self._opening = self._prefill([opening], shown, [])
 
     def ask(self, prompts: Sequence[Prompt], tokens: Mapping[int, torch.Tensor]) -> Answers:
         """Read prompts.
 
         Args:
             prompts: see ``merge_prefixes``; not empty.
-            tokens: frame -> its visual tokens (P, D).
+            tokens: frame -> its visual tokens (P, ...) as a query frame.
 
         Raises:
             ValueError: an answer is not finite.
@@ -157,9 +161,9 @@ class Prompter:
         visual_TD = torch.cat([tokens[frame] for frame in slots])
         starts = list(dict.fromkeys(prompt.frames[0] for prompt in prompts))
         shared = []
-        if len(self._shared_ids):
-            ids, shown = [self._shared_ids] * len(starts), [slots[frame] for frame in starts]
-            shared = [self._prefill(ids, shown, visual_TD, self._start, [self._opening])]
+        if len(self._shared):
+            trees = [self._shown(self._shared, [slots[frame]]) for frame in starts]
+            shared = [self._prefill(trees, visual_TD, [self._opening])]
         places: dict[tuple[int, int], int] = {}
         embeds, logits, iou_logits = [], [], []
         for batch in self._batches(prompts):
@@ -171,8 +175,8 @@ class Prompter:
             embeds_RC, logits_RV = self._glus.answer(states_RD)
             embeds.append(embeds_RC)
             logits.append(logits_RV)
-            if self._glus.iou_head is not None:
-                iou_logits.append(self._glus.iou_head(states_RD))
+            expected_R = self._glus.expect_iou(states_RD)
+            iou_logits += [] if expected_R is None else [expected_R]
         return self._answers(places, torch.cat(embeds), torch.cat(logits), iou_logits)
 
     def _answers(
@@ -202,22 +206,10 @@ class Prompter:
             self._trees[key] = self._chat.prompt_tree(text, *key[1:], self._inference.trailing_space)
         return self._trees[key]
 
-    def _prefill(
-        self,
-        ids: Sequence[np.ndarray],
-        shown: Iterable[int],
-        visual_TD: torch.Tensor,
-        start: int,
-        past: Sequence[Prefix],
-    ) -> Prefix:
-        """Read what prompts begin with, to continue it: ``ids`` from position ``start`` on, showing these frames."""
-        visual = self._visual(shown).reshape(len(ids), -1)
-        trees = [
-            TokenTree(row, start + np.arange(len(row)), own, (np.arange(len(row)),), np.empty(0, np.int64))
-            for row, own in zip(ids, visual, strict=True)
-        ]
+    def _prefill(self, trees: Sequence[TokenTree], visual: torch.Tensor, past: Sequence[Prefix]) -> Prefix:
+        """Read what prompts begin with, to continue it."""
         rows = token_rows(trees, self._chat.vocabulary.pad_id).to(self._device)
-        _, prefix = self._glus.mllm.states(rows, visual_TD, past, keep=True)
+        _, prefix = self._glus.mllm.states(rows, visual, past, keep=True)
         assert prefix is not None
         return prefix
 
@@ -225,9 +217,9 @@ class Prompter:
         """Prompts of similar length together, padding included at most ``token_budget`` tokens at a time."""
         batch: list[Prompt] = []
         for prompt in sorted(prompts, key=lambda prompt: len(self._tree(prompt))):  # so the newest is the longest
-            length = len(self._tree(prompt)) - len(self._shared_ids)
+            length = len(self._tree(prompt)) - len(self._shared)
             is_full = length * (len(batch) + 1) > self._token_budget
-            if batch and (is_full or length > LENGTH_SPREAD * (len(self._tree(batch[0])) - len(self._shared_ids))):
+            if batch and (is_full or length > LENGTH_SPREAD * (len(self._tree(batch[0])) - len(self._shared))):
                 yield batch
                 batch = []
             batch.append(prompt)
@@ -235,15 +227,17 @@ class Prompter:
 
     def _rows(self, batch: Sequence[Prompt], slots: Mapping[int, int]) -> TokenRows:
         """The rest of prompts, behind what they share."""
-        trees = []
-        for prompt in batch:
-            tree = self._tree(prompt)
-            visual = self._visual(slots[frame] for frame in prompt.frames)[tree.visual]
-            tree = replace(tree, positions=tree.positions + self._start, visual=visual)
-            trees.append(tree.after(len(self._shared_ids)))
-        return token_rows(trees, self._chat.vocabulary.pad_id).to(self._device)
+        trees = [self._shown(self._tree(prompt), [slots[frame] for frame in prompt.frames]) for prompt in batch]
+        rest = [tree.after(len(self._shared)) for tree in trees]
+        return token_rows(rest, self._chat.vocabulary.pad_id).to(self._device)
 
-    def _visual(self, slots: Iterable[int]) -> np.ndarray:
-        """Indices of the visual tokens of frames, given as their numbers among those shown."""
-        each = np.arange(self._chat.tokens_per_frame)
-        return (np.array([*slots], np.int64)[:, None] * len(each) + each).ravel()
+    def _shown(self, tree: TokenTree, slots: Sequence[int]) -> TokenTree:
+        """A tree behind the opening, its frames given as their numbers among those shown."""
+        each = np.arange(self._tokens_per_frame)
+        visual = (np.array(slots, np.int64)[:, None] * len(each) + each).ravel()
+        return replace(tree, positions=tree.positions + self._start, visual=visual[tree.visual])
+
+    def _nothing(self) -> torch.Tensor:
+        """No visual tokens."""
+        mllm = self._glus.mllm
+        return torch.empty((0, *mllm.visual_shape), dtype=mllm.dtype, device=self._device)

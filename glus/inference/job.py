@@ -434,7 +434,7 @@ def prediction_identity(
         del values["model"]["llm"][irrelevant]
     for irrelevant in ("chunk_frames", "token_budget", "memory_gb"):
         del values["inference"][irrelevant]
-    names = ("model*.safetensors", "trained.safetensors", "tokenizer.model", "added_tokens.json")
+    names = ("model*.safetensors", "trained.safetensors", "tokenizer.model", "added_tokens.json", "tokenizer.json")
     files = sorted(file for name in names for file in model_folder.glob(name))  # without a checkpoint's optimizer
     with ThreadPoolExecutor() as pool:  # files of many gigabytes, side by side
         digests = dict(zip((file.name for file in files), pool.map(_sha256, files), strict=True))

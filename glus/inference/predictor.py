@@ -21,7 +21,7 @@ from glus.config import (
     Window,
     read_config,
 )
-from glus.data.chat.llava import LlavaChat
+from glus.data.chat import Chat, open_chat
 from glus.data.frames import FrameStream, VideoSource
 from glus.data.sampling import context_indices_eval
 from glus.inference.asking import Pass
@@ -30,6 +30,7 @@ from glus.models.glus import Glus
 from glus.models.hub import find_model
 from glus.models.pretrained import CONFIG_FILE, LoadedModel, load_model
 from glus.models.weights import Target
+from glus.tokens import AnyVocabulary
 from glus.types import FrameResult
 
 
@@ -69,8 +70,24 @@ def load_predictor(
     check_folder_size(weights, allow_cpu)
     is_default = settings.precision is None and device.type == "cpu"
     model = load_model(find_model(weights), Precision.fp32 if is_default else None, settings, target=Target(device))
-    chat = LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
+    chat = chat_of(model.glus, model.vocabulary)
     return VideoPredictor(model.glus, chat, model.config.frames, model.config.inference), model
+
+
+def chat_of(glus: Glus, vocabulary: AnyVocabulary) -> Chat:
+    """The grammar of a model's conversations.
+
+    Raises:
+        ValueError: the vocabulary is another family's, or larger than the LLM's tables.
+    """
+    mllm = glus.mllm
+    rows = mllm.decoder.vocab_size
+    if vocabulary.size > rows:
+        raise ValueError(
+            f"model.llm.vocab_size={rows}: the vocabulary in {vocabulary.folder} has ids up to {vocabulary.size - 1}, "
+            f"[SEG] being {vocabulary.seg_id}; set model.llm.vocab_size={vocabulary.size}"
+        )
+    return open_chat(vocabulary, mllm.chat, mllm.grid, glus.reads > 1)
 
 
 class VideoPredictor:
@@ -91,7 +108,7 @@ class VideoPredictor:
         ValueError: the settings contradict each other.
     """
 
-    def __init__(self, glus: Glus, chat: LlavaChat, frames: FramesConfig, inference: InferenceConfig):
+    def __init__(self, glus: Glus, chat: Chat, frames: FramesConfig, inference: InferenceConfig):
         if inference.window is Window.clips and frames.query_sampling is not QuerySampling.consecutive:
             raise ValueError("inference.window=clips needs frames.query_sampling=consecutive: a clip is of neighbours")
         self.glus = glus
@@ -185,8 +202,9 @@ class VideoPredictor:
         """A video to be run over; the time it takes is counted in the end."""
         assert not self.glus.training, "adapters would drop activations at random: glus.eval()"
         context = context_indices_eval(len(video), self.frames.num_context)
+        mllm = self.glus.mllm
         ahead, clock = 2 * self.inference.chunk_frames, StageClock(self.device)
-        stream = FrameStream(video, schedule(context, passes), self.glus.mllm.prepare, ahead)
+        stream = FrameStream(video, schedule(context, passes, mllm.roles), mllm.prepare, ahead)
         with closing(stream):
             try:
                 yield VideoRun(self.glus, self.chat, self.frames, self.inference, stream, context, texts, passes, clock)

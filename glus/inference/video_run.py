@@ -14,11 +14,11 @@ import torch
 
 from glus.batch import row_index, to_device, to_host
 from glus.config import FramesConfig, InferenceConfig
-from glus.data.chat.llava import LlavaChat
+from glus.data.chat import Chat
 from glus.data.frames import Frame, FrameStream
 from glus.inference.asking import Answers, Pass, Prompter, merge_prefixes, not_finite
 from glus.models.glus import Glus, MemoryBank, segment_step, upsample_masks
-from glus.types import FrameResult
+from glus.types import FrameResult, Role
 
 KeepsMask = Callable[[int, int], bool]
 """Whether a pass gives the result of a row (first argument) in a frame (second)."""
@@ -49,7 +49,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """The time until the block is left counts as ``name``, one of ``STAGES``."""
+        """The time until the block is left counts as ``name``; of prediction, one of ``STAGES``."""
         if self.device.type == "cuda" and name != "decode":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record(torch.cuda.current_stream(self.device))
@@ -78,7 +78,7 @@ class VideoRun:
 
     Args:
         glus: the model, in evaluation mode.
-        chat: the grammar of its conversations.
+        chat: the grammar of its conversations; for which size of frames, the first one decides.
         frames: numbers of context and query frames.
         inference: windows, strides, sizes.
         stream: the video's frames, in the order of ``schedule``.
@@ -91,7 +91,7 @@ class VideoRun:
     def __init__(
         self,
         glus: Glus,
-        chat: LlavaChat,
+        chat: Chat,
         frames: FramesConfig,
         inference: InferenceConfig,
         stream: FrameStream,
@@ -109,14 +109,17 @@ class VideoRun:
         self._num_visits = 0
         self._tokens: dict[int, torch.Tensor] = {}
         self._stream = stream
-        with self._clock.stage("decode"):
-            first = [self._stream.take(frame) for frame in dict.fromkeys(context)]
+        with self._clock.stage("decode"):  # without context frames, the first one says how large frames are
+            first = [self._stream.take(frame) for frame in dict.fromkeys(context) or [passes[0].order[0]]]
         self._held = {frame.index: frame for frame in first if frame.index in passes[0].order}
+        self._size = first[0].size
+        roles = glus.mllm.roles
         with torch.inference_mode():
-            self._see(first)
+            seen = self._see(first, roles[0]) if context else {}
+            self._tokens |= seen if roles[0] is Role.query else {}
             with self._clock.stage("llm"):
-                context_KPD = self._context_tokens(context)
-                self._prompter = Prompter(glus, chat, texts, context_KPD, inference)
+                shown = [seen[frame] for frame in context]
+                self._prompter = Prompter(glus, chat.sized(self._size), texts, shown, inference, self._device)
         self._forget_tokens()
 
     def follow(self, one: Pass, keeps_mask: KeepsMask) -> Iterator[FrameResult]:
@@ -198,7 +201,7 @@ class VideoRun:
 
     def _ask(self, one: Pass, frames: Sequence[Frame]) -> Answers:
         """The LLM's answers for all sentences in a chunk of frames."""
-        self._see([frame for frame in frames if frame.index not in self._tokens])
+        self._tokens |= self._see([frame for frame in frames if frame.index not in self._tokens], Role.query)
         with self._clock.stage("llm"):
             windows = (
                 (row, one.window(row, step, self._frames, self._inference.window))
@@ -207,13 +210,25 @@ class VideoRun:
             )
             return self._prompter.ask(merge_prefixes(windows), self._tokens)
 
-    def _see(self, frames: Sequence[Frame]) -> None:
-        """Visual tokens of new frames, in one batch."""
-        if frames:
-            with self._clock.stage("clip"):
-                shown = np.stack([frame.prepared for frame in frames if frame.prepared is not None])
-                tokens_FPD = self._glus.mllm.see(to_device(shown, self._device).permute(0, 3, 1, 2))
-                self._tokens |= zip((frame.index for frame in frames), tokens_FPD.unbind(), strict=True)
+    def _see(self, frames: Sequence[Frame], role: Role) -> dict[int, torch.Tensor]:
+        """Frame -> its visual tokens (P, ...), of new frames, in one batch.
+
+        Raises:
+            ValueError: a frame has another size than the first, and is not seen alike.
+        """
+        if not frames:
+            return {}
+        mllm = self._glus.mllm
+        for frame in frames:
+            if mllm.grid(frame.size, role) != mllm.grid(self._size, role):
+                raise ValueError(
+                    f"frame number {frame.index} is {frame.size[0]}x{frame.size[1]}, but the first that was read is "
+                    f"{self._size[0]}x{self._size[1]} (height x width); this model's family needs one size per video"
+                )
+        with self._clock.stage("clip"):
+            shown = np.stack([frame.prepared[role] for frame in frames])
+            tokens = mllm.see(to_device(shown, self._device).permute(0, 3, 1, 2))
+        return dict(zip((frame.index for frame in frames), tokens.unbind(), strict=True))
 
     def _encode(self, frames: Sequence[Frame]) -> Any:
         """The segmenter's features of a chunk of frames, in one batch."""
@@ -232,7 +247,7 @@ class VideoRun:
         rows = [row for row in steps if has_seg[row] or self._inference.force_seg]
         kept = [row for row in steps if keeps_mask(row, frame.index)]
         bank.forget(steps)
-        size = frame.pixels_HW3.shape[:2]
+        size = frame.size
         masks_RHW = torch.zeros((len(kept), *size), dtype=torch.bool, device=self._device)
         is_finite = [torch.ones(0, dtype=torch.bool, device=self._device)]
         features, segmenter = step.features.frame(step.number), self._glus.segmenter
@@ -264,16 +279,8 @@ class VideoRun:
 
     def _rows_at_a_time(self, frame: Frame) -> int:
         """Sentences that SAM2 takes together; at least one."""
-        height, width = frame.pixels_HW3.shape[:2]
-        each = self._glus.segmenter.step_bytes(self._glus.memory_frames, (height, width))
+        each = self._glus.segmenter.step_bytes(self._glus.memory_frames, frame.size)
         return max(1, self._memory_budget // each)
-
-    def _context_tokens(self, context: Sequence[int]) -> torch.Tensor:
-        """(K, P, D), also for no context frame."""
-        if not context:
-            mllm = self._glus.mllm
-            return torch.empty((0, mllm.tokens_per_frame, mllm.width), dtype=mllm.dtype, device=self._device)
-        return torch.stack([self._tokens[frame] for frame in context])
 
     def _when_last_shown(self, passes: Sequence[Pass]) -> dict[int, int]:
         """Frame -> number of the last visit, counted over the passes, whose prompts show it."""
@@ -352,14 +359,25 @@ def memory_budget(memory_gb: float | None, device: torch.device) -> int:
     return int(GPU_MEMORY_SHARE * (torch.cuda.mem_get_info(device)[0] + cached))
 
 
-def schedule(context: Sequence[int], passes: Sequence[Pass]) -> Iterator[tuple[int, bool]]:
-    """Frames in the order they are read, and whether CLIP is to see them, which is so the first time.
+def schedule(
+    context: Sequence[int], passes: Sequence[Pass], roles: tuple[Role, ...] = (Role.query,)
+) -> Iterator[tuple[int, tuple[Role, ...]]]:
+    """Frames in the order they are read, and the roles in which the MLLM is to see them: in each, the first time.
 
     Context frames come first and are kept until the first pass reaches them; a second pass reads its frames anew.
+
+    Args:
+        context: the context frames.
+        passes: ways through the video.
+        roles: ``Mllm.roles``.
     """
     seen = set()
-    for number, frames in enumerate([dict.fromkeys(context), *(one.order for one in passes)]):
-        for frame in frames:
-            if number != 1 or frame not in context:
-                yield frame, frame not in seen
+    for frame in dict.fromkeys(context):
+        yield frame, roles
+        if len(roles) == 1 or frame in passes[0].order:  # as a query frame too: its tokens or it itself are kept
+            seen.add(frame)
+    for number, one in enumerate(passes):
+        for frame in one.order:
+            if number > 0 or frame not in context:
+                yield frame, () if frame in seen else (Role.query,)
                 seen.add(frame)

@@ -102,6 +102,33 @@ def iou_cross_entropy(iou_logits_R: torch.Tensor, iou_R: torch.Tensor) -> torch.
     return F.binary_cross_entropy_with_logits(iou_logits_R.float(), iou_R.float(), reduction="none")
 
 
+def mask_iou_error(predicted_R: torch.Tensor, iou_R: torch.Tensor) -> torch.Tensor:
+    """Distance of the IoU that the mask decoder predicts from the reached one (SAM2's own training: L1).
+
+    Args:
+        predicted_R: in [0, 1], any float type.
+        iou_R: in [0, 1].
+
+    Returns:
+        (R,) float32 in [0, 1].
+    """
+    return (predicted_R.float() - iou_R).abs()
+
+
+def object_cross_entropy(logits_R: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Binary cross-entropy of the mask decoder's object score with whether there is an object (SAM2's own training).
+
+    Args:
+        logits_R: any float type.
+        targets: masks of 0 or 1, (., H, W) each, R together.
+
+    Returns:
+        (R,) float32, >= 0.
+    """
+    is_there_R = torch.cat([(target > 0).flatten(1).any(1) for target in targets]).float()
+    return F.binary_cross_entropy_with_logits(logits_R.float(), is_there_R, reduction="none")
+
+
 @dataclass(frozen=True)
 class LossInputs:
     """What the terms read: rows are (expression, query frame) pairs."""
@@ -112,6 +139,9 @@ class LossInputs:
     """(logits_RHW, target_RHW) per frame size of the batch; together R rows, in an order of their own."""
     iou_logits_R: torch.Tensor | None = None
     """What the model expects of the masks, in their order; None where it has no head for it."""
+    mask_iou_R: torch.Tensor | None = None
+    object_logits_R: torch.Tensor | None = None
+    """What the mask decoder says of the masks, in their order."""
 
 
 def _per_mask(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[LossInputs], torch.Tensor]:
@@ -123,11 +153,23 @@ def _expected_iou(inputs: LossInputs) -> torch.Tensor:
     return iou_cross_entropy(inputs.iou_logits_R, torch.cat([mask_iou(*masks) for masks in inputs.masks]))
 
 
+def _mask_iou(inputs: LossInputs) -> torch.Tensor:
+    assert inputs.mask_iou_R is not None
+    return mask_iou_error(inputs.mask_iou_R, torch.cat([mask_iou(*masks) for masks in inputs.masks]))
+
+
+def _object_score(inputs: LossInputs) -> torch.Tensor:
+    assert inputs.object_logits_R is not None
+    return object_cross_entropy(inputs.object_logits_R, [target for _, target in inputs.masks])
+
+
 TERMS: dict[str, Callable[[LossInputs], torch.Tensor]] = {
     "seg": lambda inputs: seg_cross_entropy(inputs.seg_logits_RV, inputs.seg_id),
     "bce": _per_mask(binary_cross_entropy),
     "dice": _per_mask(dice_loss),
     "iou": _expected_iou,
+    "mask_iou": _mask_iou,
+    "object_score": _object_score,
 }
 """Name -> function giving one value per (expression, query frame). To add a loss: a line here and a weight."""
 
@@ -217,10 +259,12 @@ def _flat_keys(batch: Batch) -> list[ObjectKey]:
 def _inputs(output: GlusOutput, batch: Batch, seg_id: int) -> LossInputs:
     by_size = _rows_by_size(batch)
     masks = [_resized_masks(output, batch, rows) for rows in by_size]
-    iou_logits_R = None
-    if output.iou_logits_NQ is not None:
-        iou_logits_R = torch.cat([_of_rows(output.iou_logits_NQ, rows) for rows in by_size]).flatten()
-    return LossInputs(output.seg_logits_NQV.flatten(0, 1), seg_id, masks, iou_logits_R)
+    expected = (output.iou_logits_NQ, output.mask_iou_NQ, output.object_logits_NQ)
+    in_order = (
+        None if values is None else torch.cat([_of_rows(values, rows) for rows in by_size]).flatten()
+        for values in expected
+    )
+    return LossInputs(output.seg_logits_NQV.flatten(0, 1), seg_id, masks, *in_order)
 
 
 def _rows_by_size(batch: Batch) -> list[list[int]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,29 +13,68 @@ from torch import nn
 from glus import distributed
 from glus.config import FuserGamma, ModelConfig, Precision, Quantization, SegmenterConfig
 from glus.models.glus import Glus, IouHead, SegHead
-from glus.models.mllm.adapters import add_lora, split_embeddings, split_head
+from glus.models.mllm import Mllm
+from glus.models.mllm.decoder import Decoder
+from glus.models.mllm.internvl import build_internvl
 from glus.models.mllm.llava import ClipEncoder, Llava, build_llama, build_projector, build_vision_tower
+from glus.models.mllm.qwen3_vl import build_qwen3_vl
 from glus.models.segmenter.sam2 import Sam2Segmenter, build_sam2
 from glus.models.weights import Target
-from glus.tokens import Vocabulary
+from glus.tokens import open_vocabulary
 
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
-
-PARTS: dict[str, tuple[str, ...]] = {
-    **Llava.PARTS,
-    "seg_head": ("seg_head.",),
-    "iou_head": ("iou_head.",),
-    **Sam2Segmenter.PARTS,
-}
-"""What ``model.trainable`` may name: part -> substrings of the parameter names it stands for."""
-
-_SPLITS = (("embeddings_new_rows", "embeddings", split_embeddings), ("lm_head_new_rows", "lm_head", split_head))
+_HEADS = {"seg_head": ("seg_head.",), "iou_head": ("iou_head.",)}
+_SPLITS: tuple[tuple[str, str, Callable[[Decoder, Sequence[int]], None]], ...] = (
+    ("embeddings_new_rows", "embeddings", Decoder.split_embeddings),
+    ("lm_head_new_rows", "lm_head", Decoder.split_head),
+)
 """Part of some rows, part of the whole table, and what sets the rows apart."""
 
 RANDOM_STD = 0.02
 """LLaMA's own, of weights that are to be measured with."""
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+
+
+def _no_connector(config: ModelConfig) -> None:
+    """What ties tower and LLM together comes with the rest."""
+
+
+def _llava_connector(config: ModelConfig) -> nn.Module:
+    return build_projector(config.clip.architecture["hidden_size"], config.llm.architecture["hidden_size"])
+
+
+def _llava(config: ModelConfig, connector: Any, is_tower_empty: bool, is_llm_empty: bool) -> Mllm:
+    clip, llm = config.clip, config.llm
+    if llm.tied:
+        raise ValueError("model.llm.tied=true: LLaVA's head is a table of its own")
+    with torch.device("meta") if is_tower_empty else nullcontext():
+        tower = build_vision_tower(clip.architecture)
+    with torch.device("meta") if is_llm_empty else nullcontext():
+        llama = build_llama(llm.architecture, llm.vocab_size)
+    return Llava(ClipEncoder(tower, clip.select_layer, clip.pool), connector, llama)
+
+
+def _internvl(config: ModelConfig, connector: None, is_tower_empty: bool, is_llm_empty: bool) -> Mllm:
+    vision, llm = config.vision, config.llm
+    sides = (vision.context_size, vision.query_size)
+    with torch.device("meta") if is_llm_empty else nullcontext():
+        return build_internvl(vision.architecture, llm.architecture, llm.vocab_size, llm.tied, sides, vision.pool)
+
+
+def _qwen3_vl(config: ModelConfig, connector: None, is_tower_empty: bool, is_llm_empty: bool) -> Mllm:
+    vision, llm = config.vision, config.llm
+    sides = (vision.context_size, vision.query_size)
+    with torch.device("meta") if is_llm_empty else nullcontext():
+        return build_qwen3_vl(vision.architecture, llm.architecture, llm.vocab_size, llm.tied, sides)
+
+
+FAMILIES: Mapping[str, tuple[Callable[[ModelConfig], Any], Callable[..., Mllm]]] = {
+    "llava": (_llava_connector, _llava),
+    "internvl": (_no_connector, _internvl),
+    "qwen3_vl": (_no_connector, _qwen3_vl),
+}
+"""``model.family`` -> what draws the small part between tower and LLM, if it is a part of its own, and what builds the
+MLLM around it; is_tower_empty, is_llm_empty: see ``assemble``. A family that comes in one folder is empty as a whole
+where its LLM is."""
 
 
 def build_random(config: ModelConfig, device: torch.device) -> Glus:
@@ -68,19 +108,19 @@ def assemble(config: ModelConfig, is_clip_empty: bool = False, is_llm_empty: boo
     Raises:
         ValueError: ``model.trainable`` names no part.
     """
-    clip, llm = config.clip, config.llm
+    llm = config.llm
+    if config.family not in FAMILIES:
+        raise ValueError(f"model.family={config.family!r}: known are {', '.join(FAMILIES)}")
+    draw_connector, build_mllm = FAMILIES[config.family]
     # What is small and drawn at random comes first: so it is the same whether the large parts are drawn or loaded.
     segmenter = build_segmenter(config.segmenter, memory_gradient=not config.memory.detach)
-    projector = build_projector(clip.architecture["hidden_size"], llm.architecture["hidden_size"])
-    seg_head = SegHead(llm.architecture["hidden_size"], segmenter.width, config.seg_head_gain)
-    with torch.device("meta") if is_clip_empty else nullcontext():
-        tower = build_vision_tower(clip.architecture)
-    with torch.device("meta") if is_llm_empty else nullcontext():
-        llama = build_llama(llm.architecture, llm.vocab_size)
+    connector = draw_connector(config)
+    seg_head = SegHead(llm.architecture["hidden_size"], segmenter.width * config.seg_prompts, config.seg_head_gain)
     glus = Glus(
-        mllm=Llava(ClipEncoder(tower, clip.select_layer, clip.pool), projector, llama),
+        mllm=build_mllm(config, connector, is_clip_empty, is_llm_empty),
         seg_head=seg_head,
         segmenter=segmenter,
+        seg_state=config.seg_state,
         memory_frames=config.memory.num_frames,
         memory_stride=config.memory.stride,
         memory_enabled=config.memory.enabled,
@@ -88,9 +128,10 @@ def assemble(config: ModelConfig, is_clip_empty: bool = False, is_llm_empty: boo
     if config.iou_head:
         with torch.random.fork_rng(devices=[]):  # so that all else starts as it would without
             glus.iou_head = IouHead(glus.mllm.width, glus.segmenter.width)
+    decoder = glus.mllm.decoder
     if llm.lora_rank:
-        add_lora(llama, llm.lora_rank, llm.lora_alpha, llm.lora_dropout, llm.lora_targets)
-    _split_new_rows(llama, config)
+        decoder.add_lora(llm.lora_rank, llm.lora_alpha, llm.lora_dropout, llm.lora_targets)
+    _split_new_rows(decoder, config)
     mark_trainable(glus, [*config.trainable, *(["iou_head"] if config.iou_head else [])])
     return glus.to(DTYPES[config.precision])
 
@@ -115,10 +156,10 @@ def quantize(glus: Glus, config: ModelConfig, target: Target) -> Target:
     quantization = config.llm.quantization
     if quantization is Quantization.none:
         return target
-    return replace(target, pack=glus.mllm.quantize(quantization, distributed.device()))
+    return replace(target, pack=glus.mllm.decoder.quantize(quantization, distributed.device()))
 
 
-def _split_new_rows(llama: LlamaForCausalLM, config: ModelConfig) -> None:
+def _split_new_rows(decoder: Decoder, config: ModelConfig) -> None:
     """Where ``trainable`` names ``*_new_rows``, make the added tokens' rows of that table parameters of their own.
 
     Raises:
@@ -129,7 +170,7 @@ def _split_new_rows(llama: LlamaForCausalLM, config: ModelConfig) -> None:
             both = [name for name in (whole, "llm") if name in config.trainable]
             if both:
                 raise ValueError(f"model.trainable names {both[0]!r} and {part!r}, which is a part of it: drop one")
-            split(llama, sorted(Vocabulary(config.llm.tokenizer).added_tokens.values()))
+            split(decoder, sorted(open_vocabulary(config.llm.tokenizer).added_tokens.values()))
 
 
 def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> Sam2Segmenter:
@@ -139,20 +180,28 @@ def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> S
     return Sam2Segmenter(sam, config.multimask_fallback, memory_gradient, is_identity)
 
 
+def parts_of(glus: Glus) -> dict[str, tuple[str, ...]]:
+    """What ``model.trainable`` may name: part -> substrings of the parameter names it stands for."""
+    return {**glus.mllm.PARTS, **_HEADS, **glus.segmenter.PARTS}
+
+
 def mark_trainable(glus: Glus, parts: list[str]) -> None:
     """Set ``requires_grad`` of every parameter: True where a part of ``parts`` contains it, else False.
 
     Raises:
         ValueError: a part is unknown, or matches no parameter.
     """
-    unknown = [part for part in parts if part not in PARTS]
+    known = parts_of(glus)
+    unknown = [part for part in parts if part not in known]
     if unknown:
-        raise ValueError(f"model.trainable: unknown part {unknown[0]!r}; known are {', '.join(PARTS)}")
+        raise ValueError(f"model.trainable: unknown part {unknown[0]!r}; known are {', '.join(known)}")
     names = dict(glus.named_parameters())
     for part in parts:
-        if not any(key in name for name in names for key in PARTS[part]):
-            raise ValueError(f"model.trainable: {part!r} matches no parameter (is model.llm.lora_rank 0?)")
-    keys = [key for part in parts for key in PARTS[part]]
+        if not any(key in name for name in names for key in known[part]):
+            raise ValueError(
+                f"model.trainable: {part!r} matches no parameter (is model.llm.lora_rank 0, or the head tied?)"
+            )
+    keys = [key for part in parts for key in known[part]]
     for name, parameter in names.items():
         parameter.requires_grad_(any(key in name for key in keys))
     glus.note_trained()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from glus.batch import Batch, GlusOutput
+from glus.config import SegState
 from glus.models.mllm import Mllm
 from glus.models.segmenter import Segmenter
 
@@ -158,6 +159,19 @@ def segment_step(
     memorize: bool = True,
     fallback: bool = False,
 ) -> torch.Tensor:
+    """Mask logits (R, m, m) of one frame for some rows (expressions); see ``decode_step``."""
+    return decode_step(segmenter, bank, steps, frame, prompt_RC, memorize, fallback).logits_Nmm
+
+
+def decode_step(
+    segmenter: Segmenter,
+    bank: MemoryBank,
+    steps: Mapping[int, int],
+    frame: Any,
+    prompt_RC: torch.Tensor,
+    memorize: bool = True,
+    fallback: bool = False,
+) -> Any:
     """Segment one frame for some rows (expressions): recall, condition, decode, memorize.
 
     Args:
@@ -171,13 +185,13 @@ def segment_step(
         fallback: see ``Segmenter.decode``.
 
     Returns:
-        Mask logits (R, m, m).
+        What ``Segmenter.decode`` gives for R rows.
     """
     conditioned = segmenter.condition(frame, bank.recall(steps))
-    logits_Rmm: torch.Tensor = segmenter.decode(conditioned, prompt_RC, fallback).logits_Nmm
+    decoded = segmenter.decode(conditioned, prompt_RC, fallback)
     if memorize and bank.enabled:
-        bank.store(steps, segmenter.memorize(conditioned, logits_Rmm))
-    return logits_Rmm
+        bank.store(steps, segmenter.memorize(conditioned, decoded.logits_Nmm))
+    return decoded
 
 
 class Glus(nn.Module):
@@ -190,6 +204,7 @@ class Glus(nn.Module):
         memory_frames: memories read at most in training.
         memory_stride: distance of strided memories in training.
         memory_enabled: off, each frame is segmented by itself.
+        seg_state: with ``at``, states come in pairs: before each [SEG], and at it.
         iou_head: [SEG] state -> expected IoU, if it is wanted.
     """
 
@@ -201,6 +216,7 @@ class Glus(nn.Module):
         memory_frames: int = 7,
         memory_stride: int = 1,
         memory_enabled: bool = True,
+        seg_state: SegState = SegState.predicting,
         iou_head: IouHead | None = None,
     ):
         super().__init__()
@@ -210,6 +226,7 @@ class Glus(nn.Module):
         self.memory_frames = memory_frames
         self.memory_stride = memory_stride
         self.memory_enabled = memory_enabled
+        self.seg_state = seg_state
         self.iou_head = iou_head
         self.note_trained()
 
@@ -223,13 +240,33 @@ class Glus(nn.Module):
         return MemoryBank(self.memory_frames, stride or self.memory_stride, self.memory_enabled)
 
     def answer(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompt embeddings (..., C) and vocabulary logits (..., V) of states (..., D) that are to predict [SEG]."""
-        return self.seg_head(states), self.mllm.logits(states)
+        """Prompt embeddings (..., R, C) and vocabulary logits (..., R, V) of the states that were read for R [SEG]:
+        (..., R, D), or (..., 2 R, D) in pairs."""
+        return self.seg_head(self._prompting(states)), self.mllm.decoder.logits(states[..., :: self.reads, :])
+
+    def expect_iou(self, states: torch.Tensor) -> torch.Tensor | None:
+        """Logits (..., R) of the IoU that is expected of the masks, of the same states; None without a head."""
+        return None if self.iou_head is None else self.iou_head(self._prompting(states))
+
+    @property
+    def reads(self) -> int:
+        """States that are read for each [SEG]."""
+        return 2 if self.seg_state is SegState.at else 1
+
+    def _prompting(self, states: torch.Tensor) -> torch.Tensor:
+        return states[..., self.reads - 1 :: self.reads, :]
 
     def segment_clip(
         self, query_frames: list[torch.Tensor], video_index: torch.Tensor, embeds_NQC: torch.Tensor
     ) -> torch.Tensor:
-        """Mask logits (N, Q, m, m) of the query frames, in order, each reading the memories of those before it.
+        """Mask logits (N, Q, m, m) of the query frames; see ``decode_clip``."""
+        decoded = self.decode_clip(query_frames, video_index, embeds_NQC)
+        return torch.stack([one.logits_Nmm for one in decoded], dim=1)
+
+    def decode_clip(
+        self, query_frames: list[torch.Tensor], video_index: torch.Tensor, embeds_NQC: torch.Tensor
+    ) -> list[Any]:
+        """What ``Segmenter.decode`` gives for Q query frames, in order, each reading the memories of those before it.
 
         Args:
             query_frames: B tensors (Q, H, W, 3) uint8; each frame is encoded once for all its expressions.
@@ -240,20 +277,40 @@ class Glus(nn.Module):
         images = torch.cat([self.segmenter.prepare_frames(video) for video in query_frames])
         features = self.segmenter.encode_frames(images)
         bank = self.memory_bank()
-        masks = []
+        decoded = []
         for q in range(num_query):
             frame, steps = features.rows(video_index * num_query + q), dict.fromkeys(range(num_rows), q)
             is_last = q + 1 == num_query
-            masks.append(segment_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=not is_last))
-        return torch.stack(masks, dim=1)
+            decoded.append(decode_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=not is_last))
+        return decoded
 
     def forward(self, batch: Batch) -> GlusOutput:
         """The training forward pass; sampling, text and losses live elsewhere."""
-        pixels_BF3ss = torch.cat([batch.context_pixels, batch.query_pixels], dim=1)
-        visual_TD = self.mllm.see(pixels_BF3ss.flatten(0, 1)).flatten(0, 1)
-        states_RD, _ = self.mllm.states(batch.rows, visual_TD)
+        states_RD, _ = self.mllm.states(batch.rows, self.see(batch))
         states_NQD = states_RD.unflatten(0, (len(batch.video_index), -1))
         embeds_NQC, logits_NQV = self.answer(states_NQD)
-        masks_NQmm = self.segment_clip(batch.query_frames, batch.video_index, embeds_NQC)
-        iou_logits_NQ = None if self.iou_head is None else self.iou_head(states_NQD)
-        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm, iou_logits_NQ)
+        decoded = self.decode_clip(batch.query_frames, batch.video_index, embeds_NQC)
+        masks_NQmm, mask_iou_NQ, object_logits_NQ = (
+            torch.stack(values, dim=1)
+            for values in zip(
+                *((one.logits_Nmm, one.predicted_iou_N, one.object_logits_N) for one in decoded), strict=True
+            )
+        )
+        iou_logits_NQ = self.expect_iou(states_NQD)
+        return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm, iou_logits_NQ, mask_iou_NQ, object_logits_NQ)
+
+    def see(self, batch: Batch) -> torch.Tensor:
+        """Visual tokens (T, ...) of a batch: video by video, context before query frames; one size is seen together."""
+        groups = [frames for video in zip(batch.context_pixels, batch.query_pixels, strict=True) for frames in video]
+        by_size: dict[torch.Size, list[int]] = defaultdict(list)
+        for number, frames in enumerate(groups):
+            if len(frames):
+                by_size[frames.shape[1:]].append(number)
+        seen: dict[int, torch.Tensor] = {}
+        for numbers in by_size.values():
+            tokens = self.mllm.see(torch.cat([groups[number] for number in numbers]))
+            if len(by_size) == 1:
+                return tokens.flatten(0, 1)
+            parts = tokens.split([len(groups[number]) for number in numbers])
+            seen |= {number: part.flatten(0, 1) for number, part in zip(numbers, parts, strict=True)}
+        return torch.cat([seen[number] for number in sorted(seen)])

@@ -45,7 +45,10 @@ def find_model(weights: str | Path, segmenter: SegmenterConfig | None = None) ->
     files = sorted(file for file in folder.iterdir() if file.is_file())
     state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     digest = hashlib.sha256(repr((str(folder.resolve()), state)).encode()).hexdigest()[:12]
-    converted = cache_folder() / "models" / f"{Path(weights).name}-{digest}"
+    caches = cache_folder()
+    if caches is None:
+        raise OSError(f"{weights} is to be converted, but this user has no home folder for it: set XDG_CACHE_HOME")
+    converted = caches / "models" / f"{Path(weights).name}-{digest}"
     converted.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{converted}.lock"):
         if not converted.is_dir():

@@ -31,18 +31,18 @@ from glus.files import atomic_folder
 from glus.models.build import DTYPES, assemble, complete, quantize, trainable_names
 from glus.models.foreign import instead_of_weights, is_hub_id
 from glus.models.glus import Glus
-from glus.models.mllm.adapters import NewRows, merged_weight, plain_names
+from glus.models.mllm.adapters import NewRows, merged_weight, plain_names, second_names
+from glus.models.published import published_source
 from glus.models.release_layout import CLIP_KEYS, SAM2_KEYS, KeyMap, check_inv_freq, check_llm_config, lisa
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
-from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, find_forms, load, read_tensors
-from glus.tokens import Vocabulary
+from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, find_forms, load_into, read_tensors
+from glus.tokens import AnyVocabulary, open_vocabulary
 
 log = logging.getLogger(__name__)
 
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
-TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json")
 SHARD_BYTES = 5 * 10**9
 """A complete model that is larger is written as shards with an index."""
 MERGED_PARTS = ("lora", "embeddings_new_rows", "lm_head_new_rows")
@@ -61,7 +61,7 @@ class LoadedModel:
     """A model folder in memory."""
 
     glus: Glus
-    vocabulary: Vocabulary
+    vocabulary: AnyVocabulary
     config: ModelFolderConfig
 
 
@@ -107,11 +107,16 @@ def load_parts(glus: Glus, config: ModelConfig, target: Target = IN_MEMORY) -> d
         ValueError: weights do not fit, or ``model.seg_head_init`` asks for a head without ``model.llm.weights``.
     """
     reports = {}
-    for part, layout in {"clip": CLIP_KEYS, "segmenter": SAM2_KEYS, "llm": lisa(config.seg_head_init)}.items():
+    layouts = {"clip": CLIP_KEYS, "segmenter": SAM2_KEYS, "llm": lisa(config.seg_head_init)}
+    if glus.mllm.PUBLISHED:  # the whole MLLM lies in one folder
+        del layouts["clip"]
+    for part, layout in layouts.items():
         place = getattr(config, part).weights
         if place:
+            is_whole = part == "llm" and glus.mllm.PUBLISHED
             read = partial(_part_source, glus, config, part, place, layout)
-            reports[f"model.{part}.weights"] = load(glus, read, target)
+            read = partial(_whole_source, glus, config, place) if is_whole else read
+            reports[f"model.{part}.weights"] = load_into(glus, read, target)
     if config.seg_head_init is SegHeadInit.lisa and not config.llm.weights:
         raise ValueError("model.seg_head_init=lisa: set model.llm.weights to the folder of LISA-7B-v1, which holds it")
     return reports
@@ -140,6 +145,14 @@ def _part_source(glus: Glus, config: ModelConfig, part: str, place: str, layout:
     return under_adapters(glus, replace(source, only=[name for name in loaded_names(glus) if name.startswith(held)]))
 
 
+def _whole_source(glus: Glus, config: ModelConfig, place: str) -> Source:
+    try:
+        source = published_source(config, glus.mllm, place)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"model.llm.weights={place}: {error}") from error
+    return under_adapters(glus, replace(source, only=[n for n in loaded_names(glus) if n.startswith("mllm.")]))
+
+
 def load_start(glus: Glus, folder: str, target: Target) -> None:
     """Load all weights of another model, its adapters merged and its memory encoder as trained.
 
@@ -158,7 +171,7 @@ def load_start(glus: Glus, folder: str, target: Target) -> None:
         only = [name for name in loaded_names(glus) if not name.startswith(left_out)]
         return under_adapters(glus, Source(folder, tensors, only))
 
-    load(glus, read, target)
+    load_into(glus, read, target)
 
 
 def loaded_names(glus: Glus) -> list[str]:
@@ -199,11 +212,12 @@ def merged_tensors(model: LoadedModel, dtype: torch.dtype | None = None) -> dict
     from peft.tuners.lora import LoraLayer
 
     glus, precision = model.glus, DTYPES[model.config.model.precision]
+    again = set() if is_untied(model.config.model) else second_names(glus)
     adapters = {f"{name}.": module for name, module in glus.named_modules() if isinstance(module, LoraLayer)}
     tables = {f"{name}.weight": module for name, module in glus.named_modules() if isinstance(module, NewRows)}
     merged: dict[str, torch.Tensor | LazyTensor] = {}
     for name, value in glus.state_dict().items():
-        if ".lora_" in name or name.endswith(".new_rows"):
+        if ".lora_" in name or name.endswith(".new_rows") or name in again:
             continue
         adapted, base, _ = name.partition("base_layer.")
         if not value.is_floating_point():
@@ -217,6 +231,11 @@ def merged_tensors(model: LoadedModel, dtype: torch.dtype | None = None) -> dict
             tensor = tensor.map(partial(merged_weight, adapters[adapted]))
         merged[name.replace("base_layer.", "")] = tensor.to(dtype or tensor.dtype)
     return merged
+
+
+def is_untied(config: ModelConfig) -> bool:
+    """Whether a head that was the embedding table is so no more, once new rows are merged into either."""
+    return config.llm.tied and any(part.endswith("_new_rows") for part in config.trainable)
 
 
 def save_merged(folder: Path, model: LoadedModel, dtype: torch.dtype | None, source: str) -> None:
@@ -234,6 +253,7 @@ def save_merged(folder: Path, model: LoadedModel, dtype: torch.dtype | None, sou
     """
     config = copy.deepcopy(model.config)
     config.model.llm.lora_rank, config.model.llm.tokenizer = 0, "."
+    config.model.llm.tied = config.model.llm.tied and not is_untied(config.model)
     config.model.trainable = [part for part in config.model.trainable if part not in MERGED_PARTS]
     config.model.weights = config.model.clip.weights = config.model.llm.weights = config.model.segmenter.weights = None
     tensors = merged_tensors(model, dtype or DTYPES[config.model.precision])
@@ -244,7 +264,7 @@ def save_model(
     folder: str | Path,
     tensors: Tensors,
     config: ModelFolderConfig,
-    vocabulary: Vocabulary,
+    vocabulary: AnyVocabulary,
     metadata: dict[str, str],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -266,10 +286,10 @@ def save_model(
         write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
 
 
-def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: Vocabulary) -> None:
+def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: AnyVocabulary) -> None:
     """Write all of a model folder but its weights: what ``load_model`` builds from, and the tokenizer."""
     (folder / CONFIG_FILE).write_text(to_yaml(config))
-    for name in TOKENIZER_FILES:
+    for name in vocabulary.files:
         shutil.copyfile(vocabulary.folder / name, folder / name)
 
 
@@ -348,12 +368,13 @@ def load_model(
     if is_complete(folder):
         glus = assemble(model, is_clip_empty=True, is_llm_empty=True)
         target = quantize(glus, model, target)
-        load(glus, lambda: Source(folder, current_names(read_tensors(folder))), target)
+        names = glus.state_dict().keys() - second_names(glus)
+        load_into(glus, lambda: Source(folder, current_names(read_tensors(folder)), names), target)
     else:
         glus, file = build_glus(model, target=target), folder / TRAINED_FILE
-        load(glus, lambda: Source(file, current_names(read_tensors(file)), trainable_names(glus)), target)
+        load_into(glus, lambda: Source(file, current_names(read_tensors(file)), trainable_names(glus)), target)
     complete(glus, target)
-    return LoadedModel(glus.eval().to(target.device), Vocabulary(folder), config)
+    return LoadedModel(glus.eval().to(target.device), open_vocabulary(folder), config)
 
 
 def current_names(tensors: Mapping[str, Value]) -> dict[str, Value]:

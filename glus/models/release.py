@@ -22,13 +22,13 @@ from glus.config import (
     Precision,
     SegHeadInit,
     SegmenterConfig,
+    SegState,
 )
 from glus.files import atomic_folder
 from glus.models.build import DTYPES, assemble, complete
 from glus.models.pretrained import (
     CONFIG_FILE,
     IOU_HEAD,
-    TOKENIZER_FILES,
     LoadedModel,
     load_parts,
     loaded_names,
@@ -48,7 +48,7 @@ from glus.models.release_layout import (
     read_llm_config,
 )
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
-from glus.models.weights import IN_MEMORY, LoadReport, Source, Target, load, read_tensors
+from glus.models.weights import IN_MEMORY, LoadReport, Source, Target, load_into, read_tensors
 from glus.tokens import Vocabulary
 
 CLIP_FOLDER = "clip"
@@ -133,7 +133,7 @@ def build_release(
     if source is not None:
         names = [name for name in loaded_names(glus) if not name.startswith("mllm.clip.")]
         whole = replace(source, only=names)
-        reports["checkpoint"] = load(glus, lambda: under_adapters(glus, whole), target)
+        reports["checkpoint"] = load_into(glus, lambda: under_adapters(glus, whole), target)
     reports |= load_parts(glus, config, target)
     complete(glus, target)
     return LoadedModel(glus.eval().to(target.device), checkpoint.vocabulary, ModelFolderConfig(config)), reports
@@ -195,7 +195,7 @@ def save_release(
         write_shards(temporary / CLIP_FOLDER, clip, ending, sys.maxsize, metadata)
         for name, content in texts.items():
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
-        for name in TOKENIZER_FILES:
+        for name in Vocabulary.files:
             shutil.copyfile(model.vocabulary.folder / name, temporary / name)
     left_out = sum(name.startswith(IOU_HEAD) for name in state)
     notice = {"left out: tensors of the IoU head, for which the layout has no place": left_out} if left_out else {}
@@ -204,6 +204,9 @@ def save_release(
 
 def _check_layout_holds(config: ModelConfig) -> None:
     """Raise for settings that the release's code has fixed to another value."""
+    for key, fixed in (("family", "llava"), ("seg_state", SegState.predicting), ("seg_prompts", 1)):
+        if getattr(config, key) != fixed:
+            raise ValueError(f"model.{key}={getattr(config, key)}: the released layout has no such model")
     foreign = sorted(config.llm.architecture.keys() - {*LLM_FIELDS, "initializer_range"})
     if foreign:
         raise ValueError(f"model.llm.architecture.{foreign[0]}: the released layout has no such field")

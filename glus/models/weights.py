@@ -269,7 +269,7 @@ ON_DISK = Target(stays_on_disk=True)
 _FITS: dict[str, Sequence[str]] = {"missing": (), "unexpected": (), "wrong shape": ()}
 
 
-def load(module: nn.Module, read: Callable[[], Source], target: Target) -> LoadReport:
+def load_into(module: nn.Module, read: Callable[[], Source], target: Target) -> LoadReport:
     """Bring weights into ``module``, all or nothing, one tensor at a time.
 
     Each is cast to the module's own type on its device and checked there. On a CPU, where type and device agree already

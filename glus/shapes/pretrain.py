@@ -187,7 +187,7 @@ class LlmTower(Tower):
         states_RD = self._states(conversations, torch.stack(visual))
         loss, values = self.head(states_RD, sentence_labels(labels))
         vocabulary = self.tokenizer.vocabulary
-        answer = seg_cross_entropy(self.mllm.logits(states_RD), vocabulary.seg_id).mean()
+        answer = seg_cross_entropy(self.mllm.decoder.logits(states_RD), vocabulary.seg_id).mean()
         return loss + ANSWER_WEIGHT * answer, {"loss": float(loss.detach()), **values}
 
     def _states(self, conversations: Sequence[Conversation], features_NFPC: torch.Tensor) -> torch.Tensor:

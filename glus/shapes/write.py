@@ -19,6 +19,8 @@ from PIL import Image
 
 from glus.data.masks import encode_rle
 from glus.files import atomic_file, atomic_folder, write_text
+from glus.painter import PAPER
+from glus.pictures import strip
 from glus.shapes.scene import KINDS, Scene, Sentence, scene_of
 
 LAYOUT_KINDS = {"mevis": KINDS, "ref_youtube_vos": ("appearance", "motion", "global", "local")}
@@ -44,9 +46,7 @@ Tables = defaultdict[str, dict[str, Any]]
 
 _GENERATION = 1
 """Raised when the same settings give other videos than before."""
-_COLUMNS, _SIDE, _GAP, _TITLE = 7, 168, 6, 30
-_MARK = (0, 255, 255)
-"""Colour of the outline on the sheet, drawn on a black one: no object has it."""
+_COLUMNS, _SIDE, _GAP = 7, 168, 6
 
 
 def write_shapes(
@@ -192,7 +192,7 @@ def _json_text(content: Any) -> str:
 def draw_contact_sheet(seed: int, num_frames: int = 16, size: int = 128, kinds: Sequence[str] = KINDS) -> np.ndarray:
     """(height, width, 3) uint8 RGB: rows of frames of training videos, under their sentence.
 
-    In each row the objects of one sentence are outlined; a row of an ``absent`` sentence has no outline.
+    In each row the objects of one sentence are marked; where none is in sight, it says "nothing".
     """
     wanted = [row for row in SHEET_ROWS if row[0] in kinds for _ in range(2)]
     return np.concatenate([_row(*found) for found in _find(wanted, seed, num_frames, size)])
@@ -224,19 +224,9 @@ def _find(wanted: Sequence[tuple[str, str]], seed: int, num_frames: int, size: i
 
 def _row(scene: Scene, sentence: Sentence) -> np.ndarray:
     picked = np.linspace(0, len(scene.frames_THW3) - 1, _COLUMNS).round().astype(int)
-    tiles = np.concatenate([_tile(scene, sentence, int(t)) for t in picked], axis=1)
-    title = np.full((_TITLE, tiles.shape[1], 3), 255, np.uint8)
-    text = f"{sentence.kind}: {sentence.text}   [frames {', '.join(map(str, picked))}]"
-    cv2.putText(title, text, (4, _TITLE - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (20, 20, 20), 1, cv2.LINE_AA)
-    return np.concatenate([title, tiles])
-
-
-def _tile(scene: Scene, sentence: Sentence, t: int) -> np.ndarray:
-    tile = cv2.resize(scene.frames_THW3[t], (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC)
-    for number in sentence.object_ids:
-        mask = scene.masks_OTHW[number, t].astype(np.uint8)
-        big = cv2.resize(mask * 255, (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR) > 127
-        contours, _ = cv2.findContours(big.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        for colour, width in (((0, 0, 0), 4), (_MARK, 2)):
-            cv2.drawContours(tile, contours, -1, colour, width, cv2.LINE_AA)
-    return cv2.copyMakeBorder(tile, 0, _GAP, 0, _GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    masks_nHW = np.any(scene.masks_OTHW[list(sentence.object_ids)][:, picked], axis=0)
+    names = [f"{number:05d}" for number in picked]
+    text = f"{sentence.kind}: {sentence.text}"
+    # Without a fill: sentences name colours.
+    row = strip(text, names, scene.frames_THW3[picked], {"": masks_nHW}, long_side=_SIDE, fill=0)
+    return cv2.copyMakeBorder(row, 0, _GAP, 0, 0, cv2.BORDER_CONSTANT, value=PAPER)

@@ -8,6 +8,7 @@ life and goes again, and every matrix product.
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,16 +25,18 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from glus.batch import Batch, Conversation, TrainSample
-from glus.config import BUCKET_NUMBERS, GIB, HardwareConfig, Offload, Precision, Quantization, TrainConfig
+from glus.config import BUCKET_NUMBERS, GIB, HardwareConfig, Offload, Precision, Quantization, SegState, TrainConfig
 from glus.data.dataset import collate
 from glus.losses.objective import TERMS, GlusObjective
-from glus.models.build import PARTS as PARAMETERS
+from glus.models.build import parts_of
 from glus.models.glus import Glus
+from glus.models.mllm import Mllm
 from glus.models.pretrained import build_glus
 from glus.tokens import IMAGE_ID
+from glus.types import Role
 
-COST_PARTS = ("CLIP", "LLM", "SAM2 image encoder", "SAM2 memory and decoder", "losses and the rest")
-CLIP, LLM, IMAGE_ENCODER, DECODER, REST = COST_PARTS
+COST_PARTS = ("vision tower", "LLM", "SAM2 image encoder", "SAM2 memory and decoder", "losses and the rest")
+_, LLM, IMAGE_ENCODER, DECODER, REST = COST_PARTS
 FRAME_SIZE = (720, 1280)
 """Height and width that losses are computed at: Ref-YouTube-VOS and most of MeViS."""
 EXPRESSION_TOKENS = 10
@@ -54,9 +57,9 @@ PROCESS_BYTES = 3 * GIB
 FRAGMENTATION = 0.05
 """Assumed share of memory lost between allocations."""
 
-GROUPS = ("lora", "embeddings", "lm_head", "llm", "clip", "projector", "seg_head", "iou_head", "mask_decoder",
+GROUPS = ("lora", "embeddings", "lm_head", "llm", "clip", "vision", "projector", "seg_head", "iou_head", "mask_decoder",
           "image_encoder", "memory", "prompt_encoder")  # fmt: skip
-"""Names of ``models.build.PARTS``, the special before the general; a parameter is counted in the first that fits."""
+"""Names of ``models.build.parts_of``, the special before the general; a parameter is counted in the first that fits."""
 USABLE = 0.94
 """Share of a GPU's memory that a plan may fill; the driver keeps some."""
 MAX_MICRO_BATCH = 10
@@ -77,18 +80,17 @@ class Trace:
     """Positions the LLM reads, padding included."""
 
 
-def example_batch(
-    config: TrainConfig, tokens_per_frame: int, prepare: Callable[[np.ndarray], np.ndarray], num_videos: int
-) -> Batch:
+def example_batch(config: TrainConfig, mllm: Mllm, num_videos: int) -> Batch:
     """A batch of the config's sizes: black frames, sentences of ``EXPRESSION_TOKENS``, as many as may be drawn."""
     context, query, count = config.frames.num_context, config.frames.num_query, config.data.expressions_per_video
     frame_HW3 = np.zeros((*FRAME_SIZE, 3), np.uint8)
-    pixels = np.stack([prepare(frame_HW3)] * (context + query))
+    counts = {Role.context: context, Role.query: query}
+    pixels = {role: np.stack([mllm.prepare(frame_HW3, role)] * (number + 1))[1:] for role, number in counts.items()}
     sample = TrainSample(
-        context_pixels=pixels[:context],
-        query_pixels=pixels[context:],
+        context_pixels=pixels[Role.context],
+        query_pixels=pixels[Role.query],
         query_frames=np.stack([frame_HW3] * query),
-        conversations=[_conversation(context, query, tokens_per_frame, 1 + row) for row in range(count)],
+        conversations=[_conversation(config, mllm, 1 + row) for row in range(count)],
         target_masks=[np.zeros((query, *FRAME_SIZE), np.uint8)] * count,
         object_keys=[],
         names=[],
@@ -96,13 +98,18 @@ def example_batch(
     return collate([sample] * num_videos, pad_id=0)
 
 
-def _conversation(num_context: int, num_query: int, tokens_per_frame: int, word: int) -> Conversation:
+def _conversation(config: TrainConfig, mllm: Mllm, word: int) -> Conversation:
     """Lengths as of real text; all words of its turns are ``word``, so that another sentence differs from there on."""
-    image = np.array([0, *[IMAGE_ID] * tokens_per_frame, 0])  # between its start and end tokens
-    opening = [np.zeros(SYSTEM_TOKENS), *[image] * num_context, np.zeros(CONTEXT_TOKENS if num_context else 0)]
-    turn = np.concatenate([image, np.full(TURN_TOKENS + EXPRESSION_TOKENS, word)])
+    num_context, num_query = config.frames.num_context, config.frames.num_query
+    context, query = (  # each between its start and end tokens
+        np.array([0, *[IMAGE_ID] * math.prod(mllm.grid(FRAME_SIZE, role)), 0]) for role in Role
+    )
+    opening = [np.zeros(SYSTEM_TOKENS), *[context] * num_context, np.zeros(CONTEXT_TOKENS if num_context else 0)]
+    turn = np.concatenate([query, np.full(TURN_TOKENS + EXPRESSION_TOKENS, word)])
     input_ids = np.concatenate([*opening, *[turn] * num_query]).astype(np.int64)
-    return Conversation(input_ids, len(input_ids) - 2 - len(turn) * np.arange(num_query)[::-1])
+    axes = np.zeros((len(input_ids), 3), np.int64) if mllm.chat.has_axes else None
+    before = len(input_ids) - 2 - len(turn) * np.arange(num_query)[::-1]
+    return Conversation(input_ids, before, axes, config.model.seg_state is SegState.at)
 
 
 def attention_counts() -> dict[Any, Callable[..., int]]:
@@ -216,9 +223,9 @@ def trace_micro_batch(config: TrainConfig, num_videos: int, checkpointing: bool)
     with torch.device("meta"):
         glus = build_glus(config.model, load_weights=False).train()
     if checkpointing:
-        glus.mllm.checkpoint_gradients()
+        glus.mllm.decoder.checkpoint_gradients()
     weights = {name: weight for name, weight in config.loss.weights.items() if name in TERMS}
-    batch = example_batch(config, glus.mllm.tokens_per_frame, glus.mllm.prepare, num_videos)
+    batch = example_batch(config, glus.mllm, num_videos)
     with LikeOnGpu(), torch.device("meta"):
         return count_costs(glus, GlusObjective(weights, seg_id=0), batch.to("meta"))
 
@@ -288,9 +295,11 @@ class WeightCounts:
 
 def count_parameters(glus: Glus) -> dict[str, tuple[int, int]]:
     """Part of the network -> its parameters and how many of them are trained; together every parameter once."""
-    found = {name: [0, 0] for name in (*GROUPS, "rest of SAM2")}
+    parts = parts_of(glus)
+    groups = [group for group in GROUPS if group in parts]
+    found = {name: [0, 0] for name in (*groups, "rest of SAM2")}
     for name, parameter in glus.named_parameters():
-        part = next((group for group in GROUPS if any(key in name for key in PARAMETERS[group])), "rest of SAM2")
+        part = next((group for group in groups if any(key in name for key in parts[group])), "rest of SAM2")
         found[part][0] += parameter.numel()
         found[part][1] += parameter.numel() * parameter.requires_grad
     return {part: (total, trained) for part, (total, trained) in found.items()}
@@ -300,17 +309,12 @@ def measure_sizes(glus: Glus) -> WeightCounts:
     """The counts that ``memory_lines`` needs."""
     totals, trained = zip(*count_parameters(glus).values(), strict=True)
     sizes = {name: parameter.numel() for name, parameter in glus.named_parameters()}
-    projections = sum(size for name, size in sizes.items() if _is_quantisable(name))
-    small = sum(size for name, size in sizes.items() if not _is_born_empty(name))
+    plain = {name: size for name, size in sizes.items() if ".lora_" not in name and not name.endswith(".new_rows")}
+    layers, parts = f"{glus.mllm.decoder.prefix}layers.", parts_of(glus)
+    projections = sum(size for name, size in plain.items() if name.startswith(layers) and "_proj." in name)
+    towers = tuple(start for part in ("clip", "vision", "llm") for start in parts.get(part, ()))
+    small = sum(sizes.values()) - sum(size for name, size in plain.items() if name.startswith(towers))
     return WeightCounts(sum(totals), sum(trained), projections, small)
-
-
-def _is_quantisable(name: str) -> bool:
-    return name.startswith("mllm.llama.model.layers.") and "_proj." in name and ".lora_" not in name
-
-
-def _is_born_empty(name: str) -> bool:
-    return name.startswith(("mllm.clip.", "mllm.llama.")) and ".lora_" not in name and not name.endswith(".new_rows")
 
 
 def memory_lines(config: TrainConfig, sizes: WeightCounts, hardware: HardwareConfig, trace: Trace) -> list[Line]:
@@ -390,7 +394,8 @@ def host_lines(config: TrainConfig, sizes: WeightCounts, hardware: HardwareConfi
     holds them if there is room, and is not counted.
     """
     model, processes = config.model, hardware.num_gpus // hardware.num_nodes
-    drawn = sizes.small if model.weights or (model.llm.weights and model.clip.weights) else sizes.total
+    is_loaded = model.llm.weights and (model.clip.weights or not model.clip.architecture)
+    drawn = sizes.small if model.weights or is_loaded else sizes.total
     lines = [
         Line("processes", PROCESS_BYTES * processes, f"assumed {PROCESS_BYTES / GIB:g} GiB x {processes}"),
         Line("drawn at random", 4.0 * drawn * processes, f"4 B x {drawn:,} x {processes} processes, passing"),

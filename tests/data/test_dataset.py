@@ -1,7 +1,6 @@
 """The training stream on two small datasets, one in each layout."""
 
 import json
-from functools import partial
 from itertools import count
 
 import numpy as np
@@ -91,7 +90,7 @@ def mixture_of(tokenizer, *datasets, weights=None, num_context=2, num_query=3, s
     weights = weights or [1.0] * len(datasets)
     items = {d.name: MixtureItem(dataset=d, weight=w) for d, w in zip(datasets, weights, strict=True)}
     data = DataConfig(mixture=items, expressions_per_video=sentences)
-    want, prepare = FramesConfig(num_context, num_query, **frames), partial(clip_crop, size=CLIP)
+    want, prepare = FramesConfig(num_context, num_query, **frames), (lambda frame, role: clip_crop(frame, CLIP))
     return build_mixture(data, want, tokenizer, prepare, seed)
 
 

@@ -1,15 +1,9 @@
-import struct
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
-
-import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
 from glus.config import DatasetConfig, Layout
-from glus.data.frames import DatasetVideo, FileVideo, FolderVideo, FrameStore, flipped_axis, open_video
-from glus.pictures import write_movie
+from glus.data.frames import DatasetVideo, FolderVideo, FrameStore, PictureVideo, open_video
 
 
 def picture(seed, height=20, width=30):
@@ -146,137 +140,42 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
         open_video("")
 
 
-def ffmpeg(*arguments):
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *map(str, arguments)], check=True)
+def test_a_photo_is_a_video_of_one_frame(store):
+    path = store.path("v", "00005")
+    video = open_video(path)
+    assert isinstance(video, PictureVideo)
+    assert (len(video), video.names) == (1, ("00000",))
+    np.testing.assert_array_equal(video.read(0), picture(1))
+    path.write_bytes(b"x" * 99)
+    with pytest.raises(ValueError, match=r"frame 00005.png does not decode"):
+        open_video(path)
 
 
-def write_clip(path, num_frames, width=72, height=32):
-    """Frame n is grey of level 8n, but for a red corner at the top left."""
-    frames = np.repeat(8 * np.arange(num_frames, dtype=np.uint8), height * width * 3).reshape(-1, height, width, 3)
-    frames[:, :16, :16] = (250, 0, 0)
-    write_movie(path, frames, frames_per_second=5)
-    return path
+def moving_pictures(num_frames=12):
+    """A yellow bar on a ground that changes; each an Image."""
+    frames = np.full((num_frames, 40, 60, 3), (10, 80, 200), np.uint8)
+    for number, frame in enumerate(frames):
+        frame[:, 4 * number : 4 * number + 8] = (255, 255, 0)
+        frame[:8] = 20 * number
+    return [Image.fromarray(frame) for frame in frames]
 
 
-def levels(frames):
-    """The frame numbers that ``write_clip`` has drawn."""
-    return [round(float(frame[20:-4, 20:-4].mean()) / 8) for frame in frames]
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_an_animated_picture_is_read_in_any_order(tmp_path, suffix):
+    first, *others = frames = moving_pictures()
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=others, duration=80, lossless=True)
+    video = open_video(tmp_path / f"a.{suffix}")
+    assert len(video) == len(frames)
+    for index in (*range(12), *range(11, -1, -1), 3, 9, 0):
+        np.testing.assert_array_equal(video.read(index), np.array(frames[index]))
 
 
-@pytest.mark.parametrize("width", [48, 72])  # decord pads the rows of the narrow one
-def test_a_video_file_is_decoded_by_index(tmp_path, width):
-    video = open_video(write_clip(tmp_path / "clip.mp4", 3, width))
-    assert isinstance(video, FileVideo)
-    assert video.names == ("00000", "00001", "00002")
-    assert video.frames_per_second == 5
-    frames = [video.read(index) for index in (2, 0, 1)]
-    assert all(frame.shape == (32, width, 3) and frame.dtype == np.uint8 for frame in frames)
-    assert levels(frames) == [2, 0, 1]
-
-
-@pytest.mark.parametrize("order", [range(30), range(29, -1, -1), [3, 0, 29, 14, 2, 28]], ids=["up", "down", "jumps"])
-def test_frames_are_the_same_in_any_order_and_from_many_threads(tmp_path, order, monkeypatch):
-    monkeypatch.setattr("glus.data.frames.KEPT_BYTES", 0)  # so that frames are forgotten within this short clip
-    video = FileVideo(write_clip(tmp_path / "clip.mp4", 30))
-    with ThreadPoolExecutor(4) as pool:
-        assert levels(pool.map(video.read, order)) == list(order)
-
-
-@pytest.mark.parametrize("turn", [0, 90, 180, 270])
-@pytest.mark.parametrize("flips", [[], ["-display_hflip"]], ids=["", "mirrored"])
-def test_a_frame_stands_as_ffmpeg_shows_it(tmp_path, turn, flips):
-    """In all eight positions that a display matrix of quarter turns and flips can give."""
-    clip, laid = write_clip(tmp_path / "clip.mp4", 3), tmp_path / "laid.mp4"
-    ffmpeg("-display_rotation", turn, *flips, "-i", clip, "-c", "copy", laid)
-    ffmpeg("-i", laid, "-frames:v", 1, tmp_path / "frame.png")
-    shown, frame = np.array(Image.open(tmp_path / "frame.png"), int), open_video(laid).read(0)
-    assert frame.shape == shown.shape
-    assert min(frame.strides) > 0  # torch takes no others
-    assert np.abs(frame - shown).mean() < 2
-    assert all(np.abs(np.flip(frame, axes) - shown).mean() > 10 for axes in (0, 1, (0, 1)))
-
-
-def test_a_mirrored_video_aslant_is_refused(tmp_path):
-    laid = tmp_path / "laid.mp4"
-    ffmpeg("-display_rotation", 30, "-display_hflip", "-i", write_clip(tmp_path / "clip.mp4", 3), "-c", "copy", laid)
-    with pytest.raises(ValueError, match=r"laid.mp4 is mirrored and turned by no quarter turn"):
-        open_video(laid)
-
-
-def test_only_mp4_has_a_display_matrix(tmp_path):
-    """Its boxes may be long (64-bit sizes) or go on to the end of the file; other containers have none."""
-    clip = write_clip(tmp_path / "clip.mp4", 3)
-    ffmpeg("-display_vflip", "-i", clip, "-c", "copy", tmp_path / "laid.mp4")
-    ffmpeg("-i", clip, "-c", "copy", tmp_path / "clip.mkv")
-    data = (tmp_path / "laid.mp4").read_bytes()
-    moov = data[data.index(b"moov") - 4 :]
-    (tmp_path / "long.mp4").write_bytes(struct.pack(">I4sQ", 1, b"free", 16 + 5) + bytes(5) + bytes(4) + moov[4:])
-    for name, axis in (("clip.mp4", None), ("laid.mp4", 0), ("clip.mkv", None), ("long.mp4", 0)):
-        assert flipped_axis(tmp_path / name) == axis
-
-
-def box(kind, *contents, long=False):
-    """Of MP4; its size may be a 64-bit number."""
-    content = b"".join(contents)
-    size = len(content) + (16 if long else 8)
-    return struct.pack(">I4sQ", 1, kind, size) + content if long else struct.pack(">I4s", size, kind) + content
-
-
-@pytest.mark.parametrize(
-    ("version", "end", "axis"),
-    [
-        (0, 84, 0),
-        (1, 96, 0),
-        (0, 92, 0),  # more than the standard has
-        (0, 75, None),  # cut short
-        (1, 84, None),
-        (2, 96, None),  # unknown
-        (0, 0, None),
-    ],
-)
-@pytest.mark.parametrize("long", [False, True])
-def test_the_display_matrix_is_found_in_every_form_of_its_box(tmp_path, version, end, axis, long):
-    """Of the video track, upside down; the track of sound before it is not looked at."""
-    upside_down = struct.pack(">9i", 1 << 16, 0, 0, 0, -1 << 16, 0, 0, 0, 1 << 30)
-    header = (bytes([version]).ljust(52 if version else 40, b"\0") + upside_down).ljust(96, b"\0")[:end]
-    sound, video = (box(b"mdia", box(b"hdlr", bytes(8), kind, bytes(12))) for kind in (b"soun", b"vide"))
-    tracks = box(b"trak", sound), box(b"trak", video, box(b"tkhd", header, long=long))
-    (tmp_path / "a.mp4").write_bytes(box(b"ftyp", b"isom") + box(b"moov", *tracks, long=long))
-    assert flipped_axis(tmp_path / "a.mp4") == axis
-
-
-def test_a_variable_rate_video_gives_each_frame_once(tmp_path):
-    clip = write_clip(tmp_path / "clip.mp4", 10)
-    late = "setpts=if(lt(N\\,5)\\,N*0.2\\,1+(N-5)*0.6)/TB"
-    ffmpeg("-i", clip, "-vf", late, "-fps_mode", "vfr", tmp_path / "variable.mp4")
-    video = FileVideo(tmp_path / "variable.mp4")
-    assert levels(map(video.read, range(len(video)))) == list(range(10))
-    assert 2 < video.frames_per_second < 5
-
-
-def test_a_file_without_frames_is_named(tmp_path):
-    ffmpeg("-f", "lavfi", "-i", "sine=d=1", tmp_path / "sound.mp4")
-    ffmpeg("-i", write_clip(tmp_path / "clip.mp4", 3), "-frames:v", 0, "-c", "copy", tmp_path / "empty.mp4")
-    for name in ("sound.mp4", "empty.mp4"):
-        with pytest.raises(ValueError, match=rf"{name} holds no video stream, or one without frames"):
-            open_video(tmp_path / name)
-
-
-def test_damage_in_the_middle_of_a_video_is_named(tmp_path):
-    clip = tmp_path / "clip.mp4"
-    noise = "nullsrc=s=64x48:r=30:d=2,geq=random(1)*255:128:128"
-    ffmpeg("-f", "lavfi", "-i", noise, "-g", 10, "-movflags", "+faststart", clip)
-    data = bytearray(clip.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + len(data) // 8] = bytes(len(data) // 8)
-    clip.write_bytes(data)
-    video = FileVideo(clip)
-    assert video.read(0).shape == (48, 64, 3)
-    with pytest.raises(ValueError, match=r"frame \d+ of video .*clip.mp4 does not decode"):
-        list(map(video.read, range(len(video))))
-
-
-def test_a_file_that_is_no_video_is_named(tmp_path):
-    (tmp_path / "clip.mp4").write_bytes(b"no video at all")
-    with pytest.raises(ValueError, match=r"clip.mp4 does not decode"):
-        open_video(tmp_path / "clip.mp4")
+def test_a_damaged_animation_is_named(tmp_path):
+    first, *others = moving_pictures()
+    path = tmp_path / "a.webp"
+    first.save(path, save_all=True, append_images=others, duration=80, lossless=True)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"(frame \d+ of video .*)?a.webp does not decode"):
+        [open_video(path).read(index) for index in range(12)]

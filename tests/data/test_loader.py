@@ -44,7 +44,7 @@ def batches(act: Callable[[int], object], num_workers: int = 2) -> Batches:
 
 def test_what_a_worker_cannot_send_is_told() -> None:
     found = batches(lambda number: Unsendable() if number == 3 else "fine")
-    message = r"a loader process has died \(RuntimeError: unable to allocate shared memory.*docker run --shm-size=1g"
+    message = r"a loader process has failed \(RuntimeError: unable to allocate shared memory.*docker run --shm-size=1g"
     with pytest.raises(ChildProcessError, match=message):
         list(found)
 
@@ -58,7 +58,7 @@ def test_a_worker_that_is_killed_is_told() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     found = batches(act, num_workers=1)
-    with pytest.raises(ChildProcessError, match=r"a loader process has died \(DataLoader worker \(pid"):
+    with pytest.raises(ChildProcessError, match=r"a loader process has failed \(DataLoader worker \(pid"):
         list(found)
 
 

@@ -53,14 +53,15 @@ def test_overlapping_objects_are_united_and_null_is_absent(tmp_path):
     np.testing.assert_array_equal(store.read(expression(("7",)), [1, 0], SIZE), [np.zeros(SIZE), first])
 
 
-def test_codes_are_those_to_be_united(tmp_path):
+def test_run_lengths_are_those_to_be_united(tmp_path):
     first, second = rle(box(0, 0, 3, 4)), rle(box(2, 2, 5, 8))
     plain = {"size": list(SIZE), "counts": unpack_runs(second["counts"], SIZE).tolist()}
     store = rle_store(tmp_path, {"7": [first, None], "8": [second, plain]})
-    codes = [[code["counts"] for code in frame] for frame in ([first, second], [second])]
-    assert store.codes(expression(("7", "8")), [0, 1, 0], SIZE) == [*codes, codes[0]]
+    expected = [[unpack_runs(code["counts"], SIZE).tolist() for code in frame] for frame in ([first, second], [second])]
+    parts = store.parts(expression(("7", "8")), [0, 1, 0], SIZE)
+    assert [[runs.tolist() for runs in frame] for frame in parts] == [*expected, expected[0]]
     with pytest.raises(ValueError, match=r"frame 00005, annotation 8 .* is 6x9, but the frame is 6x8"):
-        store.codes(expression(("8",)), [1], (6, 8))
+        store.parts(expression(("8",)), [1], (6, 8))
 
 
 def test_a_store_is_sent_closed_to_other_processes(tmp_path):

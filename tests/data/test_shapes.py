@@ -357,5 +357,5 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert count_kinds(tmp_path, "valid")["absent"] == 2
     make_shapes.main(arguments)
     assert "already there" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"make_shapes: .*holds"):
+    with pytest.raises(SystemExit, match=r"error: .*holds"):
         make_shapes.main([*arguments, "--seed", "1"])

@@ -136,7 +136,7 @@ def test_every_read_of_a_tree_sees_the_tokens_of_its_own_prompt(tokenizer, asked
         seen = np.flatnonzero(sees[read])
         prompt = tokenizer.window("The red circle.", 2, turn + 1, trailing_space).input_ids
         order = seen[np.argsort(tree.positions[seen])]
-        assert [*opening, *tree.input_ids[order]] == prompt.tolist()
+        assert [*opening.input_ids, *tree.input_ids[order]] == prompt.tolist()
         assert tree.positions[order].tolist() == list(range(len(order)))
 
 

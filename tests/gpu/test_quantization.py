@@ -46,7 +46,7 @@ def _bytes(llama: Any) -> int:
 def test_states_stay_close_and_adapters_learn(quantization: Quantization) -> None:
     llama = _llama()
     before, size = _states(llama), _bytes(llama)
-    Quantizer(llama, quantization, DEVICE)
+    Quantizer(llama.model.layers, "", quantization, DEVICE)
     after = _states(llama)
     assert size / _bytes(llama) > FEWER_BYTES[quantization]
     assert torch.nn.functional.cosine_similarity(before, after, dim=-1).min() > 0.9

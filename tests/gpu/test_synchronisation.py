@@ -1,4 +1,4 @@
-"""What ``tests/models/test_synchronisation.py`` counts on a CPU, as CUDA itself sees it."""
+"""What ``test_synchronisation.py`` of models and of inference count on a CPU, as CUDA itself sees it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from glus.config import ContrastiveConfig, LossConfig
+from glus.config import ContrastiveConfig, LossConfig, SettingsConfig
+from glus.inference.predictor import load_predictor
 from glus.losses.objective import build_objective
 from glus.models.pretrained import LoadedModel
 from tests.models.conftest import BatchMaker
 from tests.models.conftest import make_batch as make_batch  # the fixture
+from tests.waits import cuda_waits
+from tools.benchmarks.plain import SHIPPED, BenchmarkVideo
 
 pytestmark = pytest.mark.gpu
 
@@ -30,3 +33,16 @@ def test_a_micro_step_never_waits_for_the_gpu(
         objective(glus(batch), batch, objective.counts([batch]), rng)["total"].backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_predicted_chunk_waits_once() -> None:
+    """What happens once per video is left out: counted are the waits of four chunks less those of two."""
+    predictor, _ = load_predictor(SHIPPED, SettingsConfig(chunk_frames=8))
+    found = []
+    for num_chunks in (2, 2, 4):  # the first one moves constants
+        video = BenchmarkVideo(num_chunks * 8, 128, 128)
+        with cuda_waits() as waits:
+            list(predictor.segment(video, video.texts(3)))
+        found.append(waits)
+    more = found[2] - found[1]
+    assert more.total() <= 2, more

@@ -40,19 +40,19 @@ class ArrayVideo:
 def answering(model: LoadedModel, seg: bool = True) -> LoadedModel:
     """The model, made to always answer with [SEG], or with something else."""
     glus = copy.deepcopy(model.glus)
-    logits = glus.mllm.logits
+    logits = glus.mllm.decoder.logits
     token = model.vocabulary.seg_id if seg else model.vocabulary.eos_id
     bias = torch.nn.functional.one_hot(torch.tensor(token), model.config.model.llm.vocab_size) * 1e4
-    glus.mllm.logits = lambda states: logits(states) + bias
+    glus.mllm.decoder.logits = lambda states: logits(states) + bias
     return replace(model, glus=glus)
 
 
 def answering_sometimes(model: LoadedModel) -> LoadedModel:
     """The model, made to answer some prompts with [SEG] and others not, as their state's first channel has it."""
     sometimes = answering(model)
-    logits, seg_id = sometimes.glus.mllm.logits, model.vocabulary.seg_id
+    logits, seg_id = sometimes.glus.mllm.decoder.logits, model.vocabulary.seg_id
     one_hot = torch.nn.functional.one_hot(torch.tensor(seg_id), model.config.model.llm.vocab_size) * 2e4
-    sometimes.glus.mllm.logits = lambda states: logits(states) - one_hot * ((states[..., :1] * 50).sin() < 0)
+    sometimes.glus.mllm.decoder.logits = lambda states: logits(states) - one_hot * ((states[..., :1] * 50).sin() < 0)
     return sometimes
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glus.pictures import OKABE_ITO, PAPER, fit, legend, overlay, palette, strip, write_movie
+from glus.painter import PAPER, SENTENCE_COLOURS, Painter, overlay, palette
+from glus.pictures import fit, legend, strip, write_movie
 
 GREY = np.full((40, 60, 3), 100, np.uint8)
 
@@ -25,18 +26,18 @@ def test_overlay_colours_the_inside_of_each_mask_and_nothing_else():
     picture = overlay(GREY, boxes(), palette(2))
     assert picture.shape == GREY.shape
     assert picture.dtype == np.uint8
-    np.testing.assert_array_equal(picture[15, 15], np.round(100 + 0.45 * (np.array(OKABE_ITO[0]) - 100.0)))
-    np.testing.assert_array_equal(picture[20, 45], np.round(100 + 0.45 * (np.array(OKABE_ITO[1]) - 100.0)))
-    np.testing.assert_array_equal(picture[6, 15], OKABE_ITO[0])
-    np.testing.assert_array_equal(picture[10, 45], OKABE_ITO[1])
+    np.testing.assert_array_equal(picture[15, 15], np.round(100 + 0.45 * (np.array(SENTENCE_COLOURS[0]) - 100.0)))
+    np.testing.assert_array_equal(picture[20, 45], np.round(100 + 0.45 * (np.array(SENTENCE_COLOURS[1]) - 100.0)))
+    np.testing.assert_array_equal(picture[6, 15], SENTENCE_COLOURS[0])
+    np.testing.assert_array_equal(picture[10, 45], SENTENCE_COLOURS[1])
     np.testing.assert_array_equal(picture[35:, :], GREY[35:, :])
     assert (GREY == 100).all(), "the frame itself is left alone"
 
 
 def test_both_of_two_equal_masks_are_seen():
     masks = boxes()[[0, 0]]
-    picture = overlay(GREY, masks, palette(2)).reshape(-1, 3)
-    for colour in OKABE_ITO[:2]:
+    picture = Painter(["1", "2"], palette(2)).draw(GREY, masks).reshape(-1, 3)
+    for colour in SENTENCE_COLOURS[:2]:
         assert (picture == colour).all(1).any()
 
 
@@ -67,7 +68,7 @@ def test_legend_wraps_long_sentences():
     short, long = (legend([text], palette(1), 200) for text in ("a cat", "a cat that is " + "very " * 30 + "black"))
     assert short.shape[1] == long.shape[1] == 200
     assert long.shape[0] > 3 * short.shape[0]
-    assert (short == OKABE_ITO[0]).all(-1).sum() > 100
+    assert (short == SENTENCE_COLOURS[0]).all(-1).sum() > 100
     assert (long[:, -4:] == PAPER).all(), "no word runs over the edge"
 
 
@@ -78,7 +79,7 @@ def test_strip_has_a_column_per_frame_and_a_row_per_source():
     one = strip("a box", ["1", "2", "3"], [GREY] * 3, {"prediction": empty}, long_side=120)
     assert both.shape[1] == one.shape[1] == 3 * 120 + 2 * 6
     assert both.shape[0] > one.shape[0] + 80
-    coloured = (both == OKABE_ITO[0]).all(-1)
+    coloured = (both == SENTENCE_COLOURS[0]).all(-1)
     coloured[:30] = False  # the legend
     assert coloured[: both.shape[0] // 2].any()
     assert not coloured[both.shape[0] // 2 :].any()
@@ -114,8 +115,8 @@ def test_gifs_keep_the_colours_of_the_legend(tmp_path: Path):
     frame = np.concatenate([noise, legend(["a cat"], palette(1), 200)])
     write_movie(tmp_path / "movie.gif", [frame, frame[::-1]], 4)
     decoded = read_movie(tmp_path / "movie.gif")[0, : len(frame)].astype(int)
-    square = (frame == OKABE_ITO[0]).all(-1)
-    np.testing.assert_allclose(decoded[square], np.broadcast_to(OKABE_ITO[0], (square.sum(), 3)), atol=8)
+    square = (frame == SENTENCE_COLOURS[0]).all(-1)
+    np.testing.assert_allclose(decoded[square], np.broadcast_to(SENTENCE_COLOURS[0], (square.sum(), 3)), atol=8)
 
 
 def seek(image: Image.Image, number: int) -> Image.Image:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 import glus
 from glus.config import SettingsConfig
 from glus.inference.predictor import VideoPredictor, load_predictor
-from glus.inference.segment import sentence_folders
+from glus.inference.segmentation import sentence_folders
 from tests.mounts import mount
 
 TEXTS = ["the red circle", "a dog"]
@@ -99,7 +102,7 @@ def test_what_cannot_be_segmented_is_named_and_leaves_nothing(
 
 
 def test_settings_are_not_ignored(predictor: VideoPredictor):
-    with pytest.raises(ValueError, match="give them to load_predictor"):
+    with pytest.raises(ValueError, match=r"give them to glus\.load"):
         glus.segment(Noise(1), TEXTS, predictor, settings=SettingsConfig(memory_stride=1))
 
 
@@ -235,3 +238,91 @@ def test_white_space_in_a_sentence_is_made_even(predictor: VideoPredictor):
     assert copied.texts == ("the red circle",) * len(odd)
     for one, other in zip(plain.frames, copied.frames, strict=True):
         assert other.codes == one.codes * len(odd)
+
+
+def test_a_video_may_be_anything_that_holds_frames(predictor: VideoPredictor, tmp_path: Path):
+    frames = np.stack([Noise().read(index) for index in range(3)])
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for path, frame in zip(paths, frames, strict=True):
+        Image.fromarray(frame).save(path)
+    wanted = [frame.codes for frame in glus.segment(Noise(3), TEXTS, predictor).frames]
+    forms = {
+        "array": frames,
+        "channels first": torch.from_numpy(frames).permute(0, 3, 1, 2),
+        "list of arrays": list(frames),
+        "list of pictures": [Image.fromarray(frame) for frame in frames],
+        "list of paths": [str(path) for path in paths],
+        "mixed": [paths[0], frames[1], torch.from_numpy(frames[2])],
+    }
+    for name, video in forms.items():
+        assert [frame.codes for frame in glus.segment(video, TEXTS, predictor).frames] == wanted, name
+    for one in (frames[0], torch.from_numpy(frames[0]), Image.fromarray(frames[0]), paths[0], str(paths[0])):
+        assert len(glus.segment(one, TEXTS, predictor).frames) == 1
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (np.zeros((2, 4, 5, 3), np.float32), r"frame 0 is float32 of shape \(4, 5, 3\); expected uint8 RGB"),
+        (np.zeros((2, 4, 5), np.uint8), r"frame 0 is uint8 of shape \(2, 4, 5\)"),
+        ([np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint8)], r"frame 1 is uint8 of shape \(4, 5\)"),
+        (5, r"a video of type int: expected a path, an array"),
+        ([], r"0 frames"),
+    ],
+)
+def test_what_holds_no_frames_is_named(video: object, message: str, predictor: VideoPredictor):
+    with pytest.raises(ValueError, match=message):
+        glus.segment(video, TEXTS, predictor)
+
+
+def test_frames_stream_as_they_come(predictor: VideoPredictor):
+    video = Noise(90)
+    stream = glus.stream(video, TEXTS, predictor)
+    first = next(stream)
+    assert video.num_read < 90
+    assert [first, *stream] == glus.segment(Noise(90), TEXTS, predictor).frames
+
+
+def test_a_model_is_loaded_once(predictor: VideoPredictor, model_folder: Path):
+    loaded = glus.load(model_folder)
+    assert glus.load(loaded) is loaded
+    assert glus.segment(Noise(), TEXTS, loaded).frames == glus.segment(Noise(), TEXTS, predictor).frames
+    with pytest.raises(ValueError, match=r"give them to glus\.load"):
+        glus.load(loaded, SettingsConfig(memory_stride=1))
+    assert {"load", "segment", "stream"} <= set(dir(glus))
+
+
+def test_a_segmentation_is_looked_at_and_converted(predictor: VideoPredictor, tmp_path: Path, monkeypatch):
+    found = glus.segment(Noise(), TEXTS, predictor, settings=None)
+    assert repr(found) == "Segmentation(2 sentences, 4 frames of 50x30)"
+    assert found._repr_html_().startswith('<img src="data:image/png;base64,')
+    assert found.overlay(1).shape == (30, 50, 3)
+    assert found.masks("a dog").shape == (4, 30, 50)
+    np.testing.assert_array_equal(found.masks(1)[2], found.frames[2].masks()[1])
+    with pytest.raises(ValueError, match=r"no sentence 'a cat'; there are \['the red circle', 'a dog'\]"):
+        found.masks("a cat")
+    with pytest.raises(ValueError, match="no sentence number 2"):
+        found.masks(2)
+    coco = found.to_coco()
+    masks = {(a["image_id"], a["category_id"] - 1): a for a in coco["annotations"]}
+    assert len(coco["images"]) == 4
+    for frame, answers in enumerate(found.frames):
+        for row, mask in enumerate(answers.masks()):
+            assert ((frame, row) in masks) == bool(mask.any())
+            if mask.any():
+                code = {**masks[frame, row]["segmentation"], "counts": masks[frame, row]["segmentation"]["counts"]}
+                np.testing.assert_array_equal(coco_mask.decode(code), mask)
+                x, y, width, height = masks[frame, row]["bbox"]
+                assert mask[y : y + height, x : x + width].sum() == mask.sum() == masks[frame, row]["area"]
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=lambda **given: given))
+    detections = found.to_supervision(0)
+    np.testing.assert_array_equal(detections["mask"], found.frames[0].masks()[detections["class_id"]])
+    assert detections["xyxy"].shape == (len(detections["class_id"]), 4)
+    found.save(tmp_path / "out", frames_per_second=5)
+    glus.segment(Noise(), TEXTS, predictor, tmp_path / "same", frames_per_second=5)
+    written = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.png")}
+    assert written
+    for path in written:
+        assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "same" / path).read_bytes()
+    with pytest.raises(ValueError, match="holds the result of an earlier run"):
+        found.save(tmp_path / "out")

@@ -10,6 +10,7 @@ import pytest
 
 from glus.data import frames as reading
 from glus.data.frames import FrameStream
+from glus.types import Role
 
 
 class Frames:
@@ -34,8 +35,8 @@ class Frames:
 @pytest.mark.parametrize(("height", "ahead"), [(10, 8), (100, 5), (1000, 1)])
 def test_large_frames_are_read_less_far_ahead(monkeypatch: pytest.MonkeyPatch, height: int, ahead: int) -> None:
     monkeypatch.setattr(reading, "MAX_AHEAD_BYTES", 5 * 100 * 20 * 3)
-    video, schedule = Frames(height, 20), ((number, True) for number in range(40))
-    with closing(FrameStream(video, schedule, lambda pixels: pixels[:8, :8], ahead=8)) as frames:
+    video, schedule = Frames(height, 20), ((number, (Role.query,)) for number in range(40))
+    with closing(FrameStream(video, schedule, lambda pixels, role: pixels[:8, :8], ahead=8)) as frames:
         for number in range(20):
             assert frames.take(number).index == number
             assert len(frames._coming) == ahead

@@ -101,7 +101,7 @@ def test_without_a_compiler_only_who_asks_for_it_is_refused(
     monkeypatch.setattr(distributed, "device", lambda: torch.device("cuda", 0))
     config = tiny_train_config()
     config.trainer.compile = setting
-    glus = SimpleNamespace(mllm=SimpleNamespace(compile_layers=fail))
+    glus = SimpleNamespace(mllm=SimpleNamespace(decoder=SimpleNamespace(compile_layers=fail)))
     compile_layers = load_script("train").compile_layers
     if setting:
         with pytest.raises(ValueError, match="no compiler"):

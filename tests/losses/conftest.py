@@ -24,8 +24,8 @@ def make_case() -> CaseMaker:
         n, q = len(sizes), 2
         empty = torch.zeros(0)
         batch = Batch(
-            context_pixels=empty,
-            query_pixels=empty,
+            context_pixels=[empty],
+            query_pixels=[empty],
             query_frames=[],
             rows=TokenRows(*[torch.zeros(1, 8, dtype=torch.int64)] * 4, reads_R=torch.zeros(n * q, dtype=torch.int64)),
             video_index=torch.zeros(n, dtype=torch.int64),

@@ -16,6 +16,7 @@ from glus.losses.contrastive import ContrastiveQueue
 from glus.losses.objective import (
     TERMS,
     GlusObjective,
+    LossInputs,
     binary_cross_entropy,
     build_objective,
     dice_loss,
@@ -89,7 +90,10 @@ def test_the_iou_term_compares_each_expectation_with_its_own_mask(make_case: Cas
 
 
 def test_unknown_and_useless_weights_are_errors() -> None:
-    with pytest.raises(ValueError, match=r"loss\.weights\.focal: no such term; known are seg, bce, dice, iou, con"):
+    with pytest.raises(
+        ValueError,
+        match=r"loss\.weights\.focal: no such term; known are seg, bce, dice, iou, mask_iou, object",
+    ):
         GlusObjective({"seg": 1.0, "focal": 1.0}, seg_id=3)
     with pytest.raises(ValueError, match="above 0"):
         GlusObjective({"seg": 0.0}, seg_id=3)
@@ -150,3 +154,17 @@ def test_the_defaults_are_the_published_weights_and_every_term_is_named() -> Non
     assert {*TERMS, "contrastive"} == LossConfig().weights.keys()
     assert objective.queue is not None
     assert build_objective(LossConfig(weights={"seg": 1.0}), seg_id=3).queue is None
+
+
+def test_sam2s_own_losses_judge_what_its_decoder_says() -> None:
+    """L1 to the reached IoU, and whether there is an object at all; rows in the order of the masks."""
+    target = torch.zeros(2, 4, 4, dtype=torch.uint8)
+    target[0, :2] = 1
+    logits = torch.where(torch.arange(4)[:, None] < 1, 1.0, -1.0).expand(2, 4, 4)  # half of the first; no object
+    inputs = LossInputs(
+        torch.zeros(2, 3), 0, [(logits[:1], target[:1]), (logits[1:], target[1:])], None,
+        mask_iou_R=torch.tensor([0.75, 0.25]), object_logits_R=torch.tensor([2.0, 2.0]),
+    )  # fmt: skip
+    torch.testing.assert_close(TERMS["mask_iou"](inputs), torch.tensor([0.25, 0.25]))
+    expected = torch.tensor([-math.log(1 / (1 + math.exp(-2))), -math.log(1 - 1 / (1 + math.exp(-2)))])
+    torch.testing.assert_close(TERMS["object_score"](inputs), expected)

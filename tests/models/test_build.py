@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from glus.batch import Batch
 from glus.config import FuserGamma, LossConfig, ModelFolderConfig, Precision
 from glus.files import hidden_sibling
 from glus.losses.objective import build_objective
-from glus.models.build import PARTS, build_random, mark_trainable, trainable_names
+from glus.models.build import build_random, mark_trainable, parts_of, trainable_names
 from glus.models.glus import Glus
+from glus.models.mllm.llava import Llava
 from glus.models.pretrained import (
     COMPLETE_FILE,
     TRAINED_FILE,
@@ -32,6 +34,7 @@ from glus.train.plan import CostCounter
 from tests.models.conftest import save_trained
 
 BatchMaker = Callable[..., Batch]
+PARTS = parts_of(SimpleNamespace(mllm=Llava, segmenter=Sam2Segmenter))  # type: ignore[arg-type]
 BUILT_PARTS = [part for part in PARTS if not part.endswith("_new_rows") and part != "iou_head"]
 """The others are there only if the config asks for them (test_new_rows, test_iou_head)."""
 UNUSED = ("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "obj_ptr_proj", "mask_downsample.")
@@ -116,7 +119,7 @@ def test_two_steps_change_what_is_declared_and_nothing_else(
     glus: Glus, make_batch: BatchMaker, checkpointing: bool
 ) -> None:
     if checkpointing:
-        glus.mllm.checkpoint_gradients()
+        glus.mllm.decoder.checkpoint_gradients()
         assert any(getattr(module, "gradient_checkpointing", False) for module in glus.mllm.modules())
     expected = {name for name in trainable_names(glus) if not name.startswith(Sam2Segmenter.NEVER_UPDATED)}
     assert len(expected) < len(trainable_names(glus))
@@ -128,7 +131,7 @@ def test_gradient_checkpointing_changes_no_gradient(glus: Glus, make_batch: Batc
     for checkpointing in (False, True):
         model = copy.deepcopy(glus).train()
         if checkpointing:
-            model.mllm.checkpoint_gradients()
+            model.mllm.decoder.checkpoint_gradients()
         model(batch).mask_logits_NQmm.square().mean().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -138,9 +141,9 @@ def test_gradient_checkpointing_changes_no_gradient(glus: Glus, make_batch: Batc
 
 def test_gradient_checkpointing_is_switched_on_and_off(glus: Glus) -> None:
     layers = glus.mllm.llama.model.layers
-    glus.mllm.checkpoint_gradients()
+    glus.mllm.decoder.checkpoint_gradients()
     assert all(layer.gradient_checkpointing for layer in layers)
-    glus.mllm.checkpoint_gradients(False)
+    glus.mllm.decoder.checkpoint_gradients(False)
     assert not any(layer.gradient_checkpointing for layer in layers)
 
 
@@ -154,16 +157,16 @@ def test_gradient_checkpointing_has_another_name_in_older_transformers(glus: Glu
         def gradient_checkpointing_disable(self) -> None:
             self.said += ("disabled",)
 
-    glus.mllm.llama = Older()
-    glus.mllm.checkpoint_gradients()
-    glus.mllm.checkpoint_gradients(False)
-    assert glus.mllm.llama.said == ({"use_reentrant": False}, "disabled")
+    glus.mllm.decoder.text = older = Older()
+    glus.mllm.decoder.checkpoint_gradients()
+    glus.mllm.decoder.checkpoint_gradients(False)
+    assert older.said == ({"use_reentrant": False}, "disabled")
 
 
 def test_frozen_language_model_still_passes_gradients_to_the_projector(glus: Glus, make_batch: BatchMaker) -> None:
     """Also with gradient checkpointing, whose inputs then carry the only gradient."""
     mark_trainable(glus, ["projector"])
-    glus.mllm.checkpoint_gradients()
+    glus.mllm.decoder.checkpoint_gradients()
     assert _two_steps(glus, make_batch((2, 1))) == {"mllm.projector.weight", "mllm.projector.bias"}
 
 

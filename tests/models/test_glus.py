@@ -25,8 +25,8 @@ def _row(batch: Batch, row: int) -> Batch:
     video = int(batch.video_index[row])
     return replace(
         batch,
-        context_pixels=batch.context_pixels[[video]],
-        query_pixels=batch.query_pixels[[video]],
+        context_pixels=[batch.context_pixels[video]],
+        query_pixels=[batch.query_pixels[video]],
         query_frames=[batch.query_frames[video]],
         rows=pack_conversations([[unpack_conversations(batch.rows)[row]]], pad_id=0),
         video_index=torch.zeros(1, dtype=torch.int64),
@@ -101,7 +101,7 @@ def test_attention_is_torchs_fused_one(glus: Glus, make_batch: BatchMaker, monke
         return attend(query, *others, **options)
 
     batch = make_batch((3, 2))
-    tokens = glus.mllm.see(torch.cat([batch.context_pixels, batch.query_pixels], dim=1).flatten(0, 1)).flatten(0, 1)
+    tokens = glus.see(batch)
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     glus.mllm.states(batch.rows, tokens)
     assert calls == [5] * len(glus.mllm.llama.model.layers)

@@ -38,6 +38,18 @@ def test_a_published_checkpoint_is_converted_once(
     assert find_model(released_copy, tiny_segmenter()) != folder
 
 
+def test_a_user_without_a_home_is_told_what_to_set(
+    released_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no folder that is called ~ is made."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: str(path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=r"no home folder .*set XDG_CACHE_HOME"):
+        find_model(released_copy, tiny_segmenter())
+    assert not (tmp_path / "~").exists()
+
+
 def test_an_id_on_the_hub_is_downloaded_without_its_code(
     released_copy: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:

@@ -77,7 +77,7 @@ def mllm() -> Llava:
 def test_visual_tokens_take_their_placeholders_row_by_row(mllm: Llava) -> None:
     ids = torch.tensor([[1, IMAGE_ID, IMAGE_ID, 5, IMAGE_ID], [IMAGE_ID, 7, 8, 9, 0]])
     visual = torch.arange(4.0)[:, None].expand(4, 32) + 100
-    embeds = mllm._splice(rows_of(ids), visual)
+    embeds = mllm.decoder.splice(rows_of(ids), visual)
     table = mllm.llama.model.embed_tokens.weight
     assert torch.equal(embeds[ids == IMAGE_ID], visual)
     assert torch.equal(embeds[ids != IMAGE_ID], table[ids[ids != IMAGE_ID]])
@@ -86,7 +86,7 @@ def test_visual_tokens_take_their_placeholders_row_by_row(mllm: Llava) -> None:
 def test_gradients_reach_visual_tokens_and_only_the_embeddings_in_use(mllm: Llava) -> None:
     visual = torch.randn(2, 32, requires_grad=True)
     ids = torch.tensor([[3, IMAGE_ID, IMAGE_ID]])
-    mllm._splice(rows_of(ids), visual).sum().backward()
+    mllm.decoder.splice(rows_of(ids), visual).sum().backward()
     assert torch.equal(visual.grad, torch.ones(2, 32))
     rows = mllm.llama.model.embed_tokens.weight.grad.abs().sum(1).nonzero().flatten()
     assert rows.tolist() == [3]  # not row 0, which stands in for placeholders
@@ -116,7 +116,7 @@ def test_states_are_normalised_and_give_the_models_own_logits(mllm: Llava) -> No
     ids = torch.randint(1, 50, (2, 10), generator=torch.Generator().manual_seed(0))
     states = states_of(mllm, rows_of(ids))
     torch.testing.assert_close(states.pow(2).mean(-1), torch.ones(2, 10), rtol=1e-2, atol=0)
-    torch.testing.assert_close(mllm.logits(states), mllm.llama(input_ids=ids).logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(mllm.decoder.logits(states), mllm.llama(input_ids=ids).logits, rtol=0, atol=1e-6)
 
 
 def test_casting_to_bfloat16_keeps_positions_far_into_a_conversation(mllm: Llava) -> None:

@@ -27,9 +27,8 @@ def separate_states(glus: Glus, batch: Batch, visual_TD: torch.Tensor) -> torch.
 
 def _separate(glus: Glus, batch: Batch) -> GlusOutput:
     """The forward pass with each conversation in a row of its own, under the LLM's plain causal attention."""
-    pixels_BF3ss = torch.cat([batch.context_pixels, batch.query_pixels], dim=1)
-    tokens_BFPD = glus.mllm.see(pixels_BF3ss.flatten(0, 1)).unflatten(0, pixels_BF3ss.shape[:2])
-    states_NQD = separate_states(glus, batch, tokens_BFPD[batch.video_index].flatten(0, 2))
+    tokens_BTD = glus.see(batch).unflatten(0, (len(batch.query_frames), -1))
+    states_NQD = separate_states(glus, batch, tokens_BTD[batch.video_index].flatten(0, 1))
     embeds_NQC, logits_NQV = glus.answer(states_NQD)
     return GlusOutput(logits_NQV, embeds_NQC, glus.segment_clip(batch.query_frames, batch.video_index, embeds_NQC))
 
@@ -64,7 +63,7 @@ def test_losses_and_gradients_are_those_of_separate_conversations(
     moved: Glus, make_batch: BatchMaker, rows: tuple[int, ...], num_context: int, checkpointing: bool
 ) -> None:
     if checkpointing:
-        moved.mllm.checkpoint_gradients()
+        moved.mllm.decoder.checkpoint_gradients()
     batch = make_batch(rows, num_context, 2)
     assert len(batch.rows.input_ids_BL) == len(rows) < len(batch.names)
     losses, gradients = _learn(moved, Glus.forward, batch)

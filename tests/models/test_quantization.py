@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from glus.config import Quantization, SettingsConfig
-from glus.models.mllm import llava
+from glus.models.mllm import decoder
 from glus.models.mllm.adapters import Quantizer, check_quantization
 from glus.models.mllm.llava import build_llama
 from glus.models.pretrained import LoadedModel, build_glus, load_model, merged_tensors, save_model
@@ -74,7 +74,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> None:
         Linear4bit=Linear4bit, Linear8bitLt=Linear8bitLt, Params4bit=Params4bit, Int8Params=Int8Params
     )
     monkeypatch.setitem(sys.modules, "bitsandbytes", module)
-    monkeypatch.setattr(llava, "check_quantization", lambda quantization, device: None)
+    monkeypatch.setattr(decoder, "check_quantization", lambda quantization, device: None)
     monkeypatch.setattr(Packed, "most_alive", 0)
 
 
@@ -144,4 +144,4 @@ def test_trained_layers_are_refused() -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     llama = build_llama(sizes, vocab_size=32)
     with pytest.raises(ValueError, match=r"names the part 'llm', whose layers \(0\.self_attn\.q_proj, ...\)"):
-        Quantizer(llama, Quantization.nf4, CPU)
+        Quantizer(llama.model.layers, "", Quantization.nf4, CPU)

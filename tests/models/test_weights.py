@@ -18,14 +18,14 @@ from torch import nn
 
 from glus.models.release_layout import CLIP_KEYS
 from glus.models.weight_files import LazyTensor, write_pickle, write_shards, write_tensors
-from glus.models.weights import IN_MEMORY, LoadReport, MisfitError, Source, load, read_tensors
+from glus.models.weights import IN_MEMORY, LoadReport, MisfitError, Source, load_into, read_tensors
 
 
 def load_strict(
     module: nn.Module, tensors: dict[str, torch.Tensor], source: str, only: list[str] | None = None
 ) -> LoadReport:
     """``load`` of tensors that are there already and that are kept, into a module on the CPU."""
-    return load(module, lambda: Source(source, dict(tensors), only), IN_MEMORY)
+    return load_into(module, lambda: Source(source, dict(tensors), only), IN_MEMORY)
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -203,7 +203,7 @@ def test_a_pickle_of_before_torch_1_6_is_read(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(3)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     tensors = read_tensors(tmp_path / "old.bin")
     module = nn.Linear(3, 1, bias=False, device="meta")
-    load(module, lambda: Source("old.bin", {"weight": tensors["a"][None]}), IN_MEMORY)
+    load_into(module, lambda: Source("old.bin", {"weight": tensors["a"][None]}), IN_MEMORY)
     (tmp_path / "old.bin").write_bytes(b"")
     assert torch.equal(module.weight, torch.ones(1, 3))
 
@@ -261,7 +261,7 @@ def test_messages_use_the_files_names_and_count_what_was_dropped() -> None:
     tensors = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
     source = Source("x.bin", tensors, None, lambda name: f"model.{name}", {"old": 3}, ["z"], "why")
     with pytest.raises(MisfitError) as caught:
-        load(module, lambda: source, IN_MEMORY)
+        load_into(module, lambda: source, IN_MEMORY)
     assert str(caught.value) == (
         "weights of x.bin do not fit: 0 matched, 1 missing, 2 unexpected, 1 wrong shape; dropped: 3 old; "
         "missing: model.bias; unexpected: model.scale, z; wrong shape: model.weight is (3, 2), expected (2, 3) (why)"

@@ -18,11 +18,10 @@ import torch
 from PIL import Image
 
 from glus.config import FramesConfig, FuserGamma, InferenceConfig, LossConfig
-from glus.data.chat import wording as prompts
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import separate_rows, unpack_conversations
 from glus.data.frames import FolderVideo
-from glus.data.sampling import context_indices_eval
+from glus.data.sampling import context_indices_eval, draw_turns
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
 from glus.losses.contrastive import object_contrastive_loss
@@ -41,7 +40,8 @@ from tools.parity.network import (
     sam2_input,
     watch,
 )
-from tools.parity.replay_training import Setup, fill_queue, key_name, make_objective, read_setup
+from tools.parity.recorded_batch import Setup, fill_queue, key_name, read_setup
+from tools.parity.replay_training import make_objective
 
 CONTEXT, QUERY = 2, 3
 HEIGHT, WIDTH, FRAMES = 37, 50, 6
@@ -137,8 +137,8 @@ def set_heads(model: LoadedModel, video: FolderVideo) -> np.ndarray:
     """Let [SEG] win in every window, and return a row of the head with which it does in some windows alone."""
     states = {}
     for case in cases():
-        steps = watch(predictor(model, case, True), video, case.text, case.order, len(case.order))
-        states[case.name] = torch.stack([torch.from_numpy(step["llm_state"]) for step in steps])
+        steps = watch(predictor(model, case, True), video, case.text, case.order, is_probed=True)
+        states[case.name] = torch.stack([torch.from_numpy(step["probes"]["llm_state"]) for step in steps])
     weight, seg = model.glus.mllm.llama.lm_head.weight.detach(), model.vocabulary.seg_id
     direction = torch.cat(list(states.values())).mean(0)
 
@@ -158,7 +158,7 @@ def record_inference(folder: Path, fixture: Fixture, video: FolderVideo) -> None
     for number, case in enumerate(cases()):
         row = np.load(folder / FAIL_ROW) if case.fails else None
         model, _ = load_network(fixture, FuserGamma(case.gamma), case.stride is not None, row)
-        steps = list(watch(predictor(model, case), video, case.text, case.order, num_probed=2))
+        steps = list(watch(predictor(model, case), video, case.text, case.order, is_probed=number == 0))
         failed = [number for number, step in enumerate(steps) if step["next_token"] != model.vocabulary.seg_id]
         entry = {"case": case.name, "expression": case.text, "memory": case.stride is not None}
         entry |= {"memory_stride": case.stride, "fuser_gamma": case.gamma, "num_frames": len(steps)}
@@ -211,7 +211,7 @@ def step_values(step: Record) -> dict[str, np.ndarray]:
 
 def probe_arrays(steps: Sequence[Record]) -> dict[str, np.ndarray]:
     """Intermediate values of the first two steps."""
-    first, second = steps[:2]
+    first, second = (step["probes"] for step in steps[:2])
     return {
         "clip_pixel_values": first["clip_pixel_values"],
         "visual_tokens": first["visual_tokens"],
@@ -292,7 +292,7 @@ def lora_tensors(model: LoadedModel) -> dict[str, torch.Tensor]:
 def batch_entry(name: str, exp_ids: list[str], rng: np.random.Generator) -> dict[str, Any]:
     """One context frame, two query frames."""
     texts = [f"The Circle number {exp_id}." for exp_id in exp_ids]
-    turns = [prompts.draw_turns(text, 2, rng) for text in texts]
+    turns = [draw_turns(text, 2, rng) for text in texts]
     images = "<image>\n"
     return {
         "video": name,
@@ -369,7 +369,7 @@ def record_contrastive(
 
 def record_gradients(folder: Path, name: str, glus: Glus) -> dict[str, Any]:
     """Norms for the step's JSON; the gradients of LoRA and projector in a file."""
-    gradients = {key: value for key, value in collect_gradients(glus).items() if value is not None}
+    gradients, without = collect_gradients(glus)
     norms = {key: float(value.double().norm()) for key, value in gradients.items()}
     full = {key: value.numpy() for key, value in gradients.items() if "lora_" in key or "mm_projector" in key}
     np.savez(folder / f"{name}_gradients.npz", **full)
@@ -378,5 +378,5 @@ def record_gradients(folder: Path, name: str, glus: Glus) -> dict[str, Any]:
         "gradient_norm": norms,
         "gradient_norm_total": math.hypot(*norms.values()),
         "gradient_norm_by_group": {g: math.hypot(*(norms[key] for key in norms if g in key)) for g in groups},
-        "trainable_without_gradient": [key for key, value in collect_gradients(glus).items() if value is None],
+        "trainable_without_gradient": sorted(without),
     }

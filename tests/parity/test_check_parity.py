@@ -34,7 +34,7 @@ def problems(folder: Path) -> dict[tuple[str, str], str]:
     fixture, rows = read_fixture(folder), list[Row]()
     replay_preprocess(rows, fixture)
     replay_inference(rows, fixture)
-    replay_metrics(rows, folder)
+    replay_metrics(rows, fixture)
     assert not is_met(rows)
     return {(row.case, row.quantity): row.status for row in rows if row.status in ("fail", "error")}
 

@@ -93,12 +93,13 @@ def test_equal_tells_where_and_how_many(case):
 
 
 def test_nothing_left_to_compare_is_an_error(case):
-    case.count("q", 0, 0)
+    with case.row("q") as row_of_none:
+        row_of_none.count(0, 0)
     assert row(case).status == "error"
 
 
 def test_errors_become_rows(case):
-    with case.errors_as_row("q"):
+    with case.row("q"):
         raise FileNotFoundError("no file x")
     assert row(case).status == "error"
     assert row(case).note == "FileNotFoundError: no file x"

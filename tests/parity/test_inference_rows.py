@@ -46,7 +46,7 @@ def passes(recorded: Path) -> dict[str, Replayed]:
         if entry["case"] in (PLAIN, FAILING):
             arrays = read_arrays(recorded / "inference" / f"{entry['case']}.npz")
             model, predictor = load_case(fixture, entry, arrays)
-            steps = list(watch(predictor, video, entry["expression"], arrays["frame_index"].tolist(), num_probed=2))
+            steps = list(watch(predictor, video, entry["expression"], arrays["frame_index"].tolist(), is_probed=True))
             found[entry["case"]] = Replayed(fixture, model, entry, arrays, steps)
     return found
 
@@ -223,7 +223,7 @@ def test_each_probe_has_a_row_that_can_fail(passes, recorded, name):
 def test_missing_and_unknown_probes_are_told(passes, recorded):
     def change(arrays: dict[str, np.ndarray]) -> None:
         arrays["mystery"] = arrays.pop("llm_state")
-        arrays["conditioned_64_sub2"] = arrays["conditioned_64_sub2"].repeat(2, axis=0)  # of steps that were not kept
+        arrays["conditioned_64_sub2"] = arrays["conditioned_64_sub2"].repeat(4, axis=0)  # of more steps than there are
 
     found = not_passed(probe_rows(passes[PLAIN], recorded, change))
     assert found == {"mystery": "error", "llm_state": "absent", "conditioned_64_sub2": "error"}

@@ -10,6 +10,7 @@ import pytest
 from tools.check_parity import main
 from tools.parity.comparison import Case, Row, count_rows, is_met, read_records
 from tools.parity.network import Fixture, load_network, read_fixture
+from tools.parity.recorded_batch import compare_batch, read_setup
 from tools.parity.replay_inference import (
     CASES_FILE,
     open_frames,
@@ -18,7 +19,6 @@ from tools.parity.replay_inference import (
     replay_metrics,
     replay_preprocess,
 )
-from tools.parity.replay_training import compare_batch, read_setup
 
 FOLDER = Path(__file__).parent / "recorded"
 MAX_BYTES = 12_000_000
@@ -75,8 +75,8 @@ def test_pictures(fixture: Fixture, rows: list[Row]) -> None:
     assert len(rows) == 6
 
 
-def test_metrics(rows: list[Row]) -> None:
-    replay_metrics(rows, FOLDER)
+def test_metrics(fixture: Fixture, rows: list[Row]) -> None:
+    replay_metrics(rows, fixture)
     assert_met(rows)
     assert [row.compared for row in rows] == [50, 50]
 

@@ -16,18 +16,11 @@ import torch
 from glus.models.pretrained import LoadedModel
 from tests.edits import edit_arrays, edit_json
 from tests.parity.conftest import not_passed
+from tools.benchmarks.plain import silence_dropout
 from tools.parity.comparison import Case, Row
-from tools.parity.network import load_trainable, read_fixture, silence_dropout
-from tools.parity.replay_training import (
-    Setup,
-    compare_batch,
-    key_name,
-    parse_key,
-    read_setup,
-    replay_detach,
-    replay_step,
-    replay_training,
-)
+from tools.parity.network import load_trainable, read_fixture
+from tools.parity.recorded_batch import Setup, compare_batch, key_name, parse_key, read_setup
+from tools.parity.replay_training import replay_detach, replay_step, replay_training
 
 Content = dict[str, Any]
 PLAIN, CONTRASTIVE = "step", "step_contrastive"
@@ -54,7 +47,7 @@ def step_rows(
     if arrays:
         edit_arrays(folder / arrays[0], arrays[1])
     case = Case([], name)
-    with case.errors_as_row("step"):
+    with case.row("step"):
         replay_step(case, replace(setup, folder=folder), name)
     return {row.quantity: row for row in case.rows}
 
@@ -215,10 +208,10 @@ def test_a_draw_from_elsewhere_fails_its_row(setup, tmp_path, change, quantity, 
     ("change", "message"),
     [
         (lambda content: a_draw(content).update(loss=None), "other anchors have a term"),
-        (lambda content: a_draw(content).update(positive=99), "out of the queue"),
+        (lambda content: a_draw(content).update(positive=99), "out of range"),
         (lambda content: a_draw(content)["negatives"].pop(), "num_negatives"),
         (lambda content: content["queue_before"].append("mevis_other_3_00015"), "queue_before names 4"),
-        (lambda content: content.update(queue_before=["mevis_b_9_00005", "a", "b"]), "objects of b has no '9'"),
+        (lambda content: content.update(queue_before=["mevis_b_9_00005", "a", "b"]), "entry 1: objects has no '9'"),
         (lambda content: content.pop("temperature"), "no 'temperature'"),
     ],
 )
@@ -281,7 +274,7 @@ def test_wording_of_another_template_is_told(setup):
         (lambda videos: videos[0].update(conversations=["x", "y"]), "0 answers to 2 questions"),
         (lambda videos: videos[0].update(str_ids=["mevis_a_1_0", "other_a_1_2"]), "one dataset"),
         (lambda videos: videos[0].update(video="c"), "no 'c'"),
-        (lambda videos: videos[1].update(expressions=["1", "2"]), "argument"),
+        (lambda videos: videos[1].update(expressions=["1", "2"]), "target masks of b are"),
         (lambda videos: videos[1].update(query_index=[1, 2, 3]), "target masks of b are"),
         (lambda videos: videos[1].update(context_index=[99]), "out of bounds"),
     ],
@@ -355,11 +348,13 @@ def test_detach_is_seen(setup, recorded):
 def test_one_query_frame_has_no_memory_to_detach(setup):
     batch = replace(
         setup.batch,
-        query_pixels=setup.batch.query_pixels[:, :0],
+        query_pixels=[frames[:0] for frames in setup.batch.query_pixels],
         query_frames=[frames[:1] for frames in setup.batch.query_frames],
         rows=replace(setup.batch.rows, reads_R=setup.batch.rows.reads_R.unflatten(0, (-1, 2))[:, 0]),
         target_masks=[mask[:1] for mask in setup.batch.target_masks],
-        context_pixels=torch.cat([setup.batch.context_pixels, setup.batch.query_pixels], dim=1),
+        context_pixels=[
+            torch.cat(both) for both in zip(setup.batch.context_pixels, setup.batch.query_pixels, strict=True)
+        ],
     )
     rows: list[Row] = []
     replay_detach(rows, replace(setup, batch=batch), setup.model.glus)

@@ -60,7 +60,7 @@ def traces(tiny: TrainConfig) -> dict[bool, Trace]:
 
 def test_a_trace_counts_what_a_real_step_does(tiny: TrainConfig, traces: dict[bool, Trace]) -> None:
     glus, traced = build_glus(tiny.model).train(), traces[False]
-    batch = example_batch(tiny, glus.mllm.tokens_per_frame, glus.mllm.prepare, 1)
+    batch = example_batch(tiny, glus.mllm, 1)
     objective = GlusObjective({"seg": 1, "bce": 2, "dice": 0.5}, seg_id=0)
     real = count_costs(glus, objective, batch)
     assert real.tokens == traced.tokens
@@ -96,7 +96,7 @@ def test_published_counts() -> None:
     assert parts["llm"] == (6_738_448_384 - 2 * 32004 * 4096, 0)
     assert parts["clip"][1] == parts["image_encoder"][1] == 0
     assert sizes.projections == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    batch = example_batch(config, glus.mllm.tokens_per_frame, prepare=lambda frame: frame[:8, :8], num_videos=1)
+    batch = example_batch(config, glus.mllm, num_videos=1)
     (alone,) = {len(conversation.input_ids) for conversation in unpack_conversations(batch.rows)}
     assert alone == 309 + 4 * (92 + 10)  # what all have, and four turns, each with its frame
     packed = alone + 2 * (alone - 309 - 66)  # which begin with the same frame

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from glus.config import nominal_tflops
 from glus.files import write_text
 from glus.train.plan import attention_counts
 
@@ -71,29 +70,24 @@ class Table:
         return "\n".join([*([f"## {self.title}", ""] if self.title else []), head, rule, *body])
 
 
-def key_table(title: str, values: Mapping[str, object]) -> Table:
-    """A row for each name and value."""
-    return Table(title, ("", "value"), [(name, str(value)) for name, value in values.items()])
+def case_table(title: str, cases: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A column for each case, a row for each number and word that was found in any of them, by its name in the JSON."""
+    columns = [dict(_entries(found)) for found in cases.values()]
+    names = dict.fromkeys(name for column in columns for name in column)
+    return Table(title, ("", *cases), [(name, *(column.get(name, "") for column in columns)) for name in names])
 
 
-def case_table(title: str, cases: Mapping[str, Mapping[str, Any]], rows: Mapping[str, str]) -> Table:
-    """A column for each case.
+def _entries(found: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            yield from _entries(value, f"{within}{name}: ")
+        elif not isinstance(value, list):
+            yield f"{within}{name}", format(value, {int: ",", float: ".4g"}.get(type(value), ""))
 
-    Args:
-        title: above it.
-        cases: name -> what was measured.
-        rows: label -> a format of it, such as ``{seconds[all]:.2f}``. A cell is empty where a case has no such thing,
-            and what none has is no row.
-    """
 
-    def cell(form: str, case: Mapping[str, Any]) -> str:
-        try:
-            return form.format_map(case)
-        except KeyError:
-            return ""
-
-    cells = {label: [cell(form, case) for case in cases.values()] for label, form in rows.items()}
-    return Table(title, ("", *cases), [(label, *row) for label, row in cells.items() if any(row)])
+def key_table(title: str, found: Mapping[str, Any]) -> Table:
+    """A row for each number and word."""
+    return case_table(title, {"value": found})
 
 
 @dataclass(frozen=True)
@@ -126,18 +120,13 @@ def finish(report: Report, file: Path | None) -> None:
 # ------------------------------------------------------------------------------------------------ measuring
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for the GPU, if it is one."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
     """What a call gives, and its seconds until the device is done."""
-    synchronize(device)
+    synchronize = torch.get_device_module(device).synchronize  # does nothing on a CPU
+    synchronize()
     started = time.perf_counter()
     result = run()
-    synchronize(device)
+    synchronize()
     return result, time.perf_counter() - started
 
 
@@ -179,6 +168,24 @@ def process_memory(kind: str) -> int:
     return 1024 * int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0])
 
 
+@contextmanager
+def host_peak(interval: float = 0.02) -> Iterator[list[int]]:
+    """The memory of this process that no file backs, in bytes, looked at ever so often."""
+    seen, is_over = [process_memory("RssAnon")], threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(interval):
+            seen.append(process_memory("RssAnon"))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
+
+
 def forget_peak(device: torch.device) -> None:
     """Count the peak from now on, so that importing, loading and other measurements do not hide it."""
     if device.type == "cuda":
@@ -198,24 +205,3 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
 def count_operations() -> FlopCounterMode:
     """A context in which torch counts operations, those of attention as ``attention_counts`` does."""
     return FlopCounterMode(display=False, custom_mapping=attention_counts())
-
-
-# -------------------------------------------------------------------------------------------------- machine
-
-
-def describe(device: torch.device) -> str:
-    """The name by which a machine is known again."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
-
-
-def card_tflops(device: torch.device) -> float | None:
-    """What the GPU's maker says of bfloat16; None where that is not known."""
-    return nominal_tflops(describe(device)) if device.type == "cuda" else None
-
-
-def installed_version(package: str) -> str | None:
-    """None if it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -5,11 +5,11 @@ Same weights, same result, nothing shared. What benchmarks know of the network's
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -28,14 +28,14 @@ from glus.data.frames import VideoSource
 from glus.data.sampling import context_indices_eval, draw_turns
 from glus.inference.asking import Pass
 from glus.inference.predictor import VideoPredictor, load_predictor
+from glus.inference.video_run import StageClock
 from glus.models.build import build_random
 from glus.models.glus import Glus, segment_step, upsample_masks
 from glus.models.mllm.llava import llava_of
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.scene import Scene, generate_scene
 from glus.tokens import Vocabulary
-from glus.types import ObjectKey
-from tools.benchmarks.measuring import ROOT, synchronize
+from tools.benchmarks.measuring import ROOT
 
 Prepare = Callable[[np.ndarray], np.ndarray]
 """``Mllm.prepare``."""
@@ -79,10 +79,10 @@ class StandInVocabulary:
         return [3 + sum(ord(letter) * 31**place for place, letter in enumerate(piece)) % 31000 for piece in pieces]
 
 
-def stand_in_tokenizer(glus: Glus) -> LlavaChat:
+def stand_in_tokenizer(tokens_per_frame: int) -> LlavaChat:
     """One that gives a model prompts as long as LLaMA's."""
     vocabulary: Any = StandInVocabulary()
-    return LlavaChat(vocabulary, glus.mllm.tokens_per_frame)
+    return LlavaChat(vocabulary, tokens_per_frame)
 
 
 def model_config(size: str) -> ModelConfig:
@@ -99,22 +99,27 @@ def build_predictor(size: str) -> VideoPredictor:
         return load_predictor(SHIPPED)[0]
     torch.manual_seed(0)
     glus = build_random(model_config(size), distributed.device()).eval()
-    return VideoPredictor(glus, stand_in_tokenizer(glus), FramesConfig(), InferenceConfig(force_seg=True))
+    tokenizer = stand_in_tokenizer(llava_of(glus).tokens_per_frame)
+    return VideoPredictor(glus, tokenizer, FramesConfig(), InferenceConfig(force_seg=True))
 
 
 def build_training(size: str, device: torch.device) -> tuple[Glus, LlavaChat]:
     """A model of ``configs/model`` with random weights, in training mode but without dropout."""
-    config = model_config(size)
-    config.llm.lora_dropout = 0.0
-    glus = build_random(config, device).train()
-    for module in glus.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "dropout_p"):  # SAM2's attention keeps its own
-            module.dropout_p = 0.0  # type: ignore[assignment]
+    glus = build_random(model_config(size), device).train()
+    silence_dropout(glus)
     if size == "glus_tiny":
-        return glus, LlavaChat(Vocabulary(SHIPPED), glus.mllm.tokens_per_frame)
-    return glus, stand_in_tokenizer(glus)
+        return glus, LlavaChat(Vocabulary(SHIPPED), llava_of(glus).tokens_per_frame)
+    return glus, stand_in_tokenizer(llava_of(glus).tokens_per_frame)
+
+
+def silence_dropout(module: nn.Module) -> None:
+    """Set the probability of every dropout to 0: of layers, and in the fields where attention layers keep theirs."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for name in ("dropout_p", "attention_dropout"):
+            if hasattr(part, name):
+                setattr(part, name, 0.0)
 
 
 # ----------------------------------------------------------------------------------------------- prediction
@@ -140,7 +145,7 @@ def segment_plainly(
         tokens_MD = glus.mllm.see(shown.permute(0, 3, 1, 2)).flatten(0, 1)
         prompt = predictor.chat.window(text, num_context, len(window), settings.trailing_space)
         states_LD = all_states(glus, separate_rows([prompt], vocabulary.pad_id).to(device), tokens_MD)
-        has_seg = int(glus.mllm.logits(states_LD)[-1].argmax()) == vocabulary.seg_id
+        has_seg = int(glus.mllm.decoder.logits(states_LD)[-1].argmax()) == vocabulary.seg_id
         image = glus.segmenter.prepare_frames(torch.from_numpy(video.read(frame)).to(device)[None])
         features = glus.segmenter.encode_frames(image)
         size = pixels[-1].shape[:2]
@@ -186,26 +191,26 @@ class Inputs:
     """Conversations in rows of their own."""
 
 
-def make_sample(
-    scene: Scene, video: int, rows: Sequence[int], num_context: int, tokenizer: LlavaChat, prepare: Prepare
-) -> TrainSample:
-    """Some sentences of a scene, whose first frames are context; a sentence is asked for the same way in any sample."""
-    query, count = slice(num_context, None), len(scene.frames_THW3) - num_context
-    pixels = np.stack([prepare(frame) for frame in scene.frames_THW3])
-    names = [f"shapes/{video}/{row}" for row in rows]
-    turns = [draw_turns(scene.sentences[row].text, count, np.random.default_rng((video, row))) for row in rows]
-    targets = [scene.masks_OTHW[list(scene.sentences[row].object_ids), query].any(0) for row in rows]
+def make_sample(scene: Scene, num_context: int, tokenizer: LlavaChat, prepare: Prepare) -> TrainSample:
+    """All sentences of a scene, whose first frames are context."""
+    query, sentences = slice(num_context, None), scene.sentences
+    pixels, rng = np.stack([prepare(frame) for frame in scene.frames_THW3]), np.random.default_rng(0)
+    turns = [draw_turns(one.text, len(pixels) - num_context, rng) for one in sentences]
     return TrainSample(
         context_pixels=pixels[:num_context],
         query_pixels=pixels[query],
         query_frames=scene.frames_THW3[query],
-        conversations=[tokenizer.train(one, num_context, name) for one, name in zip(turns, names, strict=True)],
-        target_masks=[np.asarray(masks, np.uint8) for masks in targets],
-        object_keys=[
-            [ObjectKey("shapes", str(video), name, str(q), frozenset()) for q in range(count)] for name in names
-        ],
-        names=names,
+        conversations=[tokenizer.train(own, num_context, one.text) for own, one in zip(turns, sentences, strict=True)],
+        target_masks=[np.any(scene.masks_OTHW[[*one.object_ids], query], 0).view(np.uint8) for one in sentences],
+        object_keys=[],  # of the contrastive loss, which is not measured
+        names=[one.text for one in sentences],
     )
+
+
+def split_sample(sample: TrainSample) -> list[TrainSample]:
+    """Each sentence as a sample of its own."""
+    rows = zip(sample.conversations, sample.target_masks, strict=True)
+    return [replace(sample, conversations=[asked], target_masks=[masks]) for asked, masks in rows]
 
 
 def make_inputs(
@@ -214,14 +219,13 @@ def make_inputs(
     """All sentences of some scenes as one micro-batch, and each sentence as one of its own."""
     pad_id = tokenizer.vocabulary.pad_id
 
-    def make(chosen: Sequence[tuple[int, Sequence[int]]]) -> Inputs:
-        samples = [make_sample(scenes[video], video, rows, num_context, tokenizer, prepare) for video, rows in chosen]
-        rows = separate_rows([one for sample in samples for one in sample.conversations], pad_id)
-        frames = [torch.from_numpy(scenes[video].frames_THW3) for video, _ in chosen]
-        return Inputs(collate(samples, pad_id).to(device), frames, rows.to(device))
+    def make(chosen: Sequence[tuple[Scene, TrainSample]]) -> Inputs:
+        rows = separate_rows([one for _, sample in chosen for one in sample.conversations], pad_id)
+        frames = [torch.from_numpy(scene.frames_THW3) for scene, _ in chosen]
+        return Inputs(collate([sample for _, sample in chosen], pad_id).to(device), frames, rows.to(device))
 
-    everything = [(video, range(len(scene.sentences))) for video, scene in enumerate(scenes)]
-    return make(everything), [make([(video, [row])]) for video, rows in everything for row in rows]
+    everything = [(scene, make_sample(scene, num_context, tokenizer, prepare)) for scene in scenes]
+    return make(everything), [make([(scene, one)]) for scene, sample in everything for one in split_sample(sample)]
 
 
 def count_tokens(inputs: Sequence[Inputs]) -> int:
@@ -230,25 +234,19 @@ def count_tokens(inputs: Sequence[Inputs]) -> int:
     return sum(len(path_NC.unique()) for path_NC in paths if path_NC is not None)
 
 
-def shared_forward(glus: Glus, inputs: Sequence[Inputs]) -> GlusOutput:
-    """What training runs, on a single batch."""
-    output: GlusOutput = glus(inputs[0].batch)
-    return output
-
-
 def released_forward(glus: Glus, inputs: Sequence[Inputs]) -> GlusOutput:
-    """The same as the released GLUS computes it: SAM2's features of a query frame are shared, no more. Plain, if each
-    of the inputs is one expression alone."""
+    """A forward pass as the released GLUS computes it: SAM2's features of a query frame are shared, no more. Plain, if
+    each of the inputs is one expression alone."""
     outputs = [_released_output(glus, one) for one in inputs]
     return GlusOutput(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
 
 def _released_output(glus: Glus, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     batch = inputs.batch
-    pixels_BF3ss = torch.cat([batch.context_pixels, batch.query_pixels], dim=1)
-    visual = [glus.mllm.see(pixels_BF3ss[video]).flatten(0, 1) for video in batch.video_index.tolist()]
+    pixels = [torch.cat(frames) for frames in zip(batch.context_pixels, batch.query_pixels, strict=True)]
+    visual = [glus.mllm.see(pixels[video]).flatten(0, 1) for video in batch.video_index.tolist()]
     states_RD = all_states(glus, inputs.rows, torch.cat(visual))
-    logits_RV, reads_NQ = glus.mllm.logits(states_RD), inputs.rows.reads_R.unflatten(0, (len(visual), -1))
+    logits_RV, reads_NQ = glus.mllm.decoder.logits(states_RD), inputs.rows.reads_R.unflatten(0, (len(visual), -1))
     embeds_NQC = glus.seg_head(states_RD[reads_NQ])
     masks = [
         _released_masks(glus, frames, embeds_NQC[batch.video_index == video])
@@ -280,56 +278,35 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
     llama, sam = llava.llama, segmenter.sam
     first_layer = llama.model.layers[0].mlp.gate_proj
 
-    def calls(tensor: torch.Tensor) -> int:
-        return 1
+    watched: dict[str, tuple[nn.Module, Callable[[torch.Tensor], int]]] = {
+        "CLIP images": (llava.clip, len),
+        "CLIP input bytes": (llava.clip, lambda tensor: tensor.nbytes),
+        "SAM2 images": (sam.image_encoder, len),
+        "LLM tokens": (first_layer, lambda tensor: tensor.shape[:-1].numel()),
+        "LLM calls": (first_layer, lambda _: 1),
+        "LLM head tokens": (llama.lm_head, lambda tensor: tensor.shape[:-1].numel()),
+        "memory attention calls": (sam.memory_attention.norm, lambda _: 1),
+        "memory encoder calls": (sam.memory_encoder, lambda _: 1),
+    }
 
-    def tokens(tensor: torch.Tensor) -> int:
-        return tensor.shape[:-1].numel()
+    def count(name: str, amount: Callable[[torch.Tensor], int], _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        counts[name] += amount(arguments[0])
 
-    watched: list[tuple[str, Any, Callable[[torch.Tensor], int]]] = [
-        ("CLIP images", llava.clip, len),
-        ("CLIP input bytes", llava.clip, lambda tensor: tensor.nbytes),
-        ("SAM2 images", sam.image_encoder, len),
-        ("LLM tokens", first_layer, tokens),
-        ("LLM calls", first_layer, calls),
-        ("LLM head tokens", llama.lm_head, tokens),
-        ("memory attention calls", sam.memory_attention.norm, calls),
-        ("memory encoder calls", sam.memory_encoder, calls),
-    ]
     with ExitStack() as stack:
-        for name, module, amount in watched:
-
-            def count(_: nn.Module, arguments: Any, name: str = name, amount: Callable[..., int] = amount) -> None:
-                counts[name] += amount(arguments[0])
-
-            stack.callback(module.register_forward_pre_hook(count).remove)
+        for name, (module, amount) in watched.items():
+            stack.callback(module.register_forward_pre_hook(partial(count, name, amount)).remove)
         yield counts
 
 
 @contextmanager
-def timed_verbs(glus: Glus, device: torch.device) -> Iterator[dict[str, float]]:
-    """Seconds that the model's verbs take in the forward pass while the context lasts."""
-    seconds: Counter[str] = Counter()
-    verbs: dict[str, list[tuple[Any, str]]] = {
-        "vision tower": [(glus.mllm, "see")],
-        "LLM": [(glus.mllm, name) for name in ("states", "logits")],
-        "SAM2 resize": [(glus.segmenter, "prepare_frames")],
-        "SAM2 encoder": [(glus.segmenter, "encode_frames")],
-        "memory and masks": [(glus.segmenter, name) for name in ("condition", "decode", "memorize")],
-    }
-
-    def timed(label: str, verb: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            synchronize(device)
-            before = time.perf_counter()
-            result = verb(*arguments)
-            synchronize(device)
-            seconds[label] += time.perf_counter() - before  # type: ignore[assignment]
-            return result
-
-        return run
-
+def timed_verbs(glus: Glus, clock: StageClock) -> Iterator[None]:
+    """Time the model's verbs while the context lasts."""
+    verbs: list[tuple[Any, str, str]] = [(glus.mllm, "see", "vision tower")]
+    verbs += [(glus.mllm, name, "LLM") for name in ("states", "logits")]
+    verbs += [(glus.segmenter, "prepare_frames", "SAM2 resize"), (glus.segmenter, "encode_frames", "SAM2 encoder")]
+    verbs += [(glus.segmenter, name, "memory and masks") for name in ("condition", "decode", "memorize")]
     with ExitStack() as stack:
-        for label, owner, name in ((label, *verb) for label, found in verbs.items() for verb in found):
-            stack.enter_context(mock.patch.object(owner, name, timed(label, getattr(owner, name))))
-        yield seconds  # type: ignore[misc]
+        for owner, name, label in verbs:
+            timed = clock.stage(label)(getattr(owner, name))  # a context manager of contextlib decorates, too
+            stack.enter_context(mock.patch.object(owner, name, timed))
+        yield

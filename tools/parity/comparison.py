@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import lzma
 import math
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from glus.files import read_json, write_text
+from glus.files import read_json, read_object, write_text
+
+log = logging.getLogger(__name__)
 
 
 class Gate(NamedTuple):
@@ -56,9 +59,13 @@ GRADIENT_NOISE = Gate(1e-6)
 """Norm of such a tensor, relative to the total."""
 GRADIENT_VALUES = Gate(3e-2)
 
-STYLES = {"pass": "", "fail": "red", "error": "red", "absent": "yellow"}
-"""How a row may end. "error": it could not be compared. "absent": the folder does not hold it."""
-UNREADABLE = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+STATUSES = {"pass": ("pass", ""), "fail": ("FAIL", "red"), "error": ("ERROR", "red"), "absent": ("absent", "yellow")}
+"""How a row may end, as it is shown and in which colour. "error": it could not be compared."""
+UNDECODABLE = (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+
+
+class NotRecorded(Exception):
+    """The folder does not hold something; nothing is wrong."""
 
 
 class Record(dict[str, Any]):
@@ -73,7 +80,7 @@ class Record(dict[str, Any]):
     """
 
     def __init__(self, values: Any, where: str):
-        if not isinstance(values, dict):
+        if not isinstance(values, Mapping):
             raise ValueError(f"{where}: expected an object, found {type(values).__name__}")
         super().__init__(values)
         self.where = where
@@ -81,18 +88,32 @@ class Record(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         raise ValueError(f"{self.where} has no {name!r}; it has {', '.join(self)}")
 
+    def part(self, name: str) -> Record:
+        """An object within this one."""
+        return Record(self[name], f"{self.where}: {name}")
+
+    def optional(self, name: str) -> Any:
+        """A value that need not have been recorded.
+
+        Raises:
+            NotRecorded: it was not.
+        """
+        if self.get(name) is None:
+            raise NotRecorded(f"{self.where} has no {name}")
+        return self[name]
+
 
 def read_record(path: Path) -> Record:
-    """The object that a JSON file holds.
-
-    Raises:
-        FileNotFoundError, ValueError: see ``glus.files.read_json``; or it is no object.
-    """
-    return Record(read_json(path), str(path))
+    """The object that a JSON file holds; errors as for ``glus.files.read_object``."""
+    return Record(read_object(path), str(path))
 
 
 def read_records(path: Path) -> list[Record]:
-    """The objects of a JSON file that holds a list of them; errors as for ``read_record``."""
+    """The objects of a JSON file that holds a list of them.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``glus.files.read_json``; or it holds something else.
+    """
     content = read_json(path)
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a list, found {type(content).__name__}")
@@ -106,12 +127,10 @@ def read_arrays(path: Path) -> Record:
         FileNotFoundError: there is none.
         ValueError: it does not decode.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
     try:
         with np.load(path) as archive:
-            return Record(dict(archive), str(path))
-    except UNREADABLE as error:
+            return Record(archive, str(path))
+    except UNDECODABLE as error:
         raise ValueError(f"{path} does not decode as .npz: {error}") from error
 
 
@@ -122,8 +141,8 @@ def unpack(bits: np.ndarray, width: int, what: str) -> np.ndarray:
         ValueError: the last axis does not fit ``width``.
     """
     num_bytes = -(-width // 8)
-    if bits.dtype != np.uint8 or bits.shape[-1] != num_bytes:
-        raise ValueError(f"{what} are {bits.dtype} {bits.shape}; expected uint8, {num_bytes} bytes for {width} pixels")
+    if bits.shape[-1] != num_bytes:
+        raise ValueError(f"{what} are {bits.shape}; expected {num_bytes} bytes for {width} pixels")
     return np.unpackbits(bits, axis=-1, count=width).astype(bool)
 
 
@@ -146,14 +165,14 @@ def map_range(logits: np.ndarray) -> np.ndarray:
     return np.ptp(logits, axis=(-2, -1), keepdims=True)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
     """One quantity of one case."""
 
     case: str
     quantity: str
-    status: str
-    """One of ``STYLES``."""
+    status: str = ""
+    """One of ``STATUSES``; empty until something was compared."""
     absolute: float | None = None
     """Largest absolute difference; for a quantity that must be equal, how many values differ."""
     relative: float | None = None
@@ -165,6 +184,54 @@ class Row:
     """Number of values compared."""
     note: str = ""
 
+    def compare(self, ours: Any, recorded: Any, gate: Gate = EXACT, scale: Any = None, note: str = "") -> None:
+        """Values that must be the same, in order, or near each other.
+
+        Args:
+            ours: of the replay: numbers, names or truth values, one or an array of them.
+            recorded: same shape.
+            gate: what passes.
+            scale: what differences are relative to, broadcast over the values; default: the largest recorded one.
+            note: stands in the row.
+
+        Raises:
+            NotRecorded: neither has a value.
+            ValueError: shapes differ, or a number that is to be near was recorded as none.
+        """
+        got, want = np.atleast_1d(ours), np.atleast_1d(recorded)
+        if want.size == got.size == 0:
+            raise NotRecorded("nothing recorded: an empty list")
+        if got.shape != want.shape:
+            raise ValueError(f"replay has shape {got.shape}, recorded is {want.shape}")
+        if gate is EXACT:
+            wrong = got != want
+            self.count(int(wrong.sum()), wrong.size, note or _first_difference(got, want, wrong))
+            return
+        got, want = got.astype(np.float64), want.astype(np.float64)
+        if not np.isfinite(want).all():
+            raise ValueError(f"{int((~np.isfinite(want)).sum())} of {want.size} recorded values are not finite")
+        difference = np.abs(got - want)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a scale of 0 allows no difference
+            ratio = difference / (np.abs(want).max() if scale is None else scale)
+        ratio = np.where(difference == 0, 0.0, ratio)
+        self._judge(float(difference.max()), float(ratio.max()), gate, want.size, note)
+
+    def count(self, num_wrong: int, compared: int, note: str = "") -> None:
+        """``compared`` values, of which ``num_wrong`` are not what they should be.
+
+        Raises:
+            ValueError: there is no value.
+        """
+        if compared == 0:
+            raise ValueError(f"no value is left to compare{f': {note}' if note else ''}")
+        self._judge(num_wrong, num_wrong / compared, EXACT, compared, note)
+
+    def _judge(self, absolute: float, relative: float, gate: Gate, compared: int, note: str) -> None:
+        self.absolute, self.relative, self.compared, self.note = absolute, relative, compared, note
+        self.tolerance, self.measure = gate
+        is_within = (relative if gate.measure == "relative" else absolute) <= gate.limit  # False for nan
+        self.status = "pass" if is_within else "fail"
+
 
 class Case:
     """Adds the rows of one case.
@@ -175,61 +242,35 @@ class Case:
     """
 
     def __init__(self, rows: list[Row], name: str):
+        log.info("comparing: %s", name)
         self.rows = rows
         self.name = name
+
+    @contextmanager
+    def row(self, quantity: str) -> Iterator[Row]:
+        """A row for the block to fill; what stops the block (a file that is missing or damaged, sizes that do not fit)
+        stands in it. A block that neither fills it nor stops, as one around other rows, adds none."""
+        row = Row(self.name, quantity)
+        try:
+            yield row
+        except NotRecorded as reason:
+            row.status, row.note = "absent", str(reason)
+        except (ValueError, TypeError, AttributeError, LookupError, OSError, RuntimeError) as error:
+            row.status, row.note = "error", f"{type(error).__name__}: {error}"
+        if row.status:
+            self.rows.append(row)
 
     def compare(
         self, quantity: str, ours: Any, recorded: Any, gate: Gate = EXACT, scale: Any = None, note: str = ""
     ) -> None:
-        """A row for values that must be the same, in order, or near each other.
-
-        Args:
-            quantity: what they are.
-            ours: of the replay: numbers, names or truth values, one or an array of them.
-            recorded: same shape.
-            gate: what passes.
-            scale: what differences are relative to, broadcast over the values; default: the largest recorded one.
-            note: stands in the row.
-        """
-        got, want = np.atleast_1d(ours), np.atleast_1d(recorded)
-        if want.size == got.size == 0:
-            self.absent(quantity, "nothing recorded: an empty list")
-        elif got.shape != want.shape:
-            self.error(quantity, f"replay has shape {got.shape}, recorded is {want.shape}")
-        elif gate is EXACT:
-            wrong = got != want
-            self.count(quantity, int(wrong.sum()), wrong.size, note or _first_difference(got, want, wrong))
-        else:
-            self._compare_floats(quantity, got.astype(np.float64), want.astype(np.float64), gate, scale, note)
-
-    def _compare_floats(
-        self, quantity: str, got: np.ndarray, want: np.ndarray, gate: Gate, scale: Any, note: str
-    ) -> None:
-        if not np.isfinite(want).all():
-            self.error(quantity, f"{int((~np.isfinite(want)).sum())} of {want.size} recorded values are not finite")
-            return
-        difference = np.abs(got - want)
-        unit = np.abs(want).max() if scale is None else scale
-        with np.errstate(divide="ignore", invalid="ignore"):  # a scale of 0 allows no difference
-            ratio = np.where(difference == 0, 0.0, difference / unit)
-        absolute, relative = float(difference.max()), float(ratio.max())
-        is_within = (absolute if gate.measure == "absolute" else relative) <= gate.limit  # False for nan
-        self._add(quantity, "pass" if is_within else "fail", absolute, relative, *gate, want.size, note)
+        """A row of ``Row.compare`` alone."""
+        with self.row(quantity) as row:
+            row.compare(ours, recorded, gate, scale, note)
 
     def count(self, quantity: str, num_wrong: int, compared: int, note: str = "") -> None:
-        """A row for ``compared`` values of which ``num_wrong`` are not what they should be."""
-        if compared == 0:
-            self.error(quantity, f"no value is left to compare{f': {note}' if note else ''}")
-        else:
-            status = "fail" if num_wrong else "pass"
-            self._add(quantity, status, num_wrong, num_wrong / compared, *EXACT, compared, note)
-
-    def holds(self, quantity: str, record: Record | None, name: str) -> bool:
-        """Whether a value was recorded; if not, a row says that it is absent."""
-        is_there = record is not None and record.get(name) is not None
-        if not is_there:
-            self.absent(quantity, f"{record.where} has no {name}" if record is not None else "its file is not there")
-        return is_there
+        """A row of ``Row.count`` alone."""
+        with self.row(quantity) as row:
+            row.count(num_wrong, compared, note)
 
     def absent(self, quantity: str, note: str) -> None:
         """A row for what the folder does not hold."""
@@ -239,22 +280,11 @@ class Case:
         """A row for what cannot be compared."""
         self.rows.append(Row(self.name, quantity, "error", note=note))
 
-    @contextmanager
-    def errors_as_row(self, quantity: str) -> Iterator[None]:
-        """Turn what stops a replay (a file that is missing or damaged, sizes that do not fit) into a row."""
-        try:
-            yield
-        except (ValueError, TypeError, AttributeError, LookupError, OSError, RuntimeError) as error:
-            self.error(quantity, f"{type(error).__name__}: {error}")
-
-    def _add(self, quantity: str, status: str, *numbers: Any) -> None:
-        self.rows.append(Row(self.name, quantity, status, *numbers))
-
 
 def count_rows(rows: Sequence[Row]) -> dict[str, int]:
     """Rows by status."""
     found = Counter(row.status for row in rows)
-    return {status: found[status] for status in STYLES}
+    return {status: found[status] for status in STATUSES}
 
 
 def is_met(rows: Sequence[Row]) -> bool:
@@ -265,25 +295,18 @@ def is_met(rows: Sequence[Row]) -> bool:
 
 def print_table(rows: Sequence[Row], folder: Path, console: Console) -> None:
     """One line per row, then the summary."""
-    table = Table(title=folder.name, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("case", no_wrap=True)
-    table.add_column("quantity")
-    for column in ("absolute", "relative", "tolerance", "values"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("note")
-    for previous, row in zip([None, *rows], rows, strict=False):
-        table.add_row(
-            "" if previous and row.case == previous.case else escape(row.case),
-            escape(row.quantity),
-            *_numbers(row),
-            str(row.compared or ""),
-            _shown(row.status),
-            escape(row.note),
-            style=STYLES[row.status],
-        )
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("absolute", "relative", "tolerance", "values")]
+    columns = (Column("case", no_wrap=True), Column("quantity"), *numbers, Column(no_wrap=True), Column("note"))
+    table = Table(*columns, title=folder.name, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in rows:
+        shown, colour = STATUSES[row.status]
+        cells = (row.case, row.quantity, *_numbers(row), str(row.compared or ""), shown, row.note)
+        table.add_row(*map(escape, cells), style=colour)
     console.print(table)
-    console.print(f"{folder.name}: {_summary(rows)}", markup=False, highlight=False)
+    counts = count_rows(rows)
+    verdict = "met" if is_met(rows) else "NOT MET" if counts["fail"] + counts["error"] else "nothing was compared"
+    listed = ", ".join(f"{number} {STATUSES[status][0]}" for status, number in counts.items())
+    console.print(f"{folder.name}: {verdict} ({listed})", markup=False, highlight=False)
 
 
 def write_rows(rows: Sequence[Row], folder: Path, path: Path) -> None:
@@ -294,17 +317,6 @@ def write_rows(rows: Sequence[Row], folder: Path, path: Path) -> None:
     ]
     content = {"folder": str(folder), "met": is_met(rows), "counts": count_rows(rows), "rows": listed}
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def _summary(rows: Sequence[Row]) -> str:
-    counts = count_rows(rows)
-    fell_short = counts["fail"] + counts["error"] > 0
-    verdict = "met" if is_met(rows) else "NOT MET" if fell_short else "nothing was compared"
-    return f"{verdict} ({', '.join(f'{number} {_shown(status)}' for status, number in counts.items())})"
-
-
-def _shown(status: str) -> str:
-    return status.upper() if status in ("fail", "error") else status
 
 
 def _numbers(row: Row) -> tuple[str, str, str]:

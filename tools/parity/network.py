@@ -12,27 +12,27 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
 
 from glus.batch import Batch, GlusOutput
 from glus.config import FramesConfig, FuserGamma, InferenceConfig, LlmConfig, ModelConfig, SegmenterConfig
 from glus.data.chat.llava import LlavaChat
 from glus.data.frames import VideoSource
-from glus.inference.predictor import VideoPredictor
+from glus.inference.predictor import VideoPredictor, chat_of
 from glus.models.glus import Glus
 from glus.models.mllm.llava import llava_of
 from glus.models.pretrained import LoadedModel
 from glus.models.release import ReleaseCheckpoint, build_release, read_release
 from glus.models.release_layout import GLUS_KEYS
 from glus.models.segmenter.sam2 import Sam2Segmenter
-from glus.models.weight_files import LazyTensor
-from glus.models.weights import IN_MEMORY, LoadReport, load, read_tensors
+from glus.models.weights import IN_MEMORY, LoadReport, load_into, read_tensors
+from glus.types import FrameResult
+from tools.benchmarks.plain import silence_dropout
 from tools.parity.comparison import Record, read_record
 
 DTYPE = "float32"
 """The gates hold for it alone."""
 SIZES = ("num_context", "num_query", "height", "width", "num_frames")
-HEAD = "mllm.llama.lm_head.weight"
+HEAD, SAM2 = "mllm.llama.lm_head.weight", "segmenter.sam."
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def read_fixture(folder: Path) -> Fixture:
     for name in SIZES:
         if type(settings[name]) is not int:
             raise ValueError(f"{settings.where}: {name!r} is {settings[name]!r}; expected int")
-    sam2 = read_record(folder / Record(settings["sam2"], f"{settings.where}: sam2")["config"])
+    sam2 = read_record(folder / settings.part("sam2")["config"])
     return Fixture(folder, settings, SegmenterConfig(sam2["variant"], sam2["overrides"]))
 
 
@@ -86,19 +86,15 @@ def load_network(
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or does not fit.
+        RuntimeError: the row is of another length.
     """
     checkpoint = _read_checkpoint(fixture)
     checkpoint.config.segmenter = replace(fixture.segmenter, fuser_gamma=gamma)
     checkpoint.config.memory.enabled = has_memory
+    model, reports = build_release(checkpoint)
     if seg_row_D is not None:
-        assert checkpoint.source is not None
-        tensors, seg_id = checkpoint.source.tensors, checkpoint.vocabulary.seg_id
-        head_VD = LazyTensor.of(tensors[HEAD]).read()
-        if seg_row_D.shape != head_VD[seg_id].shape:
-            raise ValueError(f"a row of the head is {tuple(head_VD[seg_id].shape)}, the recorded one {seg_row_D.shape}")
-        row_1D = torch.from_numpy(seg_row_D)[None].to(head_VD.dtype)
-        tensors[HEAD] = head_VD.index_copy(0, torch.tensor([seg_id]), row_1D)
-    return build_release(checkpoint)
+        model.glus.get_parameter(HEAD).data[model.vocabulary.seg_id] = torch.from_numpy(seg_row_D)
+    return model, reports
 
 
 def load_trainable(fixture: Fixture, lora: Path, detach: bool) -> LoadedModel:
@@ -123,7 +119,7 @@ def load_trainable(fixture: Fixture, lora: Path, detach: bool) -> LoadedModel:
     config.memory.detach = detach
     model, _ = build_release(checkpoint)
     names = [name for name in model.glus.state_dict() if ".lora_" in name]
-    load(model.glus, lambda: replace(adapters, only=names), IN_MEMORY)
+    load_into(model.glus, lambda: replace(adapters, only=names), IN_MEMORY)
     silence_dropout(model.glus.train())
     return model
 
@@ -141,26 +137,16 @@ def _lora_shape(adapters: Mapping[str, torch.Size], path: Path) -> tuple[int, li
     return ranks.pop(), sorted({match[1] for match in matches.values() if match})
 
 
-def silence_dropout(module: nn.Module) -> None:
-    """Set the probability of every dropout to 0: of layers, and in the fields where attention layers keep theirs."""
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        for name in ("dropout_p", "attention_dropout"):
-            if hasattr(part, name):
-                setattr(part, name, 0.0)
-
-
 def sam2_tensors(glus: Glus) -> dict[str, torch.Tensor]:
     """State dict of SAM2 under sam2's own names."""
-    segmenter = glus.segmenter
-    assert isinstance(segmenter, Sam2Segmenter)
-    return segmenter.sam.state_dict()
+    return {name[len(SAM2) :]: tensor for name, tensor in glus.state_dict().items() if name.startswith(SAM2)}
 
 
 def make_chat(model: LoadedModel) -> LlavaChat:
     """The tokenizer that expands images as the model does."""
-    return LlavaChat(model.vocabulary, model.glus.mllm.tokens_per_frame)
+    chat = chat_of(model.glus, model.vocabulary)
+    assert isinstance(chat, LlavaChat)
+    return chat
 
 
 def make_predictor(model: LoadedModel, fixture: Fixture, inference: InferenceConfig) -> VideoPredictor:
@@ -220,8 +206,13 @@ def sam2_input(glus: Glus, picture_HW3: np.ndarray) -> np.ndarray:
     return glus.segmenter.prepare_frames(torch.from_numpy(picture_HW3)[None])[0].numpy()
 
 
+def run_pass(predictor: VideoPredictor, video: VideoSource, text: str, order: Sequence[int]) -> Iterator[FrameResult]:
+    """Segment one sentence from the first frame of ``order`` up to the last one of the video or down to the first."""
+    return predictor.segment_pass(video, [text], [order[0]], -1 if order[-1] < order[0] else 1)
+
+
 def watch(
-    predictor: VideoPredictor, video: VideoSource, text: str, order: Sequence[int], num_probed: int = 0
+    predictor: VideoPredictor, video: VideoSource, text: str, order: Sequence[int], is_probed: bool = False
 ) -> Iterator[Record]:
     """Run the predictor for one sentence over ``order``, frame by frame, and tell what its model did in each step.
 
@@ -229,49 +220,30 @@ def watch(
         predictor: with the recorded model and settings.
         video: all frames.
         text: the sentence.
-        order: frames, up to the last one or down to the first one.
-        num_probed: first steps of which to tell the intermediate values too.
+        order: frames, see ``run_pass``.
+        is_probed: tell the intermediate values too.
 
     Yields:
-        Values of a step under their recorded names; without [SEG] those that follow from it are missing.
-
-    Raises:
-        ValueError: ``order`` is another one.
+        Values of a step under their recorded names, those within the model below "probes"; without [SEG] those that
+        follow from it are missing.
     """
     glus, segmenter = predictor.glus, predictor.glus.segmenter
     inference = replace(predictor.inference, chunk_frames=1)
     stepwise = VideoPredictor(glus, predictor.chat, predictor.frames, inference)
+    verbs = ("prepare_frames", "encode_frames", "condition", "decode", "memorize")
     with observed(
-        states=(glus.mllm, "states"),
-        answer=(glus, "answer"),
-        prepare=(segmenter, "prepare_frames"),
-        encode=(segmenter, "encode_frames"),
-        condition=(segmenter, "condition"),
-        decode=(segmenter, "decode"),
-        memorize=(segmenter, "memorize"),
+        states=(glus.mllm, "states"), answer=(glus, "answer"), **{verb: (segmenter, verb) for verb in verbs}
     ) as calls:
         opening: Call | None = None  # what the prompts of all steps begin with; each step reads on from there
-        for number, result in enumerate(stepwise.segment_pass(video, [text], [order[0]], direction_of(order, video))):
+        for number, result in enumerate(run_pass(stepwise, video, text, order)):
             opening = opening or calls["states"].pop(0)
             values = _step_values(opening, calls) | {"mask": result.masks_RHW[0]}
-            if number < num_probed and calls["decode"]:
-                values |= _probed_values(opening, calls, glus)
-                values["clip_pixel_values"] = clip_input(glus, video.read(result.frame))
+            if is_probed and calls["decode"]:
+                crop = clip_input(glus, video.read(result.frame))
+                values["probes"] = _probed_values(opening, calls, glus) | {"clip_pixel_values": crop}
             yield Record(values, f"step {number} of the replay")
             for made in calls.values():
                 made.clear()
-
-
-def direction_of(order: Sequence[int], video: VideoSource) -> int:
-    """1 if ``order`` goes up to the last frame of a video, -1 if it goes down to the first.
-
-    Raises:
-        ValueError: it does neither.
-    """
-    for direction, end in ((1, len(video)), (-1, -1)):
-        if list(order) == list(range(order[0], end, direction)):
-            return direction
-    raise ValueError(f"frames {list(order)}: a pass goes up to frame {len(video) - 1} or down to frame 0")
 
 
 def _step_values(opening: Call, calls: dict[str, list[Call]]) -> dict[str, Any]:
@@ -298,11 +270,11 @@ def _probed_values(opening: Call, calls: dict[str, list[Call]], glus: Glus) -> d
     visual_MD = torch.cat([visual_TD[rows.visual_index_M] for rows, visual_TD in shown])
     segmenter = glus.segmenter
     assert isinstance(segmenter, Sam2Segmenter)
-    features, decoded = _only(calls, "encode").result, _only(calls, "decode").result
+    features, decoded = _only(calls, "encode_frames").result, _only(calls, "decode").result
     values = {
-        "visual_tokens": visual_MD.unflatten(0, (-1, glus.mllm.tokens_per_frame)),
+        "visual_tokens": visual_MD.unflatten(0, (-1, llava_of(glus).tokens_per_frame)),
         "llm_state": _only(calls, "answer").arguments[0][0],
-        "sam2_input": _only(calls, "prepare").result[0],
+        "sam2_input": _only(calls, "prepare_frames").result[0],
         "high_res_256": features.high_NChw[0][0],
         "high_res_128": features.high_NChw[1][0],
         "image_feature_64": features.image_NChw[0],
@@ -339,11 +311,11 @@ def forward_with_memories(glus: Glus, batch: Batch) -> tuple[GlusOutput, dict[st
     return output, {"memory": memories, "memory attention": read}
 
 
-def collect_gradients(glus: Glus) -> dict[str, torch.Tensor | None]:
-    """Gradient of every trained tensor, under its name in the release; None: it has none.
+def collect_gradients(glus: Glus) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """Gradients of the trained tensors, under their names in the release, and the names of those that have none.
 
     They are the model's own: a next backward pass would add to them.
     """
-    return {
-        GLUS_KEYS.label(name): parameter.grad for name, parameter in glus.named_parameters() if parameter.requires_grad
-    }
+    trained = {GLUS_KEYS.label(name): p for name, p in glus.named_parameters() if p.requires_grad}
+    found = {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}
+    return found, trained.keys() - found.keys()

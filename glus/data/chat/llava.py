@@ -21,9 +21,9 @@ import numpy as np
 import sentencepiece
 
 from glus.batch import Conversation
-from glus.data.chat.tree import TokenTree, common_prefix
+from glus.data.chat.tree import TokenTree, prompt_tree, single_path
 from glus.data.sampling import ANSWERS, CONTEXT, QUESTIONS, Turn, clean_expression, inference_turn
-from glus.tokens import IMAGE_ID, Vocabulary, placeholders, write_added_tokens
+from glus.tokens import IMAGE_ID, Vocabulary, write_added_tokens
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -38,14 +38,20 @@ class LlavaChat:
 
     Args:
         vocabulary: the model's own.
-        tokens_per_frame: P, the visual tokens of a frame (``Mllm.tokens_per_frame``).
+        tokens_per_frame: P, the visual tokens of a frame (``Llava.tokens_per_frame``).
+        reads_at_seg: see ``Conversation.is_read_at_seg``.
     """
 
-    def __init__(self, vocabulary: Vocabulary, tokens_per_frame: int):
+    def __init__(self, vocabulary: Vocabulary, tokens_per_frame: int, reads_at_seg: bool = False):
         if tokens_per_frame < 1:
             raise ValueError(f"tokens_per_frame={tokens_per_frame}: expected at least 1")
         self.vocabulary = vocabulary
         self.tokens_per_frame = tokens_per_frame
+        self.reads_at_seg = reads_at_seg
+
+    def sized(self, size: tuple[int, int]) -> LlavaChat:
+        """The grammar for frames of ``size`` (H, W): the same for all."""
+        return self
 
     def train(self, turns: Sequence[Turn], num_context: int, name: str) -> Conversation:
         """A whole conversation, one turn per query frame.
@@ -77,25 +83,25 @@ class LlavaChat:
             trailing_space: end in the lone "▁" that the released prompt ends in. It never stands there in training.
 
         Returns:
-            Ids whose last position is the only ``seg_positions``.
+            Ids whose last position is the only ``seg_positions`` (the last but one where [SEG] is read itself).
         """
         turn = inference_turn(text)
         ids = self._opening(num_context)
         for _ in range(num_query - 1):
             ids += self._turn(turn) + self.vocabulary.encode(USER)
         ids += self._question(turn, " " if trailing_space else "")
-        return Conversation(np.array(ids, np.int64), np.array([len(ids) - 1], np.int64))
+        last = np.array([len(ids) - 1], np.int64)
+        ids += [self.vocabulary.seg_id] * self.reads_at_seg
+        return Conversation(np.array(ids, np.int64), last, None, self.reads_at_seg)
 
-    def opening(self, num_context: int) -> np.ndarray:
-        """(L,) int64: what every prompt of a video begins with, whatever its sentence and query frames."""
-        return np.array(self._opening(num_context), np.int64)
+    def opening(self, num_context: int) -> TokenTree:
+        """What every prompt of a video begins with, whatever its sentence and query frames."""
+        return single_path(np.array(self._opening(num_context), np.int64))
 
     def prompt_tree(self, text: str, num_query: int, asked: Sequence[int], trailing_space: bool = True) -> TokenTree:
         """The windows of the turns ``asked`` (numbers from 0), which all begin at the same query frame, in one row
-        after ``opening``: each is a path. Positions count from the first token after the opening.
-
-        A prompt may end in a token that the conversation itself does not have at this place (the lone "▁"). Such
-        endings stand behind the turns, are seen by nothing but themselves, and see the turns up to where they belong.
+        after ``opening``: each is a path. Positions count from the first token after the opening. Endings are the lone
+        "▁", and [SEG] where it is read itself.
 
         Args:
             text: the expression as written.
@@ -104,20 +110,10 @@ class LlavaChat:
             trailing_space: see ``window``.
         """
         turn = inference_turn(text)
-        question, prompt = self._question(turn), self._question(turn, " " if trailing_space else "")
-        shared = common_prefix([question, prompt])
         whole_turn = [*self._turn(turn), *self.vocabulary.encode(USER)]
-        ids, ending = [*whole_turn * (num_query - 1), *question[:shared]], prompt[shared:]
-        positions, paths = list(range(len(ids))), []
-        for number in asked:
-            end = number * len(whole_turn) + shared
-            paths.append(np.r_[:end, len(ids) : len(ids) + len(ending)])
-            ids, positions = ids + ending, [*positions, *range(end, end + len(ending))]
-        array = np.array(ids, np.int64)
-        visual = np.arange(len(placeholders(array)))
-        reads = np.array([path[-1] for path in paths], np.int64)
-        # Without endings the paths of earlier turns are beginnings of the last one's.
-        return TokenTree(array, np.array(positions, np.int64), visual, tuple(paths if ending else paths[-1:]), reads)
+        prompt = self._question(turn, " " if trailing_space else "") + [self.vocabulary.seg_id] * self.reads_at_seg
+        reads = 2 if self.reads_at_seg else 1
+        return prompt_tree(whole_turn, self._question(turn), prompt, num_query, asked, num_reads=reads)
 
     def _image(self) -> list[int]:
         return [self.vocabulary.image_start_id, *[IMAGE_ID] * self.tokens_per_frame, self.vocabulary.image_end_id]
@@ -143,7 +139,7 @@ class LlavaChat:
         positions = np.flatnonzero(array == self.vocabulary.seg_id)
         if len(positions) != num_query:
             raise ValueError(f"conversation of {name} holds {len(positions)} [SEG] for {num_query} query frames")
-        return Conversation(array, positions - 1)
+        return Conversation(array, positions - 1, None, self.reads_at_seg)
 
 
 def train_vocabulary(folder: str | Path, sentences: Iterable[str], size: int, whole_templates: bool = True) -> None:

@@ -12,7 +12,7 @@ A conversation is a *path* through its row. Where the paths are is all that atte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -34,7 +34,7 @@ class TokenTree:
     input_ids: np.ndarray
     """(L,) int64."""
     positions: np.ndarray
-    """(L,) int64: position of each token in its conversation."""
+    """(L,) int64: position of each token in its conversation; (L, 3) where a token has three."""
     visual: np.ndarray
     """(M,) int64: which visual token stands at each placeholder."""
     paths: tuple[np.ndarray, ...]
@@ -44,6 +44,11 @@ class TokenTree:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def end(self) -> int:
+        """The position of what follows the last token."""
+        return int(self.positions[-1].max()) + 1
 
     @property
     def is_causal(self) -> bool:
@@ -56,12 +61,22 @@ class TokenTree:
         visual = self.visual[len(placeholders(self.input_ids[:count])) :]
         return TokenTree(self.input_ids[count:], self.positions[count:], visual, paths, self.reads - count)
 
+    def before(self, count: int) -> TokenTree:
+        """The first ``count`` tokens, which every path begins with; nothing is read."""
+        return single_path(self.input_ids[:count], self.positions[:count])
+
     def sees(self) -> np.ndarray:
         """(L, L) bool: which tokens each token attends to: along its paths, itself and those before it."""
         sees = np.zeros((len(self), len(self)), bool)
         for path in self.paths:
             sees[np.ix_(path, path)] |= np.tri(len(path), dtype=bool)
         return sees
+
+
+def single_path(input_ids: np.ndarray, positions: np.ndarray | None = None) -> TokenTree:
+    """Tokens of which each sees all before it, with the first visual tokens in their order; nothing is read."""
+    tokens, visual = np.arange(len(input_ids)), np.arange(len(placeholders(input_ids)))
+    return TokenTree(input_ids, tokens if positions is None else positions, visual, (tokens,), np.empty(0, np.int64))
 
 
 def shared_tree(conversations: Sequence[Conversation]) -> TokenTree:
@@ -73,11 +88,52 @@ def shared_tree(conversations: Sequence[Conversation]) -> TokenTree:
     begun = len(placeholders(conversations[0].input_ids[:shared]))
     return TokenTree(
         np.concatenate([conversations[0].input_ids[:shared], *rests]),
-        np.concatenate([np.arange(shared), *(shared + np.arange(len(rest)) for rest in rests)]),
+        np.concatenate([conversations[0].positions[:shared], *(c.positions[shared:] for c in conversations)]),
         np.concatenate([np.arange(begun), *(begun + np.arange((rest == IMAGE_ID).sum()) for rest in rests)]),
         paths,
-        np.concatenate([path[c.seg_positions] for path, c in zip(paths, conversations, strict=True)]),
+        np.concatenate([path[c.reads] for path, c in zip(paths, conversations, strict=True)]),
     )
+
+
+def prompt_tree(
+    whole_turn: Sequence[int],
+    question: Sequence[int],
+    prompt: Sequence[int],
+    num_query: int,
+    asked: Sequence[int],
+    place: Callable[[np.ndarray], np.ndarray] = lambda ids: np.arange(len(ids)),
+    num_reads: int = 1,
+) -> TokenTree:
+    """The prompts of some turns, which all begin at the same query frame, in one row: each is a path.
+
+    A prompt may end in tokens that the conversation itself does not have at this place. Such endings stand behind the
+    turns, are seen by nothing but themselves, and see the turns up to where they belong.
+
+    Args:
+        whole_turn: a query frame, its question, the answer, and what leads to the next turn.
+        question: what a turn begins with, up to where its answer is read, as a conversation goes on.
+        prompt: the same as a prompt ends; it has words in common with ``question``.
+        num_query: turns; the last one must be asked.
+        asked: numbers of turns from 0, ascending.
+        place: positions of the tokens of the turns.
+        num_reads: states that are wanted of each prompt: those of its last tokens.
+    """
+    shared = common_prefix([question, prompt])
+    ids, ending = [*list(whole_turn) * (num_query - 1), *question[:shared]], list(prompt[shared:])
+    positions, paths = [place(np.array(ids, np.int64))], []
+    length = len(ids)
+    for number in asked:
+        end = number * len(whole_turn) + shared
+        paths.append(np.r_[:end, length : length + len(ending)])
+        begin = positions[0][end - 1].max() + 1  # the last token before it is a word
+        after = np.arange(begin, begin + len(ending))
+        positions.append(after if positions[0].ndim == 1 else np.repeat(after[:, None], 3, axis=1))
+        ids, length = ids + ending, length + len(ending)
+    array = np.array(ids, np.int64)
+    visual = np.arange(len(placeholders(array)))
+    reads = np.concatenate([path[-num_reads:] for path in paths])
+    # Without endings the paths of earlier turns are beginnings of the last one's.
+    return TokenTree(array, np.concatenate(positions), visual, tuple(paths if ending else paths[-1:]), reads)
 
 
 def token_rows(trees: Sequence[TokenTree], pad_id: int, multiple: int = 1) -> TokenRows:
@@ -121,13 +177,13 @@ def pack_conversations(videos: Sequence[Sequence[Conversation]], pad_id: int) ->
     """One row per video, whose paths are to be gathered: N Lc^2 / 2 scores where a mask would take B L^2.
 
     Args:
-        videos: the conversations of each of B videos, all about equally many frames.
+        videos: the conversations of each of B videos, which show the same frames.
         pad_id: token on padding.
     """
-    (num_visual,) = {len(placeholders(c.input_ids)) for conversations in videos for c in conversations}
+    shown = np.cumsum([0, *(len(placeholders(conversations[0].input_ids)) for conversations in videos)])
     trees = [shared_tree(conversations) for conversations in videos]
     causal = [
-        replace(tree, visual=tree.visual + number * num_visual, paths=(np.arange(len(tree)),))
+        replace(tree, visual=tree.visual + shown[number], paths=(np.arange(len(tree)),))
         for number, tree in enumerate(trees)
     ]
     rows = token_rows(causal, pad_id, LENGTH_MULTIPLE)
@@ -145,7 +201,9 @@ def unpack_conversations(rows: TokenRows) -> list[Conversation]:
     conversations = []
     for path, reads in zip(paths, rows.reads_R.numpy().reshape(len(paths), -1), strict=True):
         own = np.unique(path)  # ascending; padding repeats the last one
-        conversations.append(Conversation(ids[own], np.searchsorted(own, reads)))
+        positions = rows.position_ids_BL.flatten(0, 1).numpy()[own]
+        axes = positions if positions.ndim == 2 else None
+        conversations.append(Conversation(ids[own], np.searchsorted(own, reads), axes))
     return conversations
 
 
@@ -162,9 +220,9 @@ def _through_rows(indices: Sequence[np.ndarray], length: int) -> np.ndarray:
 
 
 def _padded(arrays: Sequence[np.ndarray], fill: int | None, multiple: int = LENGTH_MULTIPLE) -> np.ndarray:
-    """(N, L) int64, right-padded with ``fill``, or where that is None with each array's last value."""
+    """(N, L, ...) int64, right-padded with ``fill``, or where that is None with each array's last value."""
     length = -(-max(len(array) for array in arrays) // multiple) * multiple
-    rows = np.empty((len(arrays), length), np.int64)
+    rows = np.empty((len(arrays), length, *arrays[0].shape[1:]), np.int64)
     for row, array in zip(rows, arrays, strict=True):
         row[: len(array)] = array
         row[len(array) :] = array[-1] if fill is None else fill

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from glus.batch import TokenRows
-from glus.config import Quantization
+from glus.tokens import ChatStyle
+from glus.types import Role
 
 if TYPE_CHECKING:
     from glus.models.mllm.attention import Prefix
+    from glus.models.mllm.decoder import Decoder
 
 
 class Mllm(Protocol):
@@ -22,16 +24,30 @@ class Mllm(Protocol):
 
     PARTS: ClassVar[Mapping[str, tuple[str, ...]]]
     """What ``model.trainable`` may name of the family: part -> substrings of the names of its parameters."""
+    PUBLISHED: ClassVar[tuple[tuple[str, str], ...]]
+    """(how names of tensors begin in the family's published folders, how they begin here); empty where the parts come
+    from several places."""
+    chat: ChatStyle
+    """How its conversations are written."""
+    roles: tuple[Role, ...]
+    """Those in which a frame looks different: context and query, or query alone, which context frames are seen like."""
     width: int
     """D."""
-    tokens_per_frame: int
-    """P."""
+    visual_shape: tuple[int, ...]
+    """Of one visual token: (D,), or (G, D) where more than its embedding goes into the LLM. One tensor, so that nothing
+    of it can be left behind."""
     max_length: int
     """Tokens of a conversation that it can read."""
+    decoder: Decoder
+    """The LLM."""
 
     @property
-    def prepare(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Makes of a frame, (H, W, 3) uint8 RGB, on the CPU what travels to the device of it, uint8."""
+    def prepare(self) -> Callable[..., np.ndarray]:
+        """Makes of a frame, (H, W, 3) uint8 RGB, and its ``Role`` (default: query) on the CPU what travels to the
+        device of it, (h, w, 3) uint8."""
+
+    def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:
+        """Rows and columns of the visual tokens of a frame of this size; P is their product."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -41,17 +57,17 @@ class Mllm(Protocol):
     def stages(self) -> Mapping[str, nn.Module]:
         """The parts that costs are told apart by."""
 
-    def see(self, pixels_F3ss: torch.Tensor) -> torch.Tensor:
-        """Visual tokens (F, P, D) of prepared frames, channels first; under no_grad what is frozen."""
+    def see(self, pixels_F3hw: torch.Tensor) -> torch.Tensor:
+        """Visual tokens (F, P, *visual_shape) of prepared frames, channels first; under no_grad what is frozen."""
 
     def states(
-        self, rows: TokenRows, visual_TD: torch.Tensor, past: Sequence[Prefix] = (), keep: bool = False
+        self, rows: TokenRows, visual: torch.Tensor, past: Sequence[Prefix] = (), keep: bool = False
     ) -> tuple[torch.Tensor, Prefix | None]:
         """Final states where rows are read.
 
         Args:
             rows: B rows of L tokens.
-            visual_TD: the visual tokens that the rows show.
+            visual: (T, *visual_shape), the visual tokens that the rows show.
             past: what all rows continue, the oldest first; every token attends to all of it.
             keep: the rows are to be continued in turn.
 
@@ -59,20 +75,8 @@ class Mllm(Protocol):
             (R, D) states; keys and values of the rows if they are kept.
         """
 
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Vocabulary logits (..., V) of states (..., D)."""
-
     def note_trained(self) -> None:
         """To be called when ``requires_grad`` of parameters has changed."""
-
-    def checkpoint_gradients(self, on: bool = True) -> None:
-        """From now on, recompute each layer in the backward pass instead of keeping its activations; or no more."""
-
-    def compile_layers(self) -> None:
-        """From now on, each layer runs compiled in training; names of tensors stay."""
-
-    def quantize(self, quantization: Quantization, device: torch.device) -> Callable[[str, torch.Tensor], torch.Tensor]:
-        """Make room for projections in fewer bits; returns what makes of a weight, by its name, what is held."""
 
     def complete(self, device: torch.device) -> None:
         """Give the last tensors their values, which come from no file but follow from what was loaded."""

@@ -19,7 +19,6 @@ from glus.config import Quantization
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
-    from transformers import LlamaForCausalLM
 
 
 class NewRows(nn.Module):
@@ -71,17 +70,7 @@ class NewRowsHead(NewRows):
         return logits
 
 
-def split_embeddings(llama: LlamaForCausalLM, ids: Sequence[int]) -> None:
-    """Make the rows ``ids`` of the embedding table parameters of their own, in place."""
-    llama.model.embed_tokens = NewRowsEmbedding(llama.model.embed_tokens.weight, ids)  # type: ignore[assignment]
-
-
-def split_head(llama: LlamaForCausalLM, ids: Sequence[int]) -> None:
-    """Make the rows ``ids`` of the head parameters of their own, in place."""
-    llama.lm_head = NewRowsHead(llama.lm_head.weight, ids)  # type: ignore[assignment]
-
-
-def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, targets: list[str]) -> None:
+def add_lora(llm: nn.Module, rank: int, alpha: int, dropout: float, targets: list[str]) -> None:
     """Put LoRA adapters with their first values into the named projections, in place; the LLM's module names stay.
 
     Args:
@@ -94,8 +83,8 @@ def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, tar
     from peft.tuners.lora import LoraLayer
 
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
-    inject_adapter_in_model(config, llama)
-    for layer in (module for module in llama.modules() if isinstance(module, LoraLayer)):
+    inject_adapter_in_model(config, llm)
+    for layer in (module for module in llm.modules() if isinstance(module, LoraLayer)):
         for name, down in layer.lora_A.items():
             if down.weight.is_meta:  # peft leaves adapters there with the layers they adapt
                 down.to_empty(device=torch.get_default_device())
@@ -103,9 +92,17 @@ def add_lora(llama: LlamaForCausalLM, rank: int, alpha: int, dropout: float, tar
                 layer.reset_lora_parameters(name, init_lora_weights=True)
 
 
+def second_names(module: nn.Module) -> set[str]:
+    """Names of parameters that have another name before: of a head that is the embedding table."""
+    every = (name for name, _ in module.named_parameters(remove_duplicate=False))
+    return set(every) - dict(module.named_parameters()).keys()
+
+
 def plain_names(module: nn.Module) -> dict[str, str]:
-    """Names of a model's tensors as they were before ``add_lora`` -> as they are; the adapters' own are left out."""
-    names = [name for name in module.state_dict() if ".lora_" not in name]
+    """Names of a model's tensors as they were before ``add_lora`` -> as they are; the adapters' own are left out, and
+    so are second names."""
+    again = second_names(module)
+    names = [name for name in module.state_dict() if ".lora_" not in name and name not in again]
     return {name.replace(".base_layer.", "."): name for name in names}
 
 
@@ -135,13 +132,14 @@ def check_quantization(quantization: Quantization, device: torch.device) -> None
 
 
 class Quantizer:
-    """Makes room for quantised projections in a LLaMA without memory, and quantises each weight as it arrives.
+    """Makes room for quantised projections in an LLM without memory, and quantises each weight as it arrives.
 
     So the LLM is never on the GPU unquantised. Embeddings, norms, head and adapters stay as they are.
 
     Args:
-        llama: with or without LoRA adapters, whose base layers are quantised, in the type that they are computed with
-            in. Projections on the meta device wait for their weights, others are quantised at once.
+        layers: of the LLM, with or without LoRA adapters, whose base layers are quantised, in the type that they are
+            computed with in. Projections on the meta device wait for their weights, others are quantised at once.
+        prefix: how names of the layers' tensors begin in the whole network.
         quantization: ``int8`` (LLM.int8, Dettmers et al. 2022) or ``nf4`` (QLoRA, Dettmers et al. 2023, with double
             quantisation).
         device: of the quantised weights.
@@ -150,10 +148,10 @@ class Quantizer:
         ValueError: a projection is trained, which integers cannot be.
     """
 
-    def __init__(self, llama: LlamaForCausalLM, quantization: Quantization, device: torch.device):
+    def __init__(self, layers: nn.Module, prefix: str, quantization: Quantization, device: torch.device):
         linears = {
             name: module
-            for name, module in llama.model.layers.named_modules()
+            for name, module in layers.named_modules()
             if isinstance(module, nn.Linear) and ".lora_" not in name
         }
         trained = [name for name, module in linears.items() if module.weight.requires_grad]
@@ -167,8 +165,8 @@ class Quantizer:
         for name, linear in linears.items():
             parent, _, child = name.rpartition(".")
             layer = _empty_layer(linear, quantization)
-            setattr(llama.model.layers.get_submodule(parent), child, layer)
-            full = f"mllm.llama.model.layers.{name}.weight"
+            setattr(layers.get_submodule(parent), child, layer)
+            full = f"{prefix}{name}.weight"
             self._layers[full] = layer
             if not linear.weight.is_meta:
                 layer.weight = self.pack(full, linear.weight.detach())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,12 +12,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from glus import compat, distributed
+from glus import compat
 from glus.batch import TokenRows
-from glus.config import Quantization
-from glus.models.mllm.adapters import NewRows, Quantizer, check_quantization
-from glus.models.mllm.attention import NAME, PackedRows, Prefix, PrefixCache, additive_mask, attend
-from glus.tokens import IMAGE_ID
+from glus.models.mllm.attention import NAME, Prefix, attend
+from glus.models.mllm.decoder import Decoder, plain_rotary
+from glus.tokens import ChatStyle
+from glus.types import Role
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel, LlamaForCausalLM
@@ -119,12 +118,14 @@ def clip_crop(frame_HW3: np.ndarray, size: int) -> np.ndarray:
     return np.array(resized.crop((left, top, left + size, top + size)))
 
 
-def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausalLM:
-    """A LLaMA with random weights, the attention of ``models.attention`` and an untied head.
+def _prepared(frame_HW3: np.ndarray, role: Role = Role.query, *, size: int) -> np.ndarray:
+    """CLIP sees the same square in either role."""
+    return clip_crop(frame_HW3, size)
 
-    Its rotary frequencies are plain float32 tensors on the CPU, which move when they are used. As transformers'
-    buffers they would be rounded when the model (or DeepSpeed) casts itself to bfloat16, which turns positions far
-    into a conversation by whole radians, and they would be lost with ``torch.device("meta")``.
+
+def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausalLM:
+    """A LLaMA with random weights, the attention of ``attention.py``, rotary frequencies as ``plain_rotary`` makes
+    them, and an untied head.
 
     Args:
         architecture: fields of ``transformers.LlamaConfig``.
@@ -132,7 +133,6 @@ def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausal
     """
     compat.prepare_torchvision()
     from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     AttentionInterface.register(NAME, attend)
     fixed: dict[str, Any] = dict(
@@ -144,14 +144,8 @@ def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausal
         use_cache=False,
         attn_implementation=NAME,
     )
-    config = LlamaConfig(**architecture, **fixed)
-    llama = LlamaForCausalLM(config)
-    with torch.device("cpu"):
-        rotary = LlamaRotaryEmbedding(config)
-    for name, frequencies in list(rotary.named_buffers()):
-        delattr(rotary, name)
-        setattr(rotary, name, frequencies.detach().clone())  # no longer of type nn.Buffer
-    llama.model.rotary_emb = rotary
+    llama = LlamaForCausalLM(LlamaConfig(**architecture, **fixed))
+    llama.model.rotary_emb = plain_rotary(llama.model.rotary_emb)  # type: ignore[assignment]
     return llama
 
 
@@ -203,6 +197,9 @@ class Llava(nn.Module):
         "lm_head_new_rows": ("mllm.llama.lm_head.new_rows",),
         "llm": ("mllm.llama.",),
     }
+    PUBLISHED: ClassVar[tuple[tuple[str, str], ...]] = ()
+    chat = ChatStyle("llava")
+    roles: tuple[Role, ...] = (Role.query,)
 
     def __init__(self, clip: ClipEncoder, projector: nn.Linear, llama: LlamaForCausalLM):
         super().__init__()
@@ -210,9 +207,14 @@ class Llava(nn.Module):
         self.width: int = llama.config.hidden_size
         self.tokens_per_frame = clip.tokens_per_frame
         self.max_length: int = llama.config.max_position_embeddings
-        self.prepare = partial(clip_crop, size=clip.image_size)
-        self._is_compiled = False
+        self.visual_shape: tuple[int, ...] = (self.width,)
+        self.prepare = partial(_prepared, size=clip.image_size)
+        self.decoder = Decoder(llama.model, llama, "mllm.llama.model.", "mllm.llama.")
         self.note_trained()
+
+    def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:
+        """See ``Mllm``: pooled runs of patches have no rows."""
+        return 1, self.tokens_per_frame
 
     @property
     def dtype(self) -> torch.dtype:
@@ -232,92 +234,21 @@ class Llava(nn.Module):
     def states(
         self, rows: TokenRows, visual_TD: torch.Tensor, past: Sequence[Prefix] = (), keep: bool = False
     ) -> tuple[torch.Tensor, Prefix | None]:
-        """See ``Mllm``; states are those after the last RMSNorm."""
-        embeds_BLD = self._splice(rows, visual_TD)
-        options: dict[str, Any] = {}
-        if past or keep:
-            options["past_key_values"] = PrefixCache(past, keep)
-        if rows.paths_NC is not None and rows.slots_BL is not None:
-            options["packed"] = PackedRows(rows.paths_NC, rows.slots_BL)
-        if rows.sees_BLL is not None:
-            seen = sum(prefix.length for prefix in past)
-            options["attention_mask"] = additive_mask(rows.sees_BLL, seen, embeds_BLD.dtype)
-        hidden_BLD = self._run(embeds_BLD, rows.position_ids_BL, **options)
-        prefix = options["past_key_values"].prefix if keep else None
-        return hidden_BLD.flatten(0, 1).index_select(0, rows.reads_R), prefix
+        """See ``Mllm``."""
+        return self.decoder.states(rows, self.decoder.splice(rows, visual_TD), past, keep)
 
     @property
     def stages(self) -> Mapping[str, nn.Module]:
         """See ``Mllm``."""
-        return {"CLIP": self.clip, "LLM": self.llama.model}
-
-    def quantize(self, quantization: Quantization, device: torch.device) -> Callable[[str, torch.Tensor], torch.Tensor]:
-        """See ``Mllm``.
-
-        Raises:
-            ValueError: they cannot be here, or they are trained.
-        """
-        check_quantization(quantization, device)
-        return Quantizer(self.llama, quantization, device).pack
+        return {"vision tower": self.clip, "LLM": self.llama.model}
 
     def complete(self, device: torch.device) -> None:
-        """See ``Mllm``: CLIP's position ids, and rows of the tables that are trained apart."""
+        """See ``Mllm``: CLIP's position ids."""
         embeddings = self.clip.vision_model.embeddings
         if embeddings.position_ids.is_meta:
             positions = torch.arange(embeddings.num_positions, device=device).expand_as(embeddings.position_ids)
             embeddings.register_buffer("position_ids", positions, persistent=False)
-        for module in self.llama.modules():
-            if isinstance(module, NewRows) and module.new_rows.is_meta:
-                module.reset()
-
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """See ``Mllm``."""
-        return self.llama.lm_head(states)
-
-    def _splice(self, rows: TokenRows, visual_TD: torch.Tensor) -> torch.Tensor:
-        """Token embeddings with visual tokens at their placeholders: (B, L, D)."""
-        ids_BL = rows.input_ids_BL
-        embeds_BLD = self.llama.model.embed_tokens(ids_BL.masked_fill(ids_BL == IMAGE_ID, 0))
-        visual_MD = visual_TD[rows.visual_index_M].to(embeds_BLD.dtype)
-        return embeds_BLD.flatten(0, 1).index_copy(0, rows.placeholders_M, visual_MD).unflatten(0, ids_BL.shape)
-
-    def _run(self, embeds: torch.Tensor, positions: torch.Tensor, **options: Any) -> torch.Tensor:
-        self._move_rotary(embeds.device)
-        # Compiled layers are for training: a cache of prefixes would have to be compiled for each of its shapes.
-        is_eager = self._is_compiled and "past_key_values" in options
-        with torch.compiler.set_stance("force_eager") if is_eager else nullcontext():
-            hidden = self.llama.model(inputs_embeds=embeds, position_ids=positions, use_cache=False, **options)
-        return hidden.last_hidden_state
-
-    def _move_rotary(self, device: torch.device) -> None:
-        """Move the rotary frequencies once: copied in every pass, a GPU would be waited for in every pass."""
-        rotary = self.llama.model.rotary_emb
-        if device.type != "meta":
-            rotary.inv_freq = rotary.inv_freq.to(device)
-
-    def checkpoint_gradients(self, on: bool = True) -> None:
-        """From now on, recompute each layer in the backward pass instead of keeping its activations; or no more."""
-        # transformers 5.23 renamed these verbs and warns of the old names, which are the only ones before.
-        renamed = hasattr(self.llama, "activation_checkpointing_enable")
-        prefix = "activation_checkpointing" if renamed else "gradient_checkpointing"
-        if on:
-            getattr(self.llama, f"{prefix}_enable")({"use_reentrant": False})
-        else:
-            getattr(self.llama, f"{prefix}_disable")()
-
-    def compile_layers(self) -> None:
-        """From now on, each layer runs as what ``torch.compile`` makes of it, in training; names of tensors stay.
-
-        Code is made when a layer first runs, and once more for what that did not cover. Inference stays as
-        it is: there compiled layers took as long, and minutes to make.
-
-        Raises:
-            ValueError: no code can be made here.
-        """
-        compat.check_compiler(distributed.device())  # where training moves the model before it runs
-        self._is_compiled = True
-        for layer in self.llama.model.layers:
-            layer.compile(dynamic=True)
+        self.decoder.complete()
 
 
 def llava_of(glus: nn.Module) -> Llava:

@@ -43,7 +43,8 @@ class Segmenter(Protocol):
         """What decoder *and* memory encoder see: N rows of features with their T memories in mind."""
 
     def decode(self, conditioned: Any, prompt_NC: torch.Tensor, fallback: bool = False) -> Any:
-        """Masks for one prompt per row: ``logits_Nmm`` (> 0 is foreground), ``stability_N`` and what else there is."""
+        """Masks for one prompt per row: ``logits_Nmm`` (> 0 is foreground), ``stability_N``, what it expects of them
+        (``predicted_iou_N`` in [0, 1], ``object_logits_N``), and what else there is."""
 
     def memorize(self, conditioned: Any, logits_Nmm: torch.Tensor) -> torch.Tensor:
         """Memories (N, C_mem, h, w) of a frame with its masks."""

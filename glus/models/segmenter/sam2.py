@@ -89,6 +89,13 @@ class DecodedMasks:
     """Of the single mask, in [0, 1]."""
     used_multimask_N: torch.Tensor
     """bool: the fallback replaced the single mask."""
+    object_logits_N: torch.Tensor
+    """Of whether the object is in the frame."""
+
+    @property
+    def predicted_iou_N(self) -> torch.Tensor:
+        """Of the single mask."""
+        return self.predicted_iou_N4[:, 0]
 
 
 def build_sam2(variant: str, overrides: dict[str, Any]) -> nn.Module:
@@ -209,7 +216,8 @@ class Sam2Segmenter(nn.Module):
         *(f"{_DECODER}output_hypernetworks_mlps.{i}." for i in (1, 2, 3)),
     )
     """Parameters of the mask decoder that are declared trainable, as released, yet never learn: the convolutions run
-    with the image encoder, under no_grad while that is frozen, and the other heads' outputs reach no loss. Without
+    with the image encoder, under no_grad while that is frozen, and the other heads' outputs reach no loss, but for what
+    ``loss.weights.mask_iou`` and ``object_score`` train. Without
     ``trainer.weight_decay`` (0, as released) they keep their values; with it they shrink, as what learns does."""
 
     def __init__(
@@ -300,19 +308,19 @@ class Sam2Segmenter(nn.Module):
                     part.freqs_cis = part.freqs_cis.to(device)
 
     def decode(self, conditioned: FrameFeatures, prompt_NC: torch.Tensor, fallback: bool = False) -> DecodedMasks:
-        """Masks for one prompt embedding per row; the prompt is the only sparse token, there is no mask prompt.
+        """Masks for one prompt embedding per row; its tokens are the only sparse ones, there is no mask prompt.
 
         Args:
             conditioned: N rows.
-            prompt_NC: of each row.
+            prompt_NC: of each row; n C channels are n tokens.
             fallback: replace an unstable mask by the alternative of highest predicted IoU.
         """
         n, (c, h, w) = len(prompt_NC), conditioned.image_NChw.shape[1:]
         dense = self.sam.sam_prompt_encoder.no_mask_embed.weight.view(1, c, 1, 1).expand(n, c, h, w)
-        logits, iou, _, _ = self.sam.sam_mask_decoder.predict_masks(
+        logits, iou, _, object_logits = self.sam.sam_mask_decoder.predict_masks(
             image_embeddings=conditioned.image_NChw.expand(n, -1, -1, -1),
             image_pe=conditioned.dense_position_1Chw,
-            sparse_prompt_embeddings=prompt_NC[:, None],
+            sparse_prompt_embeddings=prompt_NC.unflatten(1, (-1, self.width)),
             dense_prompt_embeddings=dense,
             repeat_image=False,
             high_res_features=list(conditioned.high_NChw),
@@ -324,7 +332,7 @@ class Sam2Segmenter(nn.Module):
             use = stability < STABILITY_THRESHOLD
             best = logits[torch.arange(n, device=logits.device), 1 + iou[:, 1:].argmax(-1)]
             single = torch.where(use[:, None, None], best, single)
-        return DecodedMasks(single, logits, iou, stability, use)
+        return DecodedMasks(single, logits, iou, stability, use, object_logits[:, 0])
 
     def memorize(self, conditioned: FrameFeatures, logits_Nmm: torch.Tensor) -> torch.Tensor:
         """Memory of a frame with its predicted masks, soft, not binarised: (N, C_mem, h, w). Its gradient history is

@@ -1,0 +1,202 @@
+"""ChatML as token ids: how Qwen and InternVL write conversations.
+
+Special tokens are put in as ids. What stands between two of them is one text and is tokenised as one, as the family's
+own chat template and tokenizer do; a sentence that spells a special token stays text. With IMAGE for the start token, P
+placeholders, the end token, and a newline where the family has it::
+
+    opening    <|im_start|>system\\n{system}<|im_end|>\\n<|im_start|>user\\n (IMAGE x K {context sentence}  if K > 0)
+    turn       IMAGE {question}<|im_end|>\\n<|im_start|>assistant\\n{answer left of [SEG]}[SEG].<|im_end|>\\n
+    training   opening  turn  (<|im_start|>user\\n turn) x (Q - 1)
+    inference  opening  (turn <|im_start|>user\\n) x (n - 1)  IMAGE {question}...{answer left of [SEG]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from glus.batch import Conversation
+from glus.data.chat.tree import TokenTree, prompt_tree, single_path
+from glus.data.sampling import ANSWERS, CONTEXT, QUESTIONS, Turn, inference_turn
+from glus.tokens import IMAGE_ID, SEG, ChatStyle, JsonVocabulary
+from glus.types import Role
+
+Grid = Callable[[tuple[int, int], Role], tuple[int, int]]
+"""Rows and columns of visual tokens of a frame of a size (H, W): ``Mllm.grid``."""
+START, END = "<|im_start|>", "<|im_end|>"
+SYSTEM_LINE = "You are a helpful assistant."
+LARGEST = (4096, 4096)
+"""Size of a frame that is seen in as many tokens as any."""
+
+
+@dataclass(frozen=True)
+class ChatmlChat:
+    """Turns of a conversation -> token ids with placeholders for each frame, and their positions."""
+
+    vocabulary: JsonVocabulary
+    style: ChatStyle
+    """The family's special tokens."""
+    grid: Grid
+    reads_at_seg: bool = False
+    """See ``Conversation.is_read_at_seg``."""
+    size: tuple[int, int] = LARGEST
+    """Height and width of the frames that are shown."""
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """P of a query frame."""
+        rows, columns = self.grid(self.size, Role.query)
+        return rows * columns
+
+    def sized(self, size: tuple[int, int]) -> ChatmlChat:
+        """The grammar for frames of ``size`` (H, W)."""
+        return replace(self, size=size)
+
+    def train(self, turns: Sequence[Turn], num_context: int, name: str) -> Conversation:
+        """See ``LlavaChat.train``."""
+        ids = self._opening(num_context)
+        for number, turn in enumerate(turns):
+            ids += [*(self._user() if number else ()), *self._turn(turn)]
+        before = np.flatnonzero(np.array(ids) == self.vocabulary.seg_id) - 1
+        if len(before) != len(turns):
+            raise ValueError(f"conversation of {name} holds {len(before)} [SEG] for {len(turns)} query frames")
+        return self._conversation(ids, before, num_context)
+
+    def window(self, text: str, num_context: int, num_query: int, trailing_space: bool = True) -> Conversation:
+        """See ``LlavaChat.window``; the lone "▁" is LLaVA's own, and a prompt ends here as training has it."""
+        turn = inference_turn(text)
+        ids = self._opening(num_context)
+        for _ in range(num_query - 1):
+            ids += [*self._turn(turn), *self._user()]
+        ids += self._question(turn)
+        last = np.array([len(ids) - 1], np.int64)
+        return self._conversation([*ids, *self._seg_if_read()], last, num_context)
+
+    def opening(self, num_context: int) -> TokenTree:
+        """See ``LlavaChat.opening``."""
+        ids = np.array(self._opening(num_context), np.int64)
+        return single_path(ids, self._places(ids, num_context))
+
+    def prompt_tree(self, text: str, num_query: int, asked: Sequence[int], trailing_space: bool = True) -> TokenTree:
+        """See ``LlavaChat.prompt_tree``."""
+        turn = inference_turn(text)
+        question, whole_turn = self._question(turn), [*self._turn(turn), *self._user()]
+        prompt = [*question, *self._seg_if_read()]
+        reads = 2 if self.reads_at_seg else 1
+        return prompt_tree(whole_turn, question, prompt, num_query, asked, lambda ids: self._places(ids, 0), reads)
+
+    def _seg_if_read(self) -> list[int]:
+        return [self.vocabulary.seg_id] * self.reads_at_seg
+
+    def _opening(self, num_context: int) -> list[int]:
+        system = self._text(f"system\n{self.style.system or SYSTEM_LINE}")
+        ids = [self._id(START), *system, self._id(END), *self._text("\n"), *self._user()]
+        for number in range(num_context):
+            is_last = number + 1 == num_context
+            ids += self._image(Role.context) + self._text(self.style.after_image + (CONTEXT if is_last else ""))
+        return ids
+
+    def _user(self) -> list[int]:
+        return [self._id(START), *self._text("user\n")]
+
+    def _question(self, turn: Turn) -> list[int]:
+        """A query frame, its question, and the answer up to [SEG]."""
+        lead = turn.answer.partition(SEG)[0]
+        lead = lead.rstrip() if self.vocabulary.strips_before_seg else lead
+        asked = self._image(Role.query) + self._text(f"{self.style.after_image}{turn.question}")
+        return [*asked, self._id(END), *self._text("\n"), self._id(START), *self._text(f"assistant\n{lead}")]
+
+    def _turn(self, turn: Turn) -> list[int]:
+        tail = self._text(turn.answer.partition(SEG)[2])
+        return [*self._question(turn), self.vocabulary.seg_id, *tail, self._id(END), *self._text("\n")]
+
+    def _image(self, role: Role) -> list[int]:
+        rows, columns = self.grid(self.size, role)
+        return [self._id(self.style.image_start), *[IMAGE_ID] * (rows * columns), self._id(self.style.image_end)]
+
+    def _id(self, token: str) -> int:
+        return self.vocabulary.id_of(token)
+
+    def _text(self, text: str) -> list[int]:
+        return self.vocabulary.encode(text)
+
+    def _conversation(self, ids: list[int], before: np.ndarray, num_context: int) -> Conversation:
+        array = np.array(ids, np.int64)
+        axes = self._places(array, num_context) if self.style.has_axes else None
+        return Conversation(array, before, axes, self.reads_at_seg)
+
+    def _places(self, input_ids: np.ndarray, num_context: int) -> np.ndarray:
+        """Positions of tokens whose first ``num_context`` frames are context frames."""
+        if not self.style.has_axes:
+            return np.arange(len(input_ids))
+        context, query = (self.grid(self.size, role) for role in Role)
+        is_image = input_ids == IMAGE_ID
+        count = int((is_image & ~np.r_[False, is_image[:-1]]).sum())
+        return axis_positions(input_ids, [context if number < num_context else query for number in range(count)])
+
+
+def axis_positions(input_ids: np.ndarray, grids: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Time, row and column of each token, as Qwen-VL counts them: a word has the same number for all three; a frame
+    keeps its time, counts its rows and columns from there, and what follows begins behind its longer side.
+
+    Args:
+        input_ids: (L,); each frame's placeholders stand together, with other tokens before and after.
+        grids: rows and columns of each frame.
+
+    Returns:
+        (L, 3) int64.
+    """
+    positions = np.empty((len(input_ids), 3), np.int64)
+    at, following = 0, 0
+    frames = iter(grids)
+    while at < len(input_ids):
+        if input_ids[at] == IMAGE_ID:
+            rows, columns = next(frames)
+            cells = np.indices((rows, columns)).reshape(2, -1).T
+            positions[at : at + rows * columns] = following + np.insert(cells, 0, 0, axis=1)
+            at, following = at + rows * columns, following + max(rows, columns)
+        else:
+            positions[at] = following
+            at, following = at + 1, following + 1
+    return positions
+
+
+SPECIAL_TOKENS = ("<|endoftext|>", START, END, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+                  "<img>", "</img>", "<IMG_CONTEXT>")  # fmt: skip
+"""Of small vocabularies, which do for either family."""
+_WORDS = (
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
+    r"""|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+"""Where Qwen's tokenizers cut text before they merge bytes."""
+
+
+def train_json_vocabulary(folder: str | Path, sentences: Iterable[str], size: int) -> None:
+    """Write the vocabulary of a small model to ``folder``: a ``tokenizer.json`` in Qwen's form, without [SEG].
+
+    Args:
+        folder: created if need be.
+        sentences: expressions as written; the words of questions and answers are added.
+        size: ids at most, special tokens and all 256 bytes included.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    cut = pre_tokenizers.Split(Regex(_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    words = [*sentences, SYSTEM_LINE, CONTEXT, *QUESTIONS, *(answer.replace(SEG, "") for answer in ANSWERS)]
+    words += ["system\n", "user\n", "assistant\n"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(words * 2, trainer)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))

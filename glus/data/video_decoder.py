@@ -1,0 +1,480 @@
+"""The frames of a video file by number, as FFmpeg shows them one after another (by PyAV, whose wheels bring FFmpeg).
+
+A file is read once without decoding. Where its container says which frames there are and in which order, that is the
+index; otherwise all frames are decoded once, to count them. Packets are numbered, and a frame is known by the number of
+its packet, whatever times the file gives: after a jump the right frame comes, or decoding starts further ahead, at last
+from the beginning.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import cached_property
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.filter import Graph
+from av.filter.context import FilterContext
+from av.packet import Packet as AvPacket
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from glus.data.tone_mapping import HDR_TRANSFERS, hald_table
+from glus.data.video_index import FrameIndex, Packet, count_gaps, lost_packets, order_by_time
+
+log = logging.getLogger(__name__)
+
+DECODER_THREADS = 4
+"""That decode; some decoders hold frames for each of them."""
+PROBED = 16
+"""Frames at the beginning that must come out as the container promises."""
+NEAR = 8
+"""Frames that are rather decoded and passed over than jumped over."""
+ONE_FRAME_A_PACKET = ("h264", "hevc", "av1", "vp9", "prores", "mjpeg")
+"""Codecs of which every packet in MP4 and Matroska is a frame to show, unless it is a field; others hide some."""
+DEFAULT_RATE = 25.0
+"""Frames per second where the file knows none."""
+MISSING_SECONDS = 0.3
+"""At the end of a video that are worth a warning."""
+EBML, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
+"""What a Matroska file begins with, and the element that holds all but its first bytes."""
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
+IDR, SETTINGS = 5, 7
+"""Kinds of units in H.264."""
+UNSPECIFIED = 2
+"""Matrix of colours, in H.273."""
+MAX_ASLANT = 0.02
+"""Of a quarter turn, for want of digits."""
+COPY_AGAIN = "copy or download it again, or keep what decodes by: ffmpeg -i IN OUT.mp4"
+Frames = Iterator[tuple[int, VideoFrame]]
+"""Decoded, each with the number of its packet."""
+Numbered = Iterator[tuple[int, AvPacket]]
+
+
+class VideoDecoder:
+    """The frames of a video file, decoded by FFmpeg; not for several threads at once.
+
+    Raises:
+        ValueError: the file is no video, is cut short or damaged, its codec is unknown, or it is to be shown aslant.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._track, self._to_rgb = path, _Track(path), _RgbConverter(path)
+        self._frames: Frames = iter(())
+        self._next = 0  # the frame that decoding on gives
+        shown, first, is_told = self._told_order() or self._counted()
+        self._to_rgb(first)  # what cannot be shown is refused now
+        self._index = FrameIndex(self._track.packets, shown)
+        self.is_plain = is_told and self._index.is_closed and self._track.is_plain and _is_plain(first)
+        """Whether any program counts these frames and finds them again: H.264 in MP4 with nothing special to it."""
+        self.frames_per_second = self._index.frames_per_second(self._track.time_base) or self._track.rate
+        """Average over the video."""
+        self._track.warn(len(shown))
+
+    def __len__(self) -> int:
+        return len(self._index.shown)
+
+    def read(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of a frame; not to be written to.
+
+        Raises:
+            ValueError: it does not decode.
+        """
+        starts = self._index.starts_before(index)
+        is_near = starts[0].frame <= self._next + NEAR and self._next <= index
+        for start in [None, *starts] if is_near else starts:
+            if start is not None:
+                self._frames, self._next = self._track.decode(start.packet), start.frame
+            frame = self._forward(index)
+            if frame is not None:
+                return self._to_rgb(frame)
+        raise ValueError(self._track.damage(self._next, self._index.shown[self._next]))
+
+    def _forward(self, index: int) -> VideoFrame | None:
+        """Decode up to a frame; None where one is missing on the way."""
+        for number, frame in self._frames:
+            if number == self._index.shown[self._next]:
+                self._next += 1
+                if self._next > index:
+                    return frame
+            elif self._index.places.get(number, -1) > self._next:
+                break
+            # Otherwise it is shown before the frame at which decoding started, and may lack what it refers to.
+        self._frames = iter(())
+        return None
+
+    def _told_order(self) -> tuple[list[int], VideoFrame, bool] | None:
+        """Packets of all frames, as the container tells them and the first ones prove; the first frame; True."""
+        shown = self._track.told_order()
+        frames = list(islice(self._track.decode(), PROBED)) if shown else []
+        if not shown or [number for number, _ in frames] != shown[:PROBED]:
+            return None
+        has_fields = any(frame.interlaced_frame for _, frame in frames)
+        return None if has_fields else (shown, frames[0][1], True)
+
+    def _counted(self) -> tuple[list[int], VideoFrame, bool]:
+        """Packets of all frames that decoding gives; the first frame; False."""
+        track, shown, first, has_fields = self._track, list[int](), None, False
+        log.info("video %s: all its frames are decoded once, to count them", self._path)
+        for number, frame in track.decode():
+            first = frame if first is None else first
+            has_fields |= frame.interlaced_frame
+            shown.append(number)
+        if first is None:
+            raise ValueError(track.damage(0, 0) if track.failures else track.emptiness())
+        lost = lost_packets(track.packets, shown) if track.is_one_to_one and not has_fields else []
+        torn = [number for number, packet in enumerate(track.packets) if not packet.is_whole]
+        # What precedes the first frame belongs to one that began before the file did.
+        damaged = [number for number in chain(track.failures, lost, torn) if number > shown[0]]
+        if damaged:
+            raise ValueError(track.damage(sum(number < min(damaged) for number in shown), min(damaged)))
+        return shown, first, False
+
+
+class _Track:
+    """The packets of the video track that players show, by number, and what they decode to.
+
+    Every decoding opens the file anew, so that it does not depend on what was decoded before.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.failures: dict[int, str] = {}
+        """Packets that do not decode, and why."""
+        container, stream = _open(path)
+        with container:
+            name, codec = container.format.name, stream.codec_context.codec.canonical_name
+            self.packets, self._num_torn = list[Packet](), 0
+            self.is_plain = name.startswith("mov,") and codec == "h264" and len(container.streams.video) == 1
+            """Whether decoding begins anew at every key frame, as far as a look at the packets tells."""
+            for packet in _demux(container, stream):
+                is_whole = not packet.is_corrupt or name == "mpegts"
+                self._num_torn += packet.is_corrupt
+                self.packets.append(_told(packet, is_whole))
+                self.is_plain &= not packet.is_keyframe or _begins_anew(packet, stream.codec_context.extradata)
+            self.is_one_to_one = codec in ONE_FRAME_A_PACKET
+            """Whether every packet gives a frame, unless it is a field."""
+            self._is_told = self.is_one_to_one and name.startswith(("mov,", "matroska,"))
+            self.time_base = stream.time_base or Fraction(1)
+            self.rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
+            num_listed = len(stream.index_entries)
+            self._seconds = (container.duration or 0) / av.time_base if name.startswith("matroska,") else 0
+        size, told_size = path.stat().st_size, _told_size(path)
+        if size < told_size:
+            raise ValueError(
+                f"video {path} is cut short: it has {size:,} of the {told_size:,} bytes that it tells of; {COPY_AGAIN}"
+            )
+        if len(self.packets) < num_listed:
+            raise ValueError(
+                f"video {path} is cut short or damaged: of {num_listed} frames that it lists, {len(self.packets)} are "
+                f"there; {COPY_AGAIN}"
+            )
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[int | None, ...], int]:
+        return {_identity(packet): number for number, packet in enumerate(self.packets)}
+
+    def told_order(self) -> list[int] | None:
+        """Numbers of the packets of all frames, where the container knows them."""
+        return order_by_time(self.packets) if self._is_told else None
+
+    def decode(self, start: int = 0) -> Frames:
+        """What decoding gives from a packet on; after a failure it goes on, as players do."""
+        container, stream, packets = self._opened_at(start)
+        with container:
+            for number, packet in packets:
+                if number >= start and packet.size:
+                    packet.pts = number
+                    yield from self._decoded(stream, packet, number)
+            yield from self._decoded(stream, None, len(self.packets) - 1)
+
+    def damage(self, frame: int, packet: int) -> str:
+        """What to say of a frame that does not come of its packet."""
+        why = self.failures.get(packet, "its data give no picture")
+        return f"frame {frame} of video {self._path} does not decode: {why}; {COPY_AGAIN}"
+
+    def emptiness(self) -> str:
+        """What to say of a track without frames."""
+        return f"{self._path} holds no video stream, or one without frames; expected a video file"
+
+    def warn(self, num_frames: int) -> None:
+        """Say where frames seem to be missing that nothing else tells of."""
+        num_gaps = count_gaps(self.packets)
+        if self._num_torn or num_gaps:
+            log.warning(
+                "video %s: some of its %d frames may be damaged, or others missing (%d gaps in time, %d torn packets)",
+                *(self._path, num_frames, num_gaps, self._num_torn),
+            )
+        end = float(max(packet.pts or 0 for packet in self.packets) * self.time_base)
+        if end + MISSING_SECONDS < self._seconds:
+            log.warning("video %s may be cut short: its frames end at %.1f of %.1f s", self._path, end, self._seconds)
+
+    def _opened_at(self, start: int) -> tuple[InputContainer, VideoStream, Numbered]:
+        """The file, its track, and packets that begin at a number, or before it."""
+        container, stream = _open(self._path)
+        if start:
+            packets = self._jumped(container, stream, start)
+            if packets is not None:
+                return container, stream, packets
+            container.close()
+            container, stream = _open(self._path)
+        return container, stream, enumerate(_demux(container, stream))
+
+    def _jumped(self, container: InputContainer, stream: VideoStream, start: int) -> Numbered | None:
+        """Packets after a jump; None where they begin behind the one that is wanted, or nobody knows where."""
+        time = self.packets[start].dts
+        if time is None:
+            return None
+        try:
+            container.seek(time, stream=stream)
+        except FFmpegError:
+            return None  # not every container can
+        packets = _demux(container, stream)
+        first = next(packets, None)
+        number = self._numbers.get(_identity(_told(first, True)), start + 1) if first else start + 1
+        return enumerate(chain([first], packets), number) if first and number <= start else None
+
+    def _decoded(self, stream: VideoStream, packet: AvPacket | None, number: int) -> Frames:
+        try:
+            frames = stream.codec_context.decode(packet)
+        except FFmpegError as error:
+            self.failures[number] = _words(error)
+            return
+        for frame in frames:
+            origin = -1 if frame.pts is None else frame.pts
+            if frame.is_corrupt:
+                self.failures[origin] = "its data are damaged"
+            else:
+                yield origin, frame
+
+
+class _RgbConverter:
+    """Frames as RGB and upright, all of the size of the first one, by the filters that FFmpeg's own programs use.
+
+    The matrix and range of colours are the stream's (BT.601 where it has none), chroma is interpolated bicubically
+    where FFmpeg interpolates it at all, alpha is dropped, HDR is mapped to SDR.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._kind: tuple[object, ...] = ()
+        self._scaling = "flags=bicubic"
+        self._clock = count()
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        matrix = _display_matrix(frame)
+        colours = (frame.format.name, frame.colorspace, frame.color_range, frame.color_trc)
+        kind = (frame.width, frame.height, *colours, matrix)
+        if kind != self._kind:
+            self._graph, self._source = self._filters(frame, matrix)
+            self._kind = kind
+        frame.pts = next(self._clock)
+        self._source.push(frame)
+        pixels = np.ascontiguousarray(self._graph.vpull().to_ndarray())
+        self._scaling = f"{pixels.shape[1]}:{pixels.shape[0]}:flags=bicubic"
+        return pixels
+
+    def _filters(self, frame: VideoFrame, matrix: tuple[int, ...]) -> tuple[Graph, FilterContext]:
+        """A graph for frames like this one, and where they enter it."""
+        graph, is_hdr = Graph(), _is_hdr(frame)
+        source = _add_source(graph, frame)
+        filters = [graph.add(name, arguments) for name, arguments in _turns(matrix, self._path)]
+        if is_hdr:
+            table = self._sdr_table(frame)
+            shelf, look_up = _add_source(graph, table), graph.add("haldclut")
+            shelf.link_to(look_up, input_idx=1)
+            colours = ":in_color_matrix=bt2020" if frame.colorspace == UNSPECIFIED else ""
+            filters += [graph.add("scale", self._scaling + colours), graph.add("format", "rgb48le"), look_up]
+        else:
+            filters.append(graph.add("scale", self._scaling))
+        graph.link_nodes(source, *filters, graph.add("format", "rgb24"), graph.add("buffersink"))
+        try:
+            graph.configure()
+        except FFmpegError as error:
+            raise ValueError(
+                f"frames of video {self._path} cannot be made RGB: nothing converts {frame.format.name} with matrix "
+                f"{frame.colorspace} of H.273; name another by: ffmpeg -i IN -vf setparams=colorspace=bt709 OUT.mp4"
+            ) from error
+        if is_hdr:
+            shelf.push(table)
+            shelf.push(None)  # the only one, for all frames
+        return graph, source
+
+    def _sdr_table(self, frame: VideoFrame) -> VideoFrame:
+        """SDR's colours for those of HDR, as a picture that a filter looks them up in."""
+        name, light_of = HDR_TRANSFERS[frame.color_trc]
+        if not self._kind:
+            log.warning("video %s is HDR (%s): its colours are mapped to SDR", self._path, name)
+        table = VideoFrame.from_ndarray(hald_table(light_of), format="rgb48le")
+        table.pts = 0
+        return table
+
+
+def _add_source(graph: Graph, frame: VideoFrame) -> FilterContext:
+    about = {"video_size": f"{frame.width}x{frame.height}", "pix_fmt": frame.format.name, "time_base": "1/1"}
+    colours = {"colorspace": str(int(frame.colorspace)), "range": str(int(frame.color_range))}
+    return graph.add("buffer", **about, **colours)
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[int, ...]:
+    """How the frame is laid on the screen; empty where nothing is said."""
+    found: Any = frame.side_data.get("DISPLAYMATRIX")
+    return () if found is None else struct.unpack("=9i", bytes(found))
+
+
+def _turns(matrix: tuple[int, ...], path: Path) -> list[tuple[str, str]]:
+    """Filters that lay a picture on the screen as a display matrix says.
+
+    A pixel (x, y) is shown at (a x + c y, b x + d y): after a transposition, or none, come flips.
+
+    Source: ISO/IEC 14496-12, 8.3.2 (Track Header Box).
+    """
+    if not matrix:
+        return []
+    a, b, _, c, d = matrix[:5]
+    is_transposed = abs(b) > abs(a)
+    straight, aslant = ((c, b), (a, d)) if is_transposed else ((a, d), (b, c))
+    if max(map(abs, aslant)) > MAX_ASLANT * max(map(abs, straight)):
+        mirrored = "mirrored and " if a * d < b * c else ""
+        raise ValueError(f"video {path} is {mirrored}turned by no quarter turn; store its frames upright")
+    across, down = straight
+    turn = [("transpose", "cclock_flip")] if is_transposed else []
+    return turn + [("hflip", "")] * (across < 0) + [("vflip", "")] * (down < 0)
+
+
+def _open(path: Path) -> tuple[InputContainer, VideoStream]:
+    """A file and the track in it that players show: the default one, or that with most pixels, but no cover picture.
+
+    Raises:
+        ValueError: FFmpeg cannot read it, or knows no such track or not its codec.
+    """
+    with path.open("rb") as file:
+        beginning = file.read(12)
+    if beginning[4:8] == b"ftyp" and beginning[8:] in HEIF_BRANDS:
+        raise ValueError(
+            f"video {path} is a HEIF or AVIF picture, of which FFmpeg may decode a part only; store it as JPEG, or as "
+            f"MP4 if it moves"
+        )
+    try:
+        # An absolute path, because FFmpeg takes what stands before a colon for a protocol.
+        container = av.open(str(path.absolute()), metadata_errors="replace")
+    except FFmpegError as error:
+        raise ValueError(f"video {path} does not decode: {_unreadable(path) or _words(error)}") from error
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams:
+        raise ValueError(f"{path} holds no video stream, or one without frames; expected a video file")
+    stream = max(streams, key=_prominence)
+    if stream.codec_context is None:
+        raise ValueError(
+            f"video {path} is of a codec that PyAV {av.__version__} does not decode; make it H.264 by: "
+            f"ffmpeg -i IN OUT.mp4"
+        )
+    # Threads for slices alone: with one for each frame, PyAV loses whole frames behind a damaged one.
+    stream.thread_type, stream.codec_context.thread_count = "SLICE", DECODER_THREADS
+    return container, stream
+
+
+def _prominence(stream: VideoStream) -> tuple[int, int]:
+    is_default = int(stream.disposition & Disposition.default)
+    return is_default, 0 if stream.codec_context is None else stream.width * stream.height
+
+
+def _demux(container: InputContainer, stream: VideoStream) -> Iterator[AvPacket]:
+    """Packets of a track; AVI has empty ones where a frame is to be shown for longer.
+
+    Raises:
+        ValueError: the file cannot be read to its end.
+    """
+    try:
+        for packet in container.demux(stream):
+            if packet.size or packet.dts is not None:  # PyAV's last is neither
+                yield packet
+    except FFmpegError as error:
+        raise ValueError(f"video {container.name} cannot be read to its end: {_words(error)}; {COPY_AGAIN}") from error
+
+
+def _told(packet: AvPacket, is_whole: bool) -> Packet:
+    where = (packet.pts, packet.dts, packet.pos, packet.size)
+    return Packet(*where, packet.is_keyframe, packet.size > 0 and not packet.is_discard, is_whole)
+
+
+def _begins_anew(packet: AvPacket, settings: bytes | None) -> bool:
+    """Whether a packet of H.264 in MP4 makes the decoder forget what was before, and leaves the settings as they are.
+
+    Other key frames may refer to what was before, and become right bit by bit only.
+
+    Source: ISO/IEC 14496-15, 5.3.3 (settings) and 5.3.2 (units with their lengths before them).
+    """
+    if not settings or len(settings) < 5:
+        return False
+    data, width, at = bytes(packet), (settings[4] & 3) + 1, 0
+    kinds = set()
+    while at + width < len(data):
+        kinds.add(data[at + width] & 31)
+        at += width + int.from_bytes(data[at : at + width], "big")
+    return IDR in kinds and SETTINGS not in kinds
+
+
+def _identity(packet: Packet) -> tuple[int | None, ...]:
+    """What a packet keeps after a jump, before which the container may not tell its dts."""
+    return packet.position, packet.size, packet.pts
+
+
+def _is_hdr(frame: VideoFrame) -> bool:
+    return frame.color_trc in HDR_TRANSFERS
+
+
+def _is_plain(frame: VideoFrame) -> bool:
+    """8-bit 4:2:0 that is neither turned nor HDR: whatever converts it to RGB gives the same."""
+    return (
+        frame.format.name in ("yuv420p", "yuvj420p")
+        and not _turns(_display_matrix(frame), Path())
+        and not _is_hdr(frame)
+    )
+
+
+def _words(error: FFmpegError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def _told_size(path: Path) -> int:
+    """Bytes of a file as AVI and Matroska begin with them; 0 where they do not know.
+
+    Source: RIFF; RFC 8794, 4 to 6 (element sizes) and RFC 9559, 5.1 (Segment).
+    """
+    with path.open("rb") as file:
+        data = file.read(4096)
+    if data[:4] == b"RIFF":
+        return int.from_bytes(data[4:8], "little") + 8
+    at = data.find(SEGMENT) + len(SEGMENT)
+    if data[:4] != EBML or at < len(SEGMENT) or at >= len(data):
+        return 0
+    width = 9 - data[at].bit_length()  # leading zero bits tell how many bytes follow
+    size = int.from_bytes(data[at : at + width], "big") & ((1 << 7 * width) - 1)
+    return at + width + size if size != (1 << 7 * width) - 1 else 0  # all ones: unknown, as in a live recording
+
+
+def _unreadable(path: Path) -> str:
+    """Why a file may be unreadable, by its beginning; empty if nothing tells."""
+    with path.open("rb") as file:
+        beginning = file.read(64).lstrip().lower()
+    if not beginning:
+        return "the file is empty"
+    if beginning.startswith((b"<!doctype", b"<html")):
+        return "it is a web page: the download went wrong"
+    if beginning.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: git lfs pull fetches the file"
+    if beginning[4:8] == b"ftyp":
+        return "an MP4 without index, as an interrupted recording or download leaves it: copy or download it again"
+    return ""
