@@ -431,7 +431,10 @@ def _decode_rows(compressed: bytes, size: Size, bit_depth: int) -> tuple[np.ndar
     if bit_depth < 8:
         bits = np.unpackbits(values_Hb, axis=1, count=width * bit_depth).reshape(height, width, bit_depth)
         values_Hb = np.packbits(bits, axis=2)[..., 0]  # multiples of the values
-    return values_Hb.view(bool), None if _make_binary(values_Hb) else Doubt.values
+    # They are all 0 or the largest if and only if so many of these have this sum. Without new memory, which costs more.
+    has_two = cv2.sumElems(values_Hb)[0] == int(values_Hb.max()) * cv2.countNonZero(values_Hb)
+    mask_HW = np.not_equal(values_Hb, 0, out=values_Hb.view(bool))
+    return mask_HW, None if has_two else Doubt.values
 
 
 def _decode_with_pillow(data: bytes) -> tuple[np.ndarray, Doubt | None]:
@@ -471,19 +474,6 @@ def _undo_filters(rows_Hb: np.ndarray, values_Hb: np.ndarray) -> bool:
             upper_left = upper
         above_b = values_Hb[row]
     return True
-
-
-@njit(cache=True, nogil=True)
-def _make_binary(values_HW: np.ndarray) -> bool:
-    """Replace uint8 values by 1 where they are not 0; False if there were several. In place: new memory costs more."""
-    in_any, in_all = np.uint8(0), np.uint8(255)
-    for row in range(values_HW.shape[0]):
-        for x in range(values_HW.shape[1]):
-            value = values_HW[row, x]
-            in_any |= value
-            in_all &= value if value else np.uint8(255)
-            values_HW[row, x] = np.uint8(value != 0)
-    return in_any == 0 or in_any == in_all
 
 
 @njit(nogil=True)
