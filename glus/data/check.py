@@ -296,7 +296,7 @@ class VideoChecker:
         size = _check_frames(self.frames, first, findings) if self.frames else None
         if self.frames and self.masks and size:
             outlines_T = _check_masks(self.masks, video, size, self.alignment, findings)
-            if not findings.errors:
+            if not {Check.masks, Check.codes} & {check for check, _ in findings.errors}:
                 named = self.masks.values(video) | self.listed.get(first.video, set())
                 for files in self.masks.files(video):
                     _check_mask_files(files, named, _video_name(first), findings)

@@ -428,29 +428,25 @@ def _decode_rows(compressed: bytes, size: Size, bit_depth: int) -> tuple[np.ndar
     values_Hb = np.empty((height, row_bytes), np.uint8)
     if not _undo_filters(np.frombuffer(rows, np.uint8).reshape(height, 1 + row_bytes), values_Hb):
         raise ValueError("an unknown row filter")
-    if bit_depth == 8:
-        return _foreground(values_Hb)
-    bits = np.unpackbits(values_Hb, axis=1, count=width * bit_depth).reshape(height, width, bit_depth)
-    return _foreground(np.packbits(bits, axis=2)[..., 0])  # multiples of the values
+    if bit_depth < 8:
+        bits = np.unpackbits(values_Hb, axis=1, count=width * bit_depth).reshape(height, width, bit_depth)
+        values_Hb = np.packbits(bits, axis=2)[..., 0]  # multiples of the values
+    # They are all 0 or the largest if and only if so many of these have this sum. Without new memory, which costs more.
+    has_two = cv2.sumElems(values_Hb)[0] == int(values_Hb.max()) * cv2.countNonZero(values_Hb)
+    mask_HW = np.not_equal(values_Hb, 0, out=values_Hb.view(bool))
+    return mask_HW, None if has_two else Doubt.values
 
 
 def _decode_with_pillow(data: bytes) -> tuple[np.ndarray, Doubt | None]:
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         pixels: np.ndarray = np.asarray(image)
         has_alpha = image.mode.endswith("A")
-    if pixels.ndim == 2:
-        return _foreground(pixels)
-    colours_HWC = pixels[..., :-1] if has_alpha else pixels
+    colours_HWC = pixels[..., :-1] if has_alpha else pixels.reshape(*pixels.shape[:2], -1)
     mask_HW = np.logical_or.reduce(colours_HWC, axis=2)
     foreground_NC = colours_HWC[mask_HW]
     if has_alpha and np.ptp(pixels[..., -1]) and not np.array_equal(pixels[..., -1] != 0, mask_HW):
         return mask_HW, Doubt.alpha
     return mask_HW, Doubt.values if (foreground_NC != foreground_NC[:1]).any() else None
-
-
-def _foreground(values_HW: np.ndarray) -> tuple[np.ndarray, Doubt | None]:
-    mask_HW, top = values_HW != 0, values_HW.max()
-    return mask_HW, Doubt.values if top and not np.array_equal(values_HW == top, mask_HW) else None
 
 
 @njit(cache=True, nogil=True)
