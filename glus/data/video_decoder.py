@@ -89,11 +89,11 @@ class VideoDecoder:
         Raises:
             ValueError: it does not decode.
         """
-        starts = self._index.starts_before(index)
-        is_near = starts[0].frame <= self._next + NEAR and self._next <= index
-        for start in [None, *starts] if is_near else starts:
-            if start is not None:
-                self._frames, self._next = self._track.decode(start.packet), start.frame
+        points = self._index.seek_points(index)
+        is_near = points[0].frame <= self._next + NEAR and self._next <= index
+        for point in [None, *points] if is_near else points:
+            if point is not None:
+                self._frames, self._next = self._track.decode(point.packet), point.frame
             frame = self._forward(index)
             if frame is not None:
                 return self._to_rgb(frame)
@@ -385,8 +385,8 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream]:
     return container, stream
 
 
-def _prominence(stream: VideoStream) -> tuple[int, int]:
-    is_default = int(stream.disposition & Disposition.default)
+def _prominence(stream: VideoStream) -> tuple[bool, int]:
+    is_default = bool(stream.disposition & Disposition.default)
     return is_default, 0 if stream.codec_context is None else stream.width * stream.height
 
 

@@ -52,18 +52,18 @@ class FrameIndex:
         earliest = list(accumulate(reversed(shown), min))[::-1]  # packet of this frame and of all after it
         latest = list(accumulate(shown, max))  # packet of this frame and of all before it
         keys = [number for number, packet in enumerate(packets) if packet.is_key and number in self.places]
-        self._starts = [SeekPoint(0, 0)]
-        self._starts += [SeekPoint(self.places[key], key) for key in keys if key and earliest[self.places[key]] == key]
+        self._points = [SeekPoint(0, 0)]
+        self._points += [SeekPoint(self.places[key], key) for key in keys if key and earliest[self.places[key]] == key]
         self.is_closed = len(self.places) == len(shown) == len(packets) and all(
             earliest[self.places[key]] == latest[self.places[key]] == key for key in keys
         )
         """Every packet is a frame, and none that follows a key frame in the file is shown before it."""
         self._clocks = [packets[number].pts for number in shown], [packet.dts for packet in packets]
 
-    def starts_before(self, frame: int) -> list[SeekPoint]:
+    def seek_points(self, frame: int) -> list[SeekPoint]:
         """Where to begin for a frame: the nearest place, the one before it, the beginning of the file."""
-        nearest = bisect_right(self._starts, frame, key=lambda start: start.frame)
-        return [*reversed(self._starts[max(nearest - 2, 1) : nearest]), self._starts[0]]
+        nearest = bisect_right(self._points, frame, key=lambda point: point.frame)
+        return [*reversed(self._points[max(nearest - 2, 1) : nearest]), self._points[0]]
 
     def frames_per_second(self, time_base: Fraction) -> float | None:
         """Average over the video; None for one frame, or without times that ascend."""

@@ -122,6 +122,7 @@ PLAIN = {
     "fragments.mp4",
     "trimmed_fragments.mp4",
     "bt709.mp4",
+    "grey.mp4",
     "one.mp4",
 }
 """Those of ``CASES`` that decord reads."""

@@ -48,25 +48,25 @@ def test_torn_packets_tell_no_order() -> None:
 def test_decoding_begins_at_key_frames_or_the_beginning() -> None:
     index = FrameIndex(packets(OPEN), [0, 2, 3, 1, 5, 6, 4, 8, 9, 7])
     beginning = SeekPoint(0, 0)
-    assert index.starts_before(0) == [beginning]
-    assert index.starts_before(5) == [beginning]  # shown before the key frame that it follows in the file
-    assert index.starts_before(6) == [SeekPoint(6, 4), beginning]
-    assert index.starts_before(8) == [SeekPoint(6, 4), beginning]
-    assert index.starts_before(9) == [SeekPoint(9, 7), SeekPoint(6, 4), beginning]
+    assert index.seek_points(0) == [beginning]
+    assert index.seek_points(5) == [beginning]  # shown before the key frame that it follows in the file
+    assert index.seek_points(6) == [SeekPoint(6, 4), beginning]
+    assert index.seek_points(8) == [SeekPoint(6, 4), beginning]
+    assert index.seek_points(9) == [SeekPoint(9, 7), SeekPoint(6, 4), beginning]
     assert not index.is_closed
     assert FrameIndex(packets(CLOSED), [0, 2, 1, 3, 5, 4]).is_closed
 
 
 def test_hidden_key_frames_are_no_beginning() -> None:
     index = FrameIndex(packets("0kh 3 1h 2h 6k 4 5"), [1, 5, 6, 4])
-    assert index.starts_before(1) == [SeekPoint(0, 0)]
-    assert index.starts_before(3) == [SeekPoint(3, 4), SeekPoint(0, 0)]
+    assert index.seek_points(1) == [SeekPoint(0, 0)]
+    assert index.seek_points(3) == [SeekPoint(3, 4), SeekPoint(0, 0)]
     assert not index.is_closed
 
 
 def test_a_key_frame_after_which_earlier_packets_come_is_no_beginning() -> None:
     index = FrameIndex(packets("0k 4 1k 2 3"), [0, 2, 3, 4, 1])
-    assert index.starts_before(4) == [SeekPoint(0, 0)]
+    assert index.seek_points(4) == [SeekPoint(0, 0)]
 
 
 def test_the_rate_is_of_what_is_shown() -> None:
