@@ -159,17 +159,6 @@ class PackedMasks(MaskStore):
         except KeyError as error:
             raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}") from error
 
-    def runs(self, code: Any, size: Size, name: str) -> np.ndarray:
-        """(n,) int64 run lengths of a run-length code; ValueError names the mask and what is wrong with it."""
-        match code:
-            case {"size": [*found], "counts": str() | list() as counts}:
-                require_size(f"mask of {name} in {self.path}", found, size)
-                try:
-                    return unpack_runs(counts, size)
-                except ValueError as error:
-                    raise ValueError(f"mask of {name} in {self.path} does not decode: {error}") from error
-        raise ValueError(f"mask of {name} in {self.path}: expected null or {{size, counts}}, found {code!r:.80}")
-
 
 class RleMasks(PackedMasks):
     """MeViS: ``mask_dict.json``, {annotation id: [COCO run-length code or null per frame]}."""
@@ -194,8 +183,8 @@ class RleMasks(PackedMasks):
                 )
             for of_frame, frame in zip(parts, frames, strict=True):
                 if entries[frame] is not None:  # the object is in sight
-                    name = f"{frame_name(expression, frame)}, annotation {annotation_id}"
-                    of_frame.append(self.runs(entries[frame], size, name))
+                    name = f"mask of {frame_name(expression, frame)}, annotation {annotation_id} in {self.path}"
+                    of_frame.append(runs_of(entries[frame], size, name))
         return parts
 
 
@@ -336,6 +325,27 @@ def encode_rle(mask_HW: np.ndarray) -> str:
 def decode_rle(counts: str | bytes | list[int], size: Size) -> np.ndarray:
     """(H, W) uint8 of 0/1; arguments and errors as of ``unpack_runs``."""
     return draw_runs(unpack_runs(counts, size), size)
+
+
+def runs_of(code: Any, size: Size, name: str) -> np.ndarray:
+    """(n,) int64 run lengths of an entry of a JSON file, {size, counts}.
+
+    Args:
+        code: the entry.
+        size: (H, W) of the frame.
+        name: begins messages: which mask of which file.
+
+    Raises:
+        ValueError: it is no run-length code, not of this size, or does not decode.
+    """
+    match code:
+        case {"size": [*found], "counts": str() | list() as counts}:
+            require_size(name, found, size)
+            try:
+                return unpack_runs(counts, size)
+            except ValueError as error:
+                raise ValueError(f"{name} does not decode: {error}") from error
+    raise ValueError(f"{name}: expected null or {{size, counts}}, found {code!r:.80}")
 
 
 def draw_runs(runs: np.ndarray, size: Size) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from glus.config import DatasetConfig
-from glus.data.masks import PackedMasks, Size, draw_runs, frame_name
+from glus.data.masks import PackedMasks, Size, draw_runs, frame_name, runs_of
 from glus.files import field, read_object, whole_number
 from glus.types import Expression
 
@@ -146,7 +146,7 @@ class PolygonMasks(PackedMasks):
     def _draw(self, outline: Any, size: Size, name: str) -> np.ndarray:
         """(H, W) uint8 of 0/1; polygons as COCO's own library draws them."""
         if isinstance(outline, dict):
-            return draw_runs(self.runs(outline, size, name), size)
+            return draw_runs(runs_of(outline, size, f"mask of {name} in {self.path}"), size)
         return coco.decode(coco.merge(coco.frPyObjects(outline, *size))) if outline else np.zeros(size, np.uint8)
 
 
