@@ -77,7 +77,6 @@ class MaskStore(ABC):
                 "a split without public masks cannot be trained on or scored"
             )
 
-    @abstractmethod
     def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """The union of the expression's objects.
 
@@ -93,10 +92,20 @@ class MaskStore(ABC):
             FileNotFoundError: the file with the masks is missing.
             ValueError: a mask has the wrong size, does not decode, or is not listed.
         """
+        masks = np.zeros((len(frames), *size), np.uint8)
+        for mask_HW, parts in zip(masks, self.parts(expression, frames, size), strict=True):
+            for part in parts:
+                mask_HW |= draw_runs(part, size) if part.ndim == 1 else part
+        return masks
 
     def parts(self, expression: Expression, frames: Sequence[int], size: Size) -> Parts:
         """What ``read`` unites, as it is stored; errors as ``read``."""
-        return [[mask_HW] for mask_HW in self.read(expression, frames, size)]
+        found = {frame: self.objects(expression, frame, size) for frame in dict.fromkeys(frames)}
+        return [found[frame] for frame in frames]  # training repeats the one frame of a picture
+
+    @abstractmethod
+    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
+        """The masks of the expression's objects in one frame (see ``Parts``), pixels 0 or 1; errors as ``read``."""
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray | None:
         """Pixels whose truth is unknown: areas that ReasonSeg labels "ignore", void (255) of Ref-DAVIS17.
@@ -163,17 +172,9 @@ class PackedMasks(MaskStore):
 class RleMasks(PackedMasks):
     """MeViS: ``mask_dict.json``, {annotation id: [COCO run-length code or null per frame]}."""
 
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
-        """See ``MaskStore.read``; overlapping objects are united, never summed."""
-        masks = np.zeros((len(frames), *size), np.uint8)
-        for mask_HW, parts in zip(masks, self.parts(expression, frames, size), strict=True):
-            for runs in parts:
-                mask_HW |= draw_runs(runs, size)
-        return masks
-
-    def parts(self, expression: Expression, frames: Sequence[int], size: Size) -> Parts:
-        """See ``MaskStore.parts``: run lengths."""
-        parts: Parts = [[] for _ in frames]
+    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
+        """See ``MaskStore.objects``: run lengths of those in sight."""
+        found = []
         for annotation_id in expression.annotation_ids:
             entries = self.entries(expression, annotation_id)
             if len(entries) != len(expression.frames):
@@ -181,11 +182,10 @@ class RleMasks(PackedMasks):
                     f"masks of {expression.name}: annotation {annotation_id} in {self.path} has {len(entries)} "
                     f"entries; expected one for each of the video's {len(expression.frames)} frames"
                 )
-            for of_frame, frame in zip(parts, frames, strict=True):
-                if entries[frame] is not None:  # the object is in sight
-                    name = f"mask of {frame_name(expression, frame)}, annotation {annotation_id} in {self.path}"
-                    of_frame.append(runs_of(entries[frame], size, name))
-        return parts
+            if entries[frame] is not None:
+                name = f"mask of {frame_name(expression, frame)}, annotation {annotation_id} in {self.path}"
+                found.append(runs_of(entries[frame], size, name))
+        return found
 
 
 # ------------------------------------------------------------------------------------------------- PNG files
@@ -194,29 +194,25 @@ class RleMasks(PackedMasks):
 class PaletteMasks(MaskStore):
     """Ref-YouTube-VOS train, Ref-DAVIS17: ``<folder>/<video>/<frame>.png``, whose pixels are object ids."""
 
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
-        """See ``MaskStore.read``."""
-        masks = np.zeros((len(frames), *size), np.uint8)
-        if expression.annotation_ids:
-            values = [int(annotation_id) for annotation_id in expression.annotation_ids]
-            for row, indices_HW in enumerate(self._indices(expression, frames, size)):
-                masks[row] = np.isin(indices_HW, values)
-        return masks
+    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
+        """See ``MaskStore.objects``."""
+        values = [int(annotation_id) for annotation_id in expression.annotation_ids]
+        return [np.isin(self._indices(expression, frame, size), values)] if values else []
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """See ``MaskStore.ignore``: pixels of value 255, of which Ref-YouTube-VOS has none."""
-        return np.stack([indices_HW == VOID for indices_HW in self._indices(expression, frames, size)])
+        return np.stack([self._indices(expression, frame, size) == VOID for frame in frames])
 
     def num_objects(self, expression: Expression, size: Size) -> int:
         """The largest id in the video's first frame, by which DAVIS counts a video's objects; errors as ``read``."""
-        (first_HW,) = self._indices(expression, [0], size)
+        first_HW = self._indices(expression, 0, size)
         return int(first_HW[first_HW != VOID].max(initial=0))
 
-    def _indices(self, expression: Expression, frames: Sequence[int], size: Size) -> list[np.ndarray]:
-        """F arrays (H, W) uint8."""
+    def _indices(self, expression: Expression, frame: int, size: Size) -> np.ndarray:
+        """(H, W) uint8."""
         self.open()
-        folder = self.path / expression.video
-        return [_read_png(folder / f"{expression.frames[i]}.png", frame_name(expression, i), size) for i in frames]
+        path = self.path / expression.video / f"{expression.frames[frame]}.png"
+        return _read_png(path, frame_name(expression, frame), size)
 
 
 class FolderMasks(MaskStore):
@@ -232,16 +228,12 @@ class FolderMasks(MaskStore):
         super().__init__(name, path)
         self.absent_is_empty = absent_is_empty
 
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
-        """See ``MaskStore.read``; overlapping objects are united."""
-        union = np.zeros((len(frames), *size), np.uint8)
-        for annotation_id in expression.annotation_ids:
-            folder = self._folder(expression, annotation_id)
-            for row, frame in enumerate(frames):
-                path = folder / f"{expression.frames[frame]}.png"
-                if path.is_file() or not self.absent_is_empty:
-                    union[row] |= _read_foreground(path, frame_name(expression, frame), size)
-        return union
+    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
+        """See ``MaskStore.objects``."""
+        folders = [self._folder(expression, annotation_id) for annotation_id in expression.annotation_ids]
+        paths = [folder / f"{expression.frames[frame]}.png" for folder in folders]
+        there = [path for path in paths if path.is_file() or not self.absent_is_empty]
+        return [_read_foreground(path, frame_name(expression, frame), size) for path in there]
 
     def annotated(self, expression: Expression) -> np.ndarray:
         """See ``MaskStore.annotated``: frames for which every object has a file, unless no file means no object."""
