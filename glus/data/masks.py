@@ -77,7 +77,6 @@ class MaskStore(ABC):
                 "a split without public masks cannot be trained on or scored"
             )
 
-    @abstractmethod
     def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """The union of the expression's objects.
 
@@ -93,10 +92,20 @@ class MaskStore(ABC):
             FileNotFoundError: the file with the masks is missing.
             ValueError: a mask has the wrong size, does not decode, or is not listed.
         """
+        masks = np.zeros((len(frames), *size), np.uint8)
+        for mask_HW, parts in zip(masks, self.parts(expression, frames, size), strict=True):
+            for part in parts:
+                mask_HW |= draw_runs(part, size) if part.ndim == 1 else part
+        return masks
 
     def parts(self, expression: Expression, frames: Sequence[int], size: Size) -> Parts:
         """What ``read`` unites, as it is stored; errors as ``read``."""
-        return [[mask_HW] for mask_HW in self.read(expression, frames, size)]
+        found = {frame: self.objects(expression, frame, size) for frame in dict.fromkeys(frames)}
+        return [found[frame] for frame in frames]  # training repeats the one frame of a picture
+
+    @abstractmethod
+    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
+        """The masks of the expression's objects in one frame (see ``Parts``), pixels 0 or 1; errors as ``read``."""
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray | None:
         """Pixels whose truth is unknown: areas that ReasonSeg labels "ignore", void (255) of Ref-DAVIS17.
@@ -167,32 +176,13 @@ class PackedMasks(MaskStore):
         except KeyError as error:
             raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}") from error
 
-    def runs(self, code: Any, size: Size, name: str) -> np.ndarray:
-        """(n,) int64 run lengths of a run-length code; ValueError names the mask and what is wrong with it."""
-        match code:
-            case {"size": [*found], "counts": str() | list() as counts}:
-                require_size(f"mask of {name} in {self.path}", found, size)
-                try:
-                    return unpack_runs(counts, size)
-                except ValueError as error:
-                    raise ValueError(f"mask of {name} in {self.path} does not decode: {error}") from error
-        raise ValueError(f"mask of {name} in {self.path}: expected null or {{size, counts}}, found {code!r:.80}")
-
 
 class RleMasks(PackedMasks):
     """MeViS: ``mask_dict.json``, {annotation id: [COCO run-length code or null per frame]}."""
 
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
-        """See ``MaskStore.read``; overlapping objects are united, never summed."""
-        masks = np.zeros((len(frames), *size), np.uint8)
-        for mask_HW, parts in zip(masks, self.parts(expression, frames, size), strict=True):
-            for runs in parts:
-                mask_HW |= draw_runs(runs, size)
-        return masks
-
-    def parts(self, expression: Expression, frames: Sequence[int], size: Size) -> Parts:
-        """See ``MaskStore.parts``: run lengths."""
-        parts: Parts = [[] for _ in frames]
+    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
+        """See ``MaskStore.objects``: run lengths of those in sight."""
+        found = []
         for annotation_id in expression.annotation_ids:
             entries = self.entries(expression, annotation_id)
             if len(entries) != len(expression.frames):
@@ -200,11 +190,10 @@ class RleMasks(PackedMasks):
                     f"masks of {expression.name}: annotation {annotation_id} in {self.path} has {len(entries)} "
                     f"entries; expected one for each of the video's {len(expression.frames)} frames"
                 )
-            for of_frame, frame in zip(parts, frames, strict=True):
-                if entries[frame] is not None:  # the object is in sight
-                    name = f"{frame_name(expression, frame)}, annotation {annotation_id}"
-                    of_frame.append(self.runs(entries[frame], size, name))
-        return parts
+            if entries[frame] is not None:
+                name = f"mask of {frame_name(expression, frame)}, annotation {annotation_id} in {self.path}"
+                found.append(runs_of(entries[frame], size, name))
+        return found
 
 
 # ------------------------------------------------------------------------------------------------- PNG files
@@ -213,18 +202,14 @@ class RleMasks(PackedMasks):
 class PaletteMasks(MaskStore):
     """Ref-YouTube-VOS train, Ref-DAVIS17: ``<folder>/<video>/<frame>.png``, whose pixels are object ids."""
 
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
-        """See ``MaskStore.read``."""
-        masks = np.zeros((len(frames), *size), np.uint8)
-        if expression.annotation_ids:
-            values = [int(annotation_id) for annotation_id in expression.annotation_ids]
-            for row, indices_HW in enumerate(self._indices(expression, frames, size)):
-                masks[row] = np.isin(indices_HW, values)
-        return masks
+    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
+        """See ``MaskStore.objects``."""
+        values = [int(annotation_id) for annotation_id in expression.annotation_ids]
+        return [np.isin(self._indices(expression, frame, size), values)] if values else []
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """See ``MaskStore.ignore``: pixels of value 255, of which Ref-YouTube-VOS has none."""
-        return np.stack([indices_HW == VOID for indices_HW in self._indices(expression, frames, size)])
+        return np.stack([self._indices(expression, frame, size) == VOID for frame in frames])
 
     def files(self, video: Video) -> list[list[Path]]:
         """See ``MaskStore.files``."""
@@ -253,14 +238,14 @@ class PaletteMasks(MaskStore):
 
     def num_objects(self, expression: Expression, size: Size) -> int:
         """The largest id in the video's first frame, by which DAVIS counts a video's objects; errors as ``read``."""
-        (first_HW,) = self._indices(expression, [0], size)
+        first_HW = self._indices(expression, 0, size)
         return int(first_HW[first_HW != VOID].max(initial=0))
 
-    def _indices(self, expression: Expression, frames: Sequence[int], size: Size) -> list[np.ndarray]:
-        """F arrays (H, W) uint8."""
+    def _indices(self, expression: Expression, frame: int, size: Size) -> np.ndarray:
+        """(H, W) uint8."""
         self.open()
-        folder = self.path / expression.video
-        return [_read_png(folder / f"{expression.frames[i]}.png", frame_name(expression, i), size) for i in frames]
+        path = self.path / expression.video / f"{expression.frames[frame]}.png"
+        return _read_png(path, frame_name(expression, frame), size)
 
 
 class FolderMasks(MaskStore):
@@ -276,16 +261,12 @@ class FolderMasks(MaskStore):
         super().__init__(name, path)
         self.absent_is_empty = absent_is_empty
 
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
-        """See ``MaskStore.read``; overlapping objects are united."""
-        union = np.zeros((len(frames), *size), np.uint8)
-        for annotation_id in expression.annotation_ids:
-            folder = self._folder(expression, annotation_id)
-            for row, frame in enumerate(frames):
-                path = folder / f"{expression.frames[frame]}.png"
-                if path.is_file() or not self.absent_is_empty:
-                    union[row] |= _read_foreground(path, frame_name(expression, frame), size)
-        return union
+    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
+        """See ``MaskStore.objects``."""
+        folders = [self._folder(expression, annotation_id) for annotation_id in expression.annotation_ids]
+        paths = [folder / f"{expression.frames[frame]}.png" for folder in folders]
+        there = [path for path in paths if path.is_file() or not self.absent_is_empty]
+        return [_read_foreground(path, frame_name(expression, frame), size) for path in there]
 
     def annotated(self, expression: Expression) -> np.ndarray:
         """See ``MaskStore.annotated``: frames for which every object has a file, unless no file means no object."""
@@ -376,6 +357,27 @@ def encode_rle(mask_HW: np.ndarray) -> str:
 def decode_rle(counts: str | bytes | list[int], size: Size) -> np.ndarray:
     """(H, W) uint8 of 0/1; arguments and errors as of ``unpack_runs``."""
     return draw_runs(unpack_runs(counts, size), size)
+
+
+def runs_of(code: Any, size: Size, name: str) -> np.ndarray:
+    """(n,) int64 run lengths of an entry of a JSON file, {size, counts}.
+
+    Args:
+        code: the entry.
+        size: (H, W) of the frame.
+        name: begins messages: which mask of which file.
+
+    Raises:
+        ValueError: it is no run-length code, not of this size, or does not decode.
+    """
+    match code:
+        case {"size": [*found], "counts": str() | list() as counts}:
+            require_size(name, found, size)
+            try:
+                return unpack_runs(counts, size)
+            except ValueError as error:
+                raise ValueError(f"{name} does not decode: {error}") from error
+    raise ValueError(f"{name}: expected null or {{size, counts}}, found {code!r:.80}")
 
 
 def draw_runs(runs: np.ndarray, size: Size) -> np.ndarray:

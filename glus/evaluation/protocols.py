@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from glus.config import DatasetConfig, Protocol
 from glus.data.benchmarks.mevis import REVOS_GROUPS
-from glus.data.masks import PaletteMasks, Size, unpack_runs
+from glus.data.masks import PaletteMasks, Size, runs_of
 from glus.evaluation.packed import BitMasks, JFScores, TargetReader, compare, region_counts
 from glus.evaluation.report import ExpressionScore, ObjectScore, ScoreTable, by_group, mean_jf, mean_of, summarize
 from glus.files import read_object
@@ -260,13 +260,7 @@ class RevosProtocol(JFProtocol):
         """Pixels of one code, or the sum over a list of them (the script adds those up)."""
         if isinstance(code, list):
             return sum(self._area(part, size, place) for part in code)
-        where = f"{self._path}, {place}"
-        if not isinstance(code, dict) or list(code.get("size", [])) != list(size):
-            raise ValueError(f"{where}: expected a run-length code of size {list(size)}, found {code!r:.80}")
-        try:
-            return int(unpack_runs(code["counts"], size)[1::2].sum())
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+        return int(runs_of(code, size, f"{self._path}, {place}")[1::2].sum())
 
 
 def _overlap(expression: Expression, answer: BitMasks, targets: TargetReader) -> np.ndarray:

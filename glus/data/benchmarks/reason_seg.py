@@ -102,15 +102,14 @@ def _is_point(point: Any) -> bool:
 class ShapeMasks(MaskStore):
     """ReasonSeg: ``<folder>/<id>.json``, whose shapes are targets or areas to be ignored."""
 
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
-        """See ``MaskStore.read``."""
+    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
+        """See ``MaskStore.objects``."""
         if not expression.annotation_ids:
-            return np.zeros((len(frames), *size), np.uint8)
+            return []
         shapes = self._shapes(expression)
         if not shapes:
             raise ValueError(f"masks of {expression.name}: {self.path / expression.video}.json has no outlines")
-        is_target = draw_shapes(shapes, size) == TARGET
-        return np.repeat(is_target[None].astype(np.uint8), len(frames), axis=0)
+        return [draw_shapes(shapes, size) == TARGET]
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """See ``MaskStore.ignore``: what lies in a shape labelled "ignore" and in no smaller target."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from glus.config import DatasetConfig
-from glus.data.masks import PackedMasks, Size, draw_runs, frame_name
+from glus.data.masks import PackedMasks, Size, frame_name, runs_of
 from glus.files import field, read_object, whole_number
 from glus.types import Expression
 
@@ -135,19 +135,17 @@ class PolygonMasks(PackedMasks):
             found[annotation_id] = [outline]
         return found
 
-    def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
-        """See ``MaskStore.read``; the parts of an object are united, and it may have none."""
-        union = np.zeros(size, np.uint8)
+    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
+        """See ``MaskStore.objects``; polygons as COCO's own library draws them. An object may have none."""
+        found = []
         for annotation_id in expression.annotation_ids:
             (outline,) = self.entries(expression, annotation_id)
-            union |= self._draw(outline, size, f"{frame_name(expression, 0)}, annotation {annotation_id}")
-        return np.repeat(union[None], len(frames), axis=0)
-
-    def _draw(self, outline: Any, size: Size, name: str) -> np.ndarray:
-        """(H, W) uint8 of 0/1; polygons as COCO's own library draws them."""
-        if isinstance(outline, dict):
-            return draw_runs(self.runs(outline, size, name), size)
-        return coco.decode(coco.merge(coco.frPyObjects(outline, *size))) if outline else np.zeros(size, np.uint8)
+            if isinstance(outline, dict):
+                name = f"mask of {frame_name(expression, frame)}, annotation {annotation_id} in {self.path}"
+                found.append(runs_of(outline, size, name))
+            elif outline:
+                found.append(coco.decode(coco.merge(coco.frPyObjects(outline, *size))))
+        return found
 
 
 def _is_polygon(points: Any) -> bool:
