@@ -22,6 +22,7 @@ from glus.models.glus import Glus
 from glus.models.mllm.llava import Llava
 from glus.models.pretrained import (
     COMPLETE_FILE,
+    CONFIG_FILE,
     TRAINED_FILE,
     LoadedModel,
     build_glus,
@@ -340,9 +341,12 @@ def test_a_saved_folder_appears_whole(tiny_model: LoadedModel, glus: Glus, tmp_p
 def test_find_model_folder_takes_the_newest_checkpoint(tmp_path: Path) -> None:
     for step in ("step_9", "step_10", "step_11.tmp"):
         (tmp_path / "checkpoints" / step).mkdir(parents=True)
+        for name in (CONFIG_FILE, COMPLETE_FILE):
+            (tmp_path / "checkpoints" / step / name).touch()
     assert find_model_folder(tmp_path).name == "step_10"
     (tmp_path / "other").mkdir()
     with pytest.raises(FileNotFoundError, match="neither a model folder"):
         find_model_folder(tmp_path / "other")
-    (tmp_path / "other" / COMPLETE_FILE).touch()
+    for name in (CONFIG_FILE, COMPLETE_FILE):
+        (tmp_path / "other" / name).touch()
     assert find_model_folder(tmp_path / "other") == tmp_path / "other"
