@@ -302,7 +302,7 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
 def timed_verbs(glus: Glus, clock: StageClock) -> Iterator[None]:
     """Time the model's verbs while the context lasts."""
     verbs: list[tuple[Any, str, str]] = [(glus.mllm, "see", "vision tower")]
-    verbs += [(glus.mllm, name, "LLM") for name in ("states", "logits")]
+    verbs += [(glus.mllm.decoder, name, "LLM") for name in ("states", "logits")]
     verbs += [(glus.segmenter, "prepare_frames", "SAM2 resize"), (glus.segmenter, "encode_frames", "SAM2 encoder")]
     verbs += [(glus.segmenter, name, "memory and masks") for name in ("condition", "decode", "memorize")]
     with ExitStack() as stack:
