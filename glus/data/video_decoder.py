@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 DECODER_THREADS = 4
 """That decode; some decoders hold frames for each of them."""
-PROBED = 16
-"""Frames at the beginning that must come out as the container promises."""
+PROBED_MP4, PROBED = 2, 16
+"""Frames at the beginning that must come out as the container promises. MP4 also tells how far they are reordered."""
 NEAR = 8
 """Frames that are rather decoded and passed over than jumped over."""
 ONE_FRAME_A_PACKET = ("h264", "hevc", "av1", "vp9", "prores", "mjpeg")
@@ -74,7 +74,7 @@ class VideoDecoder:
         shown, first, is_told = self._told_order() or self._counted()
         self._to_rgb(first)  # what cannot be shown is refused now
         self._index = FrameIndex(self._track.packets, shown)
-        self.is_plain = is_told and self._index.is_closed and self._track.is_plain and _is_plain(first)
+        self.is_plain = is_told and self._index.is_closed and self._track.is_plain and _is_plain(first, path)
         """Whether any program counts these frames and finds them again: H.264 in MP4 with nothing special to it."""
         self.frames_per_second = self._index.frames_per_second(self._track.time_base) or self._track.rate
         """Average over the video."""
@@ -115,8 +115,8 @@ class VideoDecoder:
     def _told_order(self) -> tuple[list[int], VideoFrame, bool] | None:
         """Packets of all frames, as the container tells them and the first ones prove; the first frame; True."""
         shown = self._track.told_order()
-        frames = list(islice(self._track.decode(), PROBED)) if shown else []
-        if not shown or [number for number, _ in frames] != shown[:PROBED]:
+        frames = list(islice(self._track.decode(), self._track.num_probed)) if shown else []
+        if not shown or [number for number, _ in frames] != shown[: self._track.num_probed]:
             return None
         has_fields = any(frame.interlaced_frame for _, frame in frames)
         return None if has_fields else (shown, frames[0][1], True)
@@ -163,6 +163,7 @@ class _Track:
                 self.is_plain &= not packet.is_keyframe or _begins_anew(packet, stream.codec_context.extradata)
             self.is_one_to_one = codec in ONE_FRAME_A_PACKET
             """Whether every packet gives a frame, unless it is a field."""
+            self.num_probed = PROBED_MP4 if name.startswith("mov,") else PROBED
             self._is_told = self.is_one_to_one and name.startswith(("mov,", "matroska,"))
             self.time_base = stream.time_base or Fraction(1)
             self.rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
@@ -272,11 +273,10 @@ class _RgbConverter:
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
         """(H, W, 3) uint8."""
-        matrix = _display_matrix(frame)
         colours = (frame.format.name, frame.colorspace, frame.color_range, frame.color_trc)
-        kind = (frame.width, frame.height, *colours, matrix)
+        kind = (frame.width, frame.height, *colours)
         if kind != self._kind:
-            self._graph, self._source = self._filters(frame, matrix)
+            self._graph, self._source = self._filters(frame)
             self._kind = kind
         frame.pts = next(self._clock)
         self._source.push(frame)
@@ -284,11 +284,11 @@ class _RgbConverter:
         self._scaling = f"{pixels.shape[1]}:{pixels.shape[0]}:flags=bicubic"
         return pixels
 
-    def _filters(self, frame: VideoFrame, matrix: tuple[int, ...]) -> tuple[Graph, FilterContext]:
+    def _filters(self, frame: VideoFrame) -> tuple[Graph, FilterContext]:
         """A graph for frames like this one, and where they enter it."""
         graph, is_hdr = Graph(), _is_hdr(frame)
         source = _add_source(graph, frame)
-        filters = [graph.add(name, arguments) for name, arguments in _turns(matrix, self._path)]
+        filters = [graph.add(name, arguments) for name, arguments in _turns(frame, self._path)]
         if is_hdr:
             table = self._sdr_table(frame)
             shelf, look_up = _add_source(graph, table), graph.add("haldclut")
@@ -326,22 +326,18 @@ def _add_source(graph: Graph, frame: VideoFrame) -> FilterContext:
     return graph.add("buffer", **about, **colours)
 
 
-def _display_matrix(frame: VideoFrame) -> tuple[int, ...]:
-    """How the frame is laid on the screen; empty where nothing is said."""
-    found: Any = frame.side_data.get("DISPLAYMATRIX")
-    return () if found is None else struct.unpack("=9i", bytes(found))
-
-
-def _turns(matrix: tuple[int, ...], path: Path) -> list[tuple[str, str]]:
-    """Filters that lay a picture on the screen as a display matrix says.
+def _turns(frame: VideoFrame, path: Path) -> list[tuple[str, str]]:
+    """Filters that lay a picture on the screen as its display matrix says.
 
     A pixel (x, y) is shown at (a x + c y, b x + d y): after a transposition, or none, come flips.
 
     Source: ISO/IEC 14496-12, 8.3.2 (Track Header Box).
     """
-    if not matrix:
+    # Asked for where it may have changed only: PyAV keeps a frame that was asked until the garbage collector comes.
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
         return []
-    a, b, _, c, d = matrix[:5]
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
     is_transposed = abs(b) > abs(a)
     straight, aslant = ((c, b), (a, d)) if is_transposed else ((a, d), (b, c))
     if max(map(abs, aslant)) > MAX_ASLANT * max(map(abs, straight)):
@@ -435,13 +431,9 @@ def _is_hdr(frame: VideoFrame) -> bool:
     return frame.color_trc in HDR_TRANSFERS
 
 
-def _is_plain(frame: VideoFrame) -> bool:
+def _is_plain(frame: VideoFrame, path: Path) -> bool:
     """8-bit 4:2:0 that is neither turned nor HDR: whatever converts it to RGB gives the same."""
-    return (
-        frame.format.name in ("yuv420p", "yuvj420p")
-        and not _turns(_display_matrix(frame), Path())
-        and not _is_hdr(frame)
-    )
+    return frame.format.name in ("yuv420p", "yuvj420p") and not _turns(frame, path) and not _is_hdr(frame)
 
 
 def _words(error: FFmpegError) -> str:
