@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -449,3 +450,18 @@ def test_a_recording_that_begins_in_the_middle_of_a_group_is_read(
     (tmp_path / "twice.ts").write_bytes(2 * data)
     assert 30 <= len(check_frames(tmp_path / "later.ts", monkeypatch)) < 100
     assert len(check_frames(tmp_path / "twice.ts", monkeypatch)) == 240
+
+
+def test_decoded_frames_are_forgotten(bases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for the garbage collector, to which a few frames of 4K are a few small objects."""
+    monkeypatch.setattr(video_file, "KEPT_BYTES", 0)
+    video = FileVideo(bases / "hevc.mp4")
+    gc.collect()
+    gc.disable()
+    try:
+        for index in range(len(video)):
+            video.read(index)
+        alive = [thing for thing in gc.get_objects() if type(thing).__name__ == "VideoFrame"]
+    finally:
+        gc.enable()
+    assert len(alive) < 2 * video_file.MIN_KEPT + 8
