@@ -203,6 +203,10 @@ class RevosProtocol(JFProtocol):
     def __init__(self, dataset: DatasetConfig) -> None:
         super().__init__(dataset)
         self._path = Path(dataset.root) / FOREGROUND_FILE
+        if not self._path.is_file():
+            raise FileNotFoundError(
+                f"no file {self._path}; the robustness score of ReVOS needs it (it comes with the masks)"
+            )
 
     def observe(self, video: Video, answers: Sequence[BitMasks], targets: TargetReader) -> Observed:
         """``foreground``, (F,) int64 pixels, and ``overlap``, (F, E) int64: the pixels that each expression's
@@ -240,10 +244,6 @@ class RevosProtocol(JFProtocol):
 
     @cached_property
     def _foreground(self) -> dict[str, Any]:
-        if not self._path.is_file():
-            raise FileNotFoundError(
-                f"no file {self._path}; the robustness score of ReVOS needs it (it comes with the masks)"
-            )
         return read_object(self._path)
 
     def _codes(self, video: str, num_frames: int) -> list[Any]:

@@ -290,7 +290,7 @@ def test_stability_is_the_share_of_area_that_survives() -> None:
 
 def _decode_with(segmenter: Sam2Segmenter, logits: torch.Tensor, iou: torch.Tensor, fallback: bool) -> Any:
     """``decode`` where SAM2's decoder answers ``logits`` and ``iou``."""
-    segmenter.sam.sam_mask_decoder.predict_masks = lambda **_: (logits, iou, None, None)
+    segmenter.sam.sam_mask_decoder.predict_masks = lambda **_: (logits, iou, None, torch.zeros(len(logits), 1))
     return segmenter.decode(_features(segmenter, len(logits)), _prompts(segmenter, len(logits)), fallback)
 
 
