@@ -18,6 +18,7 @@ COMMANDS = {
     "submit": "scripts/submit.py",
     "compare": "scripts/compare.py",
     "report": "scripts/report.py",
+    "demo": "scripts/demo.py",
     "show": "scripts/show.py",
     "key-frames": "scripts/score_frames.py",
     "data shapes": "tools/make_shapes.py",

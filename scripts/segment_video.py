@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from glus.config import Precision, SettingsConfig
 from glus.config.jobs import user_errors, user_path
 from glus.inference.segment import segment
-from glus.inference.segmentation import MOVIE_FILE, SUMMARY_FILE, summarize_sentences
+from glus.inference.segmentation import MOVIE_FILE, SUMMARY_FILE, sentence_folders
 from glus.log import setup_logging
 
 
@@ -59,11 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
         show_progress=True,
         allow_cpu=arguments.allow_cpu,
     )
-    for sentence in summarize_sentences(segmentation):
-        print(
-            f"{sentence['text']}: {len(segmentation.frames)} masks, {sentence['without_seg']} without [SEG], "
-            f"{sentence['empty_masks']} empty: {arguments.output / sentence['folder']}"
-        )
+    for number, folder in enumerate(sentence_folders(segmentation.texts)):
+        print(f"{segmentation.describe(number)}: {arguments.output / folder}")
     print(f"{arguments.output / MOVIE_FILE}\n{arguments.output / SUMMARY_FILE}")
 
 

@@ -53,6 +53,7 @@ NOT_OURS = ("hf download ", "curl ", "source ")
 DOWNLOADED = "Swindl/"
 """Commands that name it download a model: their options are looked up, nothing is run."""
 RUN_ELSEWHERE = {
+    "scripts/demo.py": "tests/inference/test_demo.py",
     "tools/check_parity.py": "tests/parity/test_recorded.py",
     "tools/qualify.py": "tests/test_qualify.py",
     "tools/convert_weights.py": "tests/test_convert_weights.py",
@@ -167,7 +168,7 @@ def test_shell_scripts_know_their_variables(command: str) -> None:
 @pytest.mark.parametrize("command", [c for c in commands() if program(c) in RUN_ELSEWHERE])
 def test_options_of_commands_that_are_run_elsewhere_exist(command: str) -> None:
     assert (ROOT / RUN_ELSEWHERE[program(command)]).is_file()
-    source = "".join(path.read_text() for path in (ROOT / "tools").rglob("*.py"))
+    source = "".join(path.read_text() for folder in ("scripts", "tools") for path in (ROOT / folder).rglob("*.py"))
     for option in (word for word in arguments(command) if word.startswith("--")):
         assert f'"{option}"' in source, command
 

@@ -116,6 +116,16 @@ class Segmentation:
             row = (frame.areas[sentence], frame.scores[sentence], frame.has_seg[sentence])
             yield dict(zip(("frame", "area", "score", "has_seg"), (frame.name, *row), strict=True))
 
+    def describe(self, sentence: int) -> str:
+        """The answers to a sentence in one line.
+
+        >>> found.describe(0)
+        'the red car: found in 14 of 16 frames'
+        """
+        num_found, num_frames = sum(answer["area"] > 0 for answer in self.answers(sentence)), len(self.frames)
+        where = f"found in {num_found}" if num_found else f"not found in {num_frames}"
+        return f"{self.texts[sentence]}: {where} of {num_frames} frames"
+
     def overlay(self, frame: int, long_side: int | None = None) -> np.ndarray:
         """(h, w, 3) uint8 RGB: a frame with all masks on it.
 
