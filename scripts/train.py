@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> int:
 
 def build_and_fit(config: TrainConfig) -> bool:
     """Build every part, then fit; returns whether the last step is done."""
-    trainer, run = config.trainer, Path(config.output_dir)
+    trainer, run = config.trainer, Path(config.output)
     setup_logging()
     rank, world_size = distributed.rank(), distributed.world_size()
     accumulation = accumulation_steps(trainer.global_batch_size, trainer.micro_batch_size, world_size)
@@ -117,7 +117,7 @@ def compile_layers(glus: Glus, config: TrainConfig) -> None:
 
 
 ConfigStore.instance().store("schema", TrainConfig)
-_JOBS = Jobs("output_dir")
+_JOBS = Jobs("output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")

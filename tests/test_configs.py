@@ -75,7 +75,7 @@ def test_datasets(dataset: str) -> None:
 @pytest.mark.parametrize(("program", "schema"), [("predict", PredictConfig), ("score_frames", ScoreFramesConfig)])
 def test_programs_that_run_a_model_take_every_setting(program: str, schema: type) -> None:
     ConfigStore.instance().store("schema", schema)
-    begin = ["weights=here", "output_dir=there"]
+    begin = ["weights=here", "output=there"]
     settings = [f"inference.{setting.name}=null" for setting in fields(SettingsConfig)]
     config = load_config(schema, compose(program, [*begin, *settings, "inference.window=clips", "allow_cpu=true"]))
     wanted = schema(config.dataset, config.paths, "here", "there", allow_cpu=True)
@@ -127,7 +127,7 @@ def test_checks_name_the_key() -> None:
     with pytest.raises(ValueError, match=r"trainer.zero_stage=1: expected 2 or 3"):
         load_config(TrainConfig, compose_train("experiment=shapes", "trainer.zero_stage=1"))
     with pytest.raises(ValueError, match=r"no value for .*trainer.steps"):
-        load_config(TrainConfig, OmegaConf.create({"output_dir": "x", "model": {"llm": {"vocab_size": 1}}}))
+        load_config(TrainConfig, OmegaConf.create({"output": "x", "model": {"llm": {"vocab_size": 1}}}))
     with pytest.raises(ValueError, match=r"unknown config key 'trainer.stepz': TrainerConfig knows steps"):
         load_config(TrainConfig, OmegaConf.create({"trainer": {"stepz": 1}}))
     with pytest.raises(ValueError, match=r"unknown config key 'valid.namee': DatasetConfig knows name, layout"):
@@ -214,4 +214,4 @@ def test_a_setting_out_of_range_names_its_key() -> None:
 
 def test_training_in_half_precision_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model.precision='fp16': expected fp32 or bf16 in training"):
-        load_config(TrainConfig, compose_train("experiment=shapes", "output_dir=x", "model.precision=fp16"))
+        load_config(TrainConfig, compose_train("experiment=shapes", "output=x", "model.precision=fp16"))

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 def pretrain_towers(config: PretrainConfig) -> None:
     """Make the wanted parts, each written when it is done."""
     setup_logging()
-    folder = Path(config.output_dir)
+    folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     size = config.model.clip.architecture["image_size"]
     scenes = draw_scenes(config.seed, config.num_scenes, config.num_frames, size)
@@ -103,7 +103,7 @@ def _train(name: str, tower: Tower, steps: int, config: PretrainConfig, folder: 
 
 
 ConfigStore.instance().store("schema", PretrainConfig)
-_JOBS = Jobs("output_dir")
+_JOBS = Jobs("output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")

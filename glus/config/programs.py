@@ -27,7 +27,7 @@ class RunConfig(SplitConfig):
 
     weights: str = MISSING
     """Model folder: a run, one of its checkpoints, or an export."""
-    output_dir: str = MISSING
+    output: str = MISSING
     """Folder of the results: a new or empty one, or one that the same model and settings have begun."""
     max_videos: int | None = at_least(1, default=None)
     """Only the first so many videos, for a quick look; null: all."""
@@ -65,7 +65,7 @@ class ShowConfig(SplitConfig):
 
     predictions: str = MISSING
     """Folder ``<video>/<exp_id>/<frame>.png``, as ``scripts/predict.py`` writes it."""
-    output_dir: str = MISSING
+    output: str = MISSING
     """Folder for the pictures and movies; files of an earlier run with the same names are replaced."""
     num_videos: int = at_least(1, default=4)
     """Videos shown: the first ones of the split."""
@@ -169,7 +169,7 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    output_dir: str = MISSING
+    output: str = MISSING
     """Gets ``tokenizer/``, ``clip/``, ``sam2.pt`` and ``llm/``."""
     parts: list[str] = checked(
         lambda parts: set(parts) <= set(_TOWERS), f"names among {', '.join(_TOWERS)}", default=lambda: list(_TOWERS)

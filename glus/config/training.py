@@ -126,8 +126,8 @@ class TrainerConfig:
     keep_best: str | None = checked({"J", "F", "J&F"}.__contains__, "J, F, J&F", default=None)
     """Score of ``valid`` (J, F or J&F) by which the best checkpoint is kept too; a new best is saved at once."""
     resume: str = "auto"
-    """``auto``: go on from the newest complete checkpoint of ``output_dir``, if there is one. ``never``: refuse to. A
-    path: start from that checkpoint (or the newest of that run), unless ``output_dir`` has its own already."""
+    """``auto``: go on from the newest complete checkpoint of ``output``, if there is one. ``never``: refuse to. A
+    path: start from that checkpoint (or the newest of that run), unless ``output`` has its own already."""
     on_nonfinite: OnNonfinite = OnNonfinite.stop
     """A loss or gradient that is not finite: ``stop`` the run, or ``skip`` the step, which is counted and logged."""
     max_skips_in_row: int = at_least(1, default=10)
@@ -215,7 +215,7 @@ class TrainConfig:
     """What the settings were chosen for (``hardware=...``); null: nothing in particular."""
     recipe: RecipeConfig | None = None
     """The published result that the settings are meant to give; null: none."""
-    output_dir: str = MISSING
+    output: str = MISSING
     """Run folder: resolved config, run info, metrics.jsonl, checkpoints."""
     allow_cpu: bool = False
     """Train an LLM of a billion parameters or more where no GPU is usable, instead of refusing to."""
