@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from glus.config import CompareConfig, load_config
+from glus.config import CompareConfig
 from glus.config.jobs import Jobs
 from glus.evaluation.baselines import compare_predictions, print_comparison, rows_as_csv, summary
 from glus.files import write_text
@@ -36,14 +36,13 @@ def write_comparison(config: CompareConfig) -> None:
     print(f"{output}\n{output.with_suffix('.csv')}")
 
 
-_JOBS = Jobs("output", is_file=True)
+_JOBS = Jobs("compare", CompareConfig, "output", is_file=True)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="compare")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``CompareConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(CompareConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

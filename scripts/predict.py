@@ -20,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus import distributed
-from glus.config import PredictConfig, load_config
+from glus.config import PredictConfig
 from glus.config.jobs import Jobs
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
@@ -74,14 +74,13 @@ def predict_video(
 
 
 ConfigStore.instance().store("schema", PredictConfig)
-_JOBS = Jobs("output")
+_JOBS = Jobs("predict", PredictConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="predict")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``PredictConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(PredictConfig, cfg))
+    _JOBS.take(cfg)
 
 
 def predict_and_tell(config: PredictConfig) -> None:

@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from glus.config import ScoreConfig, load_config
+from glus.config import ScoreConfig
 from glus.config.jobs import Jobs
 from glus.evaluation.report import print_report, write_report
 from glus.evaluation.score import score_predictions
@@ -40,14 +40,13 @@ def score(config: ScoreConfig) -> int:
     return int(bool(report.problems or report.unscorable))
 
 
-_JOBS = Jobs("output")
+_JOBS = Jobs("score", ScoreConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="score")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ScoreConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(ScoreConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

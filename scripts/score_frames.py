@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus import distributed
-from glus.config import ScoreFramesConfig, load_config
+from glus.config import ScoreFramesConfig
 from glus.config.jobs import Jobs
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
@@ -55,14 +55,13 @@ def score_video(predictor: VideoPredictor, job: FrameScoreJob, frames: FrameStor
 
 
 ConfigStore.instance().store("schema", ScoreFramesConfig)
-_JOBS = Jobs("output")
+_JOBS = Jobs("score_frames", ScoreFramesConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="score_frames")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ScoreFramesConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(ScoreFramesConfig, cfg))
+    _JOBS.take(cfg)
 
 
 def choose_and_tell(config: ScoreFramesConfig) -> None:

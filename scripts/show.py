@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
 
-from glus.config import ShowConfig, load_config
+from glus.config import ShowConfig
 from glus.config.jobs import Jobs
 from glus.data.benchmarks.index import by_video, open_masks, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
@@ -138,14 +138,13 @@ def show(config: ShowConfig) -> list[Path]:
     return written
 
 
-_JOBS = Jobs("output")
+_JOBS = Jobs("show", ShowConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="show")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ShowConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(ShowConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus import distributed
-from glus.config import ModelFolderConfig, TrainConfig, load_config
+from glus.config import ModelFolderConfig, TrainConfig
 from glus.config.jobs import Jobs
 from glus.data.loader import build_loader, build_mixture
 from glus.evaluation.packed import boundary_accuracy, region_similarity
@@ -117,14 +117,13 @@ def compile_layers(glus: Glus, config: TrainConfig) -> None:
 
 
 ConfigStore.instance().store("schema", TrainConfig)
-_JOBS = Jobs("output")
+_JOBS = Jobs("train", TrainConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``TrainConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(TrainConfig, cfg))
+    _JOBS.take(cfg)
 
 
 def train_or_leave(config: TrainConfig) -> None:

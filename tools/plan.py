@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
 
-from glus.config import GIB, HardwareConfig, TrainConfig, load_config
+from glus.config import GIB, HardwareConfig, TrainConfig
 from glus.config.jobs import Jobs
 from glus.models.pretrained import build_glus
 from glus.train.plan import (
@@ -115,14 +115,13 @@ def print_plan(config: TrainConfig, console: Console) -> None:
 
 
 ConfigStore.instance().store("schema", TrainConfig)
-_JOBS = Jobs()
+_JOBS = Jobs("train", TrainConfig)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes the overrides of ``scripts/train.py``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(TrainConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from glus.config import PretrainConfig, load_config
+from glus.config import PretrainConfig
 from glus.config.jobs import Jobs
 from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.files import write_text
@@ -103,14 +103,13 @@ def _train(name: str, tower: Tower, steps: int, config: PretrainConfig, folder: 
 
 
 ConfigStore.instance().store("schema", PretrainConfig)
-_JOBS = Jobs("output")
+_JOBS = Jobs("pretrain", PretrainConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``PretrainConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(PretrainConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

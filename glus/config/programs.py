@@ -49,6 +49,8 @@ class PredictConfig(RunConfig):
     """``scripts/predict.py``."""
 
     format: PredictionForm = PredictionForm.png
+    """``png``: a file per mask, as benchmark servers and other tools take them. ``rle``: run-length codes, a file per
+    video, about as many bytes."""
     inference: PredictionConfig = field(default_factory=PredictionConfig)
 
 
@@ -180,16 +182,20 @@ class PretrainConfig:
     num_frames: int = 16
     """Their length."""
     seed: int = 0
+    """Decides scenes and initial weights."""
     learning_rate: float = 1e-3
     """Peak, of each part."""
     clip_steps: int = 1500
+    """Optimizer steps of CLIP."""
     clip_batch_size: int = 32
     """Frames per step."""
     sam2_steps: int = 1600
+    """Optimizer steps of SAM2."""
     sam2_batch_size: int = 6
     """Clips per step."""
     sam2_clip_frames: int = 3
     """Frames per clip in the second part of SAM2's pre-training."""
     llm_steps: int = 1500
+    """Optimizer steps of the LLM."""
     llm_batch_size: int = 12
     """Videos per step in the first part of the LLM's pre-training."""

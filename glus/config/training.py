@@ -56,7 +56,9 @@ class WandbConfig:
     """Weights & Biases, beside ``metrics.jsonl``, which is always written."""
 
     enabled: bool = False
+    """Whether anything is sent or written for it."""
     project: str = "glus"
+    """Where the run appears."""
     mode: str = checked({"online", "offline"}.__contains__, "online or offline", default="online")
     """``online`` or ``offline`` (then ``wandb sync`` later)."""
 
@@ -91,6 +93,7 @@ class TrainerConfig:
     warmup_steps: int = 100
     """Linear from 0; then linear decay to 0 at the last step."""
     betas: list[float] = checked(lambda betas: len(betas) == 2, "two numbers", default=lambda: [0.9, 0.95])
+    """AdamW's, of the two running means."""
     weight_decay: float = 0.0
     """AdamW's, of all that is declared trainable (release: 0), also where no gradient arrives: embeddings of tokens
     that never occur, and the mask decoder's ``Sam2Segmenter.NEVER_UPDATED``."""
@@ -168,6 +171,7 @@ class HardwareConfig:
     number here; the global batch is the same with any."""
 
     num_nodes: int = positive(default=1)
+    """Machines."""
     num_gpus: int = positive(default=4)
     """On all nodes together: one process each."""
     gpu_memory_gb: float = positive(default=80.0)
@@ -210,7 +214,7 @@ class TrainConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     valid: DatasetConfig | None = None
-    """Split that is evaluated during training; null: none."""
+    """Split that is evaluated during training, as ``+dataset@valid=NAME`` sets it; null: none."""
     hardware: HardwareConfig | None = None
     """What the settings were chosen for (``hardware=...``); null: nothing in particular."""
     recipe: RecipeConfig | None = None
