@@ -30,12 +30,13 @@ from glus.inference.predictor import VideoPredictor, chat_of
 from glus.inference.validation import Validation
 from glus.log import MetricsLog, setup_logging, write_run_folder
 from glus.losses.objective import build_objective
+from glus.models.foreign import check_starting_weights
 from glus.models.glus import Glus
 from glus.models.hub import find_model
 from glus.models.pretrained import build_glus, write_model_config
 from glus.models.weights import Target
 from glus.tokens import open_vocabulary
-from glus.train.checkpoint import Checkpoints, RunState, find_start
+from glus.train.checkpoint import Checkpoints, RunState, find_start, read_state
 from glus.train.engine import Engine, init_distributed, leave_process_group
 from glus.train.guards import EXIT_PREEMPTED
 from glus.train.trainer import Trainer, accumulation_steps, micro_batches
@@ -60,7 +61,11 @@ def build_and_fit(config: TrainConfig) -> bool:
     setup_logging()
     rank, world_size = distributed.rank(), distributed.world_size()
     accumulation = accumulation_steps(trainer.global_batch_size, trainer.micro_batch_size, world_size)
+    check_starting_weights(config.model)
     start = distributed.on_main(lambda: find_start(config))
+    if start and read_state(start)["state"]["step"] >= trainer.steps:
+        log.info("%s is finished: %d steps are done. A new run from it: %s", run, trainer.steps, _new_run(start))
+        return True
 
     torch.manual_seed(trainer.seed)
     vocabulary = open_vocabulary(config.model.llm.tokenizer)
@@ -99,6 +104,10 @@ def build_and_fit(config: TrainConfig) -> bool:
         checkpoints=checkpoints,
         evaluate=validation,
     ).fit()
+
+
+def _new_run(start: Path) -> str:
+    return f"model.weights={start} output=NEW_FOLDER"
 
 
 def compile_layers(glus: Glus, config: TrainConfig) -> None:

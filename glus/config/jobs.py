@@ -141,14 +141,17 @@ class Jobs:
         self._run(self._jobs, task)
         sys.exit(self._status)
 
+    def _place(self, job: _Job) -> str:
+        """Where a job writes; "" if nowhere."""
+        return getattr(job.config, self._output, None) or ""
+
     def _part_outputs(self) -> None:
-        if not self._output:
-            return
-        outputs = [os.path.join(job.folder, getattr(job.config, self._output)) for job in self._jobs]
+        writing = [job for job in self._jobs if self._place(job)]
+        outputs = [os.path.join(job.folder, self._place(job)) for job in writing]
         counts = Counter(map(os.path.realpath, outputs))
-        for job, output in zip(self._jobs, outputs, strict=True):
+        for job, output in zip(writing, outputs, strict=True):
             if counts[os.path.realpath(output)] > 1:
-                path = Path(getattr(job.config, self._output))
+                path = Path(self._place(job))
                 own = path.parent / str(job.number) / path.name if self._is_file else path / str(job.number)
                 setattr(job.config, self._output, str(own))
 
@@ -159,10 +162,10 @@ class Jobs:
             os.chdir(job.folder)
             try:
                 with self.telling():
-                    if self._output:
-                        check_target(Path(getattr(job.config, self._output)), self._is_file)
+                    if self._place(job):
+                        check_target(Path(self._place(job)), self._is_file)
                     if len(self._jobs) > 1:
-                        log.info("job %d: %s", job.number, getattr(job.config, self._output, ""))
+                        log.info("job %d: %s", job.number, self._place(job))
                     self._status = max(self._status, task(job.config, *job.beside) or 0)
             except Exception as error:  # whatever it is: the other jobs are run, then it goes on unchanged
                 if jobs[position + 1 :]:

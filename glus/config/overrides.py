@@ -58,7 +58,7 @@ def settings(schema: type, prefix: str = "") -> Iterator[_Setting]:
     yield from _settings(schema, prefix, {})
 
 
-def _settings(schema: type, prefix: str, known: dict[Any, str]) -> Iterator[_Setting]:
+def _settings(schema: Any, prefix: str, known: dict[Any, str]) -> Iterator[_Setting]:
     hints, texts = get_type_hints(schema), meanings(schema)
     for declared in fields(schema):
         key, of, text = prefix + declared.name, _plain(hints[declared.name]), texts.get(declared.name, "")

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from glus.config.data import DatasetConfig, FramesConfig, PathsConfig
 from glus.config.inference import PredictionConfig, SettingsConfig
-from glus.config.loading import at_least, checked
+from glus.config.loading import at_least, checked, require
 from glus.config.model import ModelConfig
 
 
@@ -118,12 +118,22 @@ class ScoreConfig(WorkersConfig):
 class CompareConfig(WorkersConfig):
     """``scripts/compare.py``."""
 
-    predictions: dict[str, str] = MISSING
-    """Label of a model -> folder of its predictions; the first is the one the summary is about."""
-    output: str = MISSING
-    """Summary JSON in percent; the scores of every expression go beside it, with the suffix ``.csv``."""
+    runs: list[str] = field(default_factory=list)
+    """Folders of predictions that are scored, to hold the others against the first."""
+    num_sentences: int = at_least(0, default=8)
+    """Of those that changed most between the first and the last of ``runs``."""
+    predictions: dict[str, str] | None = None
+    """Label of a model -> folder of its predictions, to hold each against answers that ignore the sentence; the summary
+    is about the first."""
+    output: str | None = None
+    """Of ``predictions``: summary JSON in percent; the scores of every expression go beside it, as ``.csv``."""
     max_videos: int | None = at_least(1, default=None)
-    """Only the first so many videos, as ``predict.py max_videos``; null: all."""
+    """Of ``predictions``: only the first so many videos, as ``predict.py max_videos``; null: all."""
+
+    def __post_init__(self) -> None:
+        is_one = bool(self.runs) != bool(self.predictions)
+        require(is_one, "runs", "folders, or else predictions={label: folder}", self.runs)
+        require(not self.predictions or bool(self.output), "output", "a JSON file for the summary", self.output)
 
 
 @dataclass

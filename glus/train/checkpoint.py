@@ -364,7 +364,7 @@ def _check_config(folder: Path, config: TrainConfig) -> None:
     if differing:
         raise ValueError(
             f"{folder} was made under a config that gives other results: {'; '.join(differing)}. "
-            "Restore these values to go on, or choose another output to begin anew"
+            f"Restore these values to go on, or start a new run from it: model.weights={folder} output=NEW_FOLDER"
         )
 
 

@@ -101,8 +101,8 @@ def test_codes_get_the_scores_of_pngs(predictions: Path, codes: Path, dataset: D
     assert [report.pop("predictions") for report in reports] == [str(codes), str(predictions)]
     assert reports[0] == reports[1]
     assert (of_codes / "per_expression.csv").read_text() == (of_pngs / "per_expression.csv").read_text()
-    assert 0 < reports[0]["overall"]["jf"] < 1
-    assert not reports[0]["overall"]["num_incomplete"]
+    assert 0 < reports[0]["mean_over_sentences"]["jf"] < 100
+    assert not reports[0]["mean_over_sentences"]["num_incomplete"]
 
 
 def test_every_job_of_a_sweep_predicts_into_a_folder_of_its_own(

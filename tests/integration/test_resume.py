@@ -85,6 +85,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(run_training: Callable, mak
     refused = run_training(changed)
     assert refused.codes == [1]
     assert "under a config that gives other results: trainer.learning_rate=0.5 (was 0.001). Restore" in refused.output
+    assert "start a new run from it: model.weights=" in refused.output
+    finished = run_training(with_resume(parts, "auto"))
+    assert finished.is_ok
+    assert f"{folder} is finished: 4 steps are done. A new run from it: model.weights=" in finished.output
 
 
 def check_size(checkpoint: Path) -> None:
