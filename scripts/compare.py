@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -47,7 +46,6 @@ def write_comparison(config: CompareConfig) -> None:
     print(f"{output}\n{output.with_suffix('.csv')}")
 
 
-ConfigStore.instance().store("schema", CompareConfig)
 _JOBS = Jobs("compare", CompareConfig, "output", is_file=True)
 
 
