@@ -11,15 +11,14 @@ scores of every expression as CSV beside it.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
 
 from glus.config import CompareConfig
 from glus.config.jobs import Jobs
+from glus.console import tables
 from glus.evaluation.baselines import compare_predictions, print_comparison, rows_as_csv, summary
 from glus.evaluation.runs import print_runs, read_runs
 from glus.files import write_text
@@ -33,7 +32,7 @@ def write_comparison(config: CompareConfig) -> None:
             written.
     """
     if config.runs:
-        print_runs(Console(width=None if sys.stdout.isatty() else 120), read_runs(config.runs), config.num_sentences)
+        print_runs(tables(), read_runs(config.runs), config.num_sentences)
         return
     assert config.predictions is not None, "CompareConfig sees to it"
     assert config.output is not None
@@ -42,7 +41,7 @@ def write_comparison(config: CompareConfig) -> None:
     write_text(output, json.dumps(summary(comparisons), indent=2, allow_nan=False) + "\n")
     write_text(output.with_suffix(".csv"), rows_as_csv(comparisons))
     for label, comparison in comparisons.items():
-        print_comparison(label, comparison, Console())
+        print_comparison(label, comparison, tables())
     print(f"{output}\n{output.with_suffix('.csv')}")
 
 

@@ -10,7 +10,6 @@ settings to use. The network is built and run on the meta device, so that its ow
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 import hydra
@@ -22,6 +21,7 @@ from rich.table import Column, Table
 
 from glus.config import GIB, HardwareConfig, TrainConfig
 from glus.config.jobs import Jobs
+from glus.console import tables
 from glus.models.pretrained import build_glus
 from glus.train.plan import (
     USABLE,
@@ -125,4 +125,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    _JOBS.run(main, lambda config: print_plan(config, Console(width=None if sys.stdout.isatty() else 120)))
+    _JOBS.run(main, lambda config: print_plan(config, tables()))

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from glus.config.loading import load_config
 from glus.config.overrides import check_overrides, print_help
+from glus.console import tables
 from glus.files import check_target
 
 log = logging.getLogger(__name__)
@@ -106,8 +106,7 @@ class Jobs:
                 values = OmegaConf.to_container(
                     OmegaConf.merge(OmegaConf.structured(self._schema), cfg), enum_to_str=True
                 )
-                console = Console(width=None if sys.stdout.isatty() else 120)
-                print_help(console, self._program, self._schema, self._about, values)
+                print_help(tables(), self._program, self._schema, self._about, values)
             else:
                 config: Any = load_config(self._schema, cfg)
                 self.add(config, *(make(config) for make in beside))

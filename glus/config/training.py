@@ -59,6 +59,14 @@ class WandbConfig:
     """Whether anything is sent or written for it."""
     project: str = "glus"
     """Where the run appears."""
+    entity: str | None = None
+    """The user or team it belongs to; null: W&B's own choice."""
+    group: str | None = None
+    """What it is grouped by; null: the experiment."""
+    tags: list[str] = field(default_factory=list)
+    """To find it by."""
+    notes: str | None = None
+    """A line about it; null: the row of the paper that it is meant to reproduce."""
     mode: str = checked({"online", "offline"}.__contains__, "online or offline", default="online")
     """``online`` or ``offline`` (then ``wandb sync`` later)."""
 

@@ -198,11 +198,9 @@ def print_runs(console: Console, runs: Sequence[ScoredRun], num_sentences: int) 
             cells |= {run.label: f"{mean:.1f}", to_first: str(change)}
         rows[row.name] = cells
     report = runs[0].report
-    title = (
-        f"{report['dataset']} ({report['split']}), J&F in percent. Differences: 95 % of a paired bootstrap over videos"
-    )
-    print_rows(console, title, "kind", rows)
+    print_rows(console, f"{report['dataset']} ({report['split']}), J&F in percent", "kind", rows)
     if len(runs) > 1:
+        console.print("In brackets the 95 % interval, by a paired bootstrap over videos.", markup=False)
         first, last = runs[0], runs[-1]
         console.print(f"Sentences that changed most, {first.label} -> {last.label}:", markup=False, highlight=False)
         for name in most_changed(first, last, common_sentences(runs))[:num_sentences]:

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from glus import distributed
 from glus.config import DatasetConfig, ModelFolderConfig, PredictConfig, PredictionForm, ScoreFramesConfig
+from glus.console import console
 from glus.data.benchmarks.index import require_texts
 from glus.data.predictions import is_predicted, write_predictions
 from glus.files import naming_write_errors, read_object, require_room, write_text
@@ -229,10 +229,10 @@ class JobProgress:
         self._num_videos, self._num_masks = len(self._pending), sum(map(_num_masks, self._pending))
         self._masks, self._frames = 0, 0.0  # masks by whichever process, frames by this one
         self._start = self._last_look = self._last_line = time.perf_counter()
-        console, is_shown = Console(stderr=True), distributed.rank() == 0
-        self._is_logged = is_shown and not console.is_terminal
+        is_shown = distributed.rank() == 0
+        self._is_logged = is_shown and not console().is_terminal
         columns = BarColumn(), TextColumn("{task.description}")
-        self.bar = Progress(*columns, console=console, disable=not is_shown or self._is_logged)
+        self.bar = Progress(*columns, console=console(), disable=not is_shown or self._is_logged)
         self._task = self.bar.add_task("", total=self._num_masks)
 
     def advance(self, masks: int, of_masks: int) -> None:

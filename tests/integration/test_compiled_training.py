@@ -13,7 +13,7 @@ from safetensors import safe_open
 from glus import distributed
 from glus.config import Quantization, TrainConfig
 from glus.train.guards import EXIT_PREEMPTED
-from tests.integration.conftest import read_metrics
+from tests.integration.conftest import COST, read_metrics
 from tests.programs import load_script
 
 
@@ -35,7 +35,7 @@ def make_config(tiny_train_config: Callable[..., TrainConfig], tmp_path: Path) -
 
 def curve(config: TrainConfig) -> list[dict[str, float]]:
     lines = read_metrics(Path(config.output))
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in COST} for line in lines]
 
 
 def tensor_names(config: TrainConfig) -> set[str]:

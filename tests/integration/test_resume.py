@@ -20,7 +20,7 @@ from glus.data.loader import build_mixture
 from glus.models.pretrained import build_glus, load_model
 from glus.tokens import Vocabulary
 from glus.train.guards import EXIT_PREEMPTED
-from tests.integration.conftest import Finished, read_metrics
+from tests.integration.conftest import COST, Finished, read_metrics
 
 SAVE_EVERY = 3
 
@@ -44,7 +44,7 @@ def make_config(tiny_train_config: Callable[..., TrainConfig], tmp_path: Path) -
 
 def curve(folder: Path) -> list[dict[str, float]]:
     """All that was recorded of each step, but its duration."""
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in read_metrics(folder)]
+    return [{name: value for name, value in line.items() if name not in COST} for line in read_metrics(folder)]
 
 
 def checkpoints(folder: Path) -> list[str]:
