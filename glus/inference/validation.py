@@ -97,7 +97,7 @@ class _Seen:
         video: its frames.
     """
 
-    SIDE, STRIP_FRAMES = 160, 4
+    SIDE, STRIP_SIDE, STRIP_FRAMES = 320, 200, 4
 
     def __init__(self, expressions: Video, video: DatasetVideo):
         self.expressions, self.video = expressions, video
@@ -117,7 +117,7 @@ class _Seen:
         for row, (expression, values) in enumerate(zip(self.expressions, scores, strict=True)):
             masks_F2HW = np.stack([self._masks[row, frame] for frame in chosen])
             lines = {"ground truth": masks_F2HW[:, 0], "prediction": masks_F2HW[:, 1]}
-            picture = strip(expression.text, names, frames, lines, long_side=self.SIDE)
+            picture = strip(expression.text, names, frames, lines, long_side=self.STRIP_SIDE)
             percent = {name: 100 * value for name, value in values.items()}
             found.append(Example(expression.text, expression.group, percent, picture))
         return found
