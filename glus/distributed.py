@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -44,6 +45,13 @@ def device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", local_rank() % torch.cuda.device_count())  # srun may show a task its own GPU only
+
+
+def peak_memory_gib() -> float:
+    """The most that this process has held: of its GPU's memory, or without a GPU of the machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated(device()) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def use_device() -> torch.device:

@@ -1,4 +1,4 @@
-"""What a run tells: console, metrics.jsonl (always), Weights & Biases (when asked), and run information."""
+"""What a run tells: log lines, metrics.jsonl (always), Weights & Biases (when asked), and run information."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ import subprocess
 import sys
 import time
 import uuid
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
+import numpy as np
+from omegaconf import OmegaConf
+
 from glus import __version__, distributed
-from glus.config import WandbConfig, to_yaml
+from glus.config import TrainConfig, to_yaml
+from glus.console import ConsoleHandler
 from glus.files import write_text
+from glus.pictures import write_movie
 
 if TYPE_CHECKING:
     import wandb
@@ -25,12 +34,23 @@ _PACKAGES = ("torch", "transformers", "peft", "deepspeed", "sam2", "numpy")
 
 
 def setup_logging() -> None:
-    """Log to the console: rank 0 from INFO on, other ranks from WARNING on, with the rank in front."""
+    """Log to the console: rank 0 from INFO on, other ranks from WARNING on, with the rank in front. What libraries say
+    of their own future is not for users."""
     rank = distributed.rank()
     level, prefix = (logging.WARNING, f"[rank {rank}] ") if rank else (logging.INFO, "")
-    logging.basicConfig(level=level, format=f"%(asctime)s {prefix}%(message)s", datefmt="%H:%M:%S", force=True)
+    text = f"%(asctime)s {prefix}%(message)s"
+    logging.basicConfig(level=level, format=text, datefmt="%H:%M:%S", handlers=[ConsoleHandler()], force=True)
+    warnings.simplefilter("ignore", FutureWarning)
     for noisy in ("httpx", "DeepSpeed", "transformers", "numba"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def log_to_file(folder: Path) -> None:
+    """Add what is logged from now on, in this process, to ``train.log`` of a run folder, until ``setup_logging``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.getLogger().addHandler(handler)
 
 
 def run_info() -> dict[str, Any]:
@@ -75,25 +95,38 @@ def write_run_folder(folder: Path, config: object, start: int) -> None:
     write_text(file, json.dumps(content, indent=2) + "\n")
 
 
+@dataclass(frozen=True)
+class Example:
+    """A sentence of a validation, to be looked at."""
+
+    text: str
+    kind: str
+    scores: dict[str, float]
+    """In percent, by name."""
+    picture: np.ndarray
+    """(H, W, 3) uint8: some frames, with the truth and the answer."""
+
+
 class MetricsLog:
     """Scalars of a run by optimizer step: one JSON object a line, flushed at once; W&B beside it when asked.
 
     Args:
         folder: the run folder.
-        wandb_config: whether and how to use Weights & Biases.
+        config: of the run; it says whether and how to use Weights & Biases.
         is_main: only rank 0 writes.
         start: steps already done; later records of a run that was interrupted are dropped, since these steps come
             again.
     """
 
-    def __init__(self, folder: Path, wandb_config: WandbConfig, is_main: bool, start: int = 0):
+    def __init__(self, folder: Path, config: TrainConfig, is_main: bool, start: int = 0):
         self._file: TextIO | None = None
         self._wandb: wandb.Run | None = None
+        self._shown: tuple[Sequence[Example], Sequence[np.ndarray]] = (), ()
         if is_main:
             _drop_records(folder / "metrics.jsonl", start)
             self._file = (folder / "metrics.jsonl").open("a")
-        if is_main and wandb_config.enabled:
-            self._wandb = _start_wandb(folder, wandb_config)
+        if is_main and config.trainer.wandb.enabled:
+            self._wandb = _start_wandb(folder, config)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record ``values`` of an optimizer step (counted from 1)."""
@@ -104,10 +137,30 @@ class MetricsLog:
             import wandb
 
             try:
-                self._wandb.log(values, step=step)
+                with TemporaryDirectory() as scratch:
+                    self._wandb.log({**values, **self._take_shown(Path(scratch))}, step=step)
             except (wandb.errors.Error, OSError) as error:
                 self._wandb = None
                 log.warning("W&B no longer takes records (%s); training goes on, metrics.jsonl has them", error)
+
+    def show(self, examples: Sequence[Example], movie: Sequence[np.ndarray]) -> None:
+        """Add a table of sentences and a movie, (H, W, 3) uint8 frames, to W&B's next record."""
+        self._shown = examples, movie
+
+    def _take_shown(self, scratch: Path) -> dict[str, Any]:
+        """What ``show`` has left, as W&B takes it: the movie by way of a file, as it encodes none itself."""
+        import wandb
+
+        (examples, movie), self._shown = self._shown, ((), ())
+        shown: dict[str, Any] = {}
+        if examples:
+            names = list(examples[0].scores)
+            rows = [[e.text, e.kind, *(e.scores[name] for name in names), wandb.Image(e.picture)] for e in examples]
+            shown["valid/sentences"] = wandb.Table(["sentence", "kind", *names, "picture"], rows)
+        if movie:
+            write_movie(scratch / "movie.mp4", movie, frames_per_second=8)
+            shown["valid/movie"] = wandb.Video(str(scratch / "movie.mp4"), format="mp4")
+        return shown
 
     def close(self) -> None:
         """Finish both files."""
@@ -126,7 +179,7 @@ def _drop_records(file: Path, start: int) -> None:
     write_text(file, "".join(kept))
 
 
-def _start_wandb(folder: Path, config: WandbConfig) -> wandb.Run | None:
+def _start_wandb(folder: Path, config: TrainConfig) -> wandb.Run | None:
     """One W&B run per run folder, however often it is interrupted: its id lies in the folder.
 
     W&B takes no step twice, so steps that come again after an interruption, which are equal, leave its curve alone.
@@ -136,15 +189,26 @@ def _start_wandb(folder: Path, config: WandbConfig) -> wandb.Run | None:
     id_file = folder / "wandb_id"
     if not id_file.is_file():
         write_text(id_file, uuid.uuid4().hex[:8])
+    options, recipe = config.trainer.wandb, config.recipe
+    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     try:
-        return wandb.init(
-            project=config.project,
-            mode=cast('Literal["online", "offline"]', config.mode),  # checked by WandbConfig
+        run = wandb.init(
+            project=options.project,
+            entity=options.entity,
+            group=options.group,
+            tags=options.tags,
+            notes=options.notes or (recipe.row if recipe else None),
+            config=cast("dict[str, Any]", settings),
+            mode=cast('Literal["online", "offline"]', options.mode),  # checked by WandbConfig
             dir=str(folder),
             name=folder.name,
             id=id_file.read_text(),
             resume="allow",
         )
+        for name in ("J", "F", "J&F"):
+            run.define_metric(f"valid/{name}", summary="max")
+        run.define_metric("total", summary="min")
+        return run
     except (wandb.errors.Error, OSError) as error:
         log.warning("W&B is out of reach (%s); training goes on, metrics.jsonl has everything", error)
         return None

@@ -36,10 +36,10 @@ for name in "${order[@]}"; do
   if [ ! -f "$OUT/$name/done" ]; then
     rm -rf "${OUT:?}/$name"
     # shellcheck disable=SC2086  # a variant is a list of overrides
-    "$python" scripts/train.py ${variants[$name]} valid=null output_dir="$OUT/$name" \
+    "$python" scripts/train.py ${variants[$name]} valid=null output="$OUT/$name" \
       data.mixture.shapes.dataset.root="$DATA" paths.weights="$WEIGHTS" trainer.steps="$STEPS"
     "$python" scripts/predict.py dataset=shapes_valid dataset.root="$DATA" max_videos="$VIDEOS" \
-      weights="$OUT/$name" output_dir="$OUT/$name/predictions"
+      weights="$OUT/$name" output="$OUT/$name/predictions"
     touch "$OUT/$name/done"
   fi
   predictions+=("$name: $OUT/$name/predictions")

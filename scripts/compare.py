@@ -1,9 +1,11 @@
-"""Compare predictions with answers that ignore the sentence: has the model learned language?
+"""Compare scored runs with each other, or predictions with answers that ignore the sentence.
 
-    python scripts/compare.py dataset=shapes_valid output=outputs/summary.json \\
-        'predictions={quickstart: outputs/quickstart/predictions, shipped: outputs/shipped/predictions}'
+    python scripts/compare.py 'runs=[outputs/a/predictions, outputs/b/predictions]'
+    python scripts/compare.py dataset=shapes_valid 'predictions={a: outputs/a/predictions}' output=outputs/summary.json
 
-Prints a table per model and writes the summary in percent, with the scores of every expression as CSV beside it.
+The first prints a table of what ``score.py`` left, models as columns, and the sentences that changed most. The second
+asks whether a model has learned language: it prints a table per model and writes the summary in percent, with the
+scores of every expression as CSV beside it.
 """
 
 from __future__ import annotations
@@ -13,37 +15,43 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
 
-from glus.config import CompareConfig, load_config
+from glus.config import CompareConfig
 from glus.config.jobs import Jobs
+from glus.console import tables
 from glus.evaluation.baselines import compare_predictions, print_comparison, rows_as_csv, summary
+from glus.evaluation.runs import print_runs, read_runs
 from glus.files import write_text
 
 
 def write_comparison(config: CompareConfig) -> None:
-    """Compare, write and print.
+    """Compare and print; of predictions, write the summary.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: as ``compare_predictions``; or the summary cannot be written.
+        FileNotFoundError, ValueError, OSError: as ``read_runs`` and ``compare_predictions``; or the summary cannot be
+            written.
     """
+    if config.runs:
+        print_runs(tables(), read_runs(config.runs), config.num_sentences)
+        return
+    assert config.predictions is not None, "CompareConfig sees to it"
+    assert config.output is not None
     comparisons = compare_predictions(config.dataset, config.predictions, config.num_workers, config.max_videos)
     output = Path(config.output)
     write_text(output, json.dumps(summary(comparisons), indent=2, allow_nan=False) + "\n")
     write_text(output.with_suffix(".csv"), rows_as_csv(comparisons))
     for label, comparison in comparisons.items():
-        print_comparison(label, comparison, Console())
+        print_comparison(label, comparison, tables())
     print(f"{output}\n{output.with_suffix('.csv')}")
 
 
-_JOBS = Jobs("output", is_file=True)
+_JOBS = Jobs("compare", CompareConfig, "output", is_file=True)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="compare")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``CompareConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(CompareConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

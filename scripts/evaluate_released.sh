@@ -21,7 +21,7 @@ fi
 for gamma in identity checkpoint; do
   "$python" -m torch.distributed.run --standalone --nproc_per_node="${RELEASED_PROCESSES:-1}" \
     "$here/scripts/predict.py" dataset="$dataset" weights="$OUT/model" inference.fuser_gamma="$gamma" \
-    output_dir="$OUT/$dataset/$gamma" "$@"
+    output="$OUT/$dataset/$gamma" "$@"
 done
 for gamma in identity checkpoint; do
   printf '\nfuser_gamma=%s (%s)\n' "$gamma" "$([ "$gamma" = identity ] && echo 'as released' || echo 'as trained')"

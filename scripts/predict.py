@@ -1,10 +1,10 @@
 """Segment every expression of a split with a trained model.
 
-    python scripts/predict.py dataset=shapes_valid weights=outputs/quickstart output_dir=outputs/quickstart/predictions
-    torchrun --nproc_per_node=4 scripts/predict.py dataset=mevis_valid_u weights=... output_dir=...
-    srun --ntasks=8 --gpus-per-node=8 python scripts/predict.py dataset=mevis_valid_u weights=... output_dir=...
+    python scripts/predict.py dataset=shapes_valid weights=outputs/quickstart output=outputs/quickstart/predictions
+    torchrun --nproc_per_node=4 scripts/predict.py dataset=mevis_valid_u weights=... output=...
+    srun --ntasks=8 --gpus-per-node=8 python scripts/predict.py dataset=mevis_valid_u weights=... output=...
 
-Writes ``<output_dir>/<video>/<exp_id>/<frame>.png``, or with ``format=rle`` one file ``<output_dir>/<video>.jsonl`` per
+Writes ``<output>/<video>/<exp_id>/<frame>.png``, or with ``format=rle`` one file ``<output>/<video>.jsonl`` per
 video. A video's predictions are there only when they are complete, so a killed run is continued by the same command,
 with any number of processes. They share the videos as they go, need not meet, and may join at any time.
 """
@@ -20,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus import distributed
-from glus.config import PredictConfig, load_config
+from glus.config import PredictConfig
 from glus.config.jobs import Jobs
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
@@ -39,8 +39,8 @@ def predict(config: PredictConfig) -> Summary:
 
     Raises:
         FileNotFoundError: dataset or weights are not where the config says.
-        ValueError: they are damaged, too large for this machine, or ``output_dir`` holds something else.
-        OSError: ``output_dir`` cannot be written.
+        ValueError: they are damaged, too large for this machine, or ``output`` holds something else.
+        OSError: ``output`` cannot be written.
     """
     check_folder_size(config.weights, config.allow_cpu)
     expressions = read_expressions(config.dataset)
@@ -48,7 +48,7 @@ def predict(config: PredictConfig) -> Summary:
     file = config.inference.key_frames
     key_frames = read_key_frames(file, [expression for video in videos for expression in video]) if file else None
     predictor, identity = load_for_split(config, expressions, file)
-    job = PredictionJob(config.output_dir, identity, {"run": run_info(), "weights": config.weights}, config.format)
+    job = PredictionJob(config.output, identity, {"run": run_info(), "weights": config.weights}, config.format)
     return job.run(videos, partial(predict_video, predictor, job, FrameStore(config.dataset), key_frames))
 
 
@@ -74,14 +74,13 @@ def predict_video(
 
 
 ConfigStore.instance().store("schema", PredictConfig)
-_JOBS = Jobs("output_dir")
+_JOBS = Jobs("predict", PredictConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="predict")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``PredictConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(PredictConfig, cfg))
+    _JOBS.take(cfg)
 
 
 def predict_and_tell(config: PredictConfig) -> None:
@@ -92,7 +91,7 @@ def predict_and_tell(config: PredictConfig) -> None:
     if summary.done < summary.videos:
         print(f"{rank} is through; {summary.done} of {summary.videos} videos are done, the others are being predicted")
     else:
-        print(f"{summary.table()}\n{Path(config.output_dir)}")
+        print(f"{summary.table()}\n{Path(config.output)}")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ say "train GLUS"
 
 evaluate() { # weights, folder of the predictions
   "$python" -m torch.distributed.run --standalone --nproc_per_node="$ranks" scripts/predict.py "${valid[@]}" \
-    weights="$1" output_dir="$2"
+    weights="$1" output="$2"
   "$python" scripts/score.py "${valid[@]}" predictions="$2"
 }
 say "predict held-out videos and score them: the model that was just trained"
@@ -59,6 +59,6 @@ evaluate assets/glus_shapes "$OUT/shipped_predictions"
 say "compare both with answers that ignore the sentence, and draw"
 "$python" scripts/compare.py "${valid[@]}" output="$OUT/summary.json" \
   predictions="{quickstart: $OUT/predictions, shipped: $OUT/shipped_predictions}"
-"$python" scripts/show.py "${valid[@]}" predictions="$OUT/predictions" output_dir="$OUT/pictures"
-"$python" scripts/show.py "${valid[@]}" predictions="$OUT/shipped_predictions" output_dir="$OUT/shipped_pictures"
+"$python" scripts/show.py "${valid[@]}" predictions="$OUT/predictions" output="$OUT/pictures"
+"$python" scripts/show.py "${valid[@]}" predictions="$OUT/shipped_predictions" output="$OUT/shipped_pictures"
 say "done: $OUT/summary.json"

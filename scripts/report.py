@@ -12,7 +12,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from glus.config import ReportConfig, load_config
+from glus.config import ReportConfig
 from glus.config.jobs import Jobs
 from glus.evaluation.page import build_page
 from glus.evaluation.runs import read_runs
@@ -32,14 +32,13 @@ def report_runs(config: ReportConfig) -> None:
     print(config.output)
 
 
-_JOBS = Jobs("output", is_file=True)
+_JOBS = Jobs("report", ReportConfig, "output", is_file=True)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="report")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ReportConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(ReportConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ export_model() { # a killed export leaves nothing behind that counts; a finished
   "$python" "$here/tools/export.py" --weights "$OUT/run" --output "$OUT/model"
 }
 choose_key_frames() {
-  many "$here/scripts/score_frames.py" dataset="$1" weights="$OUT/model" output_dir="$OUT/key_frames/$1" \
+  many "$here/scripts/score_frames.py" dataset="$1" weights="$OUT/model" output="$OUT/key_frames/$1" \
     "${paths[@]}" "${split[@]}"
 }
 predict() {
@@ -69,7 +69,7 @@ predict() {
     *) start=$KEY_FRAMES/$1.json ;;
   esac
   printf '%s\n' "$KEY_FRAMES" >"$OUT/key_frames/$1.used"
-  many "$here/scripts/predict.py" dataset="$1" weights="$OUT/model" output_dir="$OUT/predictions/$1" \
+  many "$here/scripts/predict.py" dataset="$1" weights="$OUT/model" output="$OUT/predictions/$1" \
     inference.key_frames="$start" "${paths[@]}" "${split[@]}"
 }
 score() {
@@ -84,7 +84,7 @@ for name in $CHECK; do
   stage "check_$name" "$python" "$here/tools/check_data.py" dataset="$name" output="$OUT/check/$name.json" \
     "${paths[@]}" "${split[@]}"
 done
-stage train many "$here/scripts/train.py" experiment="$experiment" output_dir="$OUT/run" "${paths[@]}" "${train[@]}"
+stage train many "$here/scripts/train.py" experiment="$experiment" output="$OUT/run" "${paths[@]}" "${train[@]}"
 stage export export_model
 for name in $SCORE $SUBMIT; do
   [ "$KEY_FRAMES" != self ] || stage "key_frames_$name" choose_key_frames "$name"

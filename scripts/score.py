@@ -13,10 +13,10 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
 
-from glus.config import ScoreConfig, load_config
+from glus.config import ScoreConfig
 from glus.config.jobs import Jobs
+from glus.console import tables
 from glus.evaluation.report import print_report, write_report
 from glus.evaluation.score import score_predictions
 
@@ -35,19 +35,18 @@ def score(config: ScoreConfig) -> int:
     )
     assert config.output is not None, "ScoreConfig sees to it"
     files = write_report(report, Path(config.output))
-    print_report(report, Console())
+    print_report(report, tables())
     print(*files, sep="\n")
     return int(bool(report.problems or report.unscorable))
 
 
-_JOBS = Jobs("output")
+_JOBS = Jobs("score", ScoreConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="score")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ScoreConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(ScoreConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Choose the key frame that each expression of a split is best predicted from, with the model that predicts.
 
-    python scripts/score_frames.py dataset=shapes_valid weights=outputs/quickstart output_dir=outputs/quickstart/frames
+    python scripts/score_frames.py dataset=shapes_valid weights=outputs/quickstart output=outputs/quickstart/frames
     python scripts/predict.py ... inference.key_frames=outputs/quickstart/frames/key_frames.json
 
 Every frame gets a score for every expression: what the model's IoU head expects (``model.iou_head``), or where it has
 none, the probability of [SEG] times the stability of the mask that the frame gives by itself. Writes
-``<output_dir>/scores/<video>.json`` and, when all videos are scored, ``<output_dir>/key_frames.json`` in the published
+``<output>/scores/<video>.json`` and, when all videos are scored, ``<output>/key_frames.json`` in the published
 format. Any number of processes may share the videos, as in predict.py; a killed run is continued by the same command.
 """
 
@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from glus import distributed
-from glus.config import ScoreFramesConfig, load_config
+from glus.config import ScoreFramesConfig
 from glus.config.jobs import Jobs
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
@@ -35,14 +35,14 @@ def choose_key_frames(config: ScoreFramesConfig) -> KeyFrames:
 
     Raises:
         FileNotFoundError: dataset or weights are not where the config says.
-        ValueError: they are damaged, too large for this machine, or ``output_dir`` holds something else.
-        OSError: ``output_dir`` cannot be written.
+        ValueError: they are damaged, too large for this machine, or ``output`` holds something else.
+        OSError: ``output`` cannot be written.
     """
     check_folder_size(config.weights, config.allow_cpu)
     expressions = read_expressions(config.dataset)
     videos = by_video(expressions)[: config.max_videos]
     predictor, identity = load_for_split(config, expressions)
-    job = FrameScoreJob(config.output_dir, identity, {"run": run_info(), "weights": config.weights})
+    job = FrameScoreJob(config.output, identity, {"run": run_info(), "weights": config.weights})
     return job.run(videos, partial(score_video, predictor, job, FrameStore(config.dataset)))
 
 
@@ -55,14 +55,13 @@ def score_video(predictor: VideoPredictor, job: FrameScoreJob, frames: FrameStor
 
 
 ConfigStore.instance().store("schema", ScoreFramesConfig)
-_JOBS = Jobs("output_dir")
+_JOBS = Jobs("score_frames", ScoreFramesConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="score_frames")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ScoreFramesConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(ScoreFramesConfig, cfg))
+    _JOBS.take(cfg)
 
 
 def choose_and_tell(config: ScoreFramesConfig) -> None:

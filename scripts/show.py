@@ -1,8 +1,8 @@
 """Draw predictions beside the ground truth: a strip per expression, an MP4 and a GIF per video.
 
-    python scripts/show.py dataset=shapes_valid predictions=outputs/quickstart/predictions output_dir=outputs/look
+    python scripts/show.py dataset=shapes_valid predictions=outputs/quickstart/predictions output=outputs/look
 
-Writes ``<output_dir>/<video>/<exp_id>.png``, ``<video>.mp4`` and ``<video>.gif``, and prints their paths.
+Writes ``<output>/<video>/<exp_id>.png``, ``<video>.mp4`` and ``<video>.gif``, and prints their paths.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
 
-from glus.config import ShowConfig, load_config
+from glus.config import ShowConfig
 from glus.config.jobs import Jobs
 from glus.data.benchmarks.index import by_video, open_masks, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
@@ -128,7 +128,7 @@ def show(config: ShowConfig) -> list[Path]:
     written = []
     for chosen in choose_videos(expressions, config):
         video = DatasetVideo(frames, chosen[0].video, chosen[0].frames)
-        folder = Path(config.output_dir) / chosen[0].video
+        folder = Path(config.output) / chosen[0].video
         for expression, colour in zip(chosen, palette(len(chosen)), strict=True):
             written.append(folder / f"{expression.exp_id}.png")
             write_strip(written[-1], expression, video, reader, config.num_frames, colour)
@@ -138,14 +138,13 @@ def show(config: ShowConfig) -> list[Path]:
     return written
 
 
-_JOBS = Jobs("output_dir")
+_JOBS = Jobs("show", ShowConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="show")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``ShowConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(ShowConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

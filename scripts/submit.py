@@ -10,7 +10,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from glus.config import SubmitConfig, load_config
+from glus.config import SubmitConfig
 from glus.config.jobs import Jobs
 from glus.evaluation.submission import build_submission
 
@@ -23,14 +23,13 @@ def submit(config: SubmitConfig) -> None:
     print(f"{made.path}: {made.num_masks} masks of {made.num_expressions} expressions in {made.num_videos} videos")
 
 
-_JOBS = Jobs("output", is_file=True)
+_JOBS = Jobs("submit", SubmitConfig, "output", is_file=True)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="submit")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``SubmitConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(SubmitConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ checkpoints, and the same command with the same run folder goes on where it was 
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from dataclasses import replace
@@ -19,23 +20,26 @@ from pathlib import Path
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from glus import distributed
-from glus.config import ModelFolderConfig, TrainConfig, load_config
+from glus.config import ModelFolderConfig, TrainConfig
 from glus.config.jobs import Jobs
 from glus.data.loader import build_loader, build_mixture
 from glus.evaluation.packed import boundary_accuracy, region_similarity
+from glus.files import PROJECT
 from glus.inference.predictor import VideoPredictor, chat_of
 from glus.inference.validation import Validation
-from glus.log import MetricsLog, setup_logging, write_run_folder
+from glus.log import MetricsLog, log_to_file, setup_logging, write_run_folder
 from glus.losses.objective import build_objective
+from glus.models.foreign import check_starting_weights
 from glus.models.glus import Glus
 from glus.models.hub import find_model
 from glus.models.pretrained import build_glus, write_model_config
 from glus.models.weights import Target
 from glus.tokens import open_vocabulary
-from glus.train.checkpoint import Checkpoints, RunState, find_start
+from glus.train.checkpoint import Checkpoints, RunState, find_start, read_state
 from glus.train.engine import Engine, init_distributed, leave_process_group
 from glus.train.guards import EXIT_PREEMPTED
 from glus.train.trainer import Trainer, accumulation_steps, micro_batches
@@ -50,17 +54,22 @@ def train(config: TrainConfig) -> int:
         The exit code: 0, or ``EXIT_PREEMPTED`` where a signal ended the run.
     """
     distributed.check_size(config.model.llm.num_parameters, config.allow_cpu)
+    setup_logging()
     init_distributed(config.trainer.hang_timeout_minutes)
     return 0 if build_and_fit(config) else EXIT_PREEMPTED
 
 
 def build_and_fit(config: TrainConfig) -> bool:
     """Build every part, then fit; returns whether the last step is done."""
-    trainer, run = config.trainer, Path(config.output_dir)
-    setup_logging()
+    trainer, run = config.trainer, Path(config.output)
     rank, world_size = distributed.rank(), distributed.world_size()
     accumulation = accumulation_steps(trainer.global_batch_size, trainer.micro_batch_size, world_size)
+    check_starting_weights(config.model)
     start = distributed.on_main(lambda: find_start(config))
+    if start and read_state(start)["state"]["step"] >= trainer.steps:
+        log.info("%s is finished: %d steps are done. A new run from it: %s", run, trainer.steps, _new_run(start))
+        return True
+    distributed.on_main(lambda: log_to_file(run))
 
     torch.manual_seed(trainer.seed)
     vocabulary = open_vocabulary(config.model.llm.tokenizer)
@@ -72,6 +81,7 @@ def build_and_fit(config: TrainConfig) -> bool:
     chat = chat_of(glus, vocabulary)
     mixture = build_mixture(config.data, config.frames, chat, glus.mllm.prepare, trainer.seed)
     objective = build_objective(config.loss, vocabulary.seg_id)
+    announce(config, glus, accumulation, start)
     engine = Engine(glus.train(), trainer, accumulation)
     folder_config = ModelFolderConfig(config.model, config.frames, config.inference)
     write_model = partial(write_model_config, config=folder_config, vocabulary=vocabulary)
@@ -82,12 +92,13 @@ def build_and_fit(config: TrainConfig) -> bool:
     sizes = (trainer.global_batch_size, trainer.micro_batch_size)
     numbers = micro_batches(state.step, trainer.steps, *sizes, rank, world_size)
     batches = build_loader(mixture, numbers, config.data.num_workers, vocabulary.pad_id)
-    validation = None
+    log_metrics, validation = MetricsLog(run, config, rank == 0, state.step), None
     if config.valid:
         predictor = VideoPredictor(glus, chat, config.frames, config.inference)
         metrics = {"J": region_similarity, "F": boundary_accuracy}
-        validation = Validation(predictor, config.valid, metrics, trainer.eval_videos)
-    return Trainer(
+        show = log_metrics.show if trainer.wandb.enabled else None
+        validation = Validation(predictor, config.valid, metrics, trainer.eval_videos, show)
+    is_done = Trainer(
         engine,
         objective,
         batches,
@@ -95,10 +106,54 @@ def build_and_fit(config: TrainConfig) -> bool:
         state=state,
         accumulation=accumulation,
         asked_shares=mixture.asked_shares,
-        metrics=MetricsLog(run, trainer.wandb, rank == 0, state.step),
+        metrics=log_metrics,
         checkpoints=checkpoints,
         evaluate=validation,
     ).fit()
+    if is_done:
+        tell_what_follows(config)
+    return is_done
+
+
+def announce(config: TrainConfig, glus: Glus, accumulation: int, start: Path | None) -> None:
+    """Log on what the run stands."""
+    trainer, count, device = config.trainer, distributed.world_size(), distributed.device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    total = sum(parameter.numel() for parameter in glus.parameters())
+    trained = sum(parameter.numel() for parameter in glus.parameters() if parameter.requires_grad)
+    log.info("run      %s%s", config.output, f", goes on from {start}" if start else "")
+    log.info("device   %s, %d %s, %s", name, count, _plural(count, "process"), config.model.precision.value)
+    parts = f"{trainer.micro_batch_size} x {count} {_plural(count, 'process')} x {accumulation} accumulated"
+    log.info("batch    %d videos a step = %s", trainer.global_batch_size, parts)
+    log.info("trained  %s of %s parameters (%.1f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
+
+
+def _plural(count: int, noun: str) -> str:
+    return noun if count == 1 else f"{noun}es"
+
+
+def tell_what_follows(config: TrainConfig) -> None:
+    """Log the best score of a run that is done, the checkpoint that has it, and the next commands."""
+    run = Path(config.output)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = {record["step"]: record["valid/J&F"] for record in records if "valid/J&F" in record}
+    weights = run
+    if scores:
+        best = max(scores, key=lambda step: scores[step])
+        kept = run / "checkpoints" / f"step_{best}"
+        weights = kept if kept.is_dir() and best < config.trainer.steps else run
+        fate = "" if kept.is_dir() else ", whose checkpoint is not kept"
+        log.info("best     J&F %.1f of the validation, after step %d%s", scores[best], best, fate)
+    log.info("weights  %s", weights)
+    known = config.valid and (PROJECT / "configs" / "dataset" / f"{config.valid.name}.yaml").is_file()
+    dataset = config.valid.name if config.valid and known else "NAME"
+    log.info("next     glus predict dataset=%s weights=%s output=%s/predictions", dataset, weights, run)
+    log.info("         glus score dataset=%s predictions=%s/predictions", dataset, run)
+    log.info("         glus export --weights %s --output %s_export", weights, run)
+
+
+def _new_run(start: Path) -> str:
+    return f"model.weights={start} output=NEW_FOLDER"
 
 
 def compile_layers(glus: Glus, config: TrainConfig) -> None:
@@ -117,14 +172,15 @@ def compile_layers(glus: Glus, config: TrainConfig) -> None:
 
 
 ConfigStore.instance().store("schema", TrainConfig)
-_JOBS = Jobs("output_dir")
+_JOBS = Jobs("train", TrainConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``TrainConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(TrainConfig, cfg))
+    if cfg.trainer.wandb.group is None:
+        cfg.trainer.wandb.group = HydraConfig.get().runtime.choices.get("experiment")
+    _JOBS.take(cfg)
 
 
 def train_or_leave(config: TrainConfig) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"config", "types", "batch", "tokens", "files", "distributed", "log", "compat", "pictures", "painter", "fonts"},
+    {"config", "types", "batch", "tokens", "files", "distributed", "log", "console", "compat"}
+    | {"pictures", "painter", "fonts"},
     {"data", "models", "losses"},
     {"train", "inference", "evaluation", "shapes"},
     {"__main__"},

@@ -74,5 +74,5 @@ def test_an_installed_wheel_does_it_all(tmp_path):
     program("data", "shapes", "data/shapes", "--train-videos", "4", "--valid-videos", "2")
     start = (f"model.weights={shipped}", f"model.llm.tokenizer={shipped}", "trainer.micro_batch_size=1")
     program("train", "experiment=shapes", "trainer.steps=2", "trainer.global_batch_size=1", "valid=null", *start)
-    program("predict", "dataset=shapes_valid", "weights=outputs/shapes", "output_dir=outputs/predicted")
+    program("predict", "dataset=shapes_valid", "weights=outputs/shapes", "output=outputs/predicted")
     assert "appearance" in program("score", "dataset=shapes_valid", "predictions=outputs/predicted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -12,8 +13,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from glus.config import (
+    CheckConfig,
+    CompareConfig,
     FuserGamma,
     LlmConfig,
     ModelConfig,
@@ -23,13 +27,18 @@ from glus.config import (
     PretrainConfig,
     Quantization,
     QuerySampling,
+    ReportConfig,
+    ScoreConfig,
     ScoreFramesConfig,
     SettingsConfig,
+    ShowConfig,
+    SubmitConfig,
     TrainConfig,
     Window,
     load_config,
     override_settings,
 )
+from glus.config.overrides import check_overrides, groups, print_help, settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -75,7 +84,7 @@ def test_datasets(dataset: str) -> None:
 @pytest.mark.parametrize(("program", "schema"), [("predict", PredictConfig), ("score_frames", ScoreFramesConfig)])
 def test_programs_that_run_a_model_take_every_setting(program: str, schema: type) -> None:
     ConfigStore.instance().store("schema", schema)
-    begin = ["weights=here", "output_dir=there"]
+    begin = ["weights=here", "output=there"]
     settings = [f"inference.{setting.name}=null" for setting in fields(SettingsConfig)]
     config = load_config(schema, compose(program, [*begin, *settings, "inference.window=clips", "allow_cpu=true"]))
     wanted = schema(config.dataset, config.paths, "here", "there", allow_cpu=True)
@@ -127,10 +136,10 @@ def test_checks_name_the_key() -> None:
     with pytest.raises(ValueError, match=r"trainer.zero_stage=1: expected 2 or 3"):
         load_config(TrainConfig, compose_train("experiment=shapes", "trainer.zero_stage=1"))
     with pytest.raises(ValueError, match=r"no value for .*trainer.steps"):
-        load_config(TrainConfig, OmegaConf.create({"output_dir": "x", "model": {"llm": {"vocab_size": 1}}}))
-    with pytest.raises(ValueError, match=r"unknown config key 'trainer.stepz': TrainerConfig knows steps"):
+        load_config(TrainConfig, OmegaConf.create({"output": "x", "model": {"llm": {"vocab_size": 1}}}))
+    with pytest.raises(ValueError, match=r"unknown config key 'trainer.stepz': did you mean steps"):
         load_config(TrainConfig, OmegaConf.create({"trainer": {"stepz": 1}}))
-    with pytest.raises(ValueError, match=r"unknown config key 'valid.namee': DatasetConfig knows name, layout"):
+    with pytest.raises(ValueError, match=r"unknown config key 'valid.namee': did you mean name\?"):
         load_config(TrainConfig, OmegaConf.create({"valid": {"namee": "x"}}))
 
 
@@ -214,4 +223,66 @@ def test_a_setting_out_of_range_names_its_key() -> None:
 
 def test_training_in_half_precision_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model.precision='fp16': expected fp32 or bf16 in training"):
-        load_config(TrainConfig, compose_train("experiment=shapes", "output_dir=x", "model.precision=fp16"))
+        load_config(TrainConfig, compose_train("experiment=shapes", "output=x", "model.precision=fp16"))
+
+
+PROGRAMS = {
+    **{"train": TrainConfig, "predict": PredictConfig, "score": ScoreConfig, "score_frames": ScoreFramesConfig},
+    **{"show": ShowConfig, "compare": CompareConfig, "report": ReportConfig, "check_data": CheckConfig},
+    **{"submit": SubmitConfig, "pretrain": PretrainConfig},
+}
+
+
+@pytest.mark.parametrize(("program", "schema"), PROGRAMS.items())
+def test_every_setting_has_a_meaning(program: str, schema: type) -> None:
+    assert [setting.key for setting in settings(schema) if not setting.meaning] == []
+    assert {group.split("@")[0] for group in groups(program)} <= {path.name for path in CONFIGS.iterdir()}
+
+
+def test_help_shows_what_an_experiment_changes() -> None:
+    ConfigStore.instance().store("schema", TrainConfig)
+    values = OmegaConf.to_container(compose_train("experiment=shapes"), enum_to_str=True)
+    console = Console(width=120, file=io.StringIO())
+    print_help(console, "train", TrainConfig, "Train GLUS.\n\n    glus train ``experiment=shapes``", values)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert lines[:3] == ["Train GLUS.", "", "    glus train experiment=shapes"]
+    assert max(map(len, lines)) <= 120
+    text = " ".join(console.file.getvalue().split())
+    assert "trainer.steps 300 Optimizer steps" in text
+    assert "hardware gpu1_24gb, gpu1_24gb_offload" in text
+    assert "inference.window sliding sliding: the Q - 1 frames before it, the paper's. clips:" in text
+    assert "data.mixture.<name>.weight" in text
+    assert "valid.*" not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.stepz=3", r"'trainer.stepz': did you mean trainer.steps"),
+        ("steps=3", r"'steps': did you mean trainer.steps\?"),
+        ("++output_dir=x", r"'output_dir': did you mean output\?"),
+        ("xyzzy=1", r"'xyzzy': --help lists all"),
+        ("experiment=ablation/no_memry", r"did you mean ablation/no_memory"),
+        ("model=qwen", r"model=qwen: expected one of glus_7b, glus_internvl3_2b"),
+        ("+dataset@valid=shapes_vaild", r"dataset=shapes_vaild: did you mean shapes_valid"),
+    ],
+)
+def test_what_is_near_a_wrong_override(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_overrides("train", TrainConfig, [override])
+
+
+def test_right_overrides_pass() -> None:
+    fine = [
+        "experiment=paper/both,glus_s",
+        "~valid",
+        "valid=null",
+        "+valid.sha256.x=y",
+        "data.mixture.a.weight=2",
+        "-m",
+    ]
+    fine += ["model.llm.architecture.x.y=1", "hydra.run.dir=x", "+dataset@valid=shapes_valid", "--cfg", "job"]
+    check_overrides("train", TrainConfig, fine)
+    check_overrides("score", ScoreConfig, ["dataset=mine", "--config-dir=here"])
+    check_overrides("score", ScoreConfig, ["dataset=[shapes_valid,mevis_valid]"])

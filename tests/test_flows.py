@@ -26,7 +26,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def predicted(shapes: Path) -> tuple[Path, dict[str, list[str]]]:
     """A predicted video, and what ran for it."""
     output = shapes.parent / "predicted"
-    settings = {"dataset": "shapes_valid", "dataset.root": shapes, "weights": MODEL, "output_dir": output}
+    settings = {"dataset": "shapes_valid", "dataset.root": shapes, "weights": MODEL, "output": output}
     heart = ("glus.inference.predictor", "VideoPredictor.segment", 1)
     return output, follow(heart, "scripts/predict.py", {**settings, "max_videos": 1})
 
@@ -58,7 +58,7 @@ def test_a_training_step_is_a_walk_through_few_files(shapes: Path, tmp_path: Pat
         "model.llm.tokenizer": MODEL,
         "valid": "null",
         "data.mixture.shapes.dataset.root": shapes,
-        "output_dir": tmp_path / "run",
+        "output": tmp_path / "run",
     }
     functions = follow(("glus.train.trainer", "Trainer.train_step", 2), "scripts/train.py", {**settings, **numbers})
     assert {"glus/models/glus.py", "glus/losses/objective.py", "glus/train/engine.py"} <= functions.keys()

@@ -55,13 +55,13 @@ def test_every_job_is_run_whatever_becomes_of_the_others(capsys: pytest.CaptureF
         return 1 if config.name == "bad" else None
 
     good = [Config("a"), Config("b"), Config("c")]
-    assert status_of(Jobs("output"), good, task) == 0
+    assert status_of(Jobs("score", Config, "output"), good, task) == 0
     for name in ("broken", "bad"):
         done.clear()
-        assert status_of(Jobs("output"), [Config("a"), Config("b", name), Config("c")], task) == 1
+        assert status_of(Jobs("score", Config, "output"), [Config("a"), Config("b", name), Config("c")], task) == 1
         assert done == ["a", "b", "c"]
     done.clear()
-    assert status_of(Jobs("output"), [ValueError("no such key"), Config("b")], task) == 1
+    assert status_of(Jobs("score", Config, "output"), [ValueError("no such key"), Config("b")], task) == 1
     assert done == ["b"]
     assert capsys.readouterr().err == "error: b is broken\nerror: no such key\n"
 
@@ -75,7 +75,7 @@ def test_an_error_that_nobody_foresaw_comes_after_the_last_job(caplog: pytest.Lo
         if config.name != "c":
             raise RuntimeError(f"out of memory in {config.name}")
 
-    jobs = Jobs("output")
+    jobs = Jobs("score", Config, "output")
     with pytest.raises(RuntimeError, match="out of memory in b"):
         jobs.run(lambda: [jobs.add(Config(name, name)) for name in "abc"], task)
     assert done == ["a", "b", "c"]
@@ -88,7 +88,7 @@ def test_a_job_that_leaves_the_program_ends_the_sweep() -> None:
         sys.exit(75)
 
     done: list[str] = []
-    assert status_of(Jobs("output"), [Config("a"), Config("b")], task) == 75
+    assert status_of(Jobs("score", Config, "output"), [Config("a"), Config("b")], task) == 75
     assert done == ["a"]
 
 
@@ -96,26 +96,31 @@ def test_a_job_that_leaves_the_program_ends_the_sweep() -> None:
 def test_outputs_that_jobs_would_share_are_parted(is_file: bool) -> None:
     found: list[str] = []
     configs = [Config("x/y"), Config("z"), Config("./x//y"), ValueError("not read"), Config("x/y")]
-    status_of(Jobs("output", is_file), configs, lambda config: found.append(config.output))
+    status_of(Jobs("score", Config, "output", is_file), configs, lambda config: found.append(config.output))
     parted = [f"x/{number}/y" if is_file else f"x/y/{number}" for number in (0, 2, 4)]
     assert found == [parted[0], "z", *parted[1:]]
     found.clear()
-    status_of(Jobs("output", is_file), [Config("x/y")], lambda config: found.append(config.output))
-    status_of(Jobs(), [object(), object()], lambda config: found.append("writes nothing"))
+    status_of(Jobs("score", Config, "output", is_file), [Config("x/y")], lambda config: found.append(config.output))
+    status_of(Jobs("score", Config), [object(), object()], lambda config: found.append("writes nothing"))
     assert found == ["x/y", "writes nothing", "writes nothing"]
 
 
 def test_what_cannot_be_written_ends_a_job_before_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").touch()
     done: list[str] = []
-    assert status_of(Jobs("output"), [Config("file/x"), Config("y")], lambda config: done.append(config.output)) == 1
+    assert (
+        status_of(
+            Jobs("score", Config, "output"), [Config("file/x"), Config("y")], lambda config: done.append(config.output)
+        )
+        == 1
+    )
     assert done == ["y"]
     assert capsys.readouterr().err.startswith("error: cannot write file/x: Not a directory")
 
 
 def test_jobs_run_where_hydra_put_them(tmp_path: Path) -> None:
     """``hydra.job.chdir`` and ``hydra.job.env_set``."""
-    jobs, found = Jobs("output"), []
+    jobs, found = Jobs("score", Config, "output"), []
 
     def compose() -> None:
         for name in "ab":
@@ -165,7 +170,7 @@ def test_a_tilde_may_stand_on_the_command_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HOME", "/home/me")
     arguments = ["weights=~/a,~/b", "x='~/c'", "--config-dir=~/d", "predictions={a: ~/e}", "y=a~/b"]
     monkeypatch.setattr(sys, "argv", ["program", *arguments])
-    status_of(Jobs(), [], lambda config: None)
+    status_of(Jobs("score", Config), [], lambda config: None)
     assert sys.argv[1:] == [
         *("weights=/home/me/a,/home/me/b", "x='~/c'", "--config-dir=/home/me/d"),
         *("predictions={a: /home/me/e}", "y=a~/b"),

@@ -48,7 +48,7 @@ def test_a_large_model_predicts_on_a_cpu_only_if_told_to(
     program = load_script(script)
     monkeypatch.setattr(program, "read_expressions", read_expressions)
     run = getattr(program, function)
-    config = schema(dataset=DatasetConfig(name="none"), weights=str(tmp_path), output_dir=str(tmp_path / "out"))
+    config = schema(dataset=DatasetConfig(name="none"), weights=str(tmp_path), output=str(tmp_path / "out"))
     with pytest.raises(ValueError, match=r"no usable GPU, and an LLM of 6\.7 billion parameters .* allow_cpu=true"):
         run(config)
     config.allow_cpu = True
@@ -75,7 +75,7 @@ def test_a_large_model_trains_on_a_cpu_only_if_told_to(monkeypatch: pytest.Monke
     train = load_script("train")
     monkeypatch.setattr(train, "init_distributed", lambda minutes: None)
     monkeypatch.setattr(train, "build_and_fit", lambda config: True)
-    config = TrainConfig(model=LARGE, output_dir="nowhere")
+    config = TrainConfig(model=LARGE, output="nowhere")
     with pytest.raises(ValueError, match=r"no usable GPU, and an LLM of 6\.7 billion parameters .* allow_cpu=true"):
         train.train(config)
     config.allow_cpu = True

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import logging
+import re
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb  # noqa: TID251  # only to take its place
+from wandb.proto import wandb_internal_pb2  # noqa: TID251  # and to read what it wrote
 
 from glus import __version__
-from glus.config import TrainConfig, WandbConfig
-from glus.log import MetricsLog, run_info, write_run_folder
+from glus.config import RecipeConfig, TrainConfig, TrainerConfig, WandbConfig
+from glus.console import bar, console
+from glus.log import Example, MetricsLog, log_to_file, run_info, setup_logging, write_run_folder
+
+
+def wandb_run(**options: Any) -> TrainConfig:
+    return TrainConfig(trainer=TrainerConfig(steps=4, wandb=WandbConfig(**options)))
 
 
 def test_records_after_the_checkpoint_and_a_cut_line_are_dropped(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, WandbConfig(), is_main=True)
+    log = MetricsLog(tmp_path, TrainConfig(), is_main=True)
     for step in (1, 2, 3):
         log.write(step, {"total": step / 3})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "tot')
-    log = MetricsLog(tmp_path, WandbConfig(), is_main=True, start=2)
+    log = MetricsLog(tmp_path, TrainConfig(), is_main=True, start=2)
     log.write(3, {"total": 1.0})
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -67,6 +78,9 @@ class FakeRun:
             raise OSError("no route to host")
         self.steps.append(step)
 
+    def define_metric(self, name: str, summary: str) -> None:
+        pass
+
     def finish(self) -> None:
         pass
 
@@ -78,7 +92,7 @@ def test_an_interrupted_run_is_one_run_of_wandb(
     run = FakeRun(breaks_at=4)
     monkeypatch.setattr(wandb, "init", lambda **options: started.append(options) or run)
     for first in (1, 3):
-        log = MetricsLog(tmp_path, WandbConfig(enabled=True), is_main=True, start=first - 1)
+        log = MetricsLog(tmp_path, wandb_run(enabled=True), is_main=True, start=first - 1)
         with caplog.at_level(logging.WARNING):
             for step in (first, first + 1):
                 log.write(step, {"total": 1.0})
@@ -88,3 +102,81 @@ def test_an_interrupted_run_is_one_run_of_wandb(
     assert run.steps == [1, 2, 3]
     assert "W&B no longer takes records (no route to host); training goes on" in caplog.text
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_run_of_wandb_can_be_found_and_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an offline run would send: config, group, tags, notes, best values, a table with pictures, a movie."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))  # where pictures of tables wait to be sent
+    config = wandb_run(enabled=True, mode="offline", group="shapes", tags=["a", "b"])
+    config.recipe = RecipeConfig(row="GLUS-S", source="x", gpu_hours=1, gpu_hours_source="x")
+    log = MetricsLog(tmp_path, config, is_main=True)
+    picture = np.zeros((8, 8, 3), np.uint8)
+    for step, score in ((1, 60.0), (2, 40.0)):
+        log.write(step, {"total": 1 / step})
+        log.show([Example("the cat", "motion", {"J": score, "F": score}, picture)], [picture] * 3)
+        log.write(step, {"valid/J&F": score})
+    log.close()
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    media = sorted(path.suffix for path in (folder / "files" / "media").rglob("*.*"))
+    assert media == [".json", ".json", ".mp4", ".mp4"]
+    (table, _) = sorted((folder / "files" / "media").rglob("*.json"))
+    assert json.loads(table.read_text())["columns"] == ["sentence", "kind", "J", "F", "picture"]
+    records = list(read_offline(next(folder.glob("*.wandb"))))
+    run = next(record.run for record in records if record.HasField("run"))
+    assert (run.run_group, list(run.tags), run.notes) == ("shapes", ["a", "b"], "GLUS-S")
+    settings = {update.key: json.loads(update.value_json) for update in run.config.update}
+    assert settings["trainer"]["steps"] == 4
+    tables = [record.artifact.manifest.contents for record in records if record.HasField("artifact")]
+    assert [len(files) for files in tables] == [2, 2]  # the picture, and the table itself
+    assert all(Path(file.local_path).stat().st_size == file.size for files in tables for file in files)
+    best = {metric.metric.name: metric.metric.summary for metric in records if metric.HasField("metric")}
+    assert best["valid/J&F"].max
+    assert best["total"].min
+
+
+def read_offline(file: Path) -> Iterator[Any]:
+    """The records of an offline run: LevelDB's log format, in blocks of 32 KiB, behind a header of 7 bytes."""
+    data, place, parts = file.read_bytes(), 7, b""
+    while place < len(data):
+        if 2**15 - place % 2**15 < 7:
+            place += 2**15 - place % 2**15
+            continue
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # the whole of a record, or its end
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_log_lines_stand_above_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B3: there is one console, which takes the bar away, writes the line, and draws the bar again."""
+    before = logging.getLogger().handlers[:]
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    console.cache_clear()
+    try:
+        setup_logging()
+        log_to_file(tmp_path)
+        for number in bar(range(2), 2, "training"):
+            console().print("", end="")
+            logging.getLogger("glus").info("line :smile: [%d]", number)
+        logging.getLogger("distutils").debug("gcc -Wsign-compare")
+    finally:
+        console.cache_clear()
+        logging.basicConfig(handlers=before, force=True)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "|", terminal.getvalue())
+    assert "training" in shown
+    for number in range(2):
+        assert re.search(rf"[|\r\n]\d\d:\d\d:\d\d line :smile: \[{number}\]\n", shown), shown
+    kept = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in kept] == ["INFO line :smile: [0]", "INFO line :smile: [1]"]

@@ -110,7 +110,7 @@ def test_the_plan_is_that_of_the_optimizer_in_use(random_sizes: Sizes) -> None:
     from glus.models.pretrained import build_glus
     from glus.train.plan import trace_micro_batch
 
-    config = TrainConfig(model=plain.model_config(""), trainer=TrainerConfig(steps=1), output_dir="")
+    config = TrainConfig(model=plain.model_config(""), trainer=TrainerConfig(steps=1), output="")
     parameters = list(build_glus(config.model).parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     beside = stages.planned_bytes(config) - 4 * sum(parameter.numel() for parameter in parameters)

@@ -71,4 +71,4 @@ def test_each_ablation_changes_what_it_is_called_after() -> None:
         "memory": (4, QuerySampling.consecutive, True, 0),
         "contrastive": (4, QuerySampling.consecutive, True, 0.1),
     }
-    assert len({config.output_dir for config in parts.values()}) == len(parts)
+    assert len({config.output for config in parts.values()}) == len(parts)

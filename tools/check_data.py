@@ -58,15 +58,13 @@ def check_split(config: CheckConfig, against: Sequence[DatasetConfig]) -> int:
     return int(report.num_errors > 0)
 
 
-_JOBS = Jobs("output", is_file=True)
+_JOBS = Jobs("check_data", CheckConfig, "output", is_file=True)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="check_data")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``CheckConfig``."""
-    with _JOBS.telling():
-        config = load_config(CheckConfig, cfg)
-        _JOBS.add(config, [load_dataset(name) for name in config.against])
+    _JOBS.take(cfg, lambda config: [load_dataset(name) for name in config.against])
 
 
 def load_dataset(name: str) -> DatasetConfig:

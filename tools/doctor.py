@@ -39,6 +39,7 @@ try:
     from glus.config.jobs import user_errors, user_path
     from glus.data.loader import PREFETCHED, SHARED_MEMORY, shared_memory_advice
     from glus.files import PROJECT
+    from glus.models.foreign import how_to_get
 except ModuleNotFoundError as error:
     if error.name != "glus":
         raise
@@ -259,7 +260,8 @@ def check_weights(folder: Path) -> Iterator[Finding]:
     """The starting weights of the full size, as ``configs/model/glus_7b.yaml`` names them."""
     model = _load("model/glus_7b.yaml", weights=folder)
     for part in ("clip", "llm", "segmenter"):
-        yield check_path(f"weights of {part}", model[part].weights, f"put them there, or set model.{part}.weights")
+        place = model[part].weights
+        yield check_path(f"weights of {part}", place, f"{how_to_get(place)}, or set model.{part}.weights")
 
 
 def check_data(folder: Path, mixture: str) -> Iterator[Finding]:

@@ -10,7 +10,6 @@ settings to use. The network is built and run on the meta device, so that its ow
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 import hydra
@@ -20,8 +19,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
 
-from glus.config import GIB, HardwareConfig, TrainConfig, load_config
+from glus.config import GIB, HardwareConfig, TrainConfig
 from glus.config.jobs import Jobs
+from glus.console import tables
 from glus.models.pretrained import build_glus
 from glus.train.plan import (
     USABLE,
@@ -115,15 +115,14 @@ def print_plan(config: TrainConfig, console: Console) -> None:
 
 
 ConfigStore.instance().store("schema", TrainConfig)
-_JOBS = Jobs()
+_JOBS = Jobs("train", TrainConfig)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes the overrides of ``scripts/train.py``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(TrainConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":
-    _JOBS.run(main, lambda config: print_plan(config, Console(width=None if sys.stdout.isatty() else 120)))
+    _JOBS.run(main, lambda config: print_plan(config, tables()))

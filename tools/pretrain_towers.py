@@ -20,7 +20,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from glus.config import PretrainConfig, load_config
+from glus.config import PretrainConfig
 from glus.config.jobs import Jobs
 from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.files import write_text
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 def pretrain_towers(config: PretrainConfig) -> None:
     """Make the wanted parts, each written when it is done."""
     setup_logging()
-    folder = Path(config.output_dir)
+    folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     size = config.model.clip.architecture["image_size"]
     scenes = draw_scenes(config.seed, config.num_scenes, config.num_frames, size)
@@ -103,14 +103,13 @@ def _train(name: str, tower: Tower, steps: int, config: PretrainConfig, folder: 
 
 
 ConfigStore.instance().store("schema", PretrainConfig)
-_JOBS = Jobs("output_dir")
+_JOBS = Jobs("pretrain", PretrainConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``PretrainConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(PretrainConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ class ExpectedCounts:
     videos: int | None = at_least(1, default=None)
     """Videos, or pictures of a set of pictures."""
     expressions: int | None = at_least(1, default=None)
+    """Sentences."""
     objects: int | None = at_least(1, default=None)
     """Distinct (video, object) pairs that the expressions name."""
     frames: int | None = at_least(1, default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import inspect
 import io
 import logging
 import os
@@ -17,6 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from glus.config.loading import load_config
+from glus.config.overrides import check_overrides, print_help
+from glus.console import tables
 from glus.files import check_target
 
 log = logging.getLogger(__name__)
@@ -66,12 +72,15 @@ class Jobs:
     Outputs that several jobs would share become ``<output>/0``, ``<output>/1``, ... (files: ``<folder>/0/<file>``).
 
     Args:
+        program: name of its file in ``configs``.
+        schema: of its config.
         output: the key of the config that says where a job writes; empty: it writes nothing.
         is_file: whether that is a file.
     """
 
-    def __init__(self, output: str = "", is_file: bool = False):
-        self._output, self._is_file = output, is_file
+    def __init__(self, program: str, schema: type, output: str = "", is_file: bool = False):
+        self._program, self._schema, self._output, self._is_file = program, schema, output, is_file
+        self._about: str | None = None
         self._jobs: list[_Job] = []
         self._told = self._status = 0
 
@@ -85,15 +94,32 @@ class Jobs:
             self._status = 1
         self._told += 1
 
+    def take(self, cfg: Any, *beside: Callable[[Any], object]) -> None:
+        """What a program's ``main`` does: read the config of a job, or where ``--help`` was asked for, print that.
+
+        Args:
+            cfg: as Hydra composed it.
+            beside: functions of the typed config, whose results the task takes besides.
+        """
+        with self.telling():
+            if self._about is not None:
+                values = OmegaConf.to_container(
+                    OmegaConf.merge(OmegaConf.structured(self._schema), cfg), enum_to_str=True
+                )
+                print_help(tables(), self._program, self._schema, self._about, values)
+            else:
+                config: Any = load_config(self._schema, cfg)
+                self.add(config, *(make(config) for make in beside))
+
     def add(self, config: object, *beside: object) -> None:
-        """Take a job, within Hydra's task and ``telling``; the task of ``run`` will be called with these."""
+        """Take a job, within ``telling``; the task of ``run`` will be called with these."""
         self._jobs.append(_Job(self._told, config, beside, os.getcwd(), dict(os.environ)))
 
     def run(self, compose: Callable[[], object], task: Callable[..., int | None]) -> None:
         """Run a task for every job, then leave the program.
 
         Args:
-            compose: the program's ``main``, decorated by Hydra, which calls ``add``.
+            compose: the program's ``main``, decorated by Hydra, which calls ``take``.
             task: may return an exit status.
 
         Raises:
@@ -102,19 +128,29 @@ class Jobs:
         escape_output()
         home = os.path.expanduser("~/")  # Hydra's grammar knows no tilde outside quotes
         sys.argv[1:] = [re.sub(r"(?<=[=,\s])~/", lambda _: home, argument) for argument in sys.argv[1:]]
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in ("--help", "-h")]
+            self._about = inspect.unwrap(compose).__globals__["__doc__"]
+        try:
+            check_overrides(self._program, self._schema, sys.argv[1:])
+        except ValueError as error:
+            sys.exit(f"error: {error}")
         compose()
         self._part_outputs()
         self._run(self._jobs, task)
         sys.exit(self._status)
 
+    def _place(self, job: _Job) -> str:
+        """Where a job writes; "" if nowhere."""
+        return getattr(job.config, self._output, None) or ""
+
     def _part_outputs(self) -> None:
-        if not self._output:
-            return
-        outputs = [os.path.join(job.folder, getattr(job.config, self._output)) for job in self._jobs]
+        writing = [job for job in self._jobs if self._place(job)]
+        outputs = [os.path.join(job.folder, self._place(job)) for job in writing]
         counts = Counter(map(os.path.realpath, outputs))
-        for job, output in zip(self._jobs, outputs, strict=True):
+        for job, output in zip(writing, outputs, strict=True):
             if counts[os.path.realpath(output)] > 1:
-                path = Path(getattr(job.config, self._output))
+                path = Path(self._place(job))
                 own = path.parent / str(job.number) / path.name if self._is_file else path / str(job.number)
                 setattr(job.config, self._output, str(own))
 
@@ -125,10 +161,10 @@ class Jobs:
             os.chdir(job.folder)
             try:
                 with self.telling():
-                    if self._output:
-                        check_target(Path(getattr(job.config, self._output)), self._is_file)
+                    if self._place(job):
+                        check_target(Path(self._place(job)), self._is_file)
                     if len(self._jobs) > 1:
-                        log.info("job %d: %s", job.number, getattr(job.config, self._output, ""))
+                        log.info("job %d: %s", job.number, self._place(job))
                     self._status = max(self._status, task(job.config, *job.beside) or 0)
             except Exception as error:  # whatever it is: the other jobs are run, then it goes on unchanged
                 if jobs[position + 1 :]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,14 +62,26 @@ def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
         typed = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         where: Any = error.object_type if is_dataclass(error.object_type) else schema
-        known = ", ".join(declared.name for declared in fields(where))
-        raise ValueError(f"unknown config key {error.full_key!r}: {where.__name__} knows {known}") from error
+        known = [declared.name for declared in fields(where)]
+        near = did_you_mean(nearest(str(error.full_key).rpartition(".")[2], known))
+        text = near or f"{where.__name__} knows {', '.join(known)}"
+        raise ValueError(f"unknown config key {error.full_key!r}: {text}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"config key {error.full_key!r}: {str(error).splitlines()[0]}") from error
     assert isinstance(typed, schema)
     typed = _expanded(typed, "")
     _check(typed, "")
     return typed
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Those of the known names that are spelled almost like it, the nearest first."""
+    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.65)
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """A question, or nothing without names."""
+    return f"did you mean {' or '.join(names)}?" if names else ""
 
 
 def read_config(schema: type[Schema], file: Path) -> Schema:

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from glus.config.data import DatasetConfig, FramesConfig, PathsConfig
 from glus.config.inference import PredictionConfig, SettingsConfig
-from glus.config.loading import at_least, checked
+from glus.config.loading import at_least, checked, require
 from glus.config.model import ModelConfig
 
 
@@ -27,7 +27,7 @@ class RunConfig(SplitConfig):
 
     weights: str = MISSING
     """Model folder: a run, one of its checkpoints, or an export."""
-    output_dir: str = MISSING
+    output: str = MISSING
     """Folder of the results: a new or empty one, or one that the same model and settings have begun."""
     max_videos: int | None = at_least(1, default=None)
     """Only the first so many videos, for a quick look; null: all."""
@@ -49,6 +49,8 @@ class PredictConfig(RunConfig):
     """``scripts/predict.py``."""
 
     format: PredictionForm = PredictionForm.png
+    """``png``: a file per mask, as benchmark servers and other tools take them. ``rle``: run-length codes, a file per
+    video, about as many bytes."""
     inference: PredictionConfig = field(default_factory=PredictionConfig)
 
 
@@ -65,7 +67,7 @@ class ShowConfig(SplitConfig):
 
     predictions: str = MISSING
     """Folder ``<video>/<exp_id>/<frame>.png``, as ``scripts/predict.py`` writes it."""
-    output_dir: str = MISSING
+    output: str = MISSING
     """Folder for the pictures and movies; files of an earlier run with the same names are replaced."""
     num_videos: int = at_least(1, default=4)
     """Videos shown: the first ones of the split."""
@@ -116,12 +118,22 @@ class ScoreConfig(WorkersConfig):
 class CompareConfig(WorkersConfig):
     """``scripts/compare.py``."""
 
-    predictions: dict[str, str] = MISSING
-    """Label of a model -> folder of its predictions; the first is the one the summary is about."""
-    output: str = MISSING
-    """Summary JSON in percent; the scores of every expression go beside it, with the suffix ``.csv``."""
+    runs: list[str] = field(default_factory=list)
+    """Folders of predictions that are scored, to hold the others against the first."""
+    num_sentences: int = at_least(0, default=8)
+    """Of those that changed most between the first and the last of ``runs``."""
+    predictions: dict[str, str] | None = None
+    """Label of a model -> folder of its predictions, to hold each against answers that ignore the sentence; the summary
+    is about the first."""
+    output: str | None = None
+    """Of ``predictions``: summary JSON in percent; the scores of every expression go beside it, as ``.csv``."""
     max_videos: int | None = at_least(1, default=None)
-    """Only the first so many videos, as ``predict.py max_videos``; null: all."""
+    """Of ``predictions``: only the first so many videos, as ``predict.py max_videos``; null: all."""
+
+    def __post_init__(self) -> None:
+        is_one = bool(self.runs) != bool(self.predictions)
+        require(is_one, "runs", "folders, or else predictions={label: folder}", self.runs)
+        require(not self.predictions or bool(self.output), "output", "a JSON file for the summary", self.output)
 
 
 @dataclass
@@ -169,7 +181,7 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    output_dir: str = MISSING
+    output: str = MISSING
     """Gets ``tokenizer/``, ``clip/``, ``sam2.pt`` and ``llm/``."""
     parts: list[str] = checked(
         lambda parts: set(parts) <= set(_TOWERS), f"names among {', '.join(_TOWERS)}", default=lambda: list(_TOWERS)
@@ -180,16 +192,20 @@ class PretrainConfig:
     num_frames: int = 16
     """Their length."""
     seed: int = 0
+    """Decides scenes and initial weights."""
     learning_rate: float = 1e-3
     """Peak, of each part."""
     clip_steps: int = 1500
+    """Optimizer steps of CLIP."""
     clip_batch_size: int = 32
     """Frames per step."""
     sam2_steps: int = 1600
+    """Optimizer steps of SAM2."""
     sam2_batch_size: int = 6
     """Clips per step."""
     sam2_clip_frames: int = 3
     """Frames per clip in the second part of SAM2's pre-training."""
     llm_steps: int = 1500
+    """Optimizer steps of the LLM."""
     llm_batch_size: int = 12
     """Videos per step in the first part of the LLM's pre-training."""

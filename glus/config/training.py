@@ -56,7 +56,17 @@ class WandbConfig:
     """Weights & Biases, beside ``metrics.jsonl``, which is always written."""
 
     enabled: bool = False
+    """Whether anything is sent or written for it."""
     project: str = "glus"
+    """Where the run appears."""
+    entity: str | None = None
+    """The user or team it belongs to; null: W&B's own choice."""
+    group: str | None = None
+    """What it is grouped by; null: the experiment."""
+    tags: list[str] = field(default_factory=list)
+    """To find it by."""
+    notes: str | None = None
+    """A line about it; null: the row of the paper that it is meant to reproduce."""
     mode: str = checked({"online", "offline"}.__contains__, "online or offline", default="online")
     """``online`` or ``offline`` (then ``wandb sync`` later)."""
 
@@ -91,6 +101,7 @@ class TrainerConfig:
     warmup_steps: int = 100
     """Linear from 0; then linear decay to 0 at the last step."""
     betas: list[float] = checked(lambda betas: len(betas) == 2, "two numbers", default=lambda: [0.9, 0.95])
+    """AdamW's, of the two running means."""
     weight_decay: float = 0.0
     """AdamW's, of all that is declared trainable (release: 0), also where no gradient arrives: embeddings of tokens
     that never occur, and the mask decoder's ``Sam2Segmenter.NEVER_UPDATED``."""
@@ -126,8 +137,8 @@ class TrainerConfig:
     keep_best: str | None = checked({"J", "F", "J&F"}.__contains__, "J, F, J&F", default=None)
     """Score of ``valid`` (J, F or J&F) by which the best checkpoint is kept too; a new best is saved at once."""
     resume: str = "auto"
-    """``auto``: go on from the newest complete checkpoint of ``output_dir``, if there is one. ``never``: refuse to. A
-    path: start from that checkpoint (or the newest of that run), unless ``output_dir`` has its own already."""
+    """``auto``: go on from the newest complete checkpoint of ``output``, if there is one. ``never``: refuse to. A
+    path: start from that checkpoint (or the newest of that run), unless ``output`` has its own already."""
     on_nonfinite: OnNonfinite = OnNonfinite.stop
     """A loss or gradient that is not finite: ``stop`` the run, or ``skip`` the step, which is counted and logged."""
     max_skips_in_row: int = at_least(1, default=10)
@@ -168,6 +179,7 @@ class HardwareConfig:
     number here; the global batch is the same with any."""
 
     num_nodes: int = positive(default=1)
+    """Machines."""
     num_gpus: int = positive(default=4)
     """On all nodes together: one process each."""
     gpu_memory_gb: float = positive(default=80.0)
@@ -210,12 +222,12 @@ class TrainConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     valid: DatasetConfig | None = None
-    """Split that is evaluated during training; null: none."""
+    """Split that is evaluated during training, as ``+dataset@valid=NAME`` sets it; null: none."""
     hardware: HardwareConfig | None = None
     """What the settings were chosen for (``hardware=...``); null: nothing in particular."""
     recipe: RecipeConfig | None = None
     """The published result that the settings are meant to give; null: none."""
-    output_dir: str = MISSING
+    output: str = MISSING
     """Run folder: resolved config, run info, metrics.jsonl, checkpoints."""
     allow_cpu: bool = False
     """Train an LLM of a billion parameters or more where no GPU is usable, instead of refusing to."""

@@ -30,7 +30,7 @@ from glus.data.frames import FrameStore
 from glus.data.parallel import map_in_processes
 from glus.data.predictions import check_predictions_dir, open_predictions
 from glus.evaluation.packed import BitMasks, TargetReader, compare, read_complete
-from glus.evaluation.report import csv_text, print_rows
+from glus.evaluation.report import MEANS, csv_text, print_rows
 from glus.evaluation.score import chunks, joined, read_scored_videos
 from glus.types import Expression, Video
 
@@ -40,6 +40,7 @@ SENTENCE_BLIND = ("all_objects", "random_object", "other_sentence")
 """The rows that ``model`` must beat to show that it uses the sentence."""
 ABSENT = "absent"
 """The group whose expressions name no object (Shapes)."""
+_TITLES = {"overall": MEANS["mean_over_kinds"], "overall_present": f"{MEANS['mean_over_kinds']} but {ABSENT}"}
 UNGROUPED = "all"
 """How the only group is called where a dataset has none."""
 
@@ -167,7 +168,8 @@ def print_comparison(label: str, comparison: Comparison, console: Console) -> No
     """One line per kind with all rows in percent and the margin of ``model`` over the best sentence-blind row."""
     title = f"J&F of {label} and of answers that ignore the sentence, percent"
     cells = {
-        kind: {row.replace("_", " "): _decimals(rows[row]) for row in ROWS} | {"margin": _decimals(margin(rows), "+")}
+        _TITLES.get(kind, kind): {row.replace("_", " "): _decimals(rows[row]) for row in ROWS}
+        | {"margin": _decimals(margin(rows), "+")}
         for kind, rows in comparison.table().items()
     }
     print_rows(console, title, "kind", cells)

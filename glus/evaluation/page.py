@@ -26,11 +26,10 @@ from glus.data.sampling import clip_window, context_indices_eval, query_window
 from glus.evaluation.packed import read_complete
 from glus.evaluation.runs import (
     ScoredRun,
-    by_kind,
+    common_sentences,
+    compare_runs,
     different_settings,
-    mean_score,
     most_changed,
-    paired_difference,
 )
 from glus.painter import Painter, palette
 from glus.pictures import fit, side_by_side, strip, titled, write_movie
@@ -87,21 +86,16 @@ def build_page(
     Raises:
         FileNotFoundError, ValueError: the dataset is not there, or a prediction cannot be read.
     """
-    kinds = by_kind(runs)
-    rows = []
-    for kind, names in kinds.items():
-        changes = [paired_difference(runs[0], run, names) for run in runs[1:]]
-        rows.append((kind or "(none)", len(names), [mean_score(run, names) for run in runs], changes))
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template("page.html").render(
         title=f"{runs[0].report['dataset']} ({runs[0].report['split']})",
         runs=runs,
-        kinds=rows,
+        rows=compare_runs(runs),
         protocol=runs[0].report["protocol"],
         curves=training_curves(runs),
         settings=different_settings(runs),
         costs=_costs(runs),
-        sentences=list(_sentences(dataset, runs, kinds["all"], memory_rule, num_sentences)),
+        sentences=list(_sentences(dataset, runs, common_sentences(runs), memory_rule, num_sentences)),
     )
 
 

@@ -23,10 +23,13 @@ from glus.files import write_text
 MAX_LISTED = 20
 """Problems and warnings printed at most; the files hold all of them."""
 JSON_KEYS = (
-    "dataset", "split", "predictions", "missing", "official_missing", "protocol", "overall", "groups", "tables",
-    "problems", "unscorable", "num_unscored", "without_truth", "warnings", "doubts",
+    "dataset", "split", "predictions", "missing", "official_missing", "protocol", "mean_over_sentences",
+    "mean_over_kinds", "groups", "tables", "problems", "unscorable", "num_unscored", "without_truth", "warnings",
+    "doubts",
 )  # fmt: skip
-"""What report.json holds of a report, in this order."""
+"""What report.json holds of a report, in this order; shares in percent."""
+MEANS = {"mean_over_sentences": "mean over sentences", "mean_over_kinds": "mean over kinds"}
+"""Both means by their key in files, and as tables call them: each sentence, or each kind of them, counts the same."""
 
 
 class Answer(Enum):
@@ -160,9 +163,18 @@ class ScoreReport:
     """Videos that are in no mean, since their frames or ground truth cannot be read."""
 
     @property
-    def overall(self) -> GroupScore:
-        """Over all expressions."""
+    def mean_over_sentences(self) -> GroupScore:
+        """Over all expressions, each with weight 1."""
         return summarize(self.expressions)
+
+    @property
+    def mean_over_kinds(self) -> GroupScore | None:
+        """Over the groups, each with weight 1; None where the dataset has no groups."""
+        groups = [asdict(group) for group in self.groups.values()]
+        if not groups:
+            return None
+        sums = {name: sum(group[name] for group in groups) for name in ("num_expressions", "num_incomplete")}
+        return GroupScore(**{name: mean_of(no_nan(group[name]) for group in groups) for name in groups[0]} | sums)
 
     @property
     def groups(self) -> dict[str, GroupScore]:
@@ -205,6 +217,11 @@ def mean_of(values: Iterable[float | None]) -> float:
     return float(np.mean(numbers)) if numbers.size else math.nan
 
 
+def no_nan(value: float) -> float | None:
+    """None for NaN."""
+    return None if math.isnan(value) else value
+
+
 def mean_jf(scores: Sequence[ExpressionScore | ObjectScore]) -> dict[str, float]:
     """The columns J, F and J&F of a row of a benchmark's table."""
     j, f = mean_of(score.j for score in scores), mean_of(score.f for score in scores)
@@ -220,7 +237,7 @@ def print_report(report: ScoreReport, console: Console) -> None:
             "N-acc": s.no_target_accuracy, "T-acc": s.target_accuracy,
             "num": s.num_expressions, "bad": s.num_incomplete,
         }
-        for name, s in {**report.groups, "all": report.overall}.items()
+        for name, s in rows_of(report).items()
     }  # fmt: skip
     note = (
         "J&F seen: over frames with an object. false pos.: frames without an object that were answered with "
@@ -247,6 +264,12 @@ def print_report(report: ScoreReport, console: Console) -> None:
         console.print(f"warning: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
+def rows_of(report: ScoreReport) -> dict[str, GroupScore]:
+    """Groups in the order of their first sentences, then the means over them and over all sentences."""
+    means = {title: getattr(report, name) for name, title in MEANS.items()}
+    return {**report.groups, **{title: score for title, score in means.items() if score is not None}}
+
+
 def print_rows(console: Console, title: str, name: str, rows: Mapping[str, Mapping[str, str]]) -> None:
     """Rows of cells by the name of the row, whose column is called ``name``, and that of the column.
 
@@ -264,7 +287,8 @@ def print_rows(console: Console, title: str, name: str, rows: Mapping[str, Mappi
 def write_report(report: ScoreReport, output_dir: Path) -> list[Path]:
     """Write report.json, per_expression.csv and, where objects are scored, per_object.csv into ``output_dir``.
 
-    Each file is complete or absent. Scores are in [0, 1]; a mean over nothing is null in JSON.
+    Each file is complete or absent. Means, in JSON, are in percent (null over nothing); the scores that they are made
+    of, in CSV, in [0, 1].
 
     Returns:
         The paths.
@@ -291,20 +315,20 @@ def csv_text(rows: Sequence[dict[str, object]]) -> str:
 
 def _as_json(report: ScoreReport) -> dict[str, object]:
     means = {
-        "overall": asdict(report.overall),
+        **{name: getattr(report, name) and asdict(getattr(report, name)) for name in MEANS},
         "groups": {name: asdict(score) for name, score in report.groups.items()},
         "tables": {
             table.name: {"title": table.title, "note": table.note, "rows": table.rows} for table in report.tables
         },
     }
-    return {name: _without_nan(means[name] if name in means else getattr(report, name)) for name in JSON_KEYS}
+    return {name: _percent(means[name] if name in means else getattr(report, name)) for name in JSON_KEYS}
 
 
-def _without_nan(value: Any) -> Any:
-    """``value`` with None in the place of NaN, which JSON does not know, also within dicts."""
+def _percent(value: Any) -> Any:
+    """Shares of 1 in percent, also within dicts, and None in the place of NaN, which JSON does not know."""
     if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return {name: _percent(item) for name, item in value.items()}
+    return (None if math.isnan(value) else 100 * value) if isinstance(value, float) else value
 
 
 def _as_row(score: ExpressionScore) -> dict[str, object]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
+from rich.console import Console
 
+from glus.evaluation.report import MEANS, print_rows
 from glus.files import read_object
 
 NUM_RESAMPLES = 10_000
@@ -61,6 +63,9 @@ class Difference:
     high: float
     """95 % interval, by resampling videos: sentences of one video are not independent. Infinite for a single video."""
 
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
 
 def read_run(folder: str | Path, label: str = "") -> ScoredRun:
     """Read what predicting and scoring left.
@@ -101,13 +106,50 @@ def read_runs(folders: Sequence[str | Path]) -> list[ScoredRun]:
     return runs
 
 
-def by_kind(runs: Sequence[ScoredRun]) -> dict[str, list[str]]:
-    """Kind of sentence -> the sentences that all runs have, in the order of the first; in the end ``all``."""
-    common = [name for name in runs[0].scores if all(name in run.scores for run in runs)]
+def common_sentences(runs: Sequence[ScoredRun]) -> list[str]:
+    """Those that all runs have, in the order of the first."""
+    return [name for name in runs[0].scores if all(name in run.scores for run in runs)]
+
+
+@dataclass(frozen=True)
+class ComparedScores:
+    """A kind of sentence, or all of them."""
+
+    name: str
+    num_sentences: int
+    means: list[float]
+    """J&F of each run, in percent."""
+    changes: list[Difference]
+    """Of all runs but the first, to the first."""
+    is_mean: bool = False
+    """Whether all sentences are in it."""
+
+
+def compare_runs(runs: Sequence[ScoredRun]) -> list[ComparedScores]:
+    """Kinds of sentences in the order of their first ones, then both means, over the sentences that all runs have.
+
+    Raises:
+        ValueError: there are none.
+    """
+    sentences = common_sentences(runs)
+    if not sentences:
+        raise ValueError(f"{', '.join(run.label for run in runs)} have no sentence in common that is scored")
     kinds: dict[str, list[str]] = {}
-    for name in common:
+    for name in sentences:
         kinds.setdefault(runs[0].scores[name].group, []).append(name)
-    return {**({} if list(kinds) == [""] else kinds), "all": common}
+    groups = {kind or "(none)": [names] for kind, names in kinds.items()} if list(kinds) != [""] else {}
+    over_kinds = {MEANS["mean_over_kinds"]: list(kinds.values())} if groups else {}
+    over_all = {MEANS["mean_over_sentences"]: [sentences]}
+    return [
+        ComparedScores(
+            title,
+            sum(map(len, parts)),
+            [float(np.mean([mean_score(run, names) for names in parts])) for run in runs],
+            [paired_difference(runs[0], run, *parts) for run in runs[1:]],
+            is_mean=title not in groups,
+        )
+        for title, parts in {**groups, **over_all, **over_kinds}.items()
+    ]
 
 
 def mean_score(run: ScoredRun, names: Iterable[str]) -> float:
@@ -115,25 +157,56 @@ def mean_score(run: ScoredRun, names: Iterable[str]) -> float:
     return float(np.mean([run.scores[name].jf for name in names]))
 
 
-def paired_difference(first: ScoredRun, second: ScoredRun, names: Sequence[str]) -> Difference:
-    """How much better the second run is, with a paired bootstrap over videos (seeded: equal runs, equal numbers)."""
-    videos: dict[str, list[float]] = {}
-    for name in names:
-        change = second.scores[name].jf - first.scores[name].jf
-        videos.setdefault(first.scores[name].video, []).append(change)
-    sums = np.array([sum(changes) for changes in videos.values()])
-    counts = np.array([len(changes) for changes in videos.values()])
-    mean = float(sums.sum() / counts.sum())
-    if len(videos) == 1:
+def paired_difference(first: ScoredRun, second: ScoredRun, *groups: Sequence[str]) -> Difference:
+    """How much better the second run is, with a paired bootstrap over videos (seeded: equal runs, equal numbers).
+
+    Args:
+        first: the run that is the base.
+        second: the other.
+        groups: of sentences; each group's mean counts the same.
+    """
+    numbers = {video: n for n, video in enumerate(dict.fromkeys(first.scores[e].video for g in groups for e in g))}
+    sums_GV, counts_GV = np.zeros((2, len(groups), len(numbers)))
+    for row, names in enumerate(groups):
+        for name in names:
+            column = numbers[first.scores[name].video]
+            sums_GV[row, column] += second.scores[name].jf - first.scores[name].jf
+            counts_GV[row, column] += 1
+    mean = float(np.mean(sums_GV.sum(1) / counts_GV.sum(1)))
+    if len(numbers) == 1:
         return Difference(mean, -math.inf, math.inf)
-    drawn_RV = np.random.default_rng(0).multinomial(len(videos), np.full(len(videos), 1 / len(videos)), NUM_RESAMPLES)
-    low, high = np.quantile((drawn_RV @ sums) / (drawn_RV @ counts), (0.025, 0.975))
+    shares = np.full(len(numbers), 1 / len(numbers))
+    drawn_RV = np.random.default_rng(0).multinomial(len(numbers), shares, NUM_RESAMPLES)
+    with np.errstate(invalid="ignore"):  # draws without a video of a group: their mean is over the others
+        means_R = np.nanmean((drawn_RV @ sums_GV.T) / (drawn_RV @ counts_GV.T), axis=1)
+    low, high = np.quantile(means_R, (0.025, 0.975))
     return Difference(mean, float(low), float(high))
 
 
 def most_changed(first: ScoredRun, second: ScoredRun, names: Sequence[str]) -> list[str]:
     """The sentences by how much their score differs, the largest difference first."""
     return sorted(names, key=lambda name: -abs(second.scores[name].jf - first.scores[name].jf))
+
+
+def print_runs(console: Console, runs: Sequence[ScoredRun], num_sentences: int) -> None:
+    """The comparison as one table, and the sentences that differ most between the first and the last run."""
+    rows = {}
+    for row in compare_runs(runs):
+        cells = {"sentences": str(row.num_sentences), runs[0].label: f"{row.means[0]:.1f}"}
+        for run, mean, change in zip(runs[1:], row.means[1:], row.changes, strict=True):
+            to_first = "difference" if len(runs) == 2 else f"{run.label} - {runs[0].label}"
+            cells |= {run.label: f"{mean:.1f}", to_first: str(change)}
+        rows[row.name] = cells
+    report = runs[0].report
+    print_rows(console, f"{report['dataset']} ({report['split']}), J&F in percent", "kind", rows)
+    if len(runs) > 1:
+        console.print("In brackets the 95 % interval, by a paired bootstrap over videos.", markup=False)
+        first, last = runs[0], runs[-1]
+        console.print(f"Sentences that changed most, {first.label} -> {last.label}:", markup=False, highlight=False)
+        for name in most_changed(first, last, common_sentences(runs))[:num_sentences]:
+            before, after = first.scores[name], last.scores[name]
+            text = f"{after.jf - before.jf:+6.1f}  {before.jf:5.1f} -> {after.jf:5.1f}  {name}: {before.text}"
+            console.print(f"{text} ({before.group})" if before.group else text, markup=False, highlight=False)
 
 
 def different_settings(runs: Sequence[ScoredRun]) -> dict[str, list[str]]:

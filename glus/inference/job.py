@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from glus import distributed
 from glus.config import DatasetConfig, ModelFolderConfig, PredictConfig, PredictionForm, ScoreFramesConfig
+from glus.console import console
 from glus.data.benchmarks.index import require_texts
 from glus.data.predictions import is_predicted, write_predictions
 from glus.files import naming_write_errors, read_object, require_room, write_text
@@ -79,13 +79,13 @@ class Job(ABC, Generic[Conclusion]):
         self.folder, self._mark = mark.parent, mark
         self._results, self._done_to = results
         if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"output_dir={self.folder} is a file; expected the name of a folder for {self._results}")
+            raise ValueError(f"output={self.folder} is a file; expected the name of a folder for {self._results}")
         with naming_write_errors(mark):
             Path(os.path.realpath(self.folder)).mkdir(parents=True, exist_ok=True)  # a link may point to nothing yet
             entries = sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith("."))
             if entries and not mark.is_file():  # which other processes make before anything else
                 raise ValueError(
-                    f"output_dir={self.folder} holds {entries[0]!r} but no {mark.name}, so it is no folder of "
+                    f"output={self.folder} holds {entries[0]!r} but no {mark.name}, so it is no folder of "
                     f"{self._results} that could be continued; choose a new or empty folder"
                 )
             self._file = mark.open("a+", encoding="utf-8")
@@ -159,7 +159,7 @@ class Job(ABC, Generic[Conclusion]):
         except OSError as error:
             raise OSError(
                 f"{self._mark} cannot be locked ({error.strerror}), which is how processes share the videos; choose "
-                "output_dir on a file system with POSIX locks (a local disk, NFS, Lustre mounted with flock)"
+                "output on a file system with POSIX locks (a local disk, NFS, Lustre mounted with flock)"
             ) from error
         try:
             yield is_mine
@@ -196,8 +196,8 @@ class Job(ABC, Generic[Conclusion]):
         if different:
             lines = "; ".join(f"{key}: {old.get(key)} there, {new.get(key)} now" for key in different)
             raise ValueError(
-                f"output_dir={self.folder} holds {self._results} made otherwise ({lines}); "
-                "choose another output_dir, or delete this one to begin anew"
+                f"output={self.folder} holds {self._results} made otherwise ({lines}); "
+                "choose another output, or delete this one to begin anew"
             )
 
 
@@ -229,10 +229,10 @@ class JobProgress:
         self._num_videos, self._num_masks = len(self._pending), sum(map(_num_masks, self._pending))
         self._masks, self._frames = 0, 0.0  # masks by whichever process, frames by this one
         self._start = self._last_look = self._last_line = time.perf_counter()
-        console, is_shown = Console(stderr=True), distributed.rank() == 0
-        self._is_logged = is_shown and not console.is_terminal
+        is_shown = distributed.rank() == 0
+        self._is_logged = is_shown and not console().is_terminal
         columns = BarColumn(), TextColumn("{task.description}")
-        self.bar = Progress(*columns, console=console, disable=not is_shown or self._is_logged)
+        self.bar = Progress(*columns, console=console(), disable=not is_shown or self._is_logged)
         self._task = self.bar.add_task("", total=self._num_masks)
 
     def advance(self, masks: int, of_masks: int) -> None:

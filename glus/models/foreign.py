@@ -1,10 +1,12 @@
-"""What lies where a model was expected, and the command that makes of it what is read: the ends of messages."""
+"""What lies where a model was expected, and the command that makes of it what is read, or that downloads it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from glus.config import ModelConfig
 
 ORIGINAL_LLAVA = "take the original layout, as liuhaotian/llava-* and xinlai/LISA-* have it"
 _MERGE = "save what peft's merge_and_unload() gives, as the authors' merge_lora_weights_and_save_hf_model.py does"
@@ -41,6 +43,39 @@ _UNWRAP = (
     "read_tensors as r; from safetensors.torch import save_file as s; s({{k.replace('{prefix}', '', 1): v.contiguous() "
     "for k, v in r('{place}').items()}}, 'model.safetensors')\""
 )
+
+_DOWNLOADS = {
+    r".*/LISA-[^/]*": "hf download xinlai/{place.name} --local-dir {place}",
+    r".*/clip-vit-[^/]*": "hf download openai/{place.name} --local-dir {place}",
+    r".*/InternVL3-[^/]*": "hf download OpenGVLab/{place.name} --local-dir {place}",
+    r".*/Qwen3-VL-[^/]*": "hf download Qwen/{place.name} --local-dir {place}",
+    r".*/sam2_hiera_[^/]*\.pt": "curl -L --create-dirs -o {place} "
+    "https://dl.fbaipublicfiles.com/segment_anything_2/072824/{place.name}",
+    r".*/(clip|tokenizer|llm|sam2\.pt)": "glus towers output={place.parent}",
+}
+"""Regular expression of a path of starting weights -> the command that downloads or makes them."""
+
+
+def how_to_get(place: str | Path) -> str:
+    """The command that downloads or makes starting weights, by the name of their file or folder; "" if unknown."""
+    found = (text for pattern, text in _DOWNLOADS.items() if re.fullmatch(pattern, f"/{place}"))
+    return next(found, "").format(place=Path(place))
+
+
+def check_starting_weights(model: ModelConfig) -> None:
+    """Look for all that a model starts from before any of it is read.
+
+    Raises:
+        FileNotFoundError: something is not there; the message names all of it, and the commands that get it.
+    """
+    wanted = {"model.llm.tokenizer": model.llm.tokenizer}
+    if not model.weights:
+        wanted |= {f"model.{part}.weights": getattr(model, part).weights for part in ("clip", "llm", "segmenter")}
+    missing = {key: place for key, place in wanted.items() if place and not Path(place).exists()}
+    if missing:
+        commands = dict.fromkeys(how_to_get(place) or f"set the path of {place}" for place in missing.values())
+        lines = [f"{key}={place}" for key, place in missing.items()]
+        raise FileNotFoundError("\n  ".join(["missing weights:", *lines, "they come by", *commands]))
 
 
 def is_hub_id(name: str | Path) -> bool:

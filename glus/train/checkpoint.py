@@ -263,7 +263,7 @@ def _read_queues(path: Path, world_size: int, device: torch.device) -> list[list
 STATE_FILE = "training.json"
 SAME_RESULT = (
     *("hardware", "hardware.*", "allow_cpu"),
-    *("output_dir", "paths.*", "valid", "valid.*", "inference.*", "data.num_workers", "data.mixture.*.dataset.root"),
+    *("output", "paths.*", "valid", "valid.*", "inference.*", "data.num_workers", "data.mixture.*.dataset.root"),
     *("trainer.micro_batch_size", "trainer.zero_stage", "trainer.gradient_checkpointing", "trainer.offload"),
     "trainer.compile",
     *("trainer.log_every", "trainer.eval_every", "trainer.eval_videos", "trainer.wandb.*"),
@@ -317,12 +317,12 @@ def find_start(config: TrainConfig) -> Path | None:
         ValueError: ``resume=never`` beside checkpoints, a path to an older one of the same run, or a checkpoint whose
             config gives other results; the message names the keys.
     """
-    run, resume = Path(config.output_dir), config.trainer.resume
+    run, resume = Path(config.output), config.trainer.resume
     own = list_checkpoints(run)
     if resume == "never" and own:
         raise ValueError(
-            f"output_dir={run} has checkpoints up to {own[-1].name}, but trainer.resume=never: "
-            "choose another output_dir, remove them, or set trainer.resume=auto to go on"
+            f"output={run} has checkpoints up to {own[-1].name}, but trainer.resume=never: "
+            "choose another output, remove them, or set trainer.resume=auto to go on"
         )
     if resume in ("auto", "never") or (own and Path(resume).resolve() == run.resolve()):
         start = own[-1] if own else None
@@ -352,6 +352,8 @@ def _check_config(folder: Path, config: TrainConfig) -> None:
     cache = content["data"].get("feature_cache")  # a setting of before 2026-11-29; where it was used, samples differed
     if cache is not None and cache["folder"] is None:
         del content["data"]["feature_cache"]
+    if "output_dir" in content:  # its name of before 2026-11-30
+        content["output"] = content.pop("output_dir")
     saved = load_config(TrainConfig, OmegaConf.create(content))  # fills in fields added since
     before, now = _flat(plain_config(saved)), _flat(plain_config(config))
     differing = [
@@ -362,7 +364,7 @@ def _check_config(folder: Path, config: TrainConfig) -> None:
     if differing:
         raise ValueError(
             f"{folder} was made under a config that gives other results: {'; '.join(differing)}. "
-            "Restore these values to go on, or choose another output_dir to begin anew"
+            f"Restore these values to go on, or start a new run from it: model.weights={folder} output=NEW_FOLDER"
         )
 
 

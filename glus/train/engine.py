@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -11,10 +12,13 @@ from datetime import timedelta
 from enum import Enum
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import nn
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it has looked for a GPU in vain
+import deepspeed
 
 from glus import distributed
 from glus.batch import Batch, GlusOutput
@@ -34,12 +38,15 @@ def init_distributed(timeout_minutes: float) -> None:
     for name, value in launcher_variables().items():
         os.environ.setdefault(name, value)
     distributed.use_device()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)  # DeepSpeed tries the compiler, whose command lines nobody needs
     # On CPUs DeepSpeed would compile a shared-memory all-reduce for inference (a minute, and a compiler), unused here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         limit = timedelta(minutes=timeout_minutes)
         deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False, auto_mpi_discovery=False)
+    logging.disable(disabled)
 
 
 def leave_process_group(patience_seconds: float = 30.0) -> None:

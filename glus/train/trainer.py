@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import nan
+from datetime import timedelta
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from glus import distributed
 from glus.batch import Batch
 from glus.config import OnNonfinite, TrainerConfig
+from glus.console import console
 from glus.data.loader import Batches
 from glus.log import MetricsLog
-from glus.losses.objective import GlusObjective
+from glus.losses.objective import TERMS, GlusObjective
 from glus.train.checkpoint import Checkpoints, RunState
 from glus.train.engine import Engine
 from glus.train.guards import HangWatch, Preemption
@@ -30,6 +31,8 @@ SPIKE_WINDOW, SPIKE_MIN_STEPS = 50, 10
 """Steps in the running median of the loss, and how many it needs before it judges."""
 LOADER_PATIENCE_SECONDS = 5.0
 """How long after a signal samples are still waited for."""
+MAX_LINE = 100
+"""Characters of a step's line; the clock before it takes nine more."""
 MAX_CAUSES = 8
 """Non-finite terms and gradients that a message lists."""
 
@@ -92,6 +95,24 @@ def shares(counts: Mapping[str, float]) -> dict[str, float]:
     return {name: count / total for name, count in counts.items()}
 
 
+def step_line(step: int, steps: int, values: Mapping[str, float]) -> str:
+    """A step on a line of at most ``MAX_LINE`` characters: the loss, its terms as far as they fit, and the time.
+
+    Args:
+        step: counted from 1.
+        steps: of the run.
+        values: as ``Trainer.train_step`` gives them, with the ``seconds`` of a step. All of them are in metrics.jsonl.
+    """
+    left = timedelta(seconds=round(values["seconds"] * (steps - step)))
+    end = f"  {values['seconds']:.2f} s/step  {left} left"
+    line = f"step {step}/{steps}  " + (f"loss {values['total']:.4g}" if "total" in values else "skipped")
+    for name in (*TERMS, "contrastive"):
+        part = f"  {name} {values.get(name, 0.0):.3g}"
+        if name in values and len(line + part + end) <= MAX_LINE:
+            line += part
+    return line + end
+
+
 class Trainer:
     """Runs optimizer steps, measures them, evaluates and saves in between.
 
@@ -136,6 +157,8 @@ class Trainer:
         self._watch = HangWatch(settings.hang_timeout_minutes, distributed.rank())
         self._saved_at, self._saved_step = time.monotonic(), state.step
         self._is_stopping = self._is_saving = False
+        self._durations: list[float] = []
+        """Seconds of the steps since the last record."""
 
     def fit(self) -> bool:
         """Train to the last step, or until a signal asks to stop; then the state is saved.
@@ -152,16 +175,19 @@ class Trainer:
         log.info("mixture asked for: %s", _listed(self.asked_shares))
         try:
             with self._preemption, _progress() as progress:
-                task = progress.add_task("training", total=settings.steps, completed=first, loss=nan, pace=nan)
+                task = progress.add_task("training", total=settings.steps, completed=first, text="")
                 while state.step < settings.steps and not self._is_stopping:
                     number = self._first_sample(state.step, 0)
                     self._watch.start(f"loading the samples of step {state.step + 1}, those from number {number} on")
+                    began = time.monotonic()
                     values = self.train_step(state.step)
                     if not values:
                         self._give_up()
                         break
+                    self._durations.append(time.monotonic() - began)
                     values["seconds"] = (time.monotonic() - started) / (state.step - first)
-                    progress.update(task, advance=1, loss=values.get("total", nan), pace=values["seconds"])
+                    text = f"loss {values.get('total', math.nan):.3f}  {values['seconds']:.2f} s/step"
+                    progress.update(task, advance=1, text=text)
                     is_last, state.score = state.step == settings.steps, None
                     if is_last or state.step == 1 or state.step % settings.log_every == 0:
                         self._log(values)
@@ -282,11 +308,11 @@ class Trainer:
         return bool(minutes) and distributed.rank() == 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _log(self, values: dict[str, float]) -> None:
-        step, steps = self.state.step, self.settings.steps
-        self.metrics.write(step, values)
-        left = time.strftime("%H:%M:%S", time.gmtime(values["seconds"] * (steps - step)))
-        parts = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        log.info("step %d/%d  %s  left %s", step, steps, parts, left)
+        step, videos = self.state.step, self.settings.global_batch_size * len(self._durations)
+        cost = {"samples_per_second": videos / sum(self._durations), "peak_memory_gib": distributed.peak_memory_gib()}
+        self._durations.clear()
+        self.metrics.write(step, {**values, **cost})
+        log.info("%s", step_line(step, self.settings.steps, values))
 
     def _give_up(self) -> None:
         """Save the steps that were done before the samples that did not come, unless that was done."""
@@ -321,14 +347,13 @@ def _progress() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[pace]:.2f} s/step"),
+        TextColumn("{task.fields[text]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    progress = Progress(*columns, disable=distributed.rank() != 0)
-    progress.disable = progress.disable or not progress.console.is_terminal
-    return progress
+    is_shown = distributed.rank() == 0 and console().is_terminal
+    return Progress(*columns, console=console(), disable=not is_shown)
 
 
 def _names(batches: Sequence[Batch]) -> str:

@@ -122,6 +122,6 @@ def test_margin_and_table(dataset: DatasetConfig, perfect: Path, tmp_path: Path)
     console = Console(record=True, width=100, file=(tmp_path / "log").open("w"))
     print_comparison("perfect", compare_predictions(dataset, {"m": perfect})["m"], console)
     text = console.export_text()
-    assert "overall_present" in text
+    assert "mean over kinds but absent" in text
     assert "margin" in text
     assert "multi: 1 expressions have no other_sentence" in text

@@ -125,7 +125,7 @@ def test_every_damage_is_named(
 ) -> None:
     write = write_png if form == "png" else write_rle
     folder = write(tmp_path / "predictions", written.dataset, true_masks(written))
-    assert score_predictions(written.dataset, folder).overall.jf == 1
+    assert score_predictions(written.dataset, folder).mean_over_sentences.jf == 1
     damage(folder)
     report = score_predictions(written.dataset, folder)
     assert report.expressions[0].j == report.expressions[0].f == pytest.approx(expected)
@@ -133,7 +133,7 @@ def test_every_damage_is_named(
     with pytest.raises(ValueError, match=r"missing=error"):
         score_predictions(written.dataset, folder, Missing.error)
     dropped = score_predictions(written.dataset, folder, Missing.drop)
-    assert (dropped.overall.jf, dropped.problems) == (1, report.problems)
+    assert (dropped.mean_over_sentences.jf, dropped.problems) == (1, report.problems)
     assert dropped.expressions[0].is_counted is False
 
 
@@ -143,7 +143,7 @@ def test_what_belongs_to_nothing_is_listed(written: Written, tmp_path: Path) -> 
     change_lines(lambda lines: lines.append(lines[0].replace('"00000"', '"77777"')))(folder)
     shutil.copy(folder / "valid_u0.jsonl", folder / "other.jsonl")
     report = score_predictions(written.dataset, folder)
-    assert (report.overall.jf, report.problems) == (1, ())
+    assert (report.mean_over_sentences.jf, report.problems) == (1, ())
     assert report.warnings == (
         f"{folder}/valid_u0.jsonl: masks of no expression '9'",
         f"{folder}/valid_u0.jsonl: 1 masks of expression '1' in no frame, the first '77777'",
@@ -171,7 +171,7 @@ def test_a_frame_may_come_in_several_lines_and_in_one(written: Written, tmp_path
         frames.setdefault(entry["frame"], {**entry, "masks": {}})["masks"].update(entry["masks"])
     path.write_text("\n".join(json.dumps(entry) for entry in frames.values()))  # no line feed at the end either
     report = score_predictions(written.dataset, folder)
-    assert (report.overall.jf, report.problems) == (1, ())
+    assert (report.mean_over_sentences.jf, report.problems) == (1, ())
 
 
 def test_read_complete(written: Written, tmp_path: Path) -> None:

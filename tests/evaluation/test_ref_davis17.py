@@ -61,7 +61,7 @@ def test_two_protocols_two_numbers(written: Written, tmp_path: Path) -> None:
         reaching: np.mean(truth[reaching].sum((1, 2)) / masks[reaching].sum((1, 2))),
         (second, "11"): 0.0,
     }
-    assert report.overall.j == np.mean(list(alone.values()))
+    assert report.mean_over_sentences.j == np.mean(list(alone.values()))
     assert "protocol B" in report.protocol
     assert [(s.object_id, s.proposal) for s in report.objects[:3]] == [(2, 1), (1, 2), (3, 3)]
 

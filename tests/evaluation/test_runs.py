@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from glus.config import DatasetConfig, Missing
 from glus.data.benchmarks.index import read_expressions
 from glus.data.predictions import write_answers
+from glus.evaluation.baselines import compare_predictions
 from glus.evaluation.page import build_page
-from glus.evaluation.report import write_report
+from glus.evaluation.report import print_report, write_report
 from glus.evaluation.runs import (
     ScoredRun,
     SentenceScore,
-    by_kind,
+    compare_runs,
     different_settings,
-    mean_score,
     most_changed,
     paired_difference,
+    print_runs,
     read_runs,
 )
 from glus.evaluation.score import score_predictions
@@ -81,19 +85,54 @@ def test_the_interval_is_that_of_videos_drawn_again() -> None:
     assert paired_difference(second, first, list(first.scores)).mean == -5
 
 
+def test_each_kind_counts_the_same_in_the_mean_over_kinds() -> None:
+    """In the interval, too: a draw without a video of a kind has the mean of the others."""
+    first, second = (run_of(label, dict.fromkeys(("u/0", "u/1", "v/0"), 10.0)) for label in "ab")
+    second.scores["v/0"] = replace(second.scores["v/0"], jf=40.0)  # type: ignore[index]
+    found = paired_difference(first, second, ["u/0", "u/1"], ["v/0"])
+    assert (found.mean, found.low, found.high) == (15, 0, 30)
+
+
+def test_both_means_agree_with_score_and_the_table_can_be_read(runs: list[ScoredRun], dataset: DatasetConfig) -> None:
+    """B8: one name for each mean, in percent, in every program."""
+    console = Console(width=120, file=io.StringIO())
+    print_runs(console, runs, num_sentences=1)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    scored = Console(width=120, file=io.StringIO())
+    print_report(score_predictions(dataset, runs[0].folder), scored)
+    blind = compare_predictions(dataset, {"worse": runs[0].folder})["worse"].table()["overall"]["model"]
+    for row in compare_runs(runs)[-2:]:
+        assert re.search(rf"{row.name} +5 +{row.means[0]:.1f} +100.0 +\+", text)
+        assert isinstance(scored.file, io.StringIO)
+        assert re.search(rf"{row.name} .* {row.means[0]:.2f} ", scored.file.getvalue())
+        key = row.name.replace(" ", "_")
+        assert runs[0].report[key]["jf"] == pytest.approx(row.means[0])
+    assert blind == pytest.approx(row.means[0])
+    assert max(map(len, text.splitlines())) <= 120
+    assert "Sentences that changed most, worse -> perfect:\n +" in text
+
+
 def test_only_sentences_that_all_runs_have_are_compared() -> None:
     first, second = run_of("a", {"u/0": 1, "v/0": 2}), run_of("b", {"v/0": 4})
-    assert by_kind([first, second]) == {"k": ["v/0"], "all": ["v/0"]}
-    assert mean_score(second, ["v/0"]) == 4
+    rows = compare_runs([first, second])
+    assert [(row.name, row.num_sentences, row.means) for row in rows] == [
+        ("k", 1, [2, 4]),
+        ("mean over sentences", 1, [2, 4]),
+        ("mean over kinds", 1, [2, 4]),
+    ]
+    with pytest.raises(ValueError, match="a, d have no sentence in common"):
+        compare_runs([first, run_of("d", {"x/0": 1})])
     third = run_of("c", {"u/0": 1.5, "v/0": 9})
     assert most_changed(first, third, ["u/0", "v/0"]) == ["v/0", "u/0"]
 
 
 def test_runs_are_read_and_told_apart(runs: list[ScoredRun]) -> None:
     assert [run.label for run in runs] == ["worse", "perfect"]
-    assert mean_score(runs[1], by_kind(runs)["all"]) == 100
     assert different_settings(runs) == {"inference.memory_stride": ["1", "3"]}
-    assert list(by_kind(runs)) == ["appearance", "multi", "absent", "all"]
+    rows = compare_runs(runs)
+    assert [row.name for row in rows] == ["appearance", "multi", "absent", "mean over sentences", "mean over kinds"]
+    assert [row.means[1] for row in rows] == [100] * 5
 
 
 def test_runs_that_cannot_be_compared_are_refused(runs: list[ScoredRun], tmp_path: Path) -> None:

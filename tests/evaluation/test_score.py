@@ -34,8 +34,8 @@ def test_perfect_predictions(dataset: DatasetConfig, perfect: Path) -> None:
     report = score_predictions(dataset, perfect)
     assert list(scores(report)) == ["a/one/0", "a/one/1", "a/one/2", "a/one/10", "b/0"]
     assert set(scores(report).values()) == {(1.0, 1.0)}
-    assert (report.overall.jf, report.overall.num_expressions) == (1.0, 5)
-    assert (report.overall.no_target_accuracy, report.overall.target_accuracy) == (1.0, 1.0)
+    assert (report.mean_over_sentences.jf, report.mean_over_sentences.num_expressions) == (1.0, 5)
+    assert (report.mean_over_sentences.no_target_accuracy, report.mean_over_sentences.target_accuracy) == (1.0, 1.0)
     assert report.problems == ()
     assert report.warnings == ()
 
@@ -53,8 +53,8 @@ def test_groups_and_overall_are_means_over_expressions(dataset: DatasetConfig, p
     assert list(report.groups) == ["appearance", "multi", "absent"]
     assert report.groups["appearance"].j == np.mean([np.mean([0.0, 0.0, 1.0]), 1.0, 1.0])
     assert [group.num_expressions for group in report.groups.values()] == [3, 1, 1]
-    assert report.overall.j == np.mean([np.mean([0.0, 0.0, 1.0]), 1.0, 1.0, 0.0, 1.0])
-    assert report.overall.no_target_accuracy == 0.0
+    assert report.mean_over_sentences.j == np.mean([np.mean([0.0, 0.0, 1.0]), 1.0, 1.0, 0.0, 1.0])
+    assert report.mean_over_sentences.no_target_accuracy == 0.0
     assert math.isnan(report.groups["absent"].target_accuracy)
 
 
@@ -99,14 +99,18 @@ def test_missing_predictions(damage, message: str, score: float, dataset: Datase
 
     zero = score_predictions(dataset, perfect, Missing.zero)
     assert scores(zero)["a/one/1"] == (pytest.approx(score), pytest.approx(score))
-    assert zero.overall.j == pytest.approx((4 + score) / 5)
-    assert (zero.overall.num_expressions, zero.overall.num_incomplete) == (5, 1)
+    assert zero.mean_over_sentences.j == pytest.approx((4 + score) / 5)
+    assert (zero.mean_over_sentences.num_expressions, zero.mean_over_sentences.num_incomplete) == (5, 1)
     assert len(zero.problems) == 1
     with pytest.raises(ValueError, match=message.replace(": no folder", ", frame 00000: .* is missing")):
         score_predictions(dataset, perfect, Missing.error)
 
     drop = score_predictions(dataset, perfect, Missing.drop)
-    assert (drop.overall.num_expressions, drop.overall.num_incomplete, drop.overall.j) == (4, 1, 1.0)
+    assert (
+        drop.mean_over_sentences.num_expressions,
+        drop.mean_over_sentences.num_incomplete,
+        drop.mean_over_sentences.j,
+    ) == (4, 1, 1.0)
     assert (drop.groups["appearance"].num_expressions, drop.groups["appearance"].num_incomplete) == (2, 1)
     assert drop.problems == zero.problems
 
@@ -116,16 +120,16 @@ def test_a_missing_answer_is_not_an_empty_one(dataset: DatasetConfig, perfect: P
     report = score_predictions(dataset, perfect)
     assert scores(report)["a/one/10"] == (0.0, 0.0)
     assert report.expressions[3].answer is Answer.missing
-    assert report.overall.no_target_accuracy == 0.0
+    assert report.mean_over_sentences.no_target_accuracy == 0.0
 
 
 def test_everything_dropped_has_no_mean(dataset: DatasetConfig, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     report = score_predictions(dataset, tmp_path / "nothing", Missing.drop)
-    assert report.overall.num_expressions == 0
-    assert math.isnan(report.overall.jf)
+    assert report.mean_over_sentences.num_expressions == 0
+    assert math.isnan(report.mean_over_sentences.jf)
     write_report(report, tmp_path / "nothing")
-    assert json.loads((tmp_path / "nothing" / "report.json").read_text())["overall"]["jf"] is None
+    assert json.loads((tmp_path / "nothing" / "report.json").read_text())["mean_over_sentences"]["jf"] is None
 
 
 def test_unexpected_predictions_are_listed(dataset: DatasetConfig, perfect: Path) -> None:
@@ -133,7 +137,7 @@ def test_unexpected_predictions_are_listed(dataset: DatasetConfig, perfect: Path
     shutil.copytree(perfect / "b/0", perfect / "other/video/0")
     shutil.copy(perfect / "b/0/00000.png", perfect / "b/0/00002.png")
     report = score_predictions(dataset, perfect)
-    assert report.overall.jf == 1.0
+    assert report.mean_over_sentences.jf == 1.0
     assert report.problems == ()
     assert report.warnings == (
         f"{perfect}/b/0: 1 PNGs of no frame, the first 00002.png",
@@ -215,7 +219,7 @@ def test_report_files_and_table(dataset: DatasetConfig, perfect: Path, tmp_path:
     write_report(report, tmp_path / "report")
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["per_expression.csv", "report.json"]
     summary = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert summary["overall"]["jf"] == report.overall.jf
+    assert summary["mean_over_sentences"]["jf"] == 100 * report.mean_over_sentences.jf
     assert summary["groups"]["multi"]["num_expressions"] == 1
     assert summary["missing"] == "zero"
     assert summary["problems"] == list(report.problems)
@@ -225,7 +229,7 @@ def test_report_files_and_table(dataset: DatasetConfig, perfect: Path, tmp_path:
     console = Console(record=True, width=100, file=(tmp_path / "log").open("w"))
     print_report(report, console)
     text = console.export_text()
-    assert "all  " in text
+    assert "mean over sentences" in text
     assert "93.33" in text
     assert "00005.png is missing" in text
 

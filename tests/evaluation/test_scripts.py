@@ -44,14 +44,14 @@ def test_score(run, perfect: Path, tmp_path: Path) -> None:
     good = run("score.py", f"predictions={perfect}", "output=report")
     assert good.returncode == 0, good.stderr
     assert "J&F seen" in good.stdout
-    assert json.loads((tmp_path / "cwd/report/report.json").read_text())["overall"]["jf"] == 1.0
+    assert json.loads((tmp_path / "cwd/report/report.json").read_text())["mean_over_sentences"]["jf"] == 100
     assert sorted(path.name for path in (tmp_path / "cwd").iterdir()) == ["report"]  # Hydra leaves nothing behind
 
     (perfect / "b/0/00000.png").unlink()
     incomplete = run("score.py", f"predictions={perfect}", "num_workers=1")
     assert incomplete.returncode == 1
     assert "00000.png is missing" in incomplete.stdout
-    assert json.loads((perfect / "report.json").read_text())["overall"]["num_incomplete"] == 1
+    assert json.loads((perfect / "report.json").read_text())["mean_over_sentences"]["num_incomplete"] == 1
 
     strict = run("score.py", f"predictions={perfect}", "missing=error")
     assert strict.returncode == 1

@@ -92,7 +92,7 @@ def train_and_resume(folder: Path, stages: list[Stage]) -> None:
     )
     stages[-1].check()
     arguments = (
-        *("experiment=glus_s", "allow_cpu=true", "data=own", f"paths.data={folder}/data", f"output_dir={folder}/run"),
+        *("experiment=glus_s", "allow_cpu=true", "data=own", f"paths.data={folder}/data", f"output={folder}/run"),
         *("model.weights=ours", "model.llm.tokenizer=ours", f"model.trainable={NEW_ROWS}"),
         *(
             f"trainer.steps={STEPS}",

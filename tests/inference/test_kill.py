@@ -38,7 +38,7 @@ def finish(config: PredictConfig, world_size: int) -> dict[str, bytes]:
     for task in tasks:
         task.join()
     assert [task.exitcode for task in tasks] == [0] * world_size
-    return contents(Path(config.output_dir))
+    return contents(Path(config.output))
 
 
 def state(folder: Path) -> dict[Path, int]:
@@ -60,11 +60,11 @@ def test_killed_at_random_moments_and_continued_a_prediction_ends_the_same(
     write_shapes(tmp_path / "shapes", "valid", num_videos=6, num_frames=8, size=48)
     dataset = DatasetConfig("shapes_valid", Layout.mevis, str(tmp_path / "shapes"), "valid", groups="kinds.json")
     whole = PredictConfig(
-        dataset=dataset, weights=str(model_folder), output_dir=str(tmp_path / "whole"), format=form,
+        dataset=dataset, weights=str(model_folder), output=str(tmp_path / "whole"), format=form,
         inference=PredictionConfig(chunk_frames=2),  # so that masks are written all the time
     )  # fmt: skip
-    killed = replace(whole, output_dir=str(tmp_path / "killed"))
-    folder = Path(killed.output_dir)
+    killed = replace(whole, output=str(tmp_path / "killed"))
+    folder = Path(killed.output)
     expected = finish(whole, world_size=1)
     seconds = json.loads((tmp_path / "whole" / "summary.json").read_text())["elapsed"]
     num_kills = num_at_work = 0
@@ -83,9 +83,9 @@ def test_killed_at_random_moments_and_continued_a_prediction_ends_the_same(
 
 def kill_two(config: PredictConfig, delay: float) -> bool:
     """Start two processes and kill them ``delay`` seconds after they begin a video; whether both were still at it."""
-    before = state(Path(config.output_dir))
+    before = state(Path(config.output))
     tasks = start(config, world_size=2)
-    while state(Path(config.output_dir)) == before and any(task.is_alive() for task in tasks):
+    while state(Path(config.output)) == before and any(task.is_alive() for task in tasks):
         time.sleep(0.001)
     time.sleep(delay)
     were_alive = all(task.is_alive() for task in tasks)

@@ -38,7 +38,7 @@ def predict_from(dataset: DatasetConfig, model_folder: Path, tmp_path: Path) -> 
     def run(key_frames: Path | None, form: PredictionForm = PredictionForm.png) -> Path:
         folder = tmp_path / f"{key_frames.stem if key_frames else 'plain'}_{form.value}"
         settings = PredictionConfig(key_frames=str(key_frames) if key_frames else None)
-        config = PredictConfig(dataset=dataset, weights=str(model_folder), output_dir=str(folder), inference=settings)
+        config = PredictConfig(dataset=dataset, weights=str(model_folder), output=str(folder), inference=settings)
         predict(replace(config, format=form))
         return folder
 
@@ -70,7 +70,7 @@ def test_predictions_start_from_published_key_frames(predict_from, dataset, mode
 
 @pytest.fixture
 def scoring(dataset: DatasetConfig, model_folder: Path, tmp_path: Path) -> ScoreFramesConfig:
-    return ScoreFramesConfig(dataset=dataset, weights=str(model_folder), output_dir=str(tmp_path / "frames"))
+    return ScoreFramesConfig(dataset=dataset, weights=str(model_folder), output=str(tmp_path / "frames"))
 
 
 @pytest.mark.parametrize("has_head", [False, True])
@@ -110,7 +110,7 @@ def test_frames_are_scored_and_predictions_start_from_the_best(
 
     settings = PredictionConfig(key_frames=str(chosen.file))
     masks = str(tmp_path / "masks")
-    config = PredictConfig(dataset=dataset, weights=str(model_folder), output_dir=masks, inference=settings)
+    config = PredictConfig(dataset=dataset, weights=str(model_folder), output=masks, inference=settings)
     with counted(model.glus) as counts:
         load_script("predict").predict(config)
     assert counts["CLIP images"] == num_frames

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,9 @@ def box(row: int, frame: int, height: int, width: int) -> np.ndarray:
 
 def test_the_mean_over_expressions_of_the_mean_over_frames(dataset: DatasetConfig) -> None:
     predictor = Guessing()
-    scores = Validation(predictor, dataset, METRICS, num_videos=2)()  # type: ignore[arg-type]
+    shown: list[Any] = []
+    show = lambda *parts: shown.extend(parts)  # noqa: E731
+    scores = Validation(predictor, dataset, METRICS, 2, show)()  # type: ignore[arg-type]
     masks, expected = open_masks(dataset), {name: [] for name in METRICS}
     for video in by_video(read_expressions(dataset))[:2]:
         frames = range(len(video[0].frames))
@@ -69,6 +72,13 @@ def test_the_mean_over_expressions_of_the_mean_over_frames(dataset: DatasetConfi
     for name, values in expected.items():
         assert scores[name] == pytest.approx(100 * np.mean(values), rel=1e-9)
     assert scores["J&F"] == pytest.approx((scores["J"] + scores["F"]) / 2)
+    examples, movie = shown
+    assert [example.text for example in examples] == [
+        e.text for v in by_video(read_expressions(dataset))[:2] for e in v
+    ]
+    for name, values in expected.items():
+        assert [example.scores[name] for example in examples] == pytest.approx([100 * value for value in values])
+    assert len(movie) == len(read_expressions(dataset)[0].frames)
     assert predictor.glus.training, "the model returns to training"
     assert predictor.most_alive <= 1, "masks of a whole video may fill gigabytes"
 

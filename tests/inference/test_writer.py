@@ -268,7 +268,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("glus.inference.job.fcntl.lockf", lockf)
-    with pytest.raises(OSError, match=r"predict.json cannot be locked \(No locks available\).*choose output_dir on"):
+    with pytest.raises(OSError, match=r"predict.json cannot be locked \(No locks available\).*choose output on"):
         open_job(tmp_path)
 
 
@@ -277,7 +277,7 @@ def test_another_model_setting_or_form_is_refused(tmp_path):
     PredictionJob(tmp_path, IDENTITY, {"run": 2}, PredictionForm.png)
     assert json.loads((tmp_path / MARK).read_text()) == {"identity": {**IDENTITY, "form": "png"}, "run": 1}
     other = {**IDENTITY, "inference": {"memory_stride": 1}}
-    with pytest.raises(ValueError, match=r"inference.memory_stride: 3 there, 1 now.*choose another output_dir"):
+    with pytest.raises(ValueError, match=r"inference.memory_stride: 3 there, 1 now.*choose another output"):
         PredictionJob(tmp_path, other, {}, PredictionForm.png)
     with pytest.raises(ValueError, match=r"form: png there, rle now"):
         open_job(tmp_path, PredictionForm.rle)

@@ -68,6 +68,10 @@ def tiny_train_config(shapes_folder: Path, tiny_vocabulary: Vocabulary) -> Calla
     return make
 
 
+COST = {"seconds", "samples_per_second", "peak_memory_gib"}
+"""What two equal runs differ in."""
+
+
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Records of a run."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -30,7 +30,7 @@ from glus.inference.predictor import load_predictor
 for file in sys.argv[2:]:
     config = load_config(TrainConfig, OmegaConf.load(file))
     train.train(config)
-    predictor, _ = load_predictor(config.output_dir, SettingsConfig(force_seg=True))
+    predictor, _ = load_predictor(config.output, SettingsConfig(force_seg=True))
     first = read_expressions(config.data.mixture["shapes"].dataset)[0]
     video = DatasetVideo(FrameStore(config.data.mixture["shapes"].dataset), first.video, first.frames)
     masks = np.stack([result.masks_RHW for result in predictor.segment(video, [first.text])])
@@ -44,7 +44,7 @@ def other_backbones(config: TrainConfig) -> None:
     llm, clip = config.model.llm, config.model.clip
     clip.architecture.update(patch_size=4, hidden_size=48, intermediate_size=96, num_attention_heads=3)
     llm.architecture.update(hidden_size=96, num_attention_heads=6, num_key_value_heads=2, intermediate_size=160)
-    llm.tokenizer = str(Path(config.output_dir).with_name("tokenizer"))
+    llm.tokenizer = str(Path(config.output).with_name("tokenizer"))
     train_vocabulary(llm.tokenizer, ["a green triangle", "what turns"], 480, whole_templates=False)
     before, llm.vocab_size = llm.vocab_size, Vocabulary(llm.tokenizer).size
     assert llm.vocab_size != before
@@ -74,7 +74,7 @@ def results(
     folder = tmp_path_factory.mktemp("ablations")
     files = []
     for name, change in VARIANTS.items():
-        config = tiny_train_config(output_dir=str(folder / name))
+        config = tiny_train_config(output=str(folder / name))
         config.trainer.steps = 2
         change(config)
         files.append(folder / f"{name}.yaml")

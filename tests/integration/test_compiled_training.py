@@ -13,7 +13,7 @@ from safetensors import safe_open
 from glus import distributed
 from glus.config import Quantization, TrainConfig
 from glus.train.guards import EXIT_PREEMPTED
-from tests.integration.conftest import read_metrics
+from tests.integration.conftest import COST, read_metrics
 from tests.programs import load_script
 
 
@@ -22,7 +22,7 @@ def make_config(tiny_train_config: Callable[..., TrainConfig], tmp_path: Path) -
     """Four steps of two videos, compiled or not."""
 
     def make(name: str, dropout: float, compiled: bool = True) -> TrainConfig:
-        config = tiny_train_config(output_dir=str(tmp_path / name))
+        config = tiny_train_config(output=str(tmp_path / name))
         config.model.llm.lora_dropout = dropout
         config.valid = config.data.mixture["shapes"].dataset
         config.trainer.steps, config.trainer.micro_batch_size = 4, 1
@@ -34,12 +34,12 @@ def make_config(tiny_train_config: Callable[..., TrainConfig], tmp_path: Path) -
 
 
 def curve(config: TrainConfig) -> list[dict[str, float]]:
-    lines = read_metrics(Path(config.output_dir))
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    lines = read_metrics(Path(config.output))
+    return [{name: value for name, value in line.items() if name not in COST} for line in lines]
 
 
 def tensor_names(config: TrainConfig) -> set[str]:
-    with safe_open(Path(config.output_dir) / "checkpoints" / "step_4" / "trained.safetensors", "pt") as file:
+    with safe_open(Path(config.output) / "checkpoints" / "step_4" / "trained.safetensors", "pt") as file:
         return set(file.keys())
 
 

@@ -23,7 +23,7 @@ def run_step(tmp_path_factory: pytest.TempPathFactory, tiny_train_config: Callab
 
     def run(name: str, processes: int, **trainer: object) -> dict[str, dict]:
         folder = tmp_path_factory.mktemp(name)
-        config = tiny_train_config(output_dir=str(folder))
+        config = tiny_train_config(output=str(folder))
         config.loss.weights["contrastive"] = 0.0
         for key, value in {"global_batch_size": 4, "warmup_steps": 0, **trainer}.items():
             setattr(config.trainer, key, value)

@@ -19,14 +19,14 @@ from tests.integration.conftest import read_metrics
 @pytest.fixture
 def config(tiny_train_config: Callable[..., TrainConfig], tmp_path: Path) -> TrainConfig:
     """Three steps of two videos, each saved."""
-    config = tiny_train_config(output_dir=str(tmp_path / "run"))
+    config = tiny_train_config(output=str(tmp_path / "run"))
     config.trainer.micro_batch_size = 1
     config.trainer.save_every = 1
     return config
 
 
 def newest(config: TrainConfig) -> str:
-    return list_checkpoints(Path(config.output_dir))[-1].name
+    return list_checkpoints(Path(config.output))[-1].name
 
 
 def goes_on(run_training: Callable, config: TrainConfig, processes: int = 1) -> bool:
@@ -60,10 +60,10 @@ def test_a_nan_gradient_is_skipped_and_changes_nothing(
     assert done.is_ok, done.output
     assert "others is not finite at step 2 on rank 1; samples: shapes_train/" in done.outputs[0]
     assert "The step is skipped, the 1. of this run" in done.outputs[0]
-    records = read_metrics(Path(config.output_dir))
+    records = read_metrics(Path(config.output))
     assert [record["skipped"] for record in records] == [0, 1, 1]
     assert ["total" in record for record in records] == [True, False, True]
-    first, second, third = list_checkpoints(Path(config.output_dir))
+    first, second, third = list_checkpoints(Path(config.output))
     assert [read_state(folder)["updates"] for folder in (first, second, third)] == [1, 1, 2]
     for file in ("trained.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors", "queue.safetensors"):
         assert (first / file).read_bytes() == (second / file).read_bytes(), file
@@ -88,9 +88,9 @@ def test_a_loss_spike_is_reported_with_its_samples(run_training: Callable, confi
     (line,) = (line for line in done.output.splitlines() if "loss spike" in line)
     assert f"loss spike at step {SPIKE_MIN_STEPS + 1}: " in line
     assert "x the median; shapes_train/" in line
-    ratios = [record["loss_over_median"] for record in read_metrics(Path(config.output_dir))]
+    ratios = [record["loss_over_median"] for record in read_metrics(Path(config.output))]
     assert [ratio > config.trainer.spike_ratio for ratio in ratios] == [False] * SPIKE_MIN_STEPS + [True, False]
-    assert all(record["grad_norm"] > 0 for record in read_metrics(Path(config.output_dir)))
+    assert all(record["grad_norm"] > 0 for record in read_metrics(Path(config.output)))
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_a_signal_is_obeyed_while_a_loader_hangs(run_training: Callable, config:
     done = run_training(config, "loader_hangs", step=2)
     assert done.codes == [EXIT_PREEMPTED], done.output
     assert "the samples of step 2 did not come" in done.output
-    assert [path.name for path in list_checkpoints(Path(config.output_dir))] == ["step_1"]
+    assert [path.name for path in list_checkpoints(Path(config.output))] == ["step_1"]
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_a_signal_to_a_rank_whose_loader_hangs_ends_all(
     done = run_training(config, "loader_hangs", rank=1, step=step, processes=2)
     assert done.codes == [EXIT_PREEMPTED] * 2, done.output
     assert f"the samples of step {step} did not come" in done.output
-    assert [path.name for path in list_checkpoints(Path(config.output_dir))] == saved
+    assert [path.name for path in list_checkpoints(Path(config.output))] == saved
     assert goes_on(run_training, config, processes=2)
 
 
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(run_training: Callable, confi
     for output in done.outputs:
         assert "step_2 cannot be written: [Errno 27] File too large" in output
         assert "step_1 is complete: make room" in output
-    assert [path.name for path in (Path(config.output_dir) / "checkpoints").iterdir()] == ["step_1"]
+    assert [path.name for path in (Path(config.output) / "checkpoints").iterdir()] == ["step_1"]
     assert goes_on(run_training, config, processes=2)
 
 
@@ -157,7 +157,7 @@ def test_rank_0_alone_has_the_time(
     """A clock runs a million times too fast."""
     config.trainer.save_every, config.trainer.save_every_minutes = 100, 60
     assert run_training(config, "clock_skew", rank=fast_rank, processes=2).is_ok
-    assert [path.name for path in list_checkpoints(Path(config.output_dir))] == saved
+    assert [path.name for path in list_checkpoints(Path(config.output))] == saved
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_training_goes_on_without_wandb(run_training: Callable, config: TrainCon
     done = run_training(config, **nowhere)
     assert done.is_ok, done.output
     assert "W&B is out of reach" in done.output
-    assert len(read_metrics(Path(config.output_dir))) == 3
+    assert len(read_metrics(Path(config.output))) == 3
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(run_training: Callable, config: TrainConfig) -> None:
@@ -212,10 +212,10 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(run_training: Callable, c
     config.trainer.eval_videos, config.trainer.eval_every = 1, 1
     config.trainer.keep_best, config.trainer.keep_last, config.trainer.save_every = "J", 1, 100
     assert run_training(config).is_ok
-    scores = {line["step"]: line["valid/J"] for line in read_metrics(Path(config.output_dir)) if "valid/J" in line}
+    scores = {line["step"]: line["valid/J"] for line in read_metrics(Path(config.output)) if "valid/J" in line}
     assert list(scores) == [1, 2, 3]
     best = max(reversed(scores), key=lambda step: (scores[step], -step))
-    kept = {path.name for path in list_checkpoints(Path(config.output_dir))}
+    kept = {path.name for path in list_checkpoints(Path(config.output))}
     assert kept == {f"step_{best}", "step_3"}
-    best_folder = Path(config.output_dir) / "checkpoints" / f"step_{best}"
+    best_folder = Path(config.output) / "checkpoints" / f"step_{best}"
     assert read_state(best_folder)["state"]["score"] == scores[best]

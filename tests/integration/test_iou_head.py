@@ -24,7 +24,7 @@ def runs(
     folders = {}
     for has_head in (False, True):
         folders[has_head] = tmp_path_factory.mktemp(f"head_{has_head}")
-        config = tiny_train_config(output_dir=str(folders[has_head]))
+        config = tiny_train_config(output=str(folders[has_head]))
         config.trainer.steps, config.trainer.max_grad_norm = STEPS, 1e9
         config.model.iou_head = has_head
         config.loss.weights["iou"] = 0.1 if has_head else 0.0

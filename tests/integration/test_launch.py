@@ -16,7 +16,7 @@ from glus.models.pretrained import load_model
 from glus.tokens import Vocabulary
 
 ROOT = Path(__file__).parents[2]
-TRAIN = ["scripts/train.py", "experiment=glus_s", "hardware=nodes4", "output_dir=a folder"]
+TRAIN = ["scripts/train.py", "experiment=glus_s", "hardware=nodes4", "output=a folder"]
 
 
 def launch(script: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -88,7 +88,7 @@ def test_two_nodes_of_two_processes_train(shapes_folder: Path, tiny_vocabulary: 
         "trainer.steps=3",
         "trainer.log_every=1",
         "trainer.micro_batch_size=1",
-        f"output_dir={tmp_path / 'run'}",
+        f"output={tmp_path / 'run'}",
     ]
     command = ["bash", str(ROOT / "scripts/launch_multinode.sh"), str(ROOT / "scripts/train.py"), *overrides]
     settings = {"NODES": "2", "GPUS": "2", "MASTER": "127.0.0.1", "PORT": str(port), "PYTHON": sys.executable}

@@ -12,7 +12,7 @@ import pytest
 from tests.programs import ROOT, run_program
 
 SMALL = ["trainer.steps=1", "trainer.micro_batch_size=2", "trainer.warmup_steps=1", "data.num_workers=0"]
-ANEW = [*(f"model.{part}weights=null" for part in ("", "clip.", "llm.", "segmenter.")), "output_dir=outputs/anew"]
+ANEW = [*(f"model.{part}weights=null" for part in ("", "clip.", "llm.", "segmenter.")), "output=outputs/anew"]
 
 
 def commands() -> list[list[str]]:

@@ -61,7 +61,7 @@ def training(shapes_folder: Path, tiny_vocabulary: Vocabulary, tmp_path: Path) -
         "trainer.global_batch_size=2",
         "trainer.micro_batch_size=1",
         "trainer.log_every=1",
-        f"output_dir={tmp_path / 'run'}",
+        f"output={tmp_path / 'run'}",
     ]
     return [str(ROOT / "scripts/train.py"), *overrides]
 
@@ -93,7 +93,7 @@ def processes_of(run: Path) -> list[int]:
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has just ended
-            found += [int(file.parent.name)] if f"output_dir={run}".encode() in file.read_bytes() else []
+            found += [int(file.parent.name)] if f"output={run}".encode() in file.read_bytes() else []
     return found
 
 

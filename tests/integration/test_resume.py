@@ -20,7 +20,7 @@ from glus.data.loader import build_mixture
 from glus.models.pretrained import build_glus, load_model
 from glus.tokens import Vocabulary
 from glus.train.guards import EXIT_PREEMPTED
-from tests.integration.conftest import Finished, read_metrics
+from tests.integration.conftest import COST, Finished, read_metrics
 
 SAVE_EVERY = 3
 
@@ -30,7 +30,7 @@ def make_config(tiny_train_config: Callable[..., TrainConfig], tmp_path: Path) -
     """A run of some steps with everything that is random in it: dropout, the contrastive queue and its draws."""
 
     def make(name: str, steps: int) -> TrainConfig:
-        config = tiny_train_config(output_dir=str(tmp_path / name))
+        config = tiny_train_config(output=str(tmp_path / name))
         config.model.llm.lora_dropout = 0.1
         config.loss.contrastive.num_negatives = 6
         config.loss.contrastive.queue_size = 40
@@ -44,7 +44,7 @@ def make_config(tiny_train_config: Callable[..., TrainConfig], tmp_path: Path) -
 
 def curve(folder: Path) -> list[dict[str, float]]:
     """All that was recorded of each step, but its duration."""
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in read_metrics(folder)]
+    return [{name: value for name, value in line.items() if name not in COST} for line in read_metrics(folder)]
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -73,11 +73,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(run_training: Callable, mak
     parts.data.num_workers = 1
     assert run_training(whole).is_ok
     check_interruption(run_training(parts, "SIGTERM", step=2), "SIGTERM")
-    folder = Path(parts.output_dir)
+    folder = Path(parts.output)
     assert checkpoints(folder) == ["step_2"]
     check_size(folder / "checkpoints" / "step_2")
     assert run_training(parts).is_ok
-    assert curve(folder) == curve(Path(whole.output_dir))
+    assert curve(folder) == curve(Path(whole.output))
     assert json.loads((folder / "run.json").read_text())["resumed"][0]["step"] == 2
     assert "checkpoints up to step_4" in run_training(with_resume(parts, "never")).output
     changed = make_config("parts", 4)
@@ -85,6 +85,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(run_training: Callable, mak
     refused = run_training(changed)
     assert refused.codes == [1]
     assert "under a config that gives other results: trainer.learning_rate=0.5 (was 0.001). Restore" in refused.output
+    assert "start a new run from it: model.weights=" in refused.output
+    finished = run_training(with_resume(parts, "auto"))
+    assert finished.is_ok
+    assert f"{folder} is finished: 4 steps are done. A new run from it: model.weights=" in finished.output
 
 
 def check_size(checkpoint: Path) -> None:
@@ -117,15 +121,15 @@ def test_ten_interruptions_leave_the_curve_bit_for_bit(
     for config in (whole, parts):
         config.trainer.zero_stage = zero_stage
     assert run_training(whole, processes=processes).is_ok
-    expected = curve(Path(whole.output_dir))
+    expected = curve(Path(whole.output))
     assert [line["step"] for line in expected] == list(range(1, 25))
     assert sum(line["contrastive"] > 0 for line in expected) > 5
     for fault, step in interrupt_at_random(processes, 24, 10):
         check_interruption(run_training(parts, fault, step=step, processes=processes), fault)
     assert run_training(parts, processes=processes).is_ok
-    assert curve(Path(parts.output_dir)) == expected
-    assert checkpoints(Path(parts.output_dir)) == ["step_18", "step_21", "step_24"]
-    load_model(parts.output_dir)
+    assert curve(Path(parts.output)) == expected
+    assert checkpoints(Path(parts.output)) == ["step_18", "step_21", "step_24"]
+    load_model(parts.output)
 
 
 @pytest.mark.slow
@@ -142,11 +146,11 @@ def test_other_numbers_of_processes_go_on_alike(run_training: Callable, make_con
         parts.trainer.zero_stage = zero_stage
         done = run_training(parts, "SIGTERM" if last < 9 else "", step=last, processes=processes)
         assert done.codes == [EXIT_PREEMPTED if last < 9 else 0] * processes, done.output
-    expected, got = curve(Path(whole.output_dir)), curve(Path(parts.output_dir))
+    expected, got = curve(Path(whole.output)), curve(Path(parts.output))
     for before, after in zip(expected, got, strict=True):
         for term in ("seg", "bce", "dice", "total"):
             assert after[term] == pytest.approx(before[term], rel=1e-6, abs=1e-6), (before["step"], term)
-    assert json.loads((Path(parts.output_dir) / "run.json").read_text())["resumed"][-1]["world_size"] == 4
+    assert json.loads((Path(parts.output) / "run.json").read_text())["resumed"][-1]["world_size"] == 4
 
 
 @pytest.mark.slow
@@ -160,8 +164,8 @@ def test_master_weights_of_bfloat16_are_kept(run_training: Callable, make_config
     assert run_training(whole).is_ok
     check_interruption(run_training(parts, "SIGTERM", step=2), "SIGTERM")
     assert run_training(parts).is_ok
-    assert curve(Path(parts.output_dir)) == curve(Path(whole.output_dir))
-    masters = load_file(Path(parts.output_dir) / "checkpoints" / "step_4" / "trained.safetensors")
+    assert curve(Path(parts.output)) == curve(Path(whole.output))
+    masters = load_file(Path(parts.output) / "checkpoints" / "step_4" / "trained.safetensors")
     assert any(not torch.equal(value, value.bfloat16().float()) for value in masters.values())
 
 
@@ -182,7 +186,7 @@ def test_the_mixture_drawn_is_recorded_beside_the_one_asked_for(
     mixture = build_mixture(config.data, config.frames, tokenizer, glus.mllm.prepare, config.trainer.seed)
     drawn = [mixture[number].object_keys[0][0].dataset for number in range(6 * config.trainer.global_batch_size)]
     assert 0 < drawn.count("seldom") < drawn.count("often")
-    for line in curve(Path(config.output_dir)):
+    for line in curve(Path(config.output)):
         seen = drawn[: line["step"] * config.trainer.global_batch_size]
         for name in ("often", "seldom"):
             assert line[f"mixture/{name}"] == pytest.approx(seen.count(name) / len(seen)), line["step"]
@@ -193,4 +197,4 @@ def test_queues_of_two_ranks_are_merged_for_one(run_training: Callable, make_con
     config = make_config("run", 6)
     run_training(config, "SIGTERM", step=4, processes=2)
     assert run_training(config).is_ok
-    assert all("contrastive" in line for line in curve(Path(config.output_dir)))
+    assert all("contrastive" in line for line in curve(Path(config.output)))

@@ -35,7 +35,7 @@ def test_every_job_of_a_sweep_trains_as_it_would_alone(
         f"model.llm.tokenizer={tiny_vocabulary.folder}",
         f"data.mixture.shapes.dataset.root={shapes_folder}",
         *("data.num_workers=0", "trainer.steps=2", "trainer.global_batch_size=1", "trainer.micro_batch_size=1"),
-        *("trainer.warmup_steps=1", "trainer.log_every=1", "output_dir=run"),
+        *("trainer.warmup_steps=1", "trainer.log_every=1", "output=run"),
     ]
     done = run_program("scripts/train.py", "-m", *overrides, "trainer.seed=0,1,0", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -48,7 +48,7 @@ def test_every_job_of_a_sweep_trains_as_it_would_alone(
 def test_exactly_the_declared_tensors_change(
     run_training: Callable, tiny_train_config: Callable, tmp_path: Path, checkpointing: bool
 ) -> None:
-    config = tiny_train_config(output_dir=str(tmp_path / "run"))
+    config = tiny_train_config(output=str(tmp_path / "run"))
     config.trainer.gradient_checkpointing = checkpointing
     done = run_training(config)
     assert done.is_ok, done.output[-6000:]
@@ -72,7 +72,7 @@ def test_weight_decay_is_the_same_with_and_without_gradients(
     run_training: Callable, tiny_train_config: Callable, tmp_path: Path, zero_stage: int
 ) -> None:
     """In every ZeRO stage: a missing gradient counts as zero."""
-    config = tiny_train_config(output_dir=str(tmp_path / "run"))
+    config = tiny_train_config(output=str(tmp_path / "run"))
     config.trainer.zero_stage, config.trainer.weight_decay = zero_stage, 10.0
     assert run_training(config).is_ok
     torch.manual_seed(config.trainer.seed)
@@ -87,7 +87,7 @@ def test_weight_decay_is_the_same_with_and_without_gradients(
 
 def test_run_folder_and_repetition(run_training: Callable, tiny_train_config: Callable, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        config = tiny_train_config(output_dir=str(tmp_path / name))
+        config = tiny_train_config(output=str(tmp_path / name))
         done = run_training(config)
         assert done.is_ok, done.output[-6000:]
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
@@ -101,7 +101,7 @@ def test_run_folder_and_repetition(run_training: Callable, tiny_train_config: Ca
 
 
 def test_two_processes_with_evaluation(run_training: Callable, tiny_train_config: Callable, tmp_path: Path) -> None:
-    config = tiny_train_config(output_dir=str(tmp_path / "run"))
+    config = tiny_train_config(output=str(tmp_path / "run"))
     config.trainer.micro_batch_size = 1
     config.valid = config.data.mixture["shapes"].dataset
     config.trainer.eval_videos = 2
@@ -115,7 +115,7 @@ def test_two_processes_with_evaluation(run_training: Callable, tiny_train_config
 
 
 def test_two_processes_shard_parameters(run_training: Callable, tiny_train_config: Callable, tmp_path: Path) -> None:
-    config = tiny_train_config(output_dir=str(tmp_path / "run"))
+    config = tiny_train_config(output=str(tmp_path / "run"))
     config.trainer.micro_batch_size = 1
     config.trainer.zero_stage = 3
     done = run_training(config, processes=2)
@@ -124,7 +124,7 @@ def test_two_processes_shard_parameters(run_training: Callable, tiny_train_confi
 
 
 def test_offline_wandb_beside_metrics(run_training: Callable, tiny_train_config: Callable, tmp_path: Path) -> None:
-    config = tiny_train_config(output_dir=str(tmp_path / "run"))
+    config = tiny_train_config(output=str(tmp_path / "run"))
     config.trainer.wandb.enabled = True
     config.trainer.wandb.mode = "offline"
     done = run_training(config)
@@ -136,7 +136,7 @@ def test_offline_wandb_beside_metrics(run_training: Callable, tiny_train_config:
 def test_non_finite_loss_stops_and_names_term_and_samples(
     run_training: Callable, tiny_train_config: Callable, tmp_path: Path
 ) -> None:
-    config = tiny_train_config(output_dir=str(tmp_path / "run"))
+    config = tiny_train_config(output=str(tmp_path / "run"))
     config.loss.weights["bce"] = float("inf")
     done = run_training(config)
     assert done.codes == [1]
@@ -148,7 +148,7 @@ def test_deepspeed_never_waits_for_the_device(
     run_training: Callable, tiny_train_config: Callable, tmp_path: Path, timed: bool
 ) -> None:
     """As its own timer would, twice per micro-batch, once two steps are done; a program that ends leaves its group."""
-    config = tiny_train_config(output_dir=str(tmp_path / "run"))
+    config = tiny_train_config(output=str(tmp_path / "run"))
     config.trainer.steps = 4
     timer = {"timers": {"throughput": {"enabled": True}}} if timed else {}
     done = run_training(config, "tell_of_waits", step=3, deepspeed=timer)
@@ -165,7 +165,7 @@ def test_an_offloaded_optimizer_takes_the_same_steps(
     """By its fused code, and counts them."""
     curves = {}
     for offload in (Offload.none, Offload.optimizer):
-        config = tiny_train_config(output_dir=str(tmp_path / offload.value))
+        config = tiny_train_config(output=str(tmp_path / offload.value))
         config.trainer.zero_stage, config.trainer.offload, config.trainer.micro_batch_size = zero_stage, offload, 1
         done = run_training(config, "SIGTERM", step=2, processes=2)
         assert done.codes == [75, 75], done.output

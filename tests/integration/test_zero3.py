@@ -22,7 +22,7 @@ def train(
     what is logged of each."""
 
     def run(zero_stage: int, precision: Precision) -> list[dict[str, float]]:
-        config = tiny_train_config(output_dir=str(tmp_path / str(zero_stage)))
+        config = tiny_train_config(output=str(tmp_path / str(zero_stage)))
         config.model.precision = precision
         config.trainer.zero_stage, config.trainer.global_batch_size = zero_stage, 4
         config.trainer.hang_timeout_minutes = 0.5

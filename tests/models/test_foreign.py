@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from glus.config import ModelConfig
+from glus.models.foreign import check_starting_weights, how_to_get
 from glus.models.glus import Glus
 from glus.models.hub import find_model
 from glus.models.pretrained import LoadedModel, find_model_folder, load_model, save_model
@@ -22,6 +24,35 @@ from glus.models.release import read_release
 from glus.models.weights import MisfitError, read_tensors
 from tests.conftest import load_release, tiny_segmenter
 from tests.released_layout import glus_tensors, rewrite_weights, write_settings, write_weights
+
+
+def test_all_missing_weights_are_named_at_once_with_what_gets_them(tmp_path: Path) -> None:
+    model = ModelConfig()
+    model.llm.tokenizer = model.llm.weights = f"{tmp_path}/LISA-7B-v1"
+    model.clip.weights, model.segmenter.weights = (
+        f"{tmp_path}/clip-vit-large-patch14",
+        f"{tmp_path}/sam2_hiera_large.pt",
+    )
+    Path(model.clip.weights).mkdir()
+    with pytest.raises(FileNotFoundError) as error:
+        check_starting_weights(model)
+    assert str(error.value).splitlines() == [
+        "missing weights:",
+        f"  model.llm.tokenizer={tmp_path}/LISA-7B-v1",
+        f"  model.llm.weights={tmp_path}/LISA-7B-v1",
+        f"  model.segmenter.weights={tmp_path}/sam2_hiera_large.pt",
+        "  they come by",
+        f"  hf download xinlai/LISA-7B-v1 --local-dir {tmp_path}/LISA-7B-v1",
+        f"  curl -L --create-dirs -o {tmp_path}/sam2_hiera_large.pt "
+        "https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_large.pt",
+    ]
+    assert (
+        how_to_get("weights/shapes/clip") == how_to_get("weights/shapes/sam2.pt") == "glus towers output=weights/shapes"
+    )
+    assert how_to_get("weights/mine") == ""
+    model.weights, model.llm.tokenizer = "glus_shapes", str(tmp_path)
+    check_starting_weights(model)
+
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 13476\n"
 PAGE = '\ufeff\n<!DOCTYPE html>\n<html lang="en"></html>'

@@ -65,7 +65,7 @@ def make_config(tmp_path: Path) -> Callable[..., TrainConfig]:
 
     def make(**trainer: object) -> TrainConfig:
         model = ModelConfig(llm=LlmConfig(vocab_size=9, tokenizer="here"))
-        return TrainConfig(model, trainer=TrainerConfig(steps=9, **trainer), output_dir=str(tmp_path / "run"))
+        return TrainConfig(model, trainer=TrainerConfig(steps=9, **trainer), output=str(tmp_path / "run"))
 
     return make
 

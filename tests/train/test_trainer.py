@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from glus.train.engine import warmup_decay
-from glus.train.trainer import accumulation_steps, micro_batches
+from glus.train.trainer import accumulation_steps, micro_batches, step_line
 
 
 def test_accumulation_is_derived() -> None:
@@ -42,3 +42,14 @@ def test_warmup_then_linear_decay() -> None:
     assert factor(9) == pytest.approx(0.5)
     assert factor(14) == 0
     assert warmup_decay(0, 10)(0) == 1.0
+
+
+def test_a_step_is_a_line_that_fits() -> None:
+    """B3: at most 110 characters with the clock before it."""
+    values = {"seg": 0.012345, "bce": 0.4, "dice": 12.3456, "iou": 0.0, "mask_iou": 1e-9, "object_score": 0.123456}
+    values |= {"contrastive": 0.1, "total": 12.3456789, "learning_rate": 1e-3, "mixture/a": 1.0, "seconds": 12.345}
+    line = step_line(120, 3000, values)
+    assert line.startswith("step 120/3000  loss 12.35  seg 0.0123  bce 0.4  dice 12.3  iou 0")
+    assert line.endswith("  12.35 s/step  9:52:34 left")
+    assert len("12:34:56 " + line) <= 110
+    assert step_line(1, 2, {"skipped": 1, "seconds": 1.0}) == "step 1/2  skipped  1.00 s/step  0:00:01 left"

@@ -213,7 +213,7 @@ def plan(sizes: Sizes, folder: Path) -> Report:
     device, videos, is_checkpointing = distributed.use_device(), sizes.videos, "checkpointing" in sizes.procedures[0]
     trainer = TrainerConfig(2, micro_batch_size=videos, global_batch_size=videos, warmup_steps=0, learning_rate=1e-5)
     trainer.gradient_checkpointing = is_checkpointing
-    config = TrainConfig(model=model_config(sizes.training_model), trainer=trainer, output_dir="")
+    config = TrainConfig(model=model_config(sizes.training_model), trainer=trainer, output="")
     forget_peak(device)
     glus = build_random(config.model, device).train()
     glus.mllm.decoder.checkpoint_gradients(is_checkpointing)
