@@ -4,7 +4,7 @@
     python tools/convert_weights.py --weights weights/LISA-7B-v1 --sam2 weights/sam2_hiera_large.pt --output start
     python tools/convert_weights.py --to-release --weights outputs/glus_s --output outputs/glus_s_released
 
-Of another family than LLaVA, the last line writes the MLLM alone, with [SEG] in its tokenizer, as transformers reads it.
+Of another family than LLaVA, the last line writes the MLLM alone as transformers reads it, [SEG] in its tokenizer.
 A merged GLUS checkpoint holds everything but CLIP; LISA-7B-v1 needs SAM2's file beside it. What is matched, dropped
 knowingly, missing, unexpected or of the wrong shape is printed by the names in the file; anything amiss stops it.
 """
@@ -68,8 +68,8 @@ def convert_weights(
 def convert_to_release(
     weights: Path, output: Path, dtype: torch.dtype | None, file_format: str | None, shard_bytes: int
 ) -> dict[str, int]:
-    """Write a run, checkpoint or model folder in the authors' layout, LoRA merged; of another family than LLaVA its MLLM
-    alone, as transformers reads it.
+    """Write a run, checkpoint or model folder in the authors' layout, LoRA merged; of another family than LLaVA the
+    MLLM alone as transformers reads it.
 
     Args:
         weights: the model.
@@ -92,10 +92,8 @@ def convert_to_release(
         return save_release(output, model, dtype, file_format == "safetensors", shard_bytes)
     if file_format == "bin":
         raise ValueError(f"--format bin: a folder of the family {config.family} holds safetensors")
-    tensors, is_tied = (
-        merged_tensors(model, dtype or DTYPES[config.precision]),
-        config.llm.tied and not is_untied(config),
-    )
+    tensors = merged_tensors(model, dtype or DTYPES[config.precision])
+    is_tied = config.llm.tied and not is_untied(config)
     assert isinstance(model.vocabulary, JsonVocabulary)
     count = save_published(output, model.glus.mllm, tensors, model.vocabulary, is_tied, shard_bytes)
     return {"tensors of the MLLM": count, "left out: tensors of the [SEG] head and SAM2": len(tensors) - count}
@@ -133,9 +131,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of a [SEG] head at random")
     parser.add_argument("--dtype", choices=Precision.__members__, help="of the stored weights; default: exact")
     parser.add_argument("--to-release", action="store_true", help="the other direction: --weights is ours")
-    parser.add_argument(
-        "--format", choices=("bin", "safetensors"), help="with --to-release; default: bin for LLaVA, as theirs"
-    )
+    parser.add_argument("--format", choices=("bin", "safetensors"), help="with --to-release; default: as theirs")
     parser.add_argument("--shard-gb", type=float, help="with --to-release: size of a file at most; default: 10")
     options = parser.parse_args(arguments)
     foreign = ("sam2", "segmenter", "clip", "seg_head_init") if options.to_release else ("format", "shard_gb")
