@@ -23,7 +23,7 @@ from glus.files import field, read_json
 from glus.types import Expression, Video
 
 QUESTION_TYPES = ("Causal", "Sequential", "Counterfactual", "Descriptive")
-FRAMES_PER_SECOND = 6
+FRAMES_A_SECOND = 6
 NUM_TEST_FRAMES = 20
 """A test video is so many of its frames, evenly spread: the authors' program shows and scores no others."""
 CLIP = re.compile(r"(\d\d)(\d\d)_\d{4}$")
@@ -111,7 +111,7 @@ def _interval(video: str, question: object, where: str) -> tuple[int, int]:
         raise ValueError(f"{where}: expected a video id that ends in <mmss>_<mmss>, the times of its clip")
     begin = 60 * int(clip[1]) + int(clip[2])
     start, end = (_seconds(field(question, key, str, where), where) for key in ("action_start", "action_end"))
-    return FRAMES_PER_SECOND * (start - begin), FRAMES_PER_SECOND * (end - begin) - 1
+    return FRAMES_A_SECOND * (start - begin), FRAMES_A_SECOND * (end - begin) - 1
 
 
 def _seconds(time: str, where: str) -> int:
