@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "scripts/demo.py",
     "show": "scripts/show.py",
     "key-frames": "scripts/score_frames.py",
+    "calibrate": "tools/calibrate_existence.py",
     "data shapes": "tools/make_shapes.py",
     "data check": "tools/check_data.py",
     "data davis17": "tools/convert_davis17.py",

@@ -201,11 +201,11 @@ def to_device(values: torch.Tensor | np.ndarray, device: torch.device | str) -> 
     return values.to(device, non_blocking=True)
 
 
-def to_host(flags: torch.Tensor) -> torch.Tensor:
-    """A bool tensor that will be complete on the CPU once the device has done what it was given to do until now."""
-    if flags.device.type != "cuda":
-        return flags
-    return torch.empty(flags.shape, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
+def to_host(values: torch.Tensor) -> torch.Tensor:
+    """A tensor that will be complete on the CPU once the device has done what it was given to do until now."""
+    if values.device.type != "cuda":
+        return values
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
 def row_index(rows: Sequence[int] | np.ndarray, device: torch.device) -> torch.Tensor:

@@ -95,3 +95,10 @@ class FrameResult:
     """float32 in [0, 1]: probability of [SEG] where it was to be predicted."""
     has_seg_R: np.ndarray
     """bool: whether [SEG] was the most likely token; where not, the mask is empty unless ``force_seg``."""
+    object_scores_R: np.ndarray
+    """float32 in [0, 1]: how sure the segmenter is that there is an object to be seen; 0 where it was not asked."""
+
+    @property
+    def existence_R(self) -> np.ndarray:
+        """In [0, 1]: how sure the model is that the sentence describes something that is to be seen in the frame."""
+        return self.scores_R * self.object_scores_R

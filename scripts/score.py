@@ -31,7 +31,12 @@ def score(config: ScoreConfig) -> int:
         FileNotFoundError, ValueError, OSError: as ``score_predictions``; or the report cannot be written.
     """
     report = score_predictions(
-        config.dataset, config.predictions, config.missing, config.num_workers, config.max_videos
+        config.dataset,
+        config.predictions,
+        config.missing,
+        config.num_workers,
+        config.max_videos,
+        config.existence_threshold,
     )
     assert config.output is not None, "ScoreConfig sees to it"
     files = write_report(report, Path(config.output))

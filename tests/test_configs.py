@@ -190,6 +190,7 @@ def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
         memory_frames=5,
         memory_enabled=False,
         force_seg=True,
+        existence_threshold=0.5,
         trailing_space=False,
         fuser_gamma=FuserGamma.identity,
         multimask_fallback=False,
@@ -209,7 +210,7 @@ def test_every_setting_of_a_model_folder_can_be_overridden() -> None:
     assert not config.model.segmenter.multimask_fallback
     assert config.model.llm.quantization is Quantization.nf4
     assert config.model.precision is Precision.bf16
-    assert config.inference.window is Window.clips
+    assert config.inference.existence_threshold == 0.5
     assert len(changes) == len(vars(wanted)) == len(fields(SettingsConfig))
     assert "model.segmenter.fuser_gamma: identity instead of the model folder's checkpoint" in changes
     assert override_settings(config, wanted) == (config, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from glus.config import Precision, TrainConfig, load_config
+from glus.config import InferenceConfig, Precision, TrainConfig, load_config
+from glus.data.chat.chatml import ChatmlChat
+from glus.data.chat.llava import LlavaChat
+from glus.data.chat.tree import pack_conversations
+from glus.data.sampling import draw_turns
+from glus.inference.asking import Pass, Prompter, merge_prefixes
 from glus.models.glus import Glus
 from glus.models.pretrained import build_glus
 from glus.train.plan import count_parameters, example_batch, measure_sizes, trace_micro_batch
 from glus.types import Role
+from tools.benchmarks.plain import StandInVocabulary
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = {
@@ -30,9 +37,7 @@ MODELS = {
 def _compose(*overrides: str) -> TrainConfig:
     ConfigStore.instance().store("schema", TrainConfig)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = load_config(TrainConfig, compose("train", list(overrides)))
-    config.model.trainable = ["lora", "seg_head", "projector", "mask_decoder"]  # new rows need a vocabulary
-    return config
+        return load_config(TrainConfig, compose("train", list(overrides)))
 
 
 def _build(config: TrainConfig) -> Glus:
@@ -50,7 +55,7 @@ def test_it_has_the_parameters_of_transformers_own_class(name: str) -> None:
     model = config.model
     assert (model.family, model.precision) == (family, Precision.bf16)
     config.model.llm.lora_rank = 0
-    config.model.trainable.remove("lora")
+    config.model.trainable = ["seg_head", "projector", "mask_decoder"]
     glus = _build(config)
     tables = {"vocab_size": model.llm.vocab_size, "tie_word_embeddings": model.llm.tied}
     kind = {"model_type": "qwen2"} if family == "internvl" else {}
@@ -101,3 +106,74 @@ def test_a_recipe_can_be_planned(experiment: str) -> None:
     assert trace.flops["LLM"] > trace.flops["vision tower"] > 0
     batch = example_batch(config, _build(config).mllm, 1)
     assert trace.tokens == batch.rows.input_ids_BL.numel()
+
+
+SIZE = (720, 1280)
+SENTENCES = [f"the {word} animal that is walking to the left" for word in "abcdefghijklmnop"]
+
+
+class FourLetters(StandInVocabulary):
+    """A token for four letters and one for each special token; the families' own files are not at hand."""
+
+    strips_before_seg = False
+
+    def id_of(self, token: str) -> int:
+        return 31900 + sum(token.encode()) % 100
+
+
+def chat_and_frames(experiment: str) -> tuple[Any, Any, Any]:
+    config = _compose(f"experiment={experiment}")
+    mllm, vocabulary = _build(config).mllm, FourLetters()
+    if config.model.family == "llava":
+        return LlavaChat(vocabulary, mllm.tokens_per_frame), config.frames, mllm  # type: ignore[arg-type, attr-defined]
+    return ChatmlChat(vocabulary, mllm.chat, mllm.grid).sized(SIZE), config.frames, mllm  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "packed", "separate"),
+    [("glus_a", 0, 0), ("glus_a_internvl3_8b", 0, 0), ("glus_a_qwen3_vl_4b", 0, 0)],
+)
+def test_tokens_of_a_sample_of_three_sentences(experiment: str, packed: int, separate: int) -> None:
+    chat, frames, _ = chat_and_frames(experiment)
+    rng = np.random.default_rng(0)
+    turns = [draw_turns(text, frames.num_query, rng) for text in SENTENCES[:3]]
+    conversations = [chat.train(own, frames.num_context, "sentence") for own in turns]
+    rows = pack_conversations([conversations], pad_id=0)
+    assert rows.paths_NC is not None
+    counts = len(rows.paths_NC.unique()), sum(len(one.input_ids) for one in conversations)
+    assert counts == (packed, separate)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "read", "plain"),
+    [("glus_a", 0, 0), ("glus_a_internvl3_8b", 0, 0), ("glus_a_qwen3_vl_4b", 0, 0)],
+)
+def test_tokens_of_a_video_of_75_frames_and_16_sentences(experiment: str, read: int, plain: int) -> None:
+    """What the LLM reads, padding not counted, against a prompt for each frame of each sentence."""
+    chat, frames, mllm = chat_and_frames(experiment)
+    inference, counts = InferenceConfig(), [0, 0]
+    one = Pass(dict.fromkeys(range(len(SENTENCES)), 0), 75, 1)
+
+    def states(rows: Any, visual: torch.Tensor, past: Any = (), keep: bool = False) -> tuple[torch.Tensor, Any]:
+        counts[0] += int((rows.input_ids_BL != 0).sum())
+        return torch.zeros(len(rows.reads_R), 1), SimpleNamespace(of_rows=lambda rows: None)
+
+    glus: Any = SimpleNamespace(
+        mllm=SimpleNamespace(states=states, visual_shape=(1,), dtype=torch.float32),
+        answer=lambda states: (states, torch.zeros(len(states), FourLetters.size)),
+        expect_iou=lambda states: None,
+    )
+    visual = {role: torch.zeros(int(np.prod(mllm.grid(SIZE, role))), 1) for role in Role}
+    context = [visual[Role.context]] * frames.num_context
+    prompter = Prompter(glus, chat, SENTENCES, context, inference, torch.device("cpu"))
+    for begin in range(0, 75, inference.chunk_frames):
+        windows = [
+            (row, one.window(row, frame, frames, inference.window))
+            for frame in one.order[begin : begin + inference.chunk_frames]
+            for row in range(len(SENTENCES))
+        ]
+        counts[1] += sum(
+            len(chat.window(SENTENCES[row], frames.num_context, len(shown)).input_ids) for row, shown in windows
+        )
+        prompter.ask(merge_prefixes(windows), dict.fromkeys(range(75), visual[Role.query]))
+    assert counts == [read, plain]

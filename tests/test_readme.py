@@ -41,6 +41,7 @@ TINY = {
     "tools/export.py": [],
     "tools/plan.py": [],
     "tools/check_backbone.py": [],
+    "tools/calibrate_existence.py": [],
     "tools/check_data.py": [],
     "tools/doctor.py": [],
     "scripts/submit.py": [],

@@ -4,6 +4,7 @@
     python tools/convert_weights.py --weights weights/LISA-7B-v1 --sam2 weights/sam2_hiera_large.pt --output start
     python tools/convert_weights.py --to-release --weights outputs/glus_s --output outputs/glus_s_released
 
+Of another family than LLaVA, the last line writes the MLLM alone as transformers reads it, [SEG] in its tokenizer.
 A merged GLUS checkpoint holds everything but CLIP; LISA-7B-v1 needs SAM2's file beside it. What is matched, dropped
 knowingly, missing, unexpected or of the wrong shape is printed by the names in the file; anything amiss stops it.
 """
@@ -21,9 +22,11 @@ import torch
 from glus.config import FuserGamma, Precision, SegHeadInit, SegmenterConfig, read_config
 from glus.config.jobs import escape_output, user_path
 from glus.models.build import DTYPES
-from glus.models.pretrained import load_to_merge, save_merged
+from glus.models.pretrained import is_untied, load_to_merge, merged_tensors, save_merged
+from glus.models.published import save_published
 from glus.models.release import build_release, read_release, save_release
 from glus.models.weights import ON_DISK, LoadReport, MisfitError
+from glus.tokens import JsonVocabulary
 
 DEFAULT_SHARD_GB = 10.0
 BYTES_PER_GB = 1e9
@@ -63,15 +66,16 @@ def convert_weights(
 
 
 def convert_to_release(
-    weights: Path, output: Path, dtype: torch.dtype | None, safetensors: bool, shard_bytes: int
+    weights: Path, output: Path, dtype: torch.dtype | None, file_format: str | None, shard_bytes: int
 ) -> dict[str, int]:
-    """Write a run, checkpoint or model folder in the authors' layout, LoRA merged.
+    """Write a run, checkpoint or model folder in the authors' layout, LoRA merged; of another family than LLaVA the
+    MLLM alone as transformers reads it.
 
     Args:
         weights: the model.
         output: the new folder.
         dtype: of the stored weights; None keeps theirs.
-        safetensors: the files' format, else pickles.
+        file_format: ``bin`` or ``safetensors``; None: what the layout is published in.
         shard_bytes: size of a file at most.
 
     Returns:
@@ -82,7 +86,17 @@ def convert_to_release(
         FileNotFoundError, ValueError: ``weights`` cannot be loaded, or the layout cannot hold it.
     """
     _refuse_existing(output)
-    return save_release(output, load_to_merge(weights), dtype, safetensors, shard_bytes)
+    model = load_to_merge(weights)
+    config = model.config.model
+    if config.family == "llava":
+        return save_release(output, model, dtype, file_format == "safetensors", shard_bytes)
+    if file_format == "bin":
+        raise ValueError(f"--format bin: a folder of the family {config.family} holds safetensors")
+    tensors = merged_tensors(model, dtype or DTYPES[config.precision])
+    is_tied = config.llm.tied and not is_untied(config)
+    assert isinstance(model.vocabulary, JsonVocabulary)
+    count = save_published(output, model.glus.mllm, tensors, model.vocabulary, is_tied, shard_bytes)
+    return {"tensors of the MLLM": count, "left out: tensors of the [SEG] head and SAM2": len(tensors) - count}
 
 
 def _refuse_existing(output: Path) -> None:
@@ -117,7 +131,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of a [SEG] head at random")
     parser.add_argument("--dtype", choices=Precision.__members__, help="of the stored weights; default: exact")
     parser.add_argument("--to-release", action="store_true", help="the other direction: --weights is ours")
-    parser.add_argument("--format", choices=("bin", "safetensors"), help="with --to-release; default: bin, as theirs")
+    parser.add_argument("--format", choices=("bin", "safetensors"), help="with --to-release; default: as theirs")
     parser.add_argument("--shard-gb", type=float, help="with --to-release: size of a file at most; default: 10")
     options = parser.parse_args(arguments)
     foreign = ("sam2", "segmenter", "clip", "seg_head_init") if options.to_release else ("format", "shard_gb")
@@ -140,8 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.to_release:
             shard_bytes = int((options.shard_gb or DEFAULT_SHARD_GB) * BYTES_PER_GB)
-            safetensors = options.format == "safetensors"
-            written = convert_to_release(Path(options.weights), options.output, dtype, safetensors, shard_bytes)
+            written = convert_to_release(Path(options.weights), options.output, dtype, options.format, shard_bytes)
             print("\n".join(f"{what}  {number}" for what, number in written.items()))
         else:
             segmenter = read_segmenter(options.segmenter, options.sam2)

@@ -38,6 +38,7 @@ from glus.config.model import (
     VisionConfig,
 )
 from glus.config.programs import (
+    CalibrateConfig,
     CheckConfig,
     CompareConfig,
     Missing,

@@ -29,6 +29,10 @@ class Layout(Enum):
     long_rvos = "long_rvos"
     refcoco = "refcoco"
     """RefCOCO, RefCOCO+ and RefCOCOg: pictures, each read as a video of one frame."""
+    ref_sav = "ref_sav"
+    """ReVOS' formats, of which the group is the length of the sentence."""
+    groundmore = "groundmore"
+    """Questions about an interval of the video; palette masks."""
     reason_seg = "reason_seg"
     """ReasonSeg: pictures, each read as a video of one frame."""
 
@@ -43,6 +47,7 @@ class Protocol(Enum):
     ref_davis17 = "ref_davis17"
     """Both protocols, A and B."""
     long_rvos = "long_rvos"
+    ref_sav = "ref_sav"
     images = "images"
     """cIoU and gIoU of pictures."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from glus.config.data import FramesConfig, QuerySampling
-from glus.config.loading import at_least, load_config, positive
+from glus.config.loading import at_least, load_config, positive, share
 from glus.config.model import FuserGamma, ModelConfig, Precision, Quantization
 
 
@@ -35,6 +35,10 @@ class InferenceConfig:
     trailing_space: bool = True
     """Whether the prompt ends in the release's lone "▁". It never occurs there in training, which a
     pretrained LLM shrugs off; for one trained from scratch it is an untrained token, so small models set it off."""
+    existence_threshold: float | None = share()
+    """A frame's mask is emptied where probability of [SEG] times SAM2's object score is below it; memories stay as they
+    are, so that one prediction without it serves to calibrate it (``tools/calibrate_existence.py``). Null or 0: never,
+    as released."""
 
     chunk_frames: int = at_least(1, default=16)
     """Frames that are encoded together: decides memory and speed, not results."""
@@ -79,6 +83,7 @@ class SettingsConfig:
     memory_frames: int | None = _setting("model.memory.num_frames")
     memory_enabled: bool | None = _setting("model.memory.enabled")
     force_seg: bool | None = _setting("inference.force_seg")
+    existence_threshold: float | None = _setting("inference.existence_threshold")
     trailing_space: bool | None = _setting("inference.trailing_space")
     fuser_gamma: FuserGamma | None = _setting("model.segmenter.fuser_gamma")
     """``identity``: as the released evaluator runs; ``checkpoint``: as trained."""

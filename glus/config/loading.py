@@ -48,6 +48,11 @@ def positive(default: Any = MISSING) -> Any:
     return checked(lambda value: value > 0, "a positive number", default)
 
 
+def share() -> Any:
+    """A field for a share in [0, 1], or nothing."""
+    return checked(lambda value: 0 <= value <= 1, "a share in [0, 1]", None)
+
+
 def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
     """The typed form of a composed config, in which a ``~`` that a path begins with is the home folder.
 

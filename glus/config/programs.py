@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from glus.config.data import DatasetConfig, FramesConfig, PathsConfig
 from glus.config.inference import PredictionConfig, SettingsConfig
-from glus.config.loading import at_least, checked, require
+from glus.config.loading import at_least, checked, require, share
 from glus.config.model import ModelConfig
 
 
@@ -109,9 +109,23 @@ class ScoreConfig(WorkersConfig):
     """Folder for report.json and per_expression.csv; default: ``predictions``."""
     max_videos: int | None = at_least(1, default=None)
     """Only the first so many videos, as ``predict.py max_videos``; null: all."""
+    existence_threshold: float | None = share()
+    """Also report what emptying masks below this would change (``inference.existence_threshold``). Null: nothing."""
 
     def __post_init__(self) -> None:
         self.output = self.output or self.predictions
+
+
+@dataclass
+class CalibrateConfig(WorkersConfig):
+    """``tools/calibrate_existence.py``."""
+
+    predictions: str = MISSING
+    """Folder of complete predictions of ``scripts/predict.py``, made without ``inference.existence_threshold``."""
+    output: str = MISSING
+    """JSON file: the best threshold, and what some others come to."""
+    max_videos: int | None = at_least(1, default=None)
+    """Only the first so many videos, as ``predict.py max_videos``; null: all."""
 
 
 @dataclass

@@ -90,7 +90,7 @@ class FrameStore:
     def __init__(self, dataset: DatasetConfig):
         self.name = dataset.name
         self.folder = image_folder(dataset)
-        self._is_flat = LAYOUTS[dataset.layout].is_flat
+        self._layout = LAYOUTS[dataset.layout]
 
     def path(self, video: str, frame: str) -> Path:
         """The file of a frame.
@@ -98,16 +98,18 @@ class FrameStore:
         Raises:
             FileNotFoundError: there is none with a known suffix.
         """
-        folder = self.folder if self._is_flat else self.folder / video
+        folder = self.folder if self._layout.is_flat else self.folder / video / self._layout.frame_folder
         for suffix in SUFFIXES[:3]:  # those of the benchmarks; asking for a file is faster than listing the folder
             path = folder / f"{frame}{suffix}"
             if path.is_file():
                 return path
         found = self._as_written(folder, frame)
         if found is None:
+            packed = self.folder.with_suffix(".tar")  # MeViS 2 on its hub
+            hint = f": unpack {packed} first" if packed.is_file() and not self.folder.is_dir() else ""
             raise FileNotFoundError(
                 f"frame {self.name}/{video}/{frame} is missing; expected {folder / frame}.jpg "
-                f"(or {', '.join(SUFFIXES[1:])})"
+                f"(or {', '.join(SUFFIXES[1:])}){hint}"
             )
         return found
 

@@ -207,13 +207,13 @@ class PaletteMasks(MaskStore):
         values = [int(annotation_id) for annotation_id in expression.annotation_ids]
         return [np.isin(self._indices(expression, frame, size), values)] if values else []
 
-    def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
+    def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray | None:
         """See ``MaskStore.ignore``: pixels of value 255, of which Ref-YouTube-VOS has none."""
         return np.stack([self._indices(expression, frame, size) == VOID for frame in frames])
 
     def files(self, video: Video) -> list[list[Path]]:
         """See ``MaskStore.files``."""
-        paths = [self.path / video[0].video / f"{frame}.png" for frame in video[0].frames]
+        paths = [self._file(video[0], frame) for frame in range(len(video[0].frames))]
         return [[path for path in paths if path.is_file()]]
 
     def values(self, video: Video) -> set[int]:
@@ -244,8 +244,10 @@ class PaletteMasks(MaskStore):
     def _indices(self, expression: Expression, frame: int, size: Size) -> np.ndarray:
         """(H, W) uint8."""
         self.open()
-        path = self.path / expression.video / f"{expression.frames[frame]}.png"
-        return _read_png(path, frame_name(expression, frame), size)
+        return _read_png(self._file(expression, frame), frame_name(expression, frame), size)
+
+    def _file(self, expression: Expression, frame: int) -> Path:
+        return self.path / expression.video / f"{expression.frames[frame]}.png"
 
 
 class FolderMasks(MaskStore):

@@ -81,33 +81,29 @@ def _write_pngs(folder: Path, video: Video) -> Iterator[MaskWriter]:
         answers: dict[int, list[dict[str, Any]]] = {row: [] for row in folders}
 
         def write(frame: str, result: FrameResult) -> None:
-            for row, *answer in zip(result.rows, result.masks_RHW, result.scores_R, result.has_seg_R, strict=True):
+            for number, row in enumerate(result.rows):
                 if row in folders:
-                    answers[row].append(write_mask(folders[row], frame, *answer))
+                    mask_HW = result.masks_RHW[number]
+                    write_mask(folders[row], frame, mask_HW)
+                    scores = {"score": result.scores_R[number], "object_score": result.object_scores_R[number]}
+                    shares = {name: rounded(share) for name, share in {"area": mask_HW.mean(), **scores}.items()}
+                    answers[row].append({"frame": frame, **shares, "has_seg": bool(result.has_seg_R[number])})
 
         yield write
         for row, temporary in folders.items():
             write_answers(temporary, answers[row])
 
 
-def write_mask(folder: Path, frame: str, mask_HW: np.ndarray, score: float, has_seg: bool) -> dict[str, Any]:
-    """Save ``<frame>.png``, 8-bit grey, 0 or 255.
-
-    Args:
-        folder: of one expression.
-        frame: name of the frame.
-        mask_HW: bool, at the frame's size.
-        score: probability of [SEG].
-        has_seg: whether the model answered with [SEG].
-
-    Returns:
-        ``frame``, ``area`` (share of the frame that the mask covers), ``score`` and ``has_seg``, for ``write_answers``.
-    """
+def write_mask(folder: Path, frame: str, mask_HW: np.ndarray) -> None:
+    """Save a mask of the frame's size as ``<frame>.png``, 8-bit grey, 0 or 255, in the folder of an expression."""
     png = encode_png(mask_HW)
     with naming_write_errors(folder):
         (folder / f"{frame}.png").write_bytes(png)
-    area = round(float(mask_HW.mean()), 6)
-    return {"frame": frame, "area": area, "score": round(float(score), 6), "has_seg": bool(has_seg)}
+
+
+def rounded(share: float) -> float:
+    """As shares of 1 are written."""
+    return round(float(share), 6)
 
 
 def encode_png(mask_HW: np.ndarray) -> bytes:
@@ -130,13 +126,13 @@ def _write_codes(folder: Path, video: Video) -> Iterator[MaskWriter]:
 
         def write(frame: str, result: FrameResult) -> None:
             ids = [video[row].exp_id for row in result.rows]
-            scores = [round(float(score), 6) for score in result.scores_R]
             line = {
                 "frame": frame,
                 "size": list(result.masks_RHW.shape[1:]),
                 "masks": dict(zip(ids, map(encode_rle, result.masks_RHW), strict=True)),
-                "scores": dict(zip(ids, scores, strict=True)),
+                "scores": dict(zip(ids, map(rounded, result.scores_R), strict=True)),
                 "has_seg": dict(zip(ids, map(bool, result.has_seg_R), strict=True)),
+                "object_scores": dict(zip(ids, map(rounded, result.object_scores_R), strict=True)),
             }
             with naming_write_errors(path), temporary.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -327,7 +323,8 @@ def count_doubts(doubts: Mapping[str, Doubt]) -> list[str]:
 
 
 def read_answers(folder: Path, expression: Expression) -> list[dict[str, Any]]:
-    """What the model answered for an expression, frame by frame: ``score``, ``has_seg`` and ``area``, as far as kept.
+    """What the model answered for an expression, frame by frame: ``score``, ``has_seg``, ``object_score`` (which
+    older predictions lack) and ``area``.
 
     Raises:
         FileNotFoundError: another program made the predictions.
@@ -349,7 +346,9 @@ def _answers_of_codes(file: Path, exp_id: str) -> Iterator[tuple[str, dict[str, 
         entry = json.loads(line)
         if exp_id in entry["masks"]:
             area = float(decode_rle(entry["masks"][exp_id], tuple(entry["size"])).mean())
-            yield entry["frame"], {"score": entry["scores"][exp_id], "has_seg": entry["has_seg"][exp_id], "area": area}
+            kept = {"score": "scores", "has_seg": "has_seg", "object_score": "object_scores"}
+            answer = {name: entry[key][exp_id] for name, key in kept.items() if key in entry}
+            yield entry["frame"], {**answer, "area": area}
 
 
 # ----------------------------------------------------------------------------------------------- PNG decoder

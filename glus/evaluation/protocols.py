@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from glus.config import DatasetConfig, Protocol
-from glus.data.benchmarks.mevis import REVOS_GROUPS
+from glus.data.benchmarks.mevis import REF_SAV_GROUPS, REVOS_GROUPS
 from glus.data.masks import PaletteMasks, Size, runs_of
 from glus.evaluation.packed import BitMasks, JFScores, TargetReader, compare, region_counts
 from glus.evaluation.report import ExpressionScore, ObjectScore, ScoreTable, by_group, mean_jf, mean_of, summarize
@@ -50,6 +50,8 @@ class Measured:
     """A line for each of these."""
     observed: Observed
     """What the benchmark measures besides, for the whole video."""
+    emptied_T: np.ndarray
+    """J&F that empty masks would get; nothing unless a decision on existence is looked at."""
 
     @property
     def visible_T(self) -> np.ndarray:
@@ -236,7 +238,9 @@ class RevosProtocol(JFProtocol):
     def tables(self, scores: Sequence[ExpressionScore], objects: Sequence[ObjectScore]) -> list[ScoreTable]:
         """The script's own numbers, and the same without its rounding."""
         note = "overall: mean of both groups. A255, R255: only to compare with papers that scored 0/255 masks."
-        official, exact = (_revos_rows(scores, is_rounding) for is_rounding in (True, False))
+        official, exact = (
+            _two_groups(scores, REVOS_MEAN_GROUPS, REVOS_MEASURES, is_rounding) for is_rounding in (True, False)
+        )
         return [
             ScoreTable("revos", "ReVOS (official: percents of expressions rounded first)", official, note),
             ScoreTable("revos_unrounded", "ReVOS, not rounded", exact),
@@ -269,21 +273,45 @@ def _overlap(expression: Expression, answer: BitMasks, targets: TargetReader) ->
     return np.array(shared, np.int64).reshape(-1, len(targets.frames)).sum(axis=0)
 
 
-def _revos_rows(scores: Sequence[ExpressionScore], is_rounding: bool) -> dict[str, dict[str, float]]:
-    """By group and overall, the means of each column."""
+def _two_groups(
+    scores: Sequence[ExpressionScore], groups: Sequence[str], measures: Mapping[str, str], is_rounding: bool
+) -> dict[str, dict[str, float]]:
+    """Of two groups and overall, the means of J, F and further measures (by column)."""
 
     def mean(values: Sequence[float | None]) -> float:
         return mean_of(float(np.round(100 * v, 2)) / 100 if is_rounding and v is not None else v for v in values)
 
     rows: dict[str, dict[str, float]] = {}
-    for group in REVOS_MEAN_GROUPS:
+    for group in groups:
         chosen = [score for score in scores if score.group == group]
         j, f = mean([score.j for score in chosen]), mean([score.f for score in chosen])
-        others = {column: mean([score.measures[name] for score in chosen]) for column, name in REVOS_MEASURES.items()}
+        others = {column: mean([score.measures[name] for score in chosen]) for column, name in measures.items()}
         rows[group] = {"J": j, "F": f, "J&F": (j + f) / 2, **others, "num": len(chosen)}
     first, second = rows.values()
     overall = {column: (first[column] + second[column]) / 2 for column in first}
     return {**rows, "overall": {**overall, "num": int(first["num"] + second["num"])}}
+
+
+class RefSavProtocol(JFProtocol):
+    """Ref-SAV: J, F and pixel accuracy A of long and of short descriptions, and the mean of the two groups.
+
+    Source: bytedance/Sa2VA, tools/eval/eval_ref_sav.py, which is ReVOS' script without its robustness: each
+    expression's percent is rounded to two decimals before it is averaged. Its masks are 0 and 1, so A is the share of
+    pixels that are right (where objects of a sentence overlap, the script takes both for wrong).
+    """
+
+    title = "J&F: mean over all frames, then over all expressions (not what Ref-SAV reports, see below)"
+
+    def measure(self, measured: Measured) -> dict[str, float | None]:
+        """``accuracy`` of one expression."""
+        frames, num_pixels = measured.frames, measured.size[0] * measured.size[1]
+        right_T = (num_pixels - frames.union_T + frames.intersection_T) / num_pixels
+        return {"accuracy": float(np.mean(np.where(measured.unusable_T, 0.0, right_T)))}
+
+    def tables(self, scores: Sequence[ExpressionScore], objects: Sequence[ObjectScore]) -> list[ScoreTable]:
+        """The script's own numbers."""
+        rows = _two_groups(scores, REF_SAV_GROUPS, {"A": "accuracy"}, is_rounding=True)
+        return [ScoreTable("ref_sav", "Ref-SAV (percents of expressions rounded first)", rows)]
 
 
 class RefDavis17Protocol(JFProtocol):
@@ -413,6 +441,7 @@ PROTOCOLS: dict[Protocol, type[JFProtocol]] = {
     Protocol.revos: RevosProtocol,
     Protocol.ref_davis17: RefDavis17Protocol,
     Protocol.long_rvos: LongRvosProtocol,
+    Protocol.ref_sav: RefSavProtocol,
     Protocol.images: ImageProtocol,
 }
 """By the name that ``dataset.protocol`` gives."""

@@ -247,7 +247,7 @@ def print_report(report: ScoreReport, console: Console) -> None:
     title = f"{report.dataset} ({report.split}), percent. {report.protocol}"
     own = [(f"{table.title}, percent", table.rows, table.note) for table in report.tables]
     for heading, cells, text in [(title, rows, note), *own]:
-        print_rows(console, heading, "group", {name: _percents(row) for name, row in cells.items()})
+        print_rows(console, heading, "group", {name: percents(row) for name, row in cells.items()})
         if text:
             console.print(f"{text}\n", markup=False, highlight=False)
     _print_list(console, f"missing or unusable predictions (missing={report.missing})", report.problems, "red")
@@ -338,7 +338,7 @@ def _as_row(score: ExpressionScore) -> dict[str, object]:
     return {**values, "jf": score.jf, "answer": answer, "problems": problems, **measures}
 
 
-def _percents(row: Mapping[str, float]) -> dict[str, str]:
+def percents(row: Mapping[str, float]) -> dict[str, str]:
     """Shares of 1 in percent with two decimals, counts as they are; "-" where there is no value."""
     return {
         name: str(value) if isinstance(value, int) else "-" if math.isnan(value) else f"{100 * value:.2f}"

@@ -25,7 +25,14 @@ from glus.data.predictions import (
     open_predictions,
     unexpected_files,
 )
-from glus.evaluation.packed import JFScores, TargetReader, compare, read_packed
+from glus.evaluation.existence import (
+    Thresholds,
+    Undecided,
+    check_undecided,
+    existence_table,
+    read_existence,
+)
+from glus.evaluation.packed import BitMasks, JFScores, TargetReader, compare, read_packed
 from glus.evaluation.protocols import PROTOCOLS, Measured, Observed
 from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, ScoreReport
 from glus.types import Expression, Video
@@ -51,6 +58,8 @@ class VideoScore:
     """Frames of all expressions for which there is no ground truth."""
     unscorable: tuple[str, ...] = ()
     """Why the dataset's own files allow no score of this video, if they do not."""
+    undecided: tuple[Undecided, ...] = ()
+    """Of each expression, where it is asked for."""
 
 
 def score_predictions(
@@ -59,6 +68,7 @@ def score_predictions(
     missing: Missing = Missing.zero,
     num_workers: int = 1,
     max_videos: int | None = None,
+    existence_threshold: float | None = None,
 ) -> ScoreReport:
     """J and F of every expression of a split, their means per group and overall, and the benchmark's own tables.
 
@@ -69,9 +79,11 @@ def score_predictions(
             expression is left out of the means; ``error``: ValueError. The first two list it in the report.
         num_workers: scoring processes; 1 scores in this process. Scores do not depend on it.
         max_videos: only the first so many videos of the split.
+        existence_threshold: also say what this threshold would change; the predictions must be complete.
 
     Raises:
-        FileNotFoundError: the folder of predictions or a file of the dataset does not exist.
+        FileNotFoundError: the folder of predictions or a file of the dataset does not exist, or with
+            ``existence_threshold`` one of the predictions.
         ValueError: ``missing`` is ``error`` and a prediction is missing or unusable; a video is predicted in both
             forms; the split has no ground truth.
         OSError: the masks cannot be packed anywhere (see ``MaskPack``), or a scoring process died.
@@ -79,7 +91,7 @@ def score_predictions(
     folder = Path(predictions_dir)
     check_predictions_dir(folder)
     all_videos = read_scored_videos(dataset)
-    scorer = VideoScorer(dataset, folder, missing)
+    scorer = VideoScorer(dataset, folder, missing, existence_threshold is not None)
     videos = list(map_in_processes(scorer, all_videos[:max_videos], num_workers))
     scores = [score for video in videos for score in video.expressions]
     objects = [score for video in videos for score in video.objects]
@@ -87,6 +99,9 @@ def score_predictions(
         [score for score in scores if score.is_counted],
         [score for score in objects if score.is_complete or missing is not Missing.drop],
     )
+    undecided = [one for video in videos for one in video.undecided]
+    if existence_threshold is not None and undecided:
+        tables.append(existence_table(Thresholds(undecided), existence_threshold))
     warnings = [warning for video in videos for warning in video.warnings]
     return ScoreReport(
         dataset=dataset.name,
@@ -105,6 +120,25 @@ def score_predictions(
         doubts=tuple(count_doubts({name: doubt for video in videos for name, doubt in video.doubts.items()})),
         unscorable=tuple(line for video in videos for line in video.unscorable),
     )
+
+
+def calibrate(
+    dataset: DatasetConfig, predictions_dir: str | Path, num_workers: int = 1, max_videos: int | None = None
+) -> Thresholds:
+    """What every threshold on existence would make of predictions; the arguments are those of ``score_predictions``.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as ``score_predictions`` with ``missing=error``; or a video cannot be
+            read, or the predictions hold no object scores, or were made with a threshold.
+    """
+    check_predictions_dir(predictions_dir)
+    all_videos = read_scored_videos(dataset)
+    scorer = VideoScorer(dataset, Path(predictions_dir), Missing.error, is_deciding=True)
+    videos = list(map_in_processes(scorer, all_videos[:max_videos], num_workers))
+    unscorable = [line for video in videos for line in video.unscorable]
+    if unscorable:
+        raise ValueError(unscorable[0])
+    return Thresholds([one for video in videos for one in video.undecided])
 
 
 def read_scored_videos(dataset: DatasetConfig) -> list[Video]:
@@ -129,8 +163,12 @@ class VideoScorer:
     """Scores the expressions of one video at a time; opens the ground truth of the split, before it may be sent to
     other processes, so that only one packs it."""
 
-    def __init__(self, dataset: DatasetConfig, predictions_dir: Path, missing: Missing) -> None:
-        self.predictions_dir, self.missing = predictions_dir, missing
+    def __init__(
+        self, dataset: DatasetConfig, predictions_dir: Path, missing: Missing, is_deciding: bool = False
+    ) -> None:
+        if is_deciding:
+            check_undecided(predictions_dir)
+        self.predictions_dir, self.missing, self.is_deciding = predictions_dir, missing, is_deciding
         self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
         self.masks.open()
         self.protocol = PROTOCOLS[dataset.protocol](dataset)
@@ -158,6 +196,16 @@ class VideoScorer:
             predictions.doubts | _full_masks(measured, scored),
             [f"{expression.name}: no frame has a ground truth" for expression, of in scored.items() if not of.size],
             sum(len(expression.frames) - frames.size for expression, frames in scored.items()),
+            undecided=tuple(self._undecided(one, scored) for one in measured) if self.is_deciding else (),
+        )
+
+    def _undecided(self, measured: Measured, scored: Mapping[Expression, np.ndarray]) -> Undecided:
+        """Raises FileNotFoundError or ValueError where the predictions do not say what exists."""
+        expression, frames = measured.expression, measured.frames
+        existence_T = read_existence(self.predictions_dir, expression)[scored[expression]]
+        kept_T = (frames.j_T + frames.f_T) / 2
+        return Undecided(
+            bool(expression.annotation_ids), existence_T, kept_T, measured.emptied_T, frames.prediction_T > 0
         )
 
     def _measure(self, scored: dict[Expression, np.ndarray], predictions: VideoPredictions) -> list[Measured]:
@@ -168,6 +216,7 @@ class VideoScorer:
         size = self.frames.size(video[0].video, video[0].frames[0])
         scores: list[list[JFScores]] = [[] for _ in video]
         unusable: list[dict[int, str]] = [{} for _ in video]
+        emptied: list[list[np.ndarray]] = [[] for _ in video]
         observed: list[Observed] = []
         for span in chunks(max(len(expression.frames) for expression in video)):
             targets = TargetReader(self.masks, span, size)
@@ -176,7 +225,11 @@ class VideoScorer:
                 inside = frames[(frames >= span.start) & (frames < span.stop)].tolist()
                 answer, lines = read_packed(predictions, expression, inside, size)
                 void = targets.ignored(expression, inside) if self.protocol.is_ignoring else None
-                scores[index].append(compare(answer, targets(expression, inside), void))
+                target = targets(expression, inside)
+                scores[index].append(compare(answer, target, void))
+                if self.is_deciding:
+                    nothing = compare(BitMasks.empty(len(inside), size), target, void)
+                    emptied[index].append((nothing.j_T + nothing.f_T) / 2)
                 unusable[index] |= lines
                 answers.append(answer)
             observed.append(self.protocol.observe(video, answers, targets))
@@ -187,7 +240,8 @@ class VideoScorer:
             jf = JFScores(**joined([vars(part) for part in scores[index]]))
             jf = replace(jf, j_T=np.where(unusable_T, 0.0, jf.j_T), f_T=np.where(unusable_T, 0.0, jf.f_T))
             problems = tuple(unusable[index].values())
-            measured.append(Measured(expression, index, size, jf, unusable_T, problems, of_video))
+            emptied_T = np.concatenate([[], *emptied[index]])
+            measured.append(Measured(expression, index, size, jf, unusable_T, problems, of_video, emptied_T))
         return measured
 
     def _score(self, measured: Measured, predictions: VideoPredictions) -> ExpressionScore:

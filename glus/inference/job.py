@@ -434,6 +434,8 @@ def prediction_identity(
         del values["model"]["llm"][irrelevant]
     for irrelevant in ("chunk_frames", "token_budget", "memory_gb"):
         del values["inference"][irrelevant]
+    if not values["inference"]["existence_threshold"]:  # so that predictions of before there was one can be continued
+        del values["inference"]["existence_threshold"]
     names = ("model*.safetensors", "trained.safetensors", "tokenizer.model", "added_tokens.json", "tokenizer.json")
     files = sorted(file for name in names for file in model_folder.glob(name))  # without a checkpoint's optimizer
     with ThreadPoolExecutor() as pool:  # files of many gigabytes, side by side

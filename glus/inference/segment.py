@@ -11,6 +11,7 @@ from rich.progress import track
 from glus.config import SettingsConfig
 from glus.data.frames import VideoInput, VideoSource, open_video
 from glus.data.masks import encode_rle
+from glus.data.predictions import rounded
 from glus.files import atomic_folder, require_room
 from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
@@ -155,7 +156,8 @@ def _frame_masks(name: str, result: FrameResult) -> FrameMasks:
         name,
         (int(result.masks_RHW.shape[1]), int(result.masks_RHW.shape[2])),
         [encode_rle(mask) for mask in result.masks_RHW],
-        [round(float(mask.mean()), 6) for mask in result.masks_RHW],
-        [round(float(score), 6) for score in result.scores_R],
+        [rounded(mask.mean()) for mask in result.masks_RHW],
+        list(map(rounded, result.scores_R)),
         [bool(has_seg) for has_seg in result.has_seg_R],
+        list(map(rounded, result.object_scores_R)),
     )

@@ -50,6 +50,8 @@ class FrameMasks:
     """Probability of [SEG] per sentence."""
     has_seg: list[bool] = field(default_factory=list)
     """Whether [SEG] was the likeliest answer; where not, the mask is empty unless ``force_seg``."""
+    object_scores: list[float] = field(default_factory=list)
+    """Of SAM2 per sentence; 0 where it was not asked."""
 
     def masks(self) -> np.ndarray:
         """(E, H, W) bool."""
@@ -113,8 +115,9 @@ class Segmentation:
     def answers(self, sentence: int) -> Iterator[dict[str, Any]]:
         """What was answered to one sentence, frame by frame."""
         for frame in self.frames:
-            row = (frame.areas[sentence], frame.scores[sentence], frame.has_seg[sentence])
-            yield dict(zip(("frame", "area", "score", "has_seg"), (frame.name, *row), strict=True))
+            shares = {"area": frame.areas, "score": frame.scores, "object_score": frame.object_scores}
+            of_sentence = {name: values[sentence] for name, values in shares.items()}
+            yield {"frame": frame.name, **of_sentence, "has_seg": frame.has_seg[sentence]}
 
     def describe(self, sentence: int) -> str:
         """The answers to a sentence in one line.
@@ -188,7 +191,7 @@ class Segmentation:
                 (folder / name).mkdir()
             for frame in self.frames:
                 mask_HW = decode_rle(frame.codes[number], frame.size).astype(bool)
-                write_mask(folder / name, frame.name, mask_HW, frame.scores[number], frame.has_seg[number])
+                write_mask(folder / name, frame.name, mask_HW)
             write_answers(folder / name, self.answers(number))
         text = json.dumps({**about, "sentences": summarize_sentences(self)}, indent=1, ensure_ascii=False)
         write_text(folder / SUMMARY_FILE, text + "\n")

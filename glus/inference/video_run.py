@@ -17,7 +17,7 @@ from glus.config import FramesConfig, InferenceConfig
 from glus.data.chat import Chat
 from glus.data.frames import Frame, FrameStream
 from glus.inference.asking import Answers, Pass, Prompter, merge_prefixes, not_finite
-from glus.models.glus import Glus, MemoryBank, segment_step, upsample_masks
+from glus.models.glus import Glus, MemoryBank, decode_step, upsample_masks
 from glus.types import FrameResult, Role
 
 KeepsMask = Callable[[int, int], bool]
@@ -141,7 +141,7 @@ class VideoRun:
             yield self._checked(last)
 
     def _checked(self, pending: _PendingMasks) -> FrameResult:
-        """Wait for a result.
+        """Wait for a result, and empty the masks of what does not exist; memories stay as the model made them.
 
         Raises:
             ValueError: a mask is not finite.
@@ -150,6 +150,8 @@ class VideoRun:
         wrong = pending.rows_not_finite()
         if wrong:
             raise self._mask_not_finite(result.frame, wrong[0])
+        if self._inference.existence_threshold is not None:
+            result.masks_RHW[result.existence_R < self._inference.existence_threshold] = False
         return result
 
     def _mask_not_finite(self, frame: int, row: int) -> ValueError:
@@ -249,6 +251,7 @@ class VideoRun:
         bank.forget(steps)
         size = frame.size
         masks_RHW = torch.zeros((len(kept), *size), dtype=torch.bool, device=self._device)
+        object_scores_R = torch.zeros(len(kept), device=self._device)
         is_finite = [torch.ones(0, dtype=torch.bool, device=self._device)]
         features, segmenter = step.features.frame(step.number), self._glus.segmenter
         segmented: list[int] = []
@@ -256,20 +259,24 @@ class VideoRun:
             with self._clock.stage("sam2"):
                 prompts = answers.embeds_RC[self._index([places[row] for row in group])]
                 reached = {row: steps[row] for row in group}
-                logits_Rmm = segment_step(
+                decoded = decode_step(
                     segmenter, bank, reached, features, prompts, memorize, segmenter.multimask_fallback
                 )
                 segmented += group
-                is_finite.append(logits_Rmm.isfinite().flatten(1).all(1))
+                is_finite.append(decoded.logits_Nmm.isfinite().flatten(1).all(1) & decoded.object_logits_N.isfinite())
             shown = [number for number, row in enumerate(group) if row in kept]
             if shown:
                 with self._clock.stage("resize"):
-                    logits = logits_Rmm if len(shown) == len(group) else logits_Rmm[self._index(shown)]
+                    logits, objects = decoded.logits_Nmm, decoded.object_logits_N
+                    if len(shown) < len(group):
+                        logits, objects = (values[self._index(shown)] for values in (logits, objects))
                     targets = self._index([kept.index(group[number]) for number in shown])
                     masks_RHW.index_copy_(0, targets, upsample_masks(logits, size) > 0)
+                    object_scores_R.index_copy_(0, targets, objects.float().sigmoid())
         scores = np.array([answers.scores_R[places[row]] for row in kept], np.float32)
         seg = np.array([has_seg[row] for row in kept], bool)
-        return _PendingMasks(frame.index, tuple(kept), masks_RHW, scores, seg, segmented, torch.cat(is_finite))
+        told = frame.index, tuple(kept), scores, seg
+        return _PendingMasks(*told, masks_RHW, object_scores_R, segmented, torch.cat(is_finite))
 
     def _groups(self, bank: MemoryBank, steps: Mapping[int, int], frame: Frame) -> Iterator[list[int]]:
         """Rows that can be segmented together: they have equally many memories, and room."""
@@ -322,9 +329,10 @@ class _PendingMasks:
         self,
         frame: int,
         rows: tuple[int, ...],
-        masks_RHW: torch.Tensor,
         scores_R: np.ndarray,
         has_seg_R: np.ndarray,
+        masks_RHW: torch.Tensor,
+        object_scores_R: torch.Tensor,
         segmented: Sequence[int],
         is_finite_S: torch.Tensor,
     ):
@@ -332,6 +340,7 @@ class _PendingMasks:
         self._parts = frame, scores_R, has_seg_R
         self._segmented = segmented
         self._masks, self._is_finite = to_host(masks_RHW), to_host(is_finite_S)
+        self._object_scores = to_host(object_scores_R)
         self._arrived: torch.cuda.Event | None = None
         if masks_RHW.device.type == "cuda":
             self._arrived = torch.cuda.Event()
@@ -342,7 +351,7 @@ class _PendingMasks:
         if self._arrived:
             self._arrived.synchronize()
         frame, scores_R, has_seg_R = self._parts
-        return FrameResult(frame, self.rows, self._masks.numpy(), scores_R, has_seg_R)
+        return FrameResult(frame, self.rows, self._masks.numpy(), scores_R, has_seg_R, self._object_scores.numpy())
 
     def rows_not_finite(self) -> list[int]:
         """Segmented rows whose mask is not finite; after ``result``."""

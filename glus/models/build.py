@@ -20,7 +20,7 @@ from glus.models.mllm.llava import ClipEncoder, Llava, build_llama, build_projec
 from glus.models.mllm.qwen3_vl import build_qwen3_vl
 from glus.models.segmenter.sam2 import Sam2Segmenter, build_sam2
 from glus.models.weights import Target
-from glus.tokens import open_vocabulary
+from glus.tokens import ADDED_TOKENS, open_vocabulary
 
 _HEADS = {"seg_head": ("seg_head.",), "iou_head": ("iou_head.",)}
 _SPLITS: tuple[tuple[str, str, Callable[[Decoder, Sequence[int]], None]], ...] = (
@@ -170,7 +170,15 @@ def _split_new_rows(decoder: Decoder, config: ModelConfig) -> None:
             both = [name for name in (whole, "llm") if name in config.trainable]
             if both:
                 raise ValueError(f"model.trainable names {both[0]!r} and {part!r}, which is a part of it: drop one")
-            split(decoder, sorted(open_vocabulary(config.llm.tokenizer).added_tokens.values()))
+            split(decoder, _added_rows(config))
+
+
+def _added_rows(config: ModelConfig) -> list[int]:
+    """The added tokens'; of a plan, where nothing has values, the last ones, so that it needs no vocabulary."""
+    if torch.empty(0).device.type == "meta":
+        count = len(ADDED_TOKENS) if config.family == "llava" else 1
+        return list(range(config.llm.vocab_size - count, config.llm.vocab_size))
+    return sorted(open_vocabulary(config.llm.tokenizer).added_tokens.values())
 
 
 def build_segmenter(config: SegmenterConfig, memory_gradient: bool = False) -> Sam2Segmenter:

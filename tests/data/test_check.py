@@ -26,7 +26,10 @@ from tests.edits import edit_json
 from tests.layouts import SIZE, WRITERS
 from tests.programs import run_program
 
-SPLITS = {Layout.ref_youtube_vos_valid: "valid", Layout.reason_vos: "valid"}
+SPLITS = {
+    **dict.fromkeys((Layout.ref_youtube_vos_valid, Layout.reason_vos, Layout.ref_sav), "valid"),
+    Layout.groundmore: "trainval",
+}
 Plant = Callable[[Path], Any]
 
 

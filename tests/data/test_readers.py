@@ -27,6 +27,8 @@ SPLITS = {
     Layout.ref_youtube_vos_valid: ("valid",),
     Layout.ref_davis17: ("train", "valid"),
     Layout.revos: ("train", "valid"),
+    Layout.ref_sav: ("valid",),
+    Layout.groundmore: ("trainval", "test"),
     Layout.reason_vos: ("valid",),
     Layout.lvvis: ("train",),
     Layout.long_rvos: ("train", "valid", "test"),
@@ -78,9 +80,10 @@ def first_expression(content: Any) -> Any:
         (Layout.mevis_v2, lambda e: e.pop("obj_id"), r"1 expressions have no 'obj_id'.*train0/0"),
         (Layout.lvvis, lambda e: e.pop("exp"), r"\['0'\]: expected a str under 'exp', found nothing"),
         (Layout.revos, lambda e: e.pop("type_id"), r"whole number under 'type_id', found None"),
-        (Layout.revos, lambda e: e.update(type_id=3), r"type_id 3; expected 0, 1 or 2"),
+        (Layout.revos, lambda e: e.update(type_id=3), r"type_id 3; expected 0 to 2"),
         (Layout.ref_youtube_vos, lambda e: e.pop("obj_id"), r"expected an 'obj_id';.*layout=ref_youtube_vos_valid"),
         (Layout.ref_davis17, lambda e: e.update(obj_id="one"), r"train-0.*whole number .*found 'one'"),
+        (Layout.ref_sav, lambda e: e.update(type_id=2), r"type_id 2; expected 0 to 1 \(long, short\)"),
         (Layout.reason_vos, lambda e: e.update(exp_id=1), r"MOSE_reason0_1/1 stands there twice"),
         (Layout.reason_vos, lambda e: e.pop("exp_text"), r"expressions\[0\]: expected a str under 'exp_text'"),
         (Layout.long_rvos, lambda e: e.update(type="x"), r"static or .* under 'type', found 'x'"),
@@ -96,6 +99,45 @@ def test_a_malformed_expression_says_where(
     with pytest.raises(ValueError, match=message) as caught:
         read_expressions(dataset)
     assert str(path) in str(caught.value)
+
+
+def ground_more_edit(**changes: Any) -> Callable[[Any], object]:
+    return lambda content: content["videos"]["clip0_0100_0104"]["questions"]["0"].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (ground_more_edit(q_type="Why"), r"\['0'\]: expected Causal or .* under 'q_type', found 'Why'"),
+        (ground_more_edit(obj_id="1;2"), r"numbers with commas between them under 'obj_id', found '1;2'"),
+        (ground_more_edit(action_end="soon"), r"a time such as 01:05, found 'soon'"),
+        (lambda e: e["videos"].update(clip=e["videos"].pop("clip0_0100_0104")), "no folder of frames .*clip/images"),
+    ],
+)
+def test_a_malformed_question_says_where(tmp_path: Path, edit: Callable[[Any], object], message: str) -> None:
+    dataset = WRITERS[Layout.groundmore](tmp_path, "trainval").dataset
+    edit_json(expression_path(dataset), edit)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_expressions(dataset)
+
+
+def test_a_question_without_hours_or_with_them(tmp_path: Path) -> None:
+    """The same seconds, of a clip that begins in the second hour."""
+    dataset = WRITERS[Layout.groundmore](tmp_path, "trainval").dataset
+    edit_json(expression_path(dataset), ground_more_edit(action_start="0:01:02", action_end="00:01:03"))
+    first = read_expressions(dataset)[0]
+    assert first.annotation_ids == ("1@12-17",)
+
+
+def test_the_frames_of_mevis_2_are_packed_on_its_hub(tmp_path: Path) -> None:
+    dataset = WRITERS[Layout.mevis_v2](tmp_path, "valid_u").dataset
+    first = read_expressions(dataset)[0]
+    shutil.make_archive(str(tmp_path / "valid_u/JPEGImages"), "tar", tmp_path / "valid_u", "JPEGImages")
+    shutil.rmtree(tmp_path / "valid_u/JPEGImages")
+    with pytest.raises(FileNotFoundError, match=r"is missing; .*: unpack .*valid_u/JPEGImages\.tar first"):
+        FrameStore(dataset).read(first.video, first.frames[0])
+    shutil.unpack_archive(tmp_path / "valid_u/JPEGImages.tar", tmp_path / "valid_u")
+    assert FrameStore(dataset).size(first.video, first.frames[0]) == SIZE
 
 
 @pytest.mark.parametrize("layout", [layout for layout in Layout if layout is not Layout.reason_seg])

@@ -105,6 +105,35 @@ def test_revos(write, score) -> None:
     assert (official["overall"]["num"], report.groups["non-existent"].num_expressions) == (4, 2)
 
 
+def test_ref_sav(write, score) -> None:
+    written = write(Layout.ref_sav, "valid", Protocol.ref_sav)
+    masks = true_masks(written)
+    masks["sav_055000", "0"][1] = False
+    masks["sav_055001", "1"][:, 5, 5] ^= True
+    rows = table(score(written, masks), "ref_sav")
+    truth = written.truth["sav_055000", "0"].masks_THW
+    accuracy = np.mean([1 - truth[1].sum() / NUM_PIXELS, 1, 1, 1, 1])
+    assert rows["long"] == {
+        "J": 0.9, "F": 0.9, "J&F": 0.9, "A": pytest.approx((np.round(100 * accuracy, 2) / 100 + 1) / 2), "num": 2
+    }  # fmt: skip
+    assert rows["short"]["A"] == pytest.approx((3 + np.round(100 - 100 / NUM_PIXELS, 2) / 100) / 4)
+    for column in ("J", "F", "J&F", "A"):
+        assert rows["overall"][column] == (rows["long"][column] + rows["short"][column]) / 2
+    assert rows["overall"]["num"] == 6
+
+
+def test_groundmore_has_no_answer_outside_its_interval(write, score) -> None:
+    """12 of 24 frames, of which 20 are shown: 1.0 inside, J = F = 0 for the object outside it."""
+    written = write(Layout.groundmore, "test", Protocol.jf)
+    masks = true_masks(written)
+    key = "clip0_0100_0104", "0"
+    is_inside_T = masks[key].any((1, 2))
+    masks[key][~is_inside_T] = masks[key][is_inside_T][0]
+    report = score(written, masks)
+    assert (len(is_inside_T), report.expressions[0].j, report.expressions[1].j) == (20, is_inside_T.mean(), 1.0)
+    assert list(report.groups) == ["Causal", "Descriptive"]
+
+
 def test_revos_needs_the_foreground_of_every_video(write, score) -> None:
     written = write(Layout.revos, "valid", Protocol.revos)
     file = Path(written.dataset.root) / "mask_dict_foreground.json"
@@ -215,6 +244,8 @@ PROTOCOLS = {
     Layout.ref_youtube_vos_valid: ("valid", Protocol.jf),
     Layout.ref_davis17: ("valid", Protocol.ref_davis17),
     Layout.revos: ("valid", Protocol.revos),
+    Layout.ref_sav: ("valid", Protocol.ref_sav),
+    Layout.groundmore: ("test", Protocol.jf),
     Layout.reason_vos: ("valid", Protocol.jf),
     Layout.long_rvos: ("valid", Protocol.long_rvos),
     Layout.refcoco: ("val", Protocol.images),

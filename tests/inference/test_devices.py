@@ -39,7 +39,7 @@ def test_stages_are_timed_on_the_gpu_of_the_model(recorded: list[Any], monkeypat
 
 def test_masks_are_waited_for_on_the_gpu_that_sends_them(recorded: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", Mock())
-    _PendingMasks(0, (0,), Mock(device=GPU), np.zeros(1, np.float32), np.ones(1, bool), [0], Mock(device=GPU))
+    _PendingMasks(0, (0,), np.zeros(1, np.float32), np.ones(1, bool), *[Mock(device=GPU)] * 2, [0], Mock(device=GPU))
     assert recorded == [GPU]
 
 

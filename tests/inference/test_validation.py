@@ -39,8 +39,8 @@ class Guessing:
             for frame in range(len(video)):
                 masks = np.stack([box(row, frame, height, width) for row in rows])
                 self.alive.append(weakref.ref(masks))
-                count = len(rows)
-                yield FrameResult(frame, tuple(rows), masks, np.ones(count, np.float32), np.ones(count, bool))
+                scores = np.ones(len(rows), np.float32)
+                yield FrameResult(frame, tuple(rows), masks, scores, scores > 0, scores)
                 del masks
                 gc.collect()
                 self.most_alive = max(self.most_alive, sum(one() is not None for one in self.alive))

@@ -27,16 +27,17 @@ from glus.types import Expression, FrameResult, Video
 IDENTITY = {"dataset": {"name": "d"}, "inference": {"memory_stride": 3}}
 VIDEO = [Expression("d", "deep/er/video", exp_id, "the cat", ("f 1", "2"), (), ()) for exp_id in ("10", "a")]
 MASK = np.array([[True, False, False], [False, False, False]])
-ANSWER = (np.array([0.5]), np.array([True]))
+ANSWER = (np.array([0.5]), np.array([True]), np.array([0.25]))
 MARK = "predict.json"
 FORMS = pytest.mark.parametrize("form", PredictionForm)
 
 
 def results() -> list[FrameResult]:
     """Expression 10 is answered first in one frame, then in the other, as with key frames; expression a meanwhile."""
-    both = FrameResult(1, (0, 1), np.stack([MASK, ~MASK]), np.array([0.25, 0.75]), np.array([True, False]))
-    one = FrameResult(0, (0,), MASK[None] & False, np.array([0.5]), np.array([True]))
-    other = FrameResult(0, (1,), MASK[None], np.array([0.125]), np.array([True]))
+    answers = np.array([0.25, 0.75]), np.array([True, False]), np.array([0.625, 0.0])
+    both = FrameResult(1, (0, 1), np.stack([MASK, ~MASK]), *answers)
+    one = FrameResult(0, (0,), MASK[None] & False, *ANSWER)
+    other = FrameResult(0, (1,), MASK[None], np.array([0.125]), np.array([True]), np.array([0.5]))
     return [both, one, other]
 
 
@@ -70,8 +71,8 @@ def test_pngs_appear_together_under_the_names_of_the_frames(tmp_path):
         assert image.mode == "L"
         np.testing.assert_array_equal(np.array(image), MASK * np.uint8(255))
     assert json.loads((tmp_path / "deep/er/video/a/answers.json").read_text()) == [
-        {"frame": "2", "area": pytest.approx(5 / 6, abs=1e-6), "score": 0.75, "has_seg": False},
-        {"frame": "f 1", "area": pytest.approx(1 / 6, abs=1e-6), "score": 0.125, "has_seg": True},
+        {"frame": "2", "area": pytest.approx(5 / 6, abs=1e-6), "score": 0.75, "object_score": 0.0, "has_seg": False},
+        {"frame": "f 1", "area": pytest.approx(1 / 6, abs=1e-6), "score": 0.125, "object_score": 0.5, "has_seg": True},
     ]
 
 
@@ -90,6 +91,7 @@ def test_codes_appear_together_a_line_per_result(tmp_path):
     assert lines[0]["size"] == [2, 3]
     assert lines[0]["scores"] == {"10": 0.25, "a": 0.75}
     assert lines[0]["has_seg"] == {"10": True, "a": False}
+    assert lines[0]["object_scores"] == {"10": 0.625, "a": 0.0}
     np.testing.assert_array_equal(decode_rle(lines[0]["masks"]["a"], (2, 3)), ~MASK)
     assert lines[1]["masks"].keys() == {"10"}
 
@@ -173,7 +175,7 @@ def test_expressions_that_a_killed_run_finished_are_left_alone(tmp_path):
 
 
 def first_row(result: FrameResult) -> dict[str, np.ndarray]:
-    return {name: getattr(result, name)[:1] for name in ("masks_RHW", "scores_R", "has_seg_R")}
+    return {name: getattr(result, name)[:1] for name in ("masks_RHW", "scores_R", "has_seg_R", "object_scores_R")}
 
 
 @FORMS
@@ -317,8 +319,12 @@ def test_identity_tells_what_decides_masks(
 
     slower = replace(settings, inference=InferenceConfig(chunk_frames=1, token_budget=1, memory_gb=0.5))
     assert prediction_identity(dataset, expressions, model_folder, slower) == identity
+    assert "existence_threshold" not in identity["inference"]  # those of before there was one go on
+    never = replace(settings, inference=InferenceConfig(existence_threshold=0.0))
+    assert prediction_identity(dataset, expressions, model_folder, never) == identity
 
     strided = replace(settings, inference=InferenceConfig(memory_stride=7))
+    deciding = replace(settings, inference=InferenceConfig(existence_threshold=0.5))
     longer = replace(settings, frames=replace(settings.frames, num_query=8))
     assert isinstance(longer, ModelFolderConfig)
     copy = tmp_path / "model"
@@ -336,6 +342,7 @@ def test_identity_tells_what_decides_masks(
     others = [
         prediction_identity(dataset, expressions, model_folder, settings, key_frames),
         prediction_identity(dataset, expressions, model_folder, strided),
+        prediction_identity(dataset, expressions, model_folder, deciding),
         prediction_identity(dataset, expressions, model_folder, longer),
         prediction_identity(dataset, expressions, copy, settings),
         prediction_identity(dataset, renamed, model_folder, settings),

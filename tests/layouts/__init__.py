@@ -12,12 +12,12 @@ from pathlib import Path
 
 from glus.config import Layout
 from tests.layouts.davis17 import write_ref_davis17
-from tests.layouts.mask_dicts import write_lvvis, write_mevis, write_mevis_v2, write_revos
+from tests.layouts.mask_dicts import write_lvvis, write_mevis, write_mevis_v2, write_ref_sav, write_revos
 from tests.layouts.object_folders import write_long_rvos, write_reason_vos
 from tests.layouts.pictures import write_reason_seg, write_refcoco
 from tests.layouts.splits import Written
 from tests.layouts.videos import SIZE, make_video
-from tests.layouts.youtube_vos import write_ref_youtube_vos, write_ref_youtube_vos_valid
+from tests.layouts.youtube_vos import write_groundmore, write_ref_youtube_vos, write_ref_youtube_vos_valid
 
 __all__ = ["SIZE", "WRITERS", "Written", "make_video"]
 
@@ -28,6 +28,8 @@ WRITERS: dict[Layout, Callable[[Path, str], Written]] = {
     Layout.ref_youtube_vos_valid: write_ref_youtube_vos_valid,
     Layout.ref_davis17: write_ref_davis17,
     Layout.revos: write_revos,
+    Layout.ref_sav: write_ref_sav,
+    Layout.groundmore: write_groundmore,
     Layout.reason_vos: write_reason_vos,
     Layout.lvvis: write_lvvis,
     Layout.long_rvos: write_long_rvos,

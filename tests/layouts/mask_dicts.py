@@ -88,6 +88,24 @@ def write_revos(root: Path, split: str) -> Written:
     return written[split]
 
 
+def write_ref_sav(root: Path, split: str) -> Written:
+    """Ref-SAV: a long description of one object and short ones, frames below ``videos``."""
+    all_masks: dict[str, Any] = {}
+    truth, values = {}, {}
+    videos = [make_video(f"sav_05500{i}", 70 + i, step=4) for i in range(2)]
+    for video in videos:
+        write_frames(root / "videos" / video.name, video)
+        anno_ids = _add_masks(all_masks, video)
+        for number, kind in enumerate(("long", "short", "short")):
+            key = video.name, str(number)
+            truth[key] = Truth(f"a {kind} text", _union(video, [number]), (number,), kind)
+            ids = {"obj_id": [number], "anno_id": [anno_ids[number]]}
+            values[key] = {"exp": f"a {kind} text", **ids, "type_id": int(kind == "short")}
+    write_expressions(root / f"meta_expressions_{split}.json", videos, values)
+    write_json(root / "mask_dict.json", all_masks)
+    return split_of(Layout.ref_sav, root, split, videos, truth)
+
+
 def _add_masks(all_masks: dict[str, Any], video: Video) -> list[int]:
     """Put the video's objects into a mask_dict; their annotation ids."""
     ids = []

@@ -1,7 +1,8 @@
-"""Ref-YouTube-VOS: masks in palettes, or grey in a folder per sentence."""
+"""Ref-YouTube-VOS and GroundMoRe: masks in palettes; Ref-YouTube-VOS valid: grey in a folder per sentence."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.layouts.splits import (
     write_expressions,
     write_frames,
     write_grey,
+    write_json,
     write_palettes,
 )
 from tests.layouts.videos import make_video, object_ids, visible_parts
@@ -53,3 +55,29 @@ def write_ref_youtube_vos_valid(root: Path, split: str = "valid") -> Written:
     write_expressions(root / "meta_expressions" / split / "meta_expressions.json", [*videos, test], values)
     write_expressions(root / "meta_expressions/test/meta_expressions.json", [test], values)
     return split_of(Layout.ref_youtube_vos_valid, root, split, videos, truth)
+
+
+def write_groundmore(root: Path, split: str) -> Written:
+    """GroundMoRe: 24 frames of which the second to fourth seconds are asked about; a test video is 20 of them."""
+    videos, truth, entries = [], {}, {}
+    for number in range(2):
+        whole = make_video(f"clip{number}_0100_0104", 110 + number, num_frames=24)
+        whole = replace(whole, frames=tuple(f"frame_{t:06d}" for t in range(24)))
+        folder = root / "annotations" / whole.name
+        write_frames(folder / "images", whole)
+        visible = visible_parts(whole.objects_OTHW)
+        write_palettes(folder / "masks", whole.frames[1:], object_ids(visible)[1:])  # none for the first
+        inside_T = (np.arange(24) >= 6) & (np.arange(24) <= 17)
+        shown = np.linspace(0, 23, 20, dtype=int) if split == "test" else np.arange(24)
+        video = replace(whole, frames=tuple(whole.frames[t] for t in shown))
+        times = {"action_start": "01:01", "action_end": "01:03"}
+        questions = {}
+        for exp_id, (kind, ids) in enumerate((("Causal", (1,)), ("Descriptive", (2, 3)))):
+            masks = visible[[i - 1 for i in ids]].any(0) & inside_T[:, None, None]
+            truth[video.name, str(exp_id)] = Truth(f"who {kind}?", masks[shown], ids, kind)
+            told = {"question": f"who {kind}?", "answer": "it", "q_type": kind, **times}
+            questions[str(exp_id)] = {**told, "obj_id": ", ".join(map(str, ids))}
+        entries[video.name] = {"questions": questions}
+        videos.append(video)
+    write_json(root / f"{split}_v2.json", {"videos": entries})
+    return split_of(Layout.groundmore, root, split, videos, truth)

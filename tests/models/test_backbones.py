@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -28,14 +29,13 @@ from glus.models.pretrained import (
     build_glus,
     load_model,
     load_to_merge,
-    merged_tensors,
     save_merged,
 )
-from glus.models.published import save_published
 from glus.tokens import IMAGE_ID, open_vocabulary
 from glus.types import ObjectKey, Role
 from tests.backbones import FAMILY_NAMES, VOCABULARY_SIZE, backbone_config, write_vocabulary
 from tests.models.conftest import TEXTS, save_trained
+from tools import convert_weights
 from tools.backbones.compare import compare_backbone
 
 FRAMES = FramesConfig(2, 3)
@@ -201,7 +201,7 @@ def test_a_folder_that_is_otherwise_is_refused(published: tuple[Path, ModelConfi
 
 
 def test_what_is_written_back_is_what_transformers_reads(
-    published: tuple[Path, ModelConfig, Any], tmp_path: Path
+    published: tuple[Path, ModelConfig, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, config, net = published
     model = LoadedModel(build_glus(config).eval(), open_vocabulary(config.llm.tokenizer), ModelFolderConfig(config))
@@ -209,8 +209,14 @@ def test_what_is_written_back_is_what_transformers_reads(
         for name, parameter in model.glus.named_parameters():
             if name.endswith("new_rows"):
                 parameter.add_(1.0)
-    merged, vocabulary = merged_tensors(model), model.vocabulary
-    save_published(tmp_path / "back", model.glus.mllm, merged, vocabulary, is_tied=False, shard_bytes=10**6)  # type: ignore[arg-type]
+    vocabulary = model.vocabulary
+    save_trained(tmp_path / "trained", model, model.glus)
+    arguments = ["--to-release", "--weights", str(tmp_path / "trained"), "--output", str(tmp_path / "back")]
+    with pytest.raises(SystemExit, match=r"--format bin: a folder of the family \w+ holds safetensors"):
+        convert_weights.main([*arguments, "--format", "bin"])
+    convert_weights.main([*arguments, "--shard-gb", "0.0001"])
+    assert re.search(r"^left out: tensors of the \[SEG\] head and SAM2  [1-9]", capsys.readouterr().out, re.MULTILINE)
+    assert len(list((tmp_path / "back").glob("*.safetensors"))) > 1
     other, report = type(net).from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     seg = vocabulary.seg_id

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from glus.config import DatasetConfig, Layout
-from glus.data.benchmarks.mevis import read_lvvis, read_mevis, read_revos
+from glus.data.benchmarks.groundmore import FRAME_FOLDER, GroundMoreMasks, read_groundmore
+from glus.data.benchmarks.mevis import read_lvvis, read_mevis, read_ref_sav, read_revos
 from glus.data.benchmarks.reason_seg import ShapeMasks, read_reason_seg
 from glus.data.benchmarks.refcoco import REFS, PolygonMasks, read_refcoco
 from glus.data.benchmarks.youtube import (
@@ -42,6 +43,8 @@ class Benchmark:
     """Folder of the frames below ``root``."""
     is_flat: bool = False
     """Whether frames lie in that folder itself (pictures, each a video of one frame), not in one per video."""
+    frame_folder: str = ""
+    """Folder of the frames below their video's."""
     zip_folder: str | None = None
     """What stands before ``<video>/`` in the zip for the benchmark's server; None if it has none."""
 
@@ -61,6 +64,15 @@ LAYOUTS: dict[Layout, Benchmark] = {
     ),
     Layout.ref_davis17: Benchmark(read_ref_youtube_vos, PaletteMasks, _YOUTUBE, _PNG),
     Layout.revos: Benchmark(read_revos, RleMasks, ("meta_expressions_{split}_.json",), "mask_dict.json", "JPEGImages"),
+    Layout.ref_sav: Benchmark(read_ref_sav, RleMasks, ("meta_expressions_{split}.json",), "mask_dict.json", "videos"),
+    Layout.groundmore: Benchmark(
+        read_groundmore,
+        GroundMoreMasks,
+        ("{split}_v2.json",),
+        "annotations",
+        "annotations",
+        frame_folder=FRAME_FOLDER,
+    ),
     Layout.reason_vos: Benchmark(read_reason_vos, _SENTENCES, ("meta_expressions.json",), "Annotations", "JPEGImages"),
     Layout.lvvis: Benchmark(read_lvvis, RleMasks, (_JSON,), _RLE),
     Layout.long_rvos: Benchmark(read_long_rvos, _OBJECTS, (_JSON,), _PNG),

@@ -1,4 +1,4 @@
-"""MeViS (versions 1 and 2), ReVOS and LV-VIS: expressions that list their objects and annotations.
+"""MeViS (versions 1 and 2), ReVOS, Ref-SAV and LV-VIS: expressions that list their objects and annotations.
 
 ``{"videos": {video: {"frames": [...], "expressions": {exp_id: {"exp": ..., "obj_id": [...], "anno_id": [...]}}}}}``.
 An annotation id addresses an entry of ``mask_dict.json``. Both lists are empty where nothing fits the sentence (MeViS
@@ -7,7 +7,7 @@ version 2, ReVOS), and left out where the masks are not public.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from glus.types import Expression
 
 REVOS_GROUPS = ("referring", "reasoning", "non-existent")
 """What ReVOS' ``type_id`` 0, 1 and 2 mean."""
+REF_SAV_GROUPS = ("long", "short")
+"""What Ref-SAV's ``type_id`` 0 and 1 mean: descriptions of an object, of many words and of few."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,25 @@ def read_lvvis(dataset: DatasetConfig, path: Path, masks: Path) -> list[Expressi
 
 def read_revos(dataset: DatasetConfig, path: Path, _masks: Path) -> list[Expression]:
     """ReVOS: the group of an expression is its ``type_id``. Ids of videos contain slashes."""
+    return _read_types(dataset, path, REVOS_GROUPS)
+
+
+def read_ref_sav(dataset: DatasetConfig, path: Path, _masks: Path) -> list[Expression]:
+    """Ref-SAV: as ReVOS, with other groups.
+
+    Source: bytedance/Sa2VA, tools/eval/eval_ref_sav.py (fields, groups), projects/sa2va/evaluation/ref_vos_eval.py
+    (places); the frames are ``videos/<video>/<frame>.jpg`` in PolyU-ChenLab/UniPixel as well.
+    """
+    return _read_types(dataset, path, REF_SAV_GROUPS)
+
+
+def _read_types(dataset: DatasetConfig, path: Path, groups: Sequence[str]) -> list[Expression]:
     expressions = []
     for entry in read_entries(dataset.name, path, "obj_id"):
         number = whole_number(entry.value, "type_id", entry.where)
-        if number >= len(REVOS_GROUPS):
-            raise ValueError(f"{entry.where}: type_id {number}; expected 0, 1 or 2 ({', '.join(REVOS_GROUPS)})")
-        expressions.append(replace(_expression(entry), group=REVOS_GROUPS[number]))
+        if number >= len(groups):
+            raise ValueError(f"{entry.where}: type_id {number}; expected 0 to {len(groups) - 1} ({', '.join(groups)})")
+        expressions.append(replace(_expression(entry), group=groups[number]))
     return expressions
 
 
