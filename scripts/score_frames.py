@@ -69,8 +69,8 @@ def choose_and_tell(config: ScoreFramesConfig) -> None:
     setup_logging()
     key_frames = choose_key_frames(config)
     if key_frames.done < key_frames.videos:
-        rank = f"rank {distributed.rank()} of {distributed.world_size()}"
-        print(f"{rank} is through; {key_frames.done} of {key_frames.videos} videos are scored, the others are at work")
+        process = f"process {distributed.rank() + 1} of {distributed.world_size()} has nothing left to do"
+        print(f"{process}; {key_frames.done} of {key_frames.videos} videos are scored, the others are being scored")
     else:
         print(f"{key_frames.table()}\n{key_frames.file}")
 
