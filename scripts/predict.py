@@ -1,6 +1,6 @@
 """Segment every expression of a split with a trained model.
 
-    python scripts/predict.py dataset=shapes_valid weights=outputs/quickstart output=outputs/quickstart/predictions
+    python scripts/predict.py dataset=shapes_valid weights=outputs/shapes output=outputs/shapes/predictions
     torchrun --nproc_per_node=4 scripts/predict.py dataset=mevis_valid_u weights=... output=...
     srun --ntasks=8 --gpus-per-node=8 python scripts/predict.py dataset=mevis_valid_u weights=... output=...
 

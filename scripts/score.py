@@ -1,6 +1,6 @@
 """Score predictions against the ground truth of a split.
 
-    python scripts/score.py dataset=shapes_valid predictions=outputs/quickstart/predictions
+    python scripts/score.py dataset=shapes_valid predictions=outputs/shapes/predictions
 
 Predictions are ``<video>/<exp_id>/<frame>.png`` or ``<video>.jsonl`` (run-length codes). Prints the benchmark's tables
 and writes report.json and per_expression.csv beside the predictions (or to ``output``). ``dataset=[a,b]`` scores
