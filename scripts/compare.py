@@ -1,7 +1,7 @@
 """Compare scored runs with each other, or predictions with answers that ignore the sentence.
 
-    python scripts/compare.py 'runs=[outputs/a/predictions, outputs/b/predictions]'
-    python scripts/compare.py dataset=shapes_valid 'predictions={a: outputs/a/predictions}' output=outputs/summary.json
+    python scripts/compare.py 'runs=[outputs/shapes/predictions, outputs/shapes/refined]'
+    python scripts/compare.py dataset=shapes_valid 'predictions={a: outputs/shapes/predictions}' output=a.json
 
 The first prints a table of what ``score.py`` left, models as columns, and the sentences that changed most. The second
 asks whether a model has learned language: it prints a table per model and writes the summary in percent, with the

@@ -1,17 +1,18 @@
 """Segment every expression of a split with a trained model.
 
-    python scripts/predict.py dataset=shapes_valid weights=outputs/quickstart output=outputs/quickstart/predictions
+    python scripts/predict.py dataset=shapes_valid weights=outputs/shapes output=outputs/shapes/predictions
     torchrun --nproc_per_node=4 scripts/predict.py dataset=mevis_valid_u weights=... output=...
     srun --ntasks=8 --gpus-per-node=8 python scripts/predict.py dataset=mevis_valid_u weights=... output=...
 
 Writes ``<output>/<video>/<exp_id>/<frame>.png``, or with ``format=rle`` one file ``<output>/<video>.jsonl`` per
-video. A video's predictions are there only when they are complete, so a killed run is continued by the same command,
-with any number of processes. They share the videos as they go, need not meet, and may join at any time.
+video; ``dataset=[a,b]`` predicts several splits, into ``<output>/a`` and ``<output>/b``. A video's predictions are
+there only when they are complete, so a killed run is continued by the same command, with any number of processes. They
+share the videos as they go, need not meet, and may join at any time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from omegaconf import DictConfig
 from glus import distributed
 from glus.config import PredictConfig
 from glus.config.jobs import Jobs
+from glus.console import tables
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
+from glus.evaluation.report import print_rows
+from glus.files import read_object
 from glus.inference.job import PredictionJob, Summary, load_for_split
 from glus.inference.key_frames import read_key_frames
 from glus.inference.predictor import VideoPredictor, check_folder_size
@@ -87,12 +91,24 @@ def predict_and_tell(config: PredictConfig) -> None:
     """Predict, and print what has come out."""
     setup_logging()
     summary = predict(config)
-    rank = f"rank {distributed.rank()} of {distributed.world_size()}"
     if summary.done < summary.videos:
-        print(f"{rank} is through; {summary.done} of {summary.videos} videos are done, the others are being predicted")
+        process = f"process {distributed.rank() + 1} of {distributed.world_size()} has nothing left to do"
+        print(f"{process}; {summary.done} of {summary.videos} videos are done, the others are being predicted")
     else:
         print(f"{summary.table()}\n{Path(config.output)}")
 
 
+def print_splits(configs: dict[str, PredictConfig], finished: Collection[str]) -> None:
+    """A line for each of several splits."""
+    rows = {}
+    for name, config in configs.items():
+        file = Path(config.output) / "summary.json"
+        found = read_object(file) if file.is_file() else {}
+        keys = ("videos", "done", "frames", "masks", "empty_masks")
+        rows[name] = {key.replace("_", " "): str(found.get(key, "-")) for key in keys}
+        rows[name] |= {"": "" if name in finished else "failed, see above", "output": config.output}
+    print_rows(tables(), "predicted", "dataset", rows)
+
+
 if __name__ == "__main__":
-    _JOBS.run(main, predict_and_tell)
+    _JOBS.run(main, predict_and_tell, print_splits)

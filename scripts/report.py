@@ -1,6 +1,6 @@
 """Put scored runs side by side on one page: scores, differences, curves, settings, time, sentences and what was seen.
 
-    python scripts/report.py dataset=shapes_valid "runs=[outputs/a/predictions, outputs/b/predictions]" output=a.html
+    python scripts/report.py dataset=shapes_valid "runs=[outputs/shapes/predictions]" output=a.html
 
 The page is one file that needs no network. Differences come with a 95 % interval.
 """

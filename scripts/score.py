@@ -1,14 +1,16 @@
 """Score predictions against the ground truth of a split.
 
-    python scripts/score.py dataset=shapes_valid predictions=outputs/quickstart/predictions
+    python scripts/score.py dataset=shapes_valid predictions=outputs/shapes/predictions
 
 Predictions are ``<video>/<exp_id>/<frame>.png`` or ``<video>.jsonl`` (run-length codes). Prints the benchmark's tables
-and writes report.json and per_expression.csv beside the predictions (or to ``output``). Exit status 1 if any prediction
-was missing or unusable, or a video of the dataset could not be read. Needs no GPU.
+and writes report.json and per_expression.csv beside the predictions (or to ``output``). ``dataset=[a,b]`` scores
+``<predictions>/a`` and ``<predictions>/b``. Exit status 1 if any prediction was missing or unusable, or a video of the
+dataset could not be read. Needs no GPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import hydra
@@ -17,8 +19,9 @@ from omegaconf import DictConfig
 from glus.config import ScoreConfig
 from glus.config.jobs import Jobs
 from glus.console import tables
-from glus.evaluation.report import print_report, write_report
+from glus.evaluation.report import print_report, print_rows, write_report
 from glus.evaluation.score import score_predictions
+from glus.files import read_object
 
 
 def score(config: ScoreConfig) -> int:
@@ -45,7 +48,7 @@ def score(config: ScoreConfig) -> int:
     return int(bool(report.problems or report.unscorable))
 
 
-_JOBS = Jobs("score", ScoreConfig, "output")
+_JOBS = Jobs("score", ScoreConfig, "output", reads="predictions")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="score")
@@ -54,5 +57,23 @@ def main(cfg: DictConfig) -> None:
     _JOBS.take(cfg)
 
 
+def print_splits(configs: dict[str, ScoreConfig], finished: Collection[str]) -> None:
+    """A line for each of several splits."""
+    rows = {}
+    for name, config in configs.items():
+        if name not in finished:
+            rows[name] = {**dict.fromkeys(("sentences", "J", "F", "J&F"), "-"), "missing or unusable": "not scored"}
+            continue
+        report = read_object(Path(config.output or "") / "report.json")
+        mean = report["mean_over_sentences"]
+        scores = {"J": mean["j"], "F": mean["f"], "J&F": mean["jf"]}
+        rows[name] = {
+            "sentences": str(mean["num_expressions"]),
+            **{key: "-" if value is None else f"{value:.2f}" for key, value in scores.items()},
+            "missing or unusable": str(len(report["problems"])),
+        }
+    print_rows(tables(), "mean over sentences, percent", "dataset", rows)
+
+
 if __name__ == "__main__":
-    _JOBS.run(main, score)
+    _JOBS.run(main, score, print_splits)

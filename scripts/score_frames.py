@@ -1,7 +1,7 @@
 """Choose the key frame that each expression of a split is best predicted from, with the model that predicts.
 
-    python scripts/score_frames.py dataset=shapes_valid weights=outputs/quickstart output=outputs/quickstart/frames
-    python scripts/predict.py ... inference.key_frames=outputs/quickstart/frames/key_frames.json
+    python scripts/score_frames.py dataset=shapes_valid weights=outputs/shapes output=outputs/shapes/frames
+    python scripts/predict.py ... inference.key_frames=outputs/shapes/frames/key_frames.json
 
 Every frame gets a score for every expression: what the model's IoU head expects (``model.iou_head``), or where it has
 none, the probability of [SEG] times the stability of the mask that the frame gives by itself. Writes
@@ -69,8 +69,8 @@ def choose_and_tell(config: ScoreFramesConfig) -> None:
     setup_logging()
     key_frames = choose_key_frames(config)
     if key_frames.done < key_frames.videos:
-        rank = f"rank {distributed.rank()} of {distributed.world_size()}"
-        print(f"{rank} is through; {key_frames.done} of {key_frames.videos} videos are scored, the others are at work")
+        process = f"process {distributed.rank() + 1} of {distributed.world_size()} has nothing left to do"
+        print(f"{process}; {key_frames.done} of {key_frames.videos} videos are scored, the others are being scored")
     else:
         print(f"{key_frames.table()}\n{key_frames.file}")
 

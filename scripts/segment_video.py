@@ -1,7 +1,7 @@
 """Segment what sentences describe in a video of your own: a folder of frames with any names, or a video file.
 
     python scripts/segment_video.py --video my.mp4 --text "the red car" --text "the man who waves" \\
-        --weights outputs/quickstart --output outputs/my_video
+        --weights glus_shapes --output outputs/my_video
 
 Writes ``<output>/<sentence>/<frame>.png`` (0 or 255, at the frame's own size), ``<output>/overlay.mp4`` and
 ``<output>/summary.json`` (per sentence and frame: share of the frame that is covered, probability of [SEG], whether

@@ -1,6 +1,6 @@
 """Draw predictions beside the ground truth: a strip per expression, an MP4 and a GIF per video.
 
-    python scripts/show.py dataset=shapes_valid predictions=outputs/quickstart/predictions output=outputs/look
+    python scripts/show.py dataset=shapes_valid predictions=outputs/shapes/predictions output=outputs/look
 
 Writes ``<output>/<video>/<exp_id>.png``, ``<video>.mp4`` and ``<video>.gif``, and prints their paths.
 """
@@ -65,7 +65,7 @@ def choose_videos(expressions: Sequence[Expression], config: ShowConfig) -> list
         ValueError: ``config.videos`` names one that the split does not have.
     """
     videos = {group[0].video: group for group in by_video(expressions)}
-    wanted = config.videos if config.videos is not None else list(videos)[: config.num_videos]
+    wanted = config.videos if config.videos is not None else list(videos)[: config.max_videos]
     unknown = [video for video in wanted if video not in videos]
     if unknown:
         raise ValueError(f"videos: the split has no {unknown[0]!r}; it has {', '.join(list(videos)[:5])}, ...")

@@ -97,7 +97,7 @@ def build_and_fit(config: TrainConfig) -> bool:
         predictor = VideoPredictor(glus, chat, config.frames, config.inference)
         metrics = {"J": region_similarity, "F": boundary_accuracy}
         show = log_metrics.show if trainer.wandb.enabled else None
-        validation = Validation(predictor, config.valid, metrics, trainer.eval_videos, show)
+        validation = Validation(predictor, config.valid, metrics, trainer.eval_max_videos, show)
     is_done = Trainer(
         engine,
         objective,

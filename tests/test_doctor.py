@@ -162,6 +162,9 @@ def test_missing_weights_and_data_are_named(tmp_path: Path) -> None:
     assert weights == {"weights of clip": True, "weights of llm": False, "weights of segmenter": True}
     data = {check.name: check.verdict == "FAIL" for check in doctor.check_data(tmp_path / "data", "refvos_s")}
     assert data == {"dataset mevis_train": False, "dataset ref_youtube_vos_train": True}
+    notes = [*doctor.check_weights(tmp_path, False), *doctor.check_data(tmp_path, "refvos_s", False)]
+    assert {check.verdict for check in notes} == {"note"}, "B10: looked for, and no failure unless they were asked for"
+    assert notes[0].advice.startswith("hf download openai/clip-vit-large-patch14 --local-dir")
     with pytest.raises(ValueError, match=r"--mixture nothing: expected one of .*refvos_a"):
         list(doctor.check_data(tmp_path, "nothing"))
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from omegaconf import OmegaConf
 from torch import nn
 
 from glus.batch import Conversation
@@ -15,7 +20,7 @@ from glus.data.chat.tree import separate_rows
 from glus.models.build import trainable_names
 from glus.models.pretrained import LoadedModel, load_model, save_model
 from tests.merging import merge_lora
-from tools.export import export
+from tools.export import export, main, origins, push
 
 
 @pytest.fixture
@@ -53,7 +58,48 @@ def test_merged_model_gives_the_same_masks(checkpoint: Path, tmp_path: Path) -> 
         if ".lora_B." in name:
             parameter.data.zero_()
     assert float((_masks(live) - expected).abs().max()) > 1e-4  # the adapters do matter
-    assert (tmp_path / "export" / "README.md").read_text().startswith("# A GLUS model")
+    assert all(file.stat().st_mode & 0o777 == 0o644 for file in (tmp_path / "export").iterdir()), "B9: anyone may read"
+
+
+def test_the_card_says_what_the_hub_asks_for(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And ``--push`` uploads the folder by the hub's own calls, whose place a stand-in takes."""
+    run = OmegaConf.create(OmegaConf.load(checkpoint / "config.yaml"))
+    run.model.llm.weights, run.model.segmenter.weights = "weights/LISA-7B-v1", "weights/sam2_hiera_large.pt"
+    run.data = {"mixture": {"mevis": {}}}
+    monkeypatch.setattr("tools.export.origins", partial(lambda read, _: read(tmp_path / "run.yaml"), origins))
+    OmegaConf.save(run, tmp_path / "run.yaml")
+    report = {"dataset": "mevis", "split": "valid_u", "mean_over_sentences": {"j": 50.0, "f": 54.0, "jf": 52.0}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class StandIn:
+        """The hub."""
+
+        def create_repo(self, name: str, **options: Any) -> None:
+            calls.append((name, options))
+
+        def upload_folder(self, **options: Any) -> str:
+            calls.append(("upload", options))
+            return "https://huggingface.co/me/glus/commit/1"
+
+    monkeypatch.setattr("tools.export.HfApi", StandIn)
+    words = ["--weights", checkpoint, "--output", tmp_path / "out", "--scores", tmp_path, "--private"]
+    words += ["--push", "me/glus"]
+    main([*map(str, words)])
+    assert calls[0] == ("me/glus", {"private": True, "exist_ok": True})
+    assert (calls[1][1]["repo_id"], calls[1][1]["folder_path"]) == ("me/glus", tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.license, card.data.base_model) == ("other", ["xinlai/LISA-7B-v1", "facebook/sam2-hiera-large"])
+    assert (card.data.datasets, card.data.library_name) == (["mevis"], "glus")
+    assert [(e.metric_type, e.metric_value, e.dataset_split) for e in card.data.eval_results][-1] == (
+        "J&F",
+        52,
+        "valid_u",
+    )
+    assert "| mevis | valid_u | 52.00 |" in card.text
+    assert (tmp_path / "out" / "config.yaml").read_text().rstrip() in card.text
+    with pytest.raises(ValueError, match="--push glus: expected owner/name"):
+        push(tmp_path, "glus", is_private=False)
 
 
 def test_an_existing_folder_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from glus.config import CheckConfig, load_config
+from glus.config import CheckConfig, ScoreConfig, load_config
 from glus.config.jobs import Jobs, escape_output, user_path
 
 
@@ -103,6 +103,54 @@ def test_outputs_that_jobs_would_share_are_parted(is_file: bool) -> None:
     status_of(Jobs("score", Config, "output", is_file), [Config("x/y")], lambda config: found.append(config.output))
     status_of(Jobs("score", Config), [object(), object()], lambda config: found.append("writes nothing"))
     assert found == ["x/y", "writes nothing", "writes nothing"]
+
+
+def test_several_splits_are_jobs_that_are_called_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each writes, and reads, below the name of its split; in the end all are told together, with those that failed."""
+
+    @dataclass
+    class Scored:
+        predictions: str = "p"
+        output: str = "p"
+        dataset: str = ""
+
+    monkeypatch.setattr(sys, "argv", ["program", "dataset=[mevis_valid_u, revos_valid]", "num_workers=1"])
+    jobs, told = Jobs("score", ScoreConfig, "output", reads="predictions"), []
+
+    def compose() -> None:
+        assert sys.argv[1:] == ["num_workers=1", "dataset=mevis_valid_u,revos_valid", *sys.argv[3:]]
+        Path("multirun.yaml").touch()
+        for name in ("mevis_valid_u", "revos_valid"):
+            with jobs.telling():
+                jobs.add(Scored(dataset=name))
+
+    def task(config: Scored) -> None:
+        if config.dataset == "revos_valid":
+            raise ValueError("it is damaged")
+
+    with pytest.raises(SystemExit) as end:
+        jobs.run(compose, task, lambda configs, finished: told.extend([configs, list(finished)]))
+    assert end.value.code == 1
+    configs, finished = told
+    assert {name: (config.predictions, config.output) for name, config in configs.items()} == {
+        "mevis_valid_u": ("p/mevis_valid_u", "p/mevis_valid_u"),
+        "revos_valid": ("p/revos_valid", "p/revos_valid"),
+    }
+    assert finished == ["mevis_valid_u"]
+    assert not Path("multirun.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset=[mevis_valid_u,mevis_valid_u]", "expected each split once"),
+        ("dataset=[mevis_valid_u,mevis_vaild]", "dataset=mevis_vaild: did you mean mevis_valid"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch, override: str, message: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", override])
+    with pytest.raises(SystemExit, match=message):
+        Jobs("score", ScoreConfig).run(lambda: None, lambda config: None)
 
 
 def test_what_cannot_be_written_ends_a_job_before_it_begins(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+import glus.config
 from glus.__main__ import COMMANDS as PROGRAMS
+from glus.config.overrides import check_overrides
 from glus.pictures import write_movie
 from tests.programs import ROOT, run
 
@@ -30,13 +32,13 @@ TINY = {
     "tools/pretrain_towers.py": ["num_scenes=3", "num_frames=8", "clip_steps=1", "sam2_steps=1", "llm_steps=1",
                                "clip_batch_size=2", "llm_batch_size=2"],
     "scripts/train.py": ["trainer.steps=1", "trainer.global_batch_size=1", "trainer.micro_batch_size=1",
-                         "trainer.eval_videos=1", "data.num_workers=0"],
+                         "trainer.eval_max_videos=1", "data.num_workers=0"],
     "scripts/predict.py": [],
     "scripts/score_frames.py": [],
     "scripts/score.py": [],
     "scripts/compare.py": [],
     "scripts/report.py": ["num_sentences=1"],
-    "scripts/show.py": ["num_videos=1", "num_expressions=1"],
+    "scripts/show.py": ["max_videos=1", "num_expressions=1"],
     "scripts/segment_video.py": [],
     "tools/export.py": [],
     "tools/plan.py": [],
@@ -123,6 +125,17 @@ def test_the_front_page_is_short() -> None:
     assert len(text.split()) <= MAX_WORDS
 
 
+def test_the_front_page_installs_before_it_runs_anything() -> None:
+    """B12."""
+    lines = commands_and_downloads(FRONT)
+    assert lines[:2] == ["bash scripts/install.sh", "source .venv/bin/activate"]
+
+
+def commands_and_downloads(readme: Path) -> list[str]:
+    """All lines of its bash blocks."""
+    return [line for block in blocks(readme, "bash") for line in block.splitlines() if line.strip()]
+
+
 def test_every_program_is_known() -> None:
     assert "bash scripts/quickstart.sh" in commands(FRONT)
     assert "bash scripts/test.sh" in commands(FRONT)
@@ -185,6 +198,26 @@ def test_programs_find_what_lies_beside_them(name: str) -> None:
 @pytest.mark.parametrize("command", [c for c in commands() if is_composed(c) and program(c) in TINY])
 def test_full_size_commands_compose(command: str, tmp_path: Path) -> None:
     check([sys.executable, str(ROOT / program(command)), *arguments(command), "--cfg", "job", "--resolve"], tmp_path)
+
+
+def examples(name: str) -> list[str]:
+    """The commands in a program's docstring, those over several lines put together."""
+    text = (ast.get_docstring(ast.parse((ROOT / name).read_text())) or "").replace("\\\n", " ")
+    return [line.split("#")[0].strip() for line in text.splitlines() if line.startswith("    ") and name in line]
+
+
+@pytest.mark.parametrize("name", sorted(set(PROGRAMS.values())))
+def test_examples_in_docstrings_start_from_what_readmes_make(name: str) -> None:
+    """B11. Their keys and options exist, and their inputs are what a command of a README writes."""
+    source, made = (ROOT / name).read_text(), " ".join(commands())
+    jobs = re.search(r"Jobs\(\"(\w+)\", (\w+)", source)
+    for command in examples(name):
+        words = [word for word in shlex.split(command.split(name, 1)[1]) if "..." not in word]
+        if jobs:
+            check_overrides(jobs[1], getattr(glus.config, jobs[2]), words)
+        assert all(f'"{word}"' in source for word in words if word.startswith("--")), command
+        for place in re.findall(r"(?:weights|predictions)[= ]+(outputs/[^\s\]},]+)", command):
+            assert place in made, f"{command}: no README makes {place}"
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "/launch_" in c])

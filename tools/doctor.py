@@ -4,8 +4,8 @@
     python tools/doctor.py --weights weights --data data --mixture refvos_a --quantization
 
 Exit status 1 if a check fails. What is supported but was not tested is a note, as is what the full size alone needs on
-a machine without GPU, where everything else runs. Weights and data are looked for where ``--weights`` and ``--data``
-say; without these they are not asked for.
+a machine without GPU, where everything else runs. Weights and data are looked for, in ``weights`` and ``data``; what is
+missing there is a note, or where ``--weights`` and ``--data`` name a folder, a failure.
 """
 
 from __future__ import annotations
@@ -256,15 +256,15 @@ def _load(name: str, **paths: Path) -> DictConfig:
     return config
 
 
-def check_weights(folder: Path) -> Iterator[Finding]:
+def check_weights(folder: Path, is_needed: bool = True) -> Iterator[Finding]:
     """The starting weights of the full size, as ``configs/model/glus_7b.yaml`` names them."""
     model = _load("model/glus_7b.yaml", weights=folder)
     for part in ("clip", "llm", "segmenter"):
         place = model[part].weights
-        yield check_path(f"weights of {part}", place, f"{how_to_get(place)}, or set model.{part}.weights")
+        yield check_path(f"weights of {part}", place, f"{how_to_get(place)}, or set model.{part}.weights", is_needed)
 
 
-def check_data(folder: Path, mixture: str) -> Iterator[Finding]:
+def check_data(folder: Path, mixture: str, is_needed: bool = True) -> Iterator[Finding]:
     """The datasets of a mixture in ``configs/data``.
 
     Raises:
@@ -274,13 +274,13 @@ def check_data(folder: Path, mixture: str) -> Iterator[Finding]:
         (name,) = entry.values()
         root = _load(f"dataset/{name}.yaml", data=folder).root
         advice = f"see configs/README.md, then python tools/check_data.py dataset={name}"
-        yield check_path(f"dataset {name}", root, advice)
+        yield check_path(f"dataset {name}", root, advice, is_needed)
 
 
-def check_path(name: str, path: str, advice: str) -> Finding:
+def check_path(name: str, path: str, advice: str, is_needed: bool) -> Finding:
     """Something that must be there."""
     is_there = Path(path).exists()
-    return Finding(name, is_there, "present" if is_there else "missing", path, advice)
+    return Finding(name, is_there, "present" if is_there else "missing", path, advice, is_needed)
 
 
 def read_requirements(installed: Installed) -> tuple[str, list[str], Finding]:
@@ -314,10 +314,8 @@ def examine(options: argparse.Namespace) -> Iterator[Finding]:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     yield check_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, num_gpus)
     yield from check_room(options.outputs, options.mixture, num_gpus)
-    if options.weights:
-        yield from check_weights(options.weights)
-    if options.data:
-        yield from check_data(options.data, options.mixture)
+    yield from check_weights(options.weights or Path("weights"), bool(options.weights))
+    yield from check_data(options.data or Path("data"), options.mixture, bool(options.data))
 
 
 def report(checks: Sequence[Finding], console: Console) -> None:

@@ -3,6 +3,7 @@
     python tools/export.py --weights outputs/shapes --output outputs/shapes_export --dtype fp16
 
 The folder needs none of the files the run started from, and is what ``weights=`` of every other program takes.
+``--push owner/name`` uploads it to Hugging Face, where ``weights=owner/name`` finds it.
 """
 
 from __future__ import annotations
@@ -10,28 +11,34 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import EvalResult, HfApi, ModelCardData
+from omegaconf import OmegaConf
 
 from glus.config import Precision
 from glus.config.jobs import user_errors, user_path
-from glus.files import atomic_folder
+from glus.files import atomic_folder, read_object
 from glus.log import run_info
 from glus.models.build import DTYPES
+from glus.models.foreign import hub_id, is_hub_id
 from glus.models.pretrained import CONFIG_FILE, LoadedModel, find_model_folder, load_to_merge, save_merged
 
 RUN_FILES = ("metrics.jsonl", "run.json")
 
 
-def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
+def export(weights: Path, output: Path, dtype: torch.dtype, scores: Sequence[Path] = (), licence: str = "") -> None:
     """Write the folder; it must not exist.
 
     Args:
         weights: a run, a checkpoint, or an export.
         output: the new folder.
         dtype: of the stored weights; they are computed with in the model's own precision.
+        scores: see ``card``.
+        licence: see ``card``.
 
     Raises:
         FileExistsError: ``output`` exists.
@@ -42,29 +49,56 @@ def export(weights: Path, output: Path, dtype: torch.dtype) -> None:
     loaded, source = load_to_merge(weights), find_model_folder(weights)
     with atomic_folder(output) as temporary:
         save_merged(temporary, loaded, dtype, source.name)
-        (temporary / "README.md").write_text(card(loaded, source, dtype, (temporary / CONFIG_FILE).read_text()))
+        settings = (temporary / CONFIG_FILE).read_text()
+        (temporary / "README.md").write_text(card(loaded, source, dtype, settings, scores, licence))
         for name in RUN_FILES:
             if (weights / name).is_file():
                 shutil.copyfile(weights / name, temporary / name)
 
 
-def card(loaded: LoadedModel, source: Path, dtype: torch.dtype, config: str) -> str:
-    """What the weights are and how they were made, as Markdown.
+def card(
+    loaded: LoadedModel, source: Path, dtype: torch.dtype, config: str, scores: Sequence[Path], licence: str
+) -> str:
+    """A model card: what the weights are, what they were made of and how, and what they reached.
 
     Args:
         loaded: before it was merged.
         source: its folder.
         dtype: of the stored weights.
         config: config.yaml beside them.
+        scores: folders with a report.json.
+        licence: of the weights, as Hugging Face spells it; "" where those that they started from decide.
     """
     merged = (".lora_", ".new_rows")
     parameters = sum(p.numel() for n, p in loaded.glus.named_parameters() if not any(part in n for part in merged))
-    run_file = source.parents[1] / "run.json" if source.parent.name == "checkpoints" else source / "run.json"
-    origin = json.loads(run_file.read_text()) if run_file.is_file() else {"command": "unknown"}
-    return f"""# A GLUS model
+    run = source.parents[1] if source.parent.name == "checkpoints" else source
+    origin = read_object(run / "run.json") if (run / "run.json").is_file() else {"command": "unknown"}
+    reports = [read_object(folder / "report.json") for folder in scores]
+    starts, datasets = origins(run / "config.yaml")
+    data = ModelCardData(
+        license=licence or "other",
+        license_name=None if licence else "as-the-models-it-started-from",
+        library_name="glus",
+        pipeline_tag="image-segmentation",
+        tags=["referring-video-object-segmentation", "video"],
+        base_model=starts or None,
+        datasets=datasets or None,
+        model_name="GLUS",
+        eval_results=[result for report in reports for result in results(report)] or None,
+    )
+    rows = "\n".join(
+        f"| {report['dataset']} | {report['split']} | {report['mean_over_sentences']['jf']:.2f} |" for report in reports
+    )
+    table = f"\n| dataset | split | J&F, mean over sentences, percent |\n|---|---|---|\n{rows}\n" if reports else ""
+    return f"""---
+{data.to_yaml()}
+---
 
+# A GLUS model
+
+Segments what sentences refer to in every frame of a video: `glus.load("owner/name")`, or `glus segment --weights`.
 {parameters:,} parameters, stored as {str(dtype).removeprefix("torch.")}; checkpoint {source.name}.
-
+{table}
 Made by
 
 ```json
@@ -79,16 +113,76 @@ and exported with glus {run_info()["versions"]["glus"]}. Settings that travel wi
 """
 
 
+def origins(config: Path) -> tuple[list[str], list[str]]:
+    """Hub ids of the published models that a run started from, and names of the datasets that it saw."""
+    if not config.is_file():
+        return [], []
+    settings = OmegaConf.to_container(OmegaConf.load(config))
+    assert isinstance(settings, dict)
+    model, own = settings["model"], settings.get("paths", {}).values()
+    parts = ["llm", "clip", "segmenter"]
+    places = [model["weights"]] if model["weights"] else [model[part]["weights"] for part in parts]
+    ids = (hub_id(place) or (place if is_hub_id(place) else "") for place in places if place)
+    found = [name for name in dict.fromkeys(ids) if name and name.split("/")[0] not in own]
+    return found, list(settings.get("data", {}).get("mixture", {}))
+
+
+def results(report: Mapping[str, Any]) -> Iterator[EvalResult]:
+    """J, F and J&F of a report, over all sentences."""
+    for key, name in (("j", "J"), ("f", "F"), ("jf", "J&F")):
+        yield EvalResult(
+            task_type="image-segmentation",
+            task_name="Referring video object segmentation",
+            dataset_type=report["dataset"],
+            dataset_name=report["dataset"],
+            dataset_split=report["split"],
+            metric_type=name,
+            metric_name=f"{name}, mean over sentences, percent",
+            metric_value=round(report["mean_over_sentences"][key], 2),
+        )
+
+
+def push(folder: Path, name: str, is_private: bool) -> str:
+    """Upload an exported folder to Hugging Face, as the user that ``hf auth login`` has logged in.
+
+    Args:
+        folder: the export.
+        name: ``owner/name``; made if it is not there.
+        is_private: whether nobody else may see it, if it is made.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: no such name can be.
+        OSError: the server refuses, or is out of reach.
+    """
+    if not is_hub_id(name):
+        raise ValueError(f"--push {name}: expected owner/name")
+    api = HfApi()
+    api.create_repo(name, private=is_private, exist_ok=True)
+    return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by glus"))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", type=user_path, required=True, help="run, checkpoint or model folder")
     parser.add_argument("--output", type=user_path, required=True, help="new folder")
     parser.add_argument("--dtype", choices=Precision.__members__, default="bf16", help="of the stored weights")
+    parser.add_argument(
+        "--scores", type=user_path, action="append", default=[], help="scored predictions, for the card"
+    )
+    parser.add_argument("--licence", default="", help="of the weights, as Hugging Face spells it, for the card")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to Hugging Face, too")
+    parser.add_argument("--private", action="store_true", help="with --push: let nobody else see it")
     options = parser.parse_args(arguments)
     with user_errors():
-        export(options.weights, options.output, DTYPES[Precision(options.dtype)])
-    print(options.output)
+        dtype = DTYPES[Precision(options.dtype)]
+        export(options.weights, options.output, dtype, options.scores, options.licence)
+        print(options.output)
+        if options.push:
+            print(push(options.output, options.push, options.private))
 
 
 if __name__ == "__main__":

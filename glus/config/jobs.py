@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,16 +70,20 @@ class Jobs:
 
     So all configs of a sweep are known before the first job begins, and what ends a job does not end the others.
     Outputs that several jobs would share become ``<output>/0``, ``<output>/1``, ... (files: ``<folder>/0/<file>``).
+    ``dataset=[a,b]`` is a sweep over splits, in which jobs are called ``a`` and ``b`` instead.
 
     Args:
         program: name of its file in ``configs``.
         schema: of its config.
         output: the key of the config that says where a job writes; empty: it writes nothing.
         is_file: whether that is a file.
+        reads: the key that says what a job reads that a program writes for each of several splits.
     """
 
-    def __init__(self, program: str, schema: type, output: str = "", is_file: bool = False):
+    def __init__(self, program: str, schema: type, output: str = "", is_file: bool = False, reads: str = ""):
         self._program, self._schema, self._output, self._is_file = program, schema, output, is_file
+        self._reads, self._datasets = reads, list[str]()
+        self._finished: list[str] = []
         self._about: str | None = None
         self._jobs: list[_Job] = []
         self._told = self._status = 0
@@ -115,12 +119,19 @@ class Jobs:
         """Take a job, within ``telling``; the task of ``run`` will be called with these."""
         self._jobs.append(_Job(self._told, config, beside, os.getcwd(), dict(os.environ)))
 
-    def run(self, compose: Callable[[], object], task: Callable[..., int | None]) -> None:
+    def run(
+        self,
+        compose: Callable[[], object],
+        task: Callable[..., int | None],
+        conclude: Callable[[dict[str, Any], Collection[str]], None] | None = None,
+    ) -> None:
         """Run a task for every job, then leave the program.
 
         Args:
             compose: the program's ``main``, decorated by Hydra, which calls ``take``.
             task: may return an exit status.
+            conclude: is called in the end with the configs of several splits, by their names, and the names of those
+                that came to their end.
 
         Raises:
             SystemExit: with the highest exit status. A task that raises it itself ends the whole sweep.
@@ -133,26 +144,59 @@ class Jobs:
             self._about = inspect.unwrap(compose).__globals__["__doc__"]
         try:
             check_overrides(self._program, self._schema, sys.argv[1:])
+            self._spread_datasets()
         except ValueError as error:
             sys.exit(f"error: {error}")
+        record = Path("multirun.yaml")  # Hydra's, of a sweep, in the folder where the user is
+        is_kept = record.exists()
         compose()
-        self._part_outputs()
+        if not is_kept:
+            record.unlink(missing_ok=True)
+        self._part(self._output, self._is_file)
+        if self._datasets:
+            self._part(self._reads, is_file=False)
         self._run(self._jobs, task)
+        if self._datasets and conclude:
+            conclude({self._name(job): job.config for job in self._jobs}, self._finished)
         sys.exit(self._status)
+
+    def _spread_datasets(self) -> None:
+        """Make a sweep of ``dataset=[a,b]``, which Hydra would compose into one split.
+
+        Raises:
+            ValueError: a split stands there twice, or in a sweep.
+        """
+        found = [argument for argument in sys.argv[1:] if re.fullmatch(r"dataset=\[.+\]", argument)]
+        if not found:
+            return
+        names = [name.strip(" '\"") for name in found[-1].removeprefix("dataset=[")[:-1].split(",")]
+        rest = [argument for argument in sys.argv[1:] if argument not in found]
+        if {"-m", "--multirun"} & set(rest) or len(set(names)) < len(names):
+            raise ValueError(f"{found[-1]}: expected each split once, and no -m beside it")
+        if any(argument.startswith(("--cfg", "-c")) for argument in rest):  # which shows one config
+            sys.argv[1:] = [*rest, f"dataset={names[0]}"]
+        else:
+            sys.argv[1:] = [*rest, f"dataset={','.join(names)}", "hydra.mode=MULTIRUN", "hydra/hydra_logging=none"]
+            self._datasets = names
+
+    def _name(self, job: _Job) -> str:
+        return self._datasets[job.number] if self._datasets else str(job.number)
 
     def _place(self, job: _Job) -> str:
         """Where a job writes; "" if nowhere."""
         return getattr(job.config, self._output, None) or ""
 
-    def _part_outputs(self) -> None:
-        writing = [job for job in self._jobs if self._place(job)]
-        outputs = [os.path.join(job.folder, self._place(job)) for job in writing]
-        counts = Counter(map(os.path.realpath, outputs))
-        for job, output in zip(writing, outputs, strict=True):
-            if counts[os.path.realpath(output)] > 1:
-                path = Path(self._place(job))
-                own = path.parent / str(job.number) / path.name if self._is_file else path / str(job.number)
-                setattr(job.config, self._output, str(own))
+    def _part(self, key: str, is_file: bool) -> None:
+        """Give jobs that have the same path in ``key`` paths of their own."""
+        paths = {job.number: str(getattr(job.config, key, None) or "") for job in self._jobs}
+        having = [job for job in self._jobs if paths[job.number]]
+        places = [os.path.realpath(os.path.join(job.folder, paths[job.number])) for job in having]
+        counts = Counter(places)
+        for job, place in zip(having, places, strict=True):
+            if counts[place] > 1 or (self._datasets and len(self._jobs) > 1):
+                path, name = Path(paths[job.number]), self._name(job)
+                own = path.parent / name / path.name if is_file else path / name
+                setattr(job.config, key, str(own))
 
     def _run(self, jobs: Sequence[_Job], task: Callable[..., int | None]) -> None:
         for position, job in enumerate(jobs):
@@ -164,8 +208,9 @@ class Jobs:
                     if self._place(job):
                         check_target(Path(self._place(job)), self._is_file)
                     if len(self._jobs) > 1:
-                        log.info("job %d: %s", job.number, self._place(job))
+                        log.info("job %s: %s", self._name(job), self._place(job))
                     self._status = max(self._status, task(job.config, *job.beside) or 0)
+                    self._finished.append(self._name(job))
             except Exception as error:  # whatever it is: the other jobs are run, then it goes on unchanged
                 if jobs[position + 1 :]:
                     log.exception("job %d has failed; the others follow", job.number)

@@ -69,7 +69,7 @@ class ShowConfig(SplitConfig):
     """Folder ``<video>/<exp_id>/<frame>.png``, as ``scripts/predict.py`` writes it."""
     output: str = MISSING
     """Folder for the pictures and movies; files of an earlier run with the same names are replaced."""
-    num_videos: int = at_least(1, default=4)
+    max_videos: int = at_least(1, default=4)
     """Videos shown: the first ones of the split."""
     videos: list[str] | None = None
     """Ids of the videos to show instead."""

@@ -126,7 +126,7 @@ class TrainerConfig:
     """Optimizer steps between two lines of metrics.jsonl."""
     eval_every: int = 0
     """Optimizer steps between two evaluations on ``valid``; 0: only after the last step, if ``valid`` is set."""
-    eval_videos: int = 8
+    eval_max_videos: int = 8
     """Videos of ``valid`` (the first ones) that an evaluation during training segments."""
     save_every: int = at_least(1, default=500)
     """Optimizer steps between two checkpoints; the last step is always saved."""

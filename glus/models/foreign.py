@@ -62,6 +62,14 @@ def how_to_get(place: str | Path) -> str:
     return next(found, "").format(place=Path(place))
 
 
+def hub_id(place: str | Path) -> str:
+    """``owner/name`` on Hugging Face of published starting weights, by the name of their file or folder; or ""."""
+    if sam2 := re.fullmatch(r"sam2(?:\.1)?_hiera_\w+", Path(place).stem):
+        return f"facebook/{sam2[0].replace('_', '-')}"
+    command = how_to_get(place)
+    return command.split()[2] if command.startswith("hf download") else ""
+
+
 def check_starting_weights(model: ModelConfig) -> None:
     """Look for all that a model starts from before any of it is read.
 

@@ -107,6 +107,7 @@ def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: Mapping[str, s
         save_file(tensors, path, dict(metadata))
     except SafetensorError as error:  # all that can fail here is the system
         raise OSError(errno.EIO, str(error)) from error
+    path.chmod(0o644)  # safetensors lets nobody but the owner read
 
 
 def write_pickle(path: str | Path, content: Mapping[str, Any]) -> None:

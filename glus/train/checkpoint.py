@@ -266,7 +266,7 @@ SAME_RESULT = (
     *("output", "paths.*", "valid", "valid.*", "inference.*", "data.num_workers", "data.mixture.*.dataset.root"),
     *("trainer.micro_batch_size", "trainer.zero_stage", "trainer.gradient_checkpointing", "trainer.offload"),
     "trainer.compile",
-    *("trainer.log_every", "trainer.eval_every", "trainer.eval_videos", "trainer.wandb.*"),
+    *("trainer.log_every", "trainer.eval_every", "trainer.eval_max_videos", "trainer.wandb.*"),
     *("trainer.save_every", "trainer.save_every_minutes", "trainer.keep_*", "trainer.resume"),
     *("trainer.on_nonfinite", "trainer.max_skips_in_row", "trainer.spike_ratio", "trainer.hang_timeout_minutes"),
 )
@@ -352,8 +352,9 @@ def _check_config(folder: Path, config: TrainConfig) -> None:
     cache = content["data"].get("feature_cache")  # a setting of before 2026-11-29; where it was used, samples differed
     if cache is not None and cache["folder"] is None:
         del content["data"]["feature_cache"]
-    if "output_dir" in content:  # its name of before 2026-11-30
+    if "output_dir" in content:  # names of before 2026-11-30
         content["output"] = content.pop("output_dir")
+        content["trainer"].pop("eval_videos", None)
     saved = load_config(TrainConfig, OmegaConf.create(content))  # fills in fields added since
     before, now = _flat(plain_config(saved)), _flat(plain_config(config))
     differing = [

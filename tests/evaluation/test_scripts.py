@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -71,6 +73,16 @@ def test_every_job_of_a_sweep_scores_into_a_folder_of_its_own(run, perfect: Path
     assert done.returncode == 1
     assert done.stderr.startswith("error: no folder of predictions")
     assert (perfect / "report.json").is_file(), "folders that differ are written to as they are"
+
+
+def test_several_splits_are_scored_by_one_command(run, perfect: Path, tmp_path: Path) -> None:
+    shutil.copytree(perfect, tmp_path / "all" / "tiny")
+    done = run("score.py", "dataset=[tiny,mevis_valid]", f"predictions={tmp_path / 'all'}", "num_workers=1")
+    assert done.returncode == 1  # mevis_valid is not here
+    assert "HYDRA" not in done.stdout
+    assert re.search(r"tiny +5 +100.00 +100.00 +100.00 +0 *\n +mevis_valid +- .* not scored", done.stdout)
+    assert (tmp_path / "all/tiny/report.json").is_file()
+    assert not list((tmp_path / "cwd").iterdir())
 
 
 def test_compare(run, perfect: Path, tmp_path: Path) -> None:

@@ -201,11 +201,11 @@ def test_torchrun(predictions: Path, dataset: DatasetConfig, model_folder: Path,
 def test_show(predictions: Path, dataset: DatasetConfig, tmp_path: Path):
     config = ShowConfig(
         dataset=dataset, predictions=str(predictions), output=str(tmp_path),
-        num_videos=1, num_expressions=2, num_frames=3,
+        max_videos=1, num_expressions=2, num_frames=3,
     )  # fmt: skip
     program = load_script("show")
     apart = [Expression("d", video, exp_id, "", (), (), ()) for video, exp_id in ("a0", "b0", "a1")]
-    chosen = program.choose_videos(apart, replace(config, num_videos=2))
+    chosen = program.choose_videos(apart, replace(config, max_videos=2))
     assert [[expression.exp_id for expression in video] for video in chosen] == [["0", "1"], ["0"]]
     show = program.show
     written = show(config)

@@ -26,7 +26,7 @@ def make_config(tiny_train_config: Callable[..., TrainConfig], tmp_path: Path) -
         config.model.llm.lora_dropout = dropout
         config.valid = config.data.mixture["shapes"].dataset
         config.trainer.steps, config.trainer.micro_batch_size = 4, 1
-        config.trainer.eval_videos, config.trainer.eval_every = 1, 2
+        config.trainer.eval_max_videos, config.trainer.eval_every = 1, 2
         config.trainer.gradient_checkpointing, config.trainer.compile = True, compiled
         return config
 

@@ -209,7 +209,7 @@ def test_training_goes_on_without_wandb(run_training: Callable, config: TrainCon
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(run_training: Callable, config: TrainConfig) -> None:
     config.valid = config.data.mixture["shapes"].dataset
-    config.trainer.eval_videos, config.trainer.eval_every = 1, 1
+    config.trainer.eval_max_videos, config.trainer.eval_every = 1, 1
     config.trainer.keep_best, config.trainer.keep_last, config.trainer.save_every = "J", 1, 100
     assert run_training(config).is_ok
     scores = {line["step"]: line["valid/J"] for line in read_metrics(Path(config.output)) if "valid/J" in line}

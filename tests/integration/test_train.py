@@ -104,7 +104,7 @@ def test_two_processes_with_evaluation(run_training: Callable, tiny_train_config
     config = tiny_train_config(output=str(tmp_path / "run"))
     config.trainer.micro_batch_size = 1
     config.valid = config.data.mixture["shapes"].dataset
-    config.trainer.eval_videos = 2
+    config.trainer.eval_max_videos = 2
     config.trainer.eval_every = 2
     done = run_training(config, processes=2)
     assert done.is_ok, done.output[-6000:]
