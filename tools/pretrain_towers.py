@@ -2,6 +2,9 @@
 
     python tools/pretrain_towers.py parts=[tokenizer,clip,llm]
     python tools/pretrain_towers.py parts=[sam2]
+    python tools/pretrain_towers.py parts=[tokenizer,mllm] model=glus_qwen3_vl_tiny output_dir=weights/shapes_qwen3_vl
+
+The third makes an MLLM of another family, whose vision tower and LLM come in one folder; SAM2 is the same.
 
 They are written in the formats of their big sisters (transformers' folders, the LLM with LLaVA's projector inside;
 ``{"model": state dict}`` for SAM2), so that training loads them through the same code.
@@ -12,6 +15,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -22,17 +27,21 @@ from omegaconf import DictConfig
 
 from glus.config import PretrainConfig
 from glus.config.jobs import Jobs
+from glus.data.chat.chatml import train_json_vocabulary
 from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.files import write_text
+from glus.inference.predictor import chat_of
 from glus.log import run_info, setup_logging
 from glus.models.build import build_segmenter
+from glus.models.mllm.adapters import second_names
 from glus.models.mllm.llava import ClipEncoder, build_vision_tower, llava_of
 from glus.models.pretrained import build_glus
+from glus.models.published import save_published
 from glus.models.release_layout import PROJECTOR_PREFIX
 from glus.models.weight_files import write_pickle, write_tensors
-from glus.shapes.pretrain import ClipTower, LlmTower, Sam2Tower, Tower, pretrain
+from glus.shapes.pretrain import ClipTower, LlmTower, Sam2Tower, Tower, VisionTower, pretrain
 from glus.shapes.scene import Scene, draw_scenes
-from glus.tokens import Vocabulary
+from glus.tokens import JsonVocabulary, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +52,27 @@ def pretrain_towers(config: PretrainConfig) -> None:
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     size = config.model.clip.architecture["image_size"]
+    own = {"clip": make_clip, "llm": make_llm} if config.model.family == "llava" else {"mllm": make_mllm}
+    makers = {"tokenizer": make_tokenizer, **own, "sam2": make_sam2}
+    parts = list(makers) if config.parts is None else config.parts
+    unknown = sorted(set(parts) - makers.keys())
+    if unknown:
+        raise ValueError(f"parts={parts}: a model of the family {config.model.family} has {', '.join(makers)}")
     scenes = draw_scenes(config.seed, config.num_scenes, config.num_frames, size)
-    for part, make in {"tokenizer": make_tokenizer, "clip": make_clip, "llm": make_llm, "sam2": make_sam2}.items():
-        if part in config.parts:
+    for part, make in makers.items():
+        if part in parts:
             torch.manual_seed(config.seed)
             make(config, scenes, folder)
-    write_text(folder / f"run_{'_'.join(config.parts)}.json", json.dumps(run_info(), indent=2) + "\n")
+    write_text(folder / f"run_{'_'.join(parts)}.json", json.dumps(run_info(), indent=2) + "\n")
 
 
 def make_tokenizer(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
-    """A SentencePiece vocabulary of the scenes' sentences."""
+    """A vocabulary of the scenes' sentences, in the form of the family."""
     sentences = [sentence.text for scene in scenes for sentence in scene.sentences]
-    train_vocabulary(folder / "tokenizer", sentences, config.model.llm.vocab_size - 8)
+    if config.model.family == "llava":
+        train_vocabulary(folder / "tokenizer", sentences, config.model.llm.vocab_size - 8)
+    else:
+        train_json_vocabulary(folder / "tokenizer", sentences, config.model.llm.vocab_size - 1)
 
 
 def make_clip(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
@@ -77,6 +95,23 @@ def make_llm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     projector = {f"{PROJECTOR_PREFIX}{name}": tensor for name, tensor in mllm.projector.state_dict().items()}
     (folder / "llm").mkdir(exist_ok=True)
     write_tensors(folder / "llm" / "model.safetensors", {**mllm.llama.state_dict(), **projector}, {})
+
+
+def make_mllm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
+    """An MLLM of a family that comes in one folder; the model's config says where the tokenizer lies."""
+    model = copy.deepcopy(config.model)
+    model.segmenter.weights = model.llm.weights = None
+    model.llm.lora_rank, model.trainable = 0, ["llm"]
+    glus, vocabulary = build_glus(model), JsonVocabulary(model.llm.tokenizer)
+    mllm, output = glus.mllm, folder / "mllm"
+    _train("vision", VisionTower(mllm, scenes, config.clip_batch_size), config.clip_steps, config, folder)
+    tower = LlmTower(mllm, chat_of(glus, vocabulary), config.frames, scenes, config.llm_batch_size)
+    _train("llm", tower, config.llm_steps, config, folder)
+    if output.exists():
+        shutil.rmtree(output)
+    again = second_names(glus)
+    tensors = {name: value for name, value in glus.state_dict().items() if name not in again}
+    save_published(output, mllm, tensors, vocabulary, model.llm.tied, sys.maxsize)
 
 
 def make_sam2(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:

@@ -185,22 +185,19 @@ class SubmitConfig(WorkersConfig):
     """The zip file."""
 
 
-_TOWERS = ("tokenizer", "clip", "sam2", "llm")
-
-
 @dataclass
 class PretrainConfig:
-    """``tools/pretrain_towers.py``: tokenizer, CLIP, SAM2 and LLM of a small model, from generated scenes."""
+    """``tools/pretrain_towers.py``: tokenizer, CLIP, SAM2 and LLM of a small model, from generated scenes; or the whole
+    MLLM of another family."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     output: str = MISSING
-    """Gets ``tokenizer/``, ``clip/``, ``sam2.pt`` and ``llm/``."""
-    parts: list[str] = checked(
-        lambda parts: set(parts) <= set(_TOWERS), f"names among {', '.join(_TOWERS)}", default=lambda: list(_TOWERS)
-    )
-    """What to make. The LLM needs tokenizer and CLIP; SAM2 needs nothing, so two processes can share the work."""
+    """Gets ``tokenizer/``, ``clip/`` and ``llm/`` (or ``mllm/``), and ``sam2.pt``."""
+    parts: list[str] | None = None
+    """What to make: tokenizer, clip, llm, sam2; of another family than LLaVA tokenizer, mllm, sam2. Null: all. The LLM
+    needs tokenizer and CLIP, SAM2 needs nothing, so two processes can share the work."""
     num_scenes: int = 300
     """Generated videos to learn from."""
     num_frames: int = 16

@@ -1,4 +1,4 @@
-"""Pre-training of the small towers, CLIP, LLM and SAM2, on generated scenes: one loop, and what each tower learns.
+"""Pre-training of the small towers (vision, LLM and SAM2) on generated scenes: one loop, and what each tower learns.
 
 All of them learn on single frames first. Real CLIP learns from captions; labels of patches reach the same kind of
 features in minutes.
@@ -6,10 +6,12 @@ features in minutes.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch import nn
 from glus.batch import Conversation
 from glus.config import FramesConfig
 from glus.data import sampling
-from glus.data.chat.llava import LlavaChat
+from glus.data.chat import Chat
 from glus.data.chat.tree import separate_rows
 from glus.data.sampling import draw_turns
 from glus.distributed import generator
@@ -30,6 +32,7 @@ from glus.shapes.labels import (
     COLOUR_LABELS,
     SHAPE_LABELS,
     PatchHead,
+    PatchLabels,
     SentenceHead,
     WordPrompts,
     patch_labels,
@@ -37,7 +40,10 @@ from glus.shapes.labels import (
     stack,
 )
 from glus.shapes.scene import TOWER_SPLIT, Scene
+from glus.types import Role
 
+TOKEN_SIDE = 2
+"""Patches along a visual token that labels are read for, of the families that merge squares of them."""
 WARMUP_STEPS, DECAY_SHARE = 60, 0.3
 BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.98), 0.01, 1.0
 SENTENCES_PER_SCENE = 3
@@ -132,8 +138,7 @@ class ClipTower(Tower):
 
     def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
         """Reports the loss, the error of places and the accuracies of shape and colour."""
-        drawn = [self.scenes[i] for i in rng.integers(len(self.scenes), size=self.batch_size)]
-        frames = [(scene, int(rng.integers(len(scene.frames_THW3)))) for scene in drawn]
+        frames = draw_frames(rng, self.scenes, self.batch_size)
         features_FPC = clip_features(self.encoder, [scene.frames_THW3[t] for scene, t in frames])
         loss, values = self.head(features_FPC, patch_labels(frames, self.grid))
         return loss, {"loss": float(loss.detach()), **values}
@@ -145,16 +150,65 @@ def clip_features(clip: ClipEncoder, frames: Sequence[np.ndarray]) -> torch.Tens
     return clip(torch.as_tensor(crops).permute(0, 3, 1, 2))
 
 
+def visual_tokens(mllm: Any, frames: Sequence[np.ndarray]) -> torch.Tensor:
+    """What an MLLM sees of frames of one size: (F, P, *visual_shape)."""
+    shown = np.stack([mllm.prepare(frame) for frame in frames])
+    return mllm.see(torch.as_tensor(shown).permute(0, 3, 1, 2))
+
+
+def part_modules(mllm: Any, *parts: str) -> list[nn.Module]:
+    """The modules of some of ``Mllm.PARTS`` that are modules."""
+    return [mllm.get_submodule(name.strip(".").removeprefix("mllm.")) for part in parts for name in mllm.PARTS[part]]
+
+
+@dataclass(eq=False)
+class VisionTower(Tower):
+    """The tower of an MLLM that comes in one piece, projector included, learns what CLIP learns, off visual tokens."""
+
+    mllm: Any
+    scenes: Sequence[Scene]
+    batch_size: int
+    """Frames per step."""
+    stream = 1
+
+    def __post_init__(self) -> None:
+        self.head = PatchHead(math.prod(self.mllm.visual_shape), TOKEN_SIDE**2)
+        self.modules = [*part_modules(self.mllm, "vision", "projector"), self.head]
+
+    def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
+        """Reports the loss, the error of places and the accuracies of shape and colour."""
+        frames = draw_frames(rng, self.scenes, self.batch_size)
+        pixels = [scene.frames_THW3[t] for scene, t in frames]
+        rows, _ = self.mllm.grid(pixels[0].shape[:2], Role.query)
+        labels = patch_labels(frames, rows * TOKEN_SIDE)
+        by_token = PatchLabels(*(_by_token(each, rows) for each in labels))
+        loss, values = self.head(visual_tokens(self.mllm, pixels).flatten(2), by_token)
+        return loss, {"loss": float(loss.detach()), **values}
+
+
+def _by_token(labels: torch.Tensor, rows: int) -> torch.Tensor:
+    """(F, G * G, ...) of patches in raster order -> the same with the patches of a visual token side by side."""
+    squares = labels.unflatten(1, (rows, TOKEN_SIDE, rows, TOKEN_SIDE)).transpose(2, 3)
+    return squares.flatten(1, 4)
+
+
+def draw_frames(rng: np.random.Generator, scenes: Sequence[Scene], count: int) -> list[tuple[Scene, int]]:
+    """Frames of scenes."""
+    drawn = [scenes[i] for i in rng.integers(len(scenes), size=count)]
+    return [(scene, int(rng.integers(len(scene.frames_THW3)))) for scene in drawn]
+
+
 @dataclass(eq=False)
 class LlmTower(Tower):
-    """LLM and projector answer with [SEG], and say, from the state before it, what a sentence names and where that is.
+    """The LLM (with LLaVA's projector) answers with [SEG], and says, from the state before it, what a sentence names
+    and where that is.
 
     A single frame without context is a fifth as long as a conversation: words and places are learned there.
     """
 
-    mllm: Llava
-    """Its CLIP is pre-trained and stays frozen."""
-    tokenizer: LlavaChat
+    mllm: Any
+    """Its vision tower is pre-trained and stays frozen."""
+    tokenizer: Chat
     frames: FramesConfig
     """K, Q and sampling of whole conversations."""
     scenes: Sequence[Scene]
@@ -164,10 +218,14 @@ class LlmTower(Tower):
     stream, single_frame_share = 3, 0.6
 
     def __post_init__(self) -> None:
+        is_llava = isinstance(self.mllm, Llava)
+        see = partial(clip_features, self.mllm.clip) if is_llava else partial(visual_tokens, self.mllm)
         with torch.no_grad():
-            self.features = [clip_features(self.mllm.clip, list(scene.frames_THW3)) for scene in self.scenes]
+            self.features = [see(list(scene.frames_THW3)) for scene in self.scenes]
         self.head = SentenceHead(self.mllm.width)
-        self.modules = [self.mllm.projector, self.mllm.llama, self.head]
+        parts = ("projector", "llm") if is_llava else ("llm",)
+        self.modules = [*part_modules(self.mllm, *parts), self.head]
+        self.connect: nn.Module = self.mllm.projector if is_llava else nn.Identity()
 
     def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
         """Reports the loss and the accuracies of words, count and place."""
@@ -190,10 +248,10 @@ class LlmTower(Tower):
         answer = seg_cross_entropy(self.mllm.decoder.logits(states_RD), vocabulary.seg_id).mean()
         return loss + ANSWER_WEIGHT * answer, {"loss": float(loss.detach()), **values}
 
-    def _states(self, conversations: Sequence[Conversation], features_NFPC: torch.Tensor) -> torch.Tensor:
+    def _states(self, conversations: Sequence[Conversation], features_NFP: torch.Tensor) -> torch.Tensor:
         """(N * Q, D): states that are to predict [SEG]."""
         rows = separate_rows(conversations, self.tokenizer.vocabulary.pad_id)
-        states_RD, _ = self.mllm.states(rows, self.mllm.projector(features_NFPC).flatten(0, 2))
+        states_RD, _ = self.mllm.states(rows, self.connect(features_NFP).flatten(0, 2))
         return states_RD
 
 
