@@ -13,6 +13,7 @@ import copy
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -20,7 +21,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from glus.config import PretrainConfig, load_config
+from glus.config import PretrainConfig, QuerySampling, load_config
 from glus.config.jobs import Jobs
 from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.files import write_text
@@ -72,7 +73,9 @@ def make_llm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     model.llm.lora_rank, model.trainable = 0, ["projector", "llm"]  # LoRA comes on top of what is made here
     mllm = llava_of(build_glus(model))
     tokenizer = LlavaChat(Vocabulary(model.llm.tokenizer), mllm.tokens_per_frame)
-    tower = LlmTower(mllm, tokenizer, config.frames, scenes, config.llm_batch_size)
+    frames = config.frames
+    layouts = [frames, replace(frames, num_context=0), replace(frames, query_sampling=QuerySampling.uniform)]
+    tower = LlmTower(mllm, tokenizer, layouts, scenes, config.llm_batch_size)
     _train("llm", tower, config.llm_steps, config, folder)
     projector = {f"{PROJECTOR_PREFIX}{name}": tensor for name, tensor in mllm.projector.state_dict().items()}
     (folder / "llm").mkdir(exist_ok=True)
