@@ -3,11 +3,17 @@
 For every expression, J&F against its ground truth of
 
 - ``model``: the prediction;
+- ``both_look_alikes``: all objects that sentences of this kind name in the video, where they are look-alikes (Shapes);
+- ``random_look_alike``: one of them drawn at random: chance, for whoever finds the look-alikes and no more;
 - ``all_objects``: every annotated object of the video at once;
 - ``random_object``: one object of the video drawn at random (the exact expectation, nothing is sampled);
 - ``other_sentence``: the model's prediction for another sentence of the video about entirely different objects (the
   mean over all such sentences);
-- ``empty``: nothing.
+- ``empty``: nothing;
+- ``ceiling``: the right mask in every frame that the model's frames and memory can decide (``glus/data/evidence.py``),
+  in the others the better of the two look-alike rows: what no model of its kind exceeds;
+- ``oracle``: the best, frame by frame, of the model's own answers to sentences of the video: its masks, were the
+  choice always right.
 
 Where an answer does not exist (no sentence about different objects; no object in the video) the expression is left out
 of that row alone, and counted.
@@ -34,10 +40,11 @@ from glus.evaluation.report import csv_text, print_rows
 from glus.evaluation.score import chunks, joined, read_scored_videos
 from glus.types import Expression, Video
 
-ROWS = ("model", "all_objects", "random_object", "other_sentence", "empty")
-"""The answers that are compared; ``model`` comes first."""
-SENTENCE_BLIND = ("all_objects", "random_object", "other_sentence")
+LOOK_ALIKES = ("both_look_alikes", "random_look_alike")
+SENTENCE_BLIND = (*LOOK_ALIKES, "all_objects", "random_object", "other_sentence")
 """The rows that ``model`` must beat to show that it uses the sentence."""
+ROWS = ("model", *SENTENCE_BLIND, "empty", "ceiling", "oracle")
+"""The answers that are compared; ``model`` comes first."""
 ABSENT = "absent"
 """The group whose expressions name no object (Shapes)."""
 UNGROUPED = "all"

@@ -171,7 +171,7 @@ class LlmTower(Tower):
 
     def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
         """Reports the loss and the accuracies of words, count and place."""
-        layout = self.layouts[rng.integers(len(self.layouts))]
+        layout = self.layouts[int(rng.integers(len(self.layouts)))]
         want = FramesConfig(num_context=0, num_query=1) if is_single else layout
         videos = self.batch_size if is_single else max(1, self.batch_size // 2)
         conversations, visual, labels = [], [], []
@@ -298,7 +298,7 @@ def _draw_row(
     if is_vague:
         chosen = [int(rng.choice(pair))]
     masks_OTHW = scene.masks_OTHW[:, clip.start : clip.stop]
-    targets_THW = masks_OTHW[chosen].any(0)
+    targets_THW: np.ndarray = np.any(masks_OTHW[chosen], axis=0)
     places_THW, words_T2 = np.zeros_like(targets_THW), np.zeros((len(clip), 2), np.int64)
     for number, frame in enumerate(clip):
         if number and rng.random() < 0.5 and not is_vague:
