@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glus.config import DatasetConfig, FramesConfig
+from glus.config import DatasetConfig, FramesConfig, Window, load_config
 from glus.data.sampling import context_indices_eval, query_window
 from glus.files import read_object
 
@@ -26,6 +26,22 @@ class Variant:
     has_memory: bool
     has_key_frames: bool = False
     """It starts where it sees most; that frame is taken as given."""
+
+
+def variant_of(folder: Path) -> Variant | None:
+    """What made a folder of predictions, by its ``predict.json``; None where nothing is known of it, or where another
+    window than the sliding one was used.
+
+    Raises:
+        ValueError: that file is damaged.
+    """
+    if not (folder / "predict.json").is_file():
+        return None
+    identity = read_object(folder / "predict.json")["identity"]
+    if identity["inference"]["window"] != Window.sliding.value:
+        return None
+    frames = load_config(FramesConfig, identity["frames"])
+    return Variant(frames, identity["model"]["memory"]["enabled"], identity["key_frames"] is not None)
 
 
 def decided_frames(evidence: Collection[int], num_frames: int, variant: Variant) -> np.ndarray:

@@ -32,6 +32,7 @@ from rich.console import Console
 
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import open_masks
+from glus.data.evidence import Variant, decided_frames, read_evidence, variant_of
 from glus.data.frames import FrameStore
 from glus.data.parallel import map_in_processes
 from glus.data.predictions import check_predictions_dir, open_predictions
@@ -64,11 +65,15 @@ class Comparison:
     scores: tuple[Scores, ...]
 
     def table(self) -> dict[str, dict[str, float | None]]:
-        """J&F in percent by group and row, then ``overall`` (unweighted mean over the groups) and ``overall_present``
-        (the same without the group ``absent``); None where no expression has the row."""
+        """J&F in percent by group and row, and ``margin``: how far ``model`` is above the best blind row of the group.
+
+        Then ``overall`` (unweighted mean over the groups, also of their margins) and ``overall_present`` (the same
+        without the group ``absent``); None where no expression has the row, or not every group has its look-alikes.
+        """
         table = {name: _means(scores, 100) for name, scores in self._groups().items()}
+        table = {name: {**rows, "margin": margin(rows)} for name, rows in table.items()}
         present = [rows for name, rows in table.items() if name != ABSENT]
-        return {**table, "overall": _means(list(table.values())), "overall_present": _means(present)}
+        return {**table, "overall": _over_groups(list(table.values())), "overall_present": _over_groups(present)}
 
     def excluded(self) -> dict[str, dict[str, int]]:
         """By group and row, how many expressions do not have the row; only counts above 0."""
@@ -126,6 +131,8 @@ class VideoComparer:
 
     def __init__(self, dataset: DatasetConfig, predictions: dict[str, Path]) -> None:
         self.predictions = predictions
+        self.evidence = read_evidence(dataset)
+        self.variants = {label: variant_of(folder) for label, folder in predictions.items()}
         self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
         self.masks.open()
 
@@ -134,21 +141,38 @@ class VideoComparer:
         size = self.frames.size(video[0].video, video[0].frames[0])
         opened = {label: open_predictions(folder, video) for label, folder in self.predictions.items()}
         names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
+        alike = [names.index(e.annotation_ids[0]) for e in video if (e.video, e.exp_id) in self.evidence]
+        decided = {label: [self._decided(e, variant) for e in video] for label, variant in self.variants.items()}
         found: dict[str, list[list[RowScores]]] = {label: [[] for _ in video] for label in opened}
         hint = "a comparison needs complete predictions: see score.py"
         for frames in chunks(len(video[0].frames)):
             targets = TargetReader(self.masks, frames, size)
             objects = [targets(replace(video[0], annotation_ids=(name,))) for name in names]
-            blind = [_sentence_blind_scores(objects, targets(expression)) for expression in video]
+            blind = [_blind_scores(objects, targets(expression)) for expression in video]
+            for index, expression in enumerate(video):
+                if (expression.video, expression.exp_id) in self.evidence:
+                    rows = _blind_scores([objects[number] for number in dict.fromkeys(alike)], targets(expression))
+                    blind[index] |= dict(zip(LOOK_ALIKES, (rows["all_objects"], rows["random_object"]), strict=True))
             for label, predictions in opened.items():
                 answers = [read_complete(predictions, expression, frames, size, hint) for expression in video]
                 for index, expression in enumerate(video):
                     scores = _model_scores(video, answers, index, targets(expression)) | blind[index]
+                    decided_T = decided[label][index]
+                    if decided_T is not None:
+                        guess = np.maximum(*(scores[row] for row in LOOK_ALIKES))
+                        scores["ceiling"] = np.where(decided_T[list(frames)], 1.0, guess)
                     found[label][index].append(scores)
         return {
             label: [{row: float(np.mean(jf_T)) for row, jf_T in joined(scores).items()} for scores in of_video]
             for label, of_video in found.items()
         }
+
+    def _decided(self, expression: Expression, variant: Variant | None) -> np.ndarray | None:
+        """(T,) bool, where it is known when the look-alikes differ and what the model sees."""
+        evidence = self.evidence.get((expression.video, expression.exp_id))
+        return (
+            None if evidence is None or variant is None else decided_frames(evidence, len(expression.frames), variant)
+        )
 
 
 def rows_as_csv(comparisons: Mapping[str, Comparison]) -> str:
@@ -174,35 +198,37 @@ def print_comparison(label: str, comparison: Comparison, console: Console) -> No
     """One line per kind with all rows in percent and the margin of ``model`` over the best sentence-blind row."""
     title = f"J&F of {label} and of answers that ignore the sentence, percent"
     cells = {
-        kind: {row.replace("_", " "): _decimals(rows[row]) for row in ROWS} | {"margin": _decimals(margin(rows), "+")}
+        kind: {row.replace("_", " "): _decimals(value, "+" if row == "margin" else "") for row, value in rows.items()}
         for kind, rows in comparison.table().items()
     }
     print_rows(console, title, "kind", cells)
     for kind, rows_excluded in comparison.excluded().items():
         for row, count in rows_excluded.items():
-            console.print(f"{kind}: {count} expressions have no {row} and are left out of that row", markup=False)
+            if row not in (*LOOK_ALIKES, "ceiling"):  # which few kinds have, as the table shows
+                console.print(f"{kind}: {count} expressions have no {row} and are left out of that row", markup=False)
 
 
 def margin(rows: Mapping[str, float | None]) -> float | None:
     """Points by which ``model`` beats the best row that ignores the sentence; None if either does not exist."""
-    blind = [value for row in SENTENCE_BLIND if (value := rows[row]) is not None]
+    blind = [value for row in SENTENCE_BLIND if (value := rows.get(row)) is not None]
     model = rows["model"]
     return None if model is None or not blind else model - max(blind)
 
 
 def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, target: BitMasks) -> RowScores:
-    """Rows made of the model's answers: to this expression, and to those about entirely different objects."""
+    """Rows made of the model's answers: to this expression, to those about entirely different objects, to any."""
     own = set(video[index].annotation_ids)
+    scores = [_jf(answer, target) for answer in answers]
     others = [
-        _jf(answer, target)
-        for expression, answer in zip(video, answers, strict=True)
+        score
+        for expression, score in zip(video, scores, strict=True)
         if expression.annotation_ids and own.isdisjoint(expression.annotation_ids)
     ]
-    scores = {"model": _jf(answers[index], target)}
-    return scores | ({"other_sentence": np.mean(others, axis=0)} if others else {})
+    rows = {"model": scores[index], "oracle": np.max(scores, axis=0)}
+    return rows | ({"other_sentence": np.mean(others, axis=0)} if others else {})
 
 
-def _sentence_blind_scores(objects: Sequence[BitMasks], target: BitMasks) -> RowScores:
+def _blind_scores(objects: Sequence[BitMasks], target: BitMasks) -> RowScores:
     """Rows made of the ground truth of the video's objects alone."""
     nothing = BitMasks(np.zeros_like(target.words_TWh), target.height)
     union = BitMasks(reduce(np.bitwise_or, (mask.words_TWh for mask in objects), nothing.words_TWh), target.height)
@@ -218,10 +244,19 @@ def _jf(prediction: BitMasks, target: BitMasks) -> np.ndarray:
     return (scores.j_T + scores.f_T) / 2
 
 
-def _means(scores: Sequence[Mapping[str, float | None]], scale: float = 1) -> dict[str, float | None]:
+def _means(scores: Sequence[Scores], scale: float) -> dict[str, float | None]:
     """By row, the unweighted mean over those that have it; None where none has."""
-    values = {row: [value for score in scores if (value := score.get(row)) is not None] for row in ROWS}
+    values = {row: [score[row] for score in scores if row in score] for row in ROWS}
     return {row: scale * float(np.mean(found)) if found else None for row, found in values.items()}
+
+
+def _over_groups(groups: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    rows: dict[str, float | None] = {}
+    for row in (*ROWS, "margin"):
+        found = [value for of_group in groups if (value := of_group[row]) is not None]
+        is_whole = len(found) == len(groups) or row not in (*LOOK_ALIKES, "ceiling")
+        rows[row] = float(np.mean(found)) if found and is_whole else None
+    return rows
 
 
 def _decimals(value: float | None, sign: str = "") -> str:
