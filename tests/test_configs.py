@@ -109,7 +109,7 @@ def test_recipes_of_the_paper() -> None:
 
 
 def test_command_line_wins_over_experiment() -> None:
-    config = load_config(TrainConfig, compose_train("experiment=ablation/global_only", "frames.num_query=2"))
+    config = load_config(TrainConfig, compose_train("experiment=paper/global_only", "frames.num_query=2"))
     assert config.frames.query_sampling is QuerySampling.uniform
     assert config.frames.num_query == 2
 

@@ -56,7 +56,8 @@ class PredictConfig(RunConfig):
 class ScoreFramesConfig(RunConfig):
     """``scripts/score_frames.py``, which writes scores and ``key_frames.json``."""
 
-    inference: SettingsConfig = field(default_factory=SettingsConfig)
+    inference: SettingsConfig = field(default_factory=lambda: SettingsConfig(num_query=1))
+    """One query frame unless it says otherwise: what a sentence that starts there is asked with."""
 
 
 @dataclass

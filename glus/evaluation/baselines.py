@@ -46,6 +46,8 @@ SENTENCE_BLIND = (*LOOK_ALIKES, "all_objects", "random_object", "other_sentence"
 """The rows that ``model`` must beat to show that it uses the sentence."""
 ROWS = ("model", *SENTENCE_BLIND, "empty", "ceiling", "oracle")
 """The answers that are compared; ``model`` comes first."""
+_FOIL = "foil"
+"""The answer beside the look-alike that is not meant."""
 ABSENT = "absent"
 """The group whose expressions name no object (Shapes)."""
 UNGROUPED = "all"
@@ -63,6 +65,8 @@ class Comparison:
 
     expressions: tuple[Expression, ...]
     scores: tuple[Scores, ...]
+    chosen: tuple[np.ndarray | None, ...]
+    """(T,) bool: in which frames the answer fits the object better than the other look-alike, where there is one."""
 
     def table(self) -> dict[str, dict[str, float | None]]:
         """J&F in percent by group and row, and ``margin``: how far ``model`` is above the best blind row of the group.
@@ -121,7 +125,7 @@ def compare_predictions(
     results = list(map_in_processes(comparer, videos, num_workers))
     expressions = tuple(expression for video in videos for expression in video)
     return {
-        label: Comparison(expressions, tuple(scores for result in results for scores in result[label]))
+        label: Comparison(expressions, *zip(*(answer for result in results for answer in result[label]), strict=True))
         for label in predictions
     }
 
@@ -136,23 +140,25 @@ class VideoComparer:
         self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
         self.masks.open()
 
-    def __call__(self, video: Video) -> dict[str, list[Scores]]:
-        """By label, the rows of each expression of the video; every mask is read once."""
+    def __call__(self, video: Video) -> dict[str, list[tuple[Scores, np.ndarray | None]]]:
+        """By label, the rows of each expression of the video, and its ``chosen``; every mask is read once."""
         size = self.frames.size(video[0].video, video[0].frames[0])
         opened = {label: open_predictions(folder, video) for label, folder in self.predictions.items()}
         names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
-        alike = [names.index(e.annotation_ids[0]) for e in video if (e.video, e.exp_id) in self.evidence]
+        is_alike = [(expression.video, expression.exp_id) in self.evidence for expression in video]
+        alike = {name for e, has_twin in zip(video, is_alike, strict=True) for name in e.annotation_ids if has_twin}
         decided = {label: [self._decided(e, variant) for e in video] for label, variant in self.variants.items()}
         found: dict[str, list[list[RowScores]]] = {label: [[] for _ in video] for label in opened}
         hint = "a comparison needs complete predictions: see score.py"
         for frames in chunks(len(video[0].frames)):
             targets = TargetReader(self.masks, frames, size)
             objects = [targets(replace(video[0], annotation_ids=(name,))) for name in names]
-            blind = [_blind_scores(objects, targets(expression)) for expression in video]
-            for index, expression in enumerate(video):
-                if (expression.video, expression.exp_id) in self.evidence:
-                    rows = _blind_scores([objects[number] for number in dict.fromkeys(alike)], targets(expression))
-                    blind[index] |= dict(zip(LOOK_ALIKES, (rows["all_objects"], rows["random_object"]), strict=True))
+            pair = {name: mask for name, mask in zip(names, objects, strict=True) if name in alike}
+            blind = [
+                _blind_scores(objects, targets(e))
+                | (_look_alike_scores(list(pair.values()), targets(e)) if has_twin else {})
+                for e, has_twin in zip(video, is_alike, strict=True)
+            ]
             for label, predictions in opened.items():
                 answers = [read_complete(predictions, expression, frames, size, hint) for expression in video]
                 for index, expression in enumerate(video):
@@ -161,11 +167,10 @@ class VideoComparer:
                     if decided_T is not None:
                         guess = np.maximum(*(scores[row] for row in LOOK_ALIKES))
                         scores["ceiling"] = np.where(decided_T[list(frames)], 1.0, guess)
+                    foils = [_jf(answers[index], pair[name]) for name in pair.keys() - {*expression.annotation_ids}]
+                    scores |= {_FOIL: np.max(foils, axis=0)} if is_alike[index] and foils else {}
                     found[label][index].append(scores)
-        return {
-            label: [{row: float(np.mean(jf_T)) for row, jf_T in joined(scores).items()} for scores in of_video]
-            for label, of_video in found.items()
-        }
+        return {label: [_averaged(joined(scores)) for scores in of_video] for label, of_video in found.items()}
 
     def _decided(self, expression: Expression, variant: Variant | None) -> np.ndarray | None:
         """(T,) bool, where it is known when the look-alikes differ and what the model sees."""
@@ -173,6 +178,12 @@ class VideoComparer:
         return (
             None if evidence is None or variant is None else decided_frames(evidence, len(expression.frames), variant)
         )
+
+
+def _averaged(rows: RowScores) -> tuple[Scores, np.ndarray | None]:
+    """The means over all frames, and in which the answer fits the object better than the other look-alike."""
+    chosen_T = rows["model"] > rows[_FOIL] if _FOIL in rows else None
+    return {row: float(np.mean(jf_T)) for row, jf_T in rows.items() if row != _FOIL}, chosen_T
 
 
 def rows_as_csv(comparisons: Mapping[str, Comparison]) -> str:
@@ -236,6 +247,11 @@ def _blind_scores(objects: Sequence[BitMasks], target: BitMasks) -> RowScores:
     if objects:
         scores["random_object"] = np.mean([_jf(mask, target) for mask in objects], axis=0)
     return scores
+
+
+def _look_alike_scores(pair: Sequence[BitMasks], target: BitMasks) -> RowScores:
+    rows = _blind_scores(pair, target)
+    return dict(zip(LOOK_ALIKES, (rows["all_objects"], rows["random_object"]), strict=True))
 
 
 def _jf(prediction: BitMasks, target: BitMasks) -> np.ndarray:

@@ -59,7 +59,7 @@ class Difference:
     mean: float
     low: float
     high: float
-    """95 % interval, by resampling videos: sentences of one video are not independent. Infinite for a single video."""
+    """95 % interval, by resampling videos, and seeds where there are several. Infinite for a single video."""
 
 
 def read_run(folder: str | Path, label: str = "") -> ScoredRun:
@@ -117,17 +117,39 @@ def mean_score(run: ScoredRun, names: Iterable[str]) -> float:
 
 def paired_difference(first: ScoredRun, second: ScoredRun, names: Sequence[str]) -> Difference:
     """How much better the second run is, with a paired bootstrap over videos (seeded: equal runs, equal numbers)."""
-    videos: dict[str, list[float]] = {}
-    for name in names:
-        change = second.scores[name].jf - first.scores[name].jf
-        videos.setdefault(first.scores[name].video, []).append(change)
-    sums = np.array([sum(changes) for changes in videos.values()])
-    counts = np.array([len(changes) for changes in videos.values()])
-    mean = float(sums.sum() / counts.sum())
-    if len(videos) == 1:
+    changes = [second.scores[name].jf - first.scores[name].jf for name in names]
+    return bootstrap(np.array([changes]), [first.scores[name].video for name in names], [""] * len(names))
+
+
+def bootstrap(changes_SN: np.ndarray, videos: Sequence[str], kinds: Sequence[str]) -> Difference:
+    """The mean over kinds of their mean changes, with an interval by drawing videos and seeds again.
+
+    Sentences of one video are not independent, nor are those of one trained model.
+
+    Args:
+        changes_SN: change of N sentences in each of S pairs of models.
+        videos, kinds: of each sentence.
+    """
+    names, of_video = np.unique(videos, return_inverse=True)
+    num_seeds, num_videos = len(changes_SN), len(names)
+    rng = np.random.default_rng(0)
+    drawn_RV = rng.multinomial(num_videos, np.full(num_videos, 1 / num_videos), NUM_RESAMPLES)
+    drawn_RS = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), NUM_RESAMPLES)
+    means, resampled = [], []
+    for kind in dict.fromkeys(kinds):
+        chosen = np.array([other == kind for other in kinds])
+        counts_V = np.bincount(of_video[chosen], minlength=num_videos)
+        weights = (np.bincount(of_video[chosen], change_N[chosen], num_videos) for change_N in changes_SN)
+        sums_SV = np.stack(list(weights))
+        means.append(sums_SV.sum() / (num_seeds * counts_V.sum()))
+        counts_R = num_seeds * (drawn_RV @ counts_V)
+        sums_R = ((drawn_RS @ sums_SV) * drawn_RV).sum(1)
+        # A draw without any video of a kind says nothing of it.
+        resampled.append(np.divide(sums_R, counts_R, out=np.full(NUM_RESAMPLES, np.nan), where=counts_R > 0))
+    mean = float(np.mean(means))
+    if num_videos == 1:
         return Difference(mean, -math.inf, math.inf)
-    drawn_RV = np.random.default_rng(0).multinomial(len(videos), np.full(len(videos), 1 / len(videos)), NUM_RESAMPLES)
-    low, high = np.quantile((drawn_RV @ sums) / (drawn_RV @ counts), (0.025, 0.975))
+    low, high = np.nanquantile(np.mean(resampled, axis=0), (0.025, 0.975))
     return Difference(mean, float(low), float(high))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ MASK_PALETTE = (0, 0, 0, 236, 95, 103, 249, 145, 87, 250, 200, 99, 153, 199, 148
 Tables = defaultdict[str, dict[str, Any]]
 """Name of a JSON file -> what it is to hold."""
 
+EXCHANGED = "meta_expressions_exchanged.json"
+"""Sentences of which those that name one look-alike name the other in half of the videos: there is nothing to learn."""
 _GENERATION = 2
 """Raised when the same settings give other videos than before."""
 _COLUMNS, _SIDE, _GAP = 16, 84, 6
@@ -54,7 +56,8 @@ def write_shapes(
     and
 
     - MeViS: ``meta_expressions.json`` and ``mask_dict.json`` (one run-length code per frame, null where the object
-      cannot be seen). Absent sentences have empty lists of object and annotation ids, as in MeViS v2.
+      cannot be seen). Absent sentences have empty lists of object and annotation ids, as in MeViS v2. ``EXCHANGED``
+      is a control for training.
     - Ref-YouTube-VOS: ``Annotations/<video>/<frame>.png`` (mode P, value = object id from 1) and ``meta.json``; the
       sentences are in ``<folder>/meta_expressions/<split>/meta_expressions.json``, with their ``obj_id`` in every
       split.
@@ -129,7 +132,11 @@ def _add_video(staging: Path, tables: Tables, video: str, scene: Scene, layout: 
         _, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         (staging / "JPEGImages" / video / f"{name}.jpg").write_bytes(data.tobytes())
     if layout == "mevis":
+        number = len(tables["kinds.json"]) - 1
         entry = _mevis_entry(tables, frames, scene, sentences)
+        is_exchanged = number // len(STRUCTURES) % 2 == 0
+        other = _exchanged(entry, scene, tables["evidence.json"][video]) if is_exchanged else entry
+        tables[EXCHANGED].setdefault("videos", {})[video] = other
     else:
         _write_palettes(staging / "Annotations" / video, frames, scene.masks_OTHW)
         tables["meta.json"].setdefault("videos", {})[video] = {"objects": _youtube_objects(frames, scene)}
@@ -150,6 +157,17 @@ def _mevis_entry(tables: Tables, frames: list[str], scene: Scene, sentences: dic
         for exp_id, s in sentences.items()
     }
     return {"vid_id": number, "frames": frames, "expressions": expressions}
+
+
+def _exchanged(entry: dict[str, Any], scene: Scene, twins: Mapping[str, object]) -> dict[str, Any]:
+    """The entry with the look-alikes of its ``twins`` in each other's place."""
+    one, other = (item.object_id for item in scene.look_alikes)
+    expressions = {}
+    for exp_id, sentence in entry["expressions"].items():
+        step = {one: other - one, other: one - other}[sentence["obj_id"][0]] if exp_id in twins else 0
+        ids = {name: [number + step for number in sentence[name]] for name in ("obj_id", "anno_id")}
+        expressions[exp_id] = {**sentence, **ids}
+    return {**entry, "expressions": expressions}
 
 
 def _write_palettes(folder: Path, frames: list[str], masks_OTHW: np.ndarray) -> None:

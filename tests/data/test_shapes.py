@@ -27,7 +27,7 @@ from glus.shapes.scene import (
     plan_of,
     scene_of,
 )
-from glus.shapes.write import LAYOUT_KINDS, count_kinds, draw_contact_sheet, write_shapes
+from glus.shapes.write import EXCHANGED, LAYOUT_KINDS, count_kinds, draw_contact_sheet, write_shapes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import make_shapes
@@ -286,6 +286,23 @@ def test_mevis_layout(tmp_path: Path) -> None:
                 for code, mask in zip(masks[str(anno_id)], scene.masks_OTHW[object_id], strict=True):
                     assert (code is None) == (not mask.any())
                     assert code is None or np.array_equal(rle.decode(code), mask)
+
+
+def test_half_of_the_exchanged_sentences_name_the_other_look_alike(tmp_path: Path) -> None:
+    write_shapes(tmp_path, "train", 2 * len(STRUCTURES), seed=7, num_frames=6, size=48)
+    right, exchanged = (load(tmp_path / "train" / name)["videos"] for name in ("meta_expressions.json", EXCHANGED))
+    for index, video in enumerate(right):
+        plan = plan_of(7, "train", index, 6, 48)
+        pair = {item.object_id for item in plan.look_alikes}
+        for exp_id, sentence in right[video]["expressions"].items():
+            other = exchanged[video]["expressions"][exp_id]
+            if index < len(STRUCTURES) and plan.sentences[int(exp_id)].kind == plan.structure:
+                assert {*sentence["obj_id"], *other["obj_id"]} == pair
+                steps = [other[name][0] - sentence[name][0] for name in ("obj_id", "anno_id")]
+                assert steps[0] == steps[1] != 0
+                assert {**other, "obj_id": 0, "anno_id": 0} == {**sentence, "obj_id": 0, "anno_id": 0}
+            else:
+                assert other == sentence
 
 
 def test_youtube_layout(tmp_path: Path) -> None:

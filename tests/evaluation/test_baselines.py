@@ -100,6 +100,12 @@ def test_look_alikes_ceiling_and_oracle(dataset: DatasetConfig, perfect: Path) -
     assert rows["0"]["oracle"] == pytest.approx(ONE_OF_TWO / 100), "its best answer is the one about both"
     assert rows["1"]["oracle"] == 1.0
     assert "both_look_alikes" not in rows["2"]
+    assert [None if chosen is None else chosen.tolist() for chosen in comparison.chosen] == [
+        [False] * 3,
+        [True] * 3,
+        None,
+        None,
+    ]
     table = comparison.table()
     assert table["appearance"]["margin"] == pytest.approx(50 - ONE_OF_TWO)
     assert table["overall"]["both_look_alikes"] is None, "not every kind has look-alikes"
