@@ -15,20 +15,22 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from glus.config import PretrainConfig, QuerySampling, load_config
+from glus.config import Precision, PretrainConfig, QuerySampling, load_config
 from glus.config.jobs import Jobs
 from glus.data.chat.llava import LlavaChat, train_vocabulary
 from glus.files import write_text
 from glus.log import run_info, setup_logging
 from glus.models.build import build_segmenter
+from glus.models.hub import find_model
 from glus.models.mllm.llava import ClipEncoder, build_vision_tower, llava_of
-from glus.models.pretrained import build_glus
+from glus.models.pretrained import build_glus, load_model
 from glus.models.release_layout import PROJECTOR_PREFIX
 from glus.models.weight_files import write_pickle, write_tensors
 from glus.shapes.pretrain import ClipTower, LlmTower, Sam2Tower, Tower, pretrain
@@ -84,8 +86,12 @@ def make_llm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
 
 def make_sam2(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     """A SAM2."""
-    segmenter = build_segmenter(config.model.segmenter)
+    segmenter: Any = build_segmenter(config.model.segmenter)
+    if config.sam2_start is not None:
+        segmenter = load_model(find_model(config.sam2_start), Precision.fp32, as_trained=True).glus.segmenter
     tower = Sam2Tower(segmenter, scenes, config.sam2_batch_size, config.sam2_clip_frames)
+    if config.sam2_start is not None:
+        tower.single_frame_share = 0.0
     _train("sam2", tower, config.sam2_steps, config, folder)
     write_pickle(folder / "sam2.pt", {"model": segmenter.sam.state_dict()})
 

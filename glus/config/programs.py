@@ -176,6 +176,8 @@ class PretrainConfig:
         lambda parts: set(parts) <= set(_TOWERS), f"names among {', '.join(_TOWERS)}", default=lambda: list(_TOWERS)
     )
     """What to make. The LLM needs tokenizer and CLIP; SAM2 needs nothing, so two processes can share the work."""
+    sam2_start: str | None = None
+    """Model folder whose SAM2 goes on learning, on clips alone; null: one with random weights."""
     num_scenes: int = 300
     """Generated videos to learn from."""
     num_frames: int = 16
