@@ -42,7 +42,7 @@ from glus.inference.key_frames import write_key_frames
 from glus.models.glus import memory_frames
 from glus.models.hub import find_model
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_UNTIL_NEXT_LOOK = 1.0
 """At what other programs have finished."""
 LINES_OF_LOG = 15
 """That the error of a program shows."""
@@ -124,7 +124,7 @@ def run_tasks(tasks: Sequence[Task], processes: int, gpus: int) -> None:
                 failed.append("no other task is begun")
                 raise
             if ran is None:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_UNTIL_NEXT_LOOK)
             else:
                 minutes = (time.monotonic() - start) / 60
                 print(f"{minutes:6.1f} min  {ran.folder}  ({len(pending) - 1} tasks left)", flush=True)

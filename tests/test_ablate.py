@@ -79,7 +79,7 @@ def tasks_of(folder: Path, number: int = 4) -> list[ablate.Task]:
 
 def test_every_task_runs_once_when_what_it_needs_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with two commands at work."""
-    monkeypatch.setattr(ablate, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(ablate, "SECONDS_UNTIL_NEXT_LOOK", 0.01)
     tasks = tasks_of(tmp_path)
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(ablate.run_tasks, tasks, 2, 0) for _ in range(2)]:
