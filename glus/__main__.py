@@ -20,6 +20,7 @@ COMMANDS = {
     "report": "scripts/report.py",
     "demo": "scripts/demo.py",
     "show": "scripts/show.py",
+    "ablate": "scripts/ablate.py",
     "key-frames": "scripts/score_frames.py",
     "calibrate": "tools/calibrate_existence.py",
     "data shapes": "tools/make_shapes.py",

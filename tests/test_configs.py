@@ -88,9 +88,14 @@ def test_programs_that_run_a_model_take_every_setting(program: str, schema: type
     settings = [f"inference.{setting.name}=null" for setting in fields(SettingsConfig)]
     config = load_config(schema, compose(program, [*begin, *settings, "inference.window=clips", "allow_cpu=true"]))
     wanted = schema(config.dataset, config.paths, "here", "there", allow_cpu=True)
-    wanted.inference.window = Window.clips
+    wanted.inference.window, wanted.inference.num_query = Window.clips, None
     assert config == wanted
     assert config.dataset.name == "shapes_valid"
+
+
+def test_frames_are_scored_with_one_query_frame() -> None:
+    """The prompt that a sentence gets which starts there."""
+    assert (ScoreFramesConfig().inference.num_query, PredictConfig().inference.num_query) == (1, None)
     with pytest.raises(ConfigCompositionException, match=r"Could not override 'inference\.windo'"):
         compose(program, [*begin, "inference.windo=clips"])
 
@@ -118,7 +123,7 @@ def test_recipes_of_the_paper() -> None:
 
 
 def test_command_line_wins_over_experiment() -> None:
-    config = load_config(TrainConfig, compose_train("experiment=ablation/global_only", "frames.num_query=2"))
+    config = load_config(TrainConfig, compose_train("experiment=paper/global_only", "frames.num_query=2"))
     assert config.frames.query_sampling is QuerySampling.uniform
     assert config.frames.num_query == 2
 

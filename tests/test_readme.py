@@ -56,6 +56,7 @@ NOT_OURS = ("hf download ", "curl ", "source ")
 DOWNLOADED = "Swindl/"
 """Commands that name it download a model: their options are looked up, nothing is run."""
 RUN_ELSEWHERE = {
+    "scripts/ablate.py": "tests/test_ablate.py",
     "scripts/demo.py": "tests/inference/test_demo.py",
     "tools/check_parity.py": "tests/parity/test_recorded.py",
     "tools/qualify.py": "tests/test_qualify.py",

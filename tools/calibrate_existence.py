@@ -1,6 +1,6 @@
 """Choose the threshold below which masks are emptied, on a training split that was predicted without one.
 
-    python scripts/predict.py dataset=shapes_train weights=outputs/shapes output_dir=outputs/shapes/train format=rle
+    python scripts/predict.py dataset=shapes_train weights=outputs/shapes output=outputs/shapes/train format=rle
     python tools/calibrate_existence.py dataset=shapes_train predictions=outputs/shapes/train
 
 Probability of [SEG] and object score are stored with every mask, and a threshold only empties masks, so J&F, N-acc and

@@ -1,6 +1,6 @@
 """Generate Shapes, the referring-video benchmark of moving objects, and a contact sheet of samples.
 
-    python tools/make_shapes.py data/shapes --train-videos 800 --valid-videos 60 --num-frames 16 --size 128 --seed 0
+    python tools/make_shapes.py data/shapes --train-videos 800 --valid-videos 112 --num-frames 16 --size 128 --seed 0
     python tools/make_shapes.py data/shapes_youtube --layout ref_youtube_vos
 
 The same settings always give the same files; a folder that is already complete is left as it is, and one with other
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=user_path, help="where the splits and contact_sheet.png are written")
     parser.add_argument("--train-videos", type=int, default=800, help="videos of the split train; 0: leave it out")
-    parser.add_argument("--valid-videos", type=int, default=60, help="videos of the split valid; 0: leave it out")
+    parser.add_argument("--valid-videos", type=int, default=112, help="videos of the split valid; 0: leave it out")
     parser.add_argument("--num-frames", type=int, default=16, help="frames of every video")
     parser.add_argument("--size", type=int, default=128, help="side of the square frames in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other videos")

@@ -2,7 +2,7 @@
 
     python tools/pretrain_towers.py parts=[tokenizer,clip,llm]
     python tools/pretrain_towers.py parts=[sam2]
-    python tools/pretrain_towers.py parts=[tokenizer,mllm] model=glus_qwen3_vl_tiny output_dir=weights/shapes_qwen3_vl
+    python tools/pretrain_towers.py parts=[tokenizer,mllm] model=glus_qwen3_vl_tiny output=weights/shapes_qwen3_vl
 
 The third makes an MLLM of another family, whose vision tower and LLM come in one folder; SAM2 is the same.
 
@@ -18,14 +18,16 @@ import logging
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from glus.config import PretrainConfig
+from glus.config import FramesConfig, Precision, PretrainConfig, QuerySampling
 from glus.config.jobs import Jobs
 from glus.data.chat.chatml import train_json_vocabulary
 from glus.data.chat.llava import LlavaChat, train_vocabulary
@@ -33,9 +35,10 @@ from glus.files import write_text
 from glus.inference.predictor import chat_of
 from glus.log import run_info, setup_logging
 from glus.models.build import build_segmenter
+from glus.models.hub import find_model
 from glus.models.mllm.adapters import second_names
 from glus.models.mllm.llava import ClipEncoder, build_vision_tower, llava_of
-from glus.models.pretrained import build_glus
+from glus.models.pretrained import build_glus, load_model
 from glus.models.published import save_published
 from glus.models.release_layout import PROJECTOR_PREFIX
 from glus.models.weight_files import write_pickle, write_tensors
@@ -90,11 +93,16 @@ def make_llm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     model.llm.lora_rank, model.trainable = 0, ["projector", "llm"]  # LoRA comes on top of what is made here
     mllm = llava_of(build_glus(model))
     tokenizer = LlavaChat(Vocabulary(model.llm.tokenizer), mllm.tokens_per_frame)
-    tower = LlmTower(mllm, tokenizer, config.frames, scenes, config.llm_batch_size)
+    tower = LlmTower(mllm, tokenizer, layouts(config.frames), scenes, config.llm_batch_size)
     _train("llm", tower, config.llm_steps, config, folder)
     projector = {f"{PROJECTOR_PREFIX}{name}": tensor for name, tensor in mllm.projector.state_dict().items()}
     (folder / "llm").mkdir(exist_ok=True)
     write_tensors(folder / "llm" / "model.safetensors", {**mllm.llama.state_dict(), **projector}, {})
+
+
+def layouts(frames: FramesConfig) -> list[FramesConfig]:
+    """Of the method's variants: both kinds of frames, no context, and no consecutive query frames."""
+    return [frames, replace(frames, num_context=0), replace(frames, query_sampling=QuerySampling.uniform)]
 
 
 def make_mllm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
@@ -105,7 +113,7 @@ def make_mllm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None
     glus, vocabulary = build_glus(model), JsonVocabulary(model.llm.tokenizer)
     mllm, output = glus.mllm, folder / "mllm"
     _train("vision", VisionTower(mllm, scenes, config.clip_batch_size), config.clip_steps, config, folder)
-    tower = LlmTower(mllm, chat_of(glus, vocabulary), config.frames, scenes, config.llm_batch_size)
+    tower = LlmTower(mllm, chat_of(glus, vocabulary), layouts(config.frames), scenes, config.llm_batch_size)
     _train("llm", tower, config.llm_steps, config, folder)
     if output.exists():
         shutil.rmtree(output)
@@ -116,8 +124,12 @@ def make_mllm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None
 
 def make_sam2(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     """A SAM2."""
-    segmenter = build_segmenter(config.model.segmenter)
+    segmenter: Any = build_segmenter(config.model.segmenter)
+    if config.sam2_start is not None:
+        segmenter = load_model(find_model(config.sam2_start), Precision.fp32, as_trained=True).glus.segmenter
     tower = Sam2Tower(segmenter, scenes, config.sam2_batch_size, config.sam2_clip_frames)
+    if config.sam2_start is not None:
+        tower.single_frame_share = 0.0
     _train("sam2", tower, config.sam2_steps, config, folder)
     write_pickle(folder / "sam2.pt", {"model": segmenter.sam.state_dict()})
 

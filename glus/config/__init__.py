@@ -4,6 +4,7 @@
 a DictConfig, and no module of the network sees a config at all (``models/build.py`` takes them apart).
 """
 
+from glus.config.ablate import AblateConfig, AblationClaim, AblationConfig, AblationRow, StartFrame
 from glus.config.data import (
     DataConfig,
     DatasetConfig,

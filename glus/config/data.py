@@ -121,6 +121,9 @@ class DatasetConfig:
     """What the benchmark's own script does with a missing prediction, for the report; null: there is no such script."""
     groups: str | None = None
     """Sidecar file below the split folder: {video: {exp_id: group}}; its groups are scored apart (Shapes' kinds)."""
+    evidence: str | None = None
+    """Sidecar file below the split folder: {video: {exp_id: [frames] or null}} of the sentences that name one of
+    several look-alikes, with the frames that show which (Shapes)."""
 
 
 @dataclass

@@ -58,7 +58,8 @@ class PredictConfig(RunConfig):
 class ScoreFramesConfig(RunConfig):
     """``scripts/score_frames.py``, which writes scores and ``key_frames.json``."""
 
-    inference: SettingsConfig = field(default_factory=SettingsConfig)
+    inference: SettingsConfig = field(default_factory=lambda: SettingsConfig(num_query=1))
+    """One query frame unless it says otherwise: what a sentence that starts there is asked with."""
 
 
 @dataclass
@@ -198,6 +199,8 @@ class PretrainConfig:
     parts: list[str] | None = None
     """What to make: tokenizer, clip, llm, sam2; of another family than LLaVA tokenizer, mllm, sam2. Null: all. The LLM
     needs tokenizer and CLIP, SAM2 needs nothing, so two processes can share the work."""
+    sam2_start: str | None = None
+    """Model folder whose SAM2 goes on learning, on clips alone; null: one with random weights."""
     num_scenes: int = 300
     """Generated videos to learn from."""
     num_frames: int = 16

@@ -3,11 +3,17 @@
 For every expression, J&F against its ground truth of
 
 - ``model``: the prediction;
+- ``both_look_alikes``: all objects that sentences of this kind name in the video, where they are look-alikes (Shapes);
+- ``random_look_alike``: one of them drawn at random: chance, for whoever finds the look-alikes and no more;
 - ``all_objects``: every annotated object of the video at once;
 - ``random_object``: one object of the video drawn at random (the exact expectation, nothing is sampled);
 - ``other_sentence``: the model's prediction for another sentence of the video about entirely different objects (the
   mean over all such sentences);
-- ``empty``: nothing.
+- ``empty``: nothing;
+- ``ceiling``: the right mask in every frame that the model's frames and memory can decide (``glus/data/evidence.py``),
+  in the others the better of the two look-alike rows: what no model of its kind exceeds;
+- ``oracle``: the best, frame by frame, of the model's own answers to sentences of the video: its masks, were the
+  choice always right.
 
 Where an answer does not exist (no sentence about different objects; no object in the video) the expression is left out
 of that row alone, and counted.
@@ -26,6 +32,7 @@ from rich.console import Console
 
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import open_masks
+from glus.data.evidence import Variant, decided_frames, read_evidence, variant_of
 from glus.data.frames import FrameStore
 from glus.data.parallel import map_in_processes
 from glus.data.predictions import check_predictions_dir, open_predictions
@@ -34,10 +41,13 @@ from glus.evaluation.report import MEANS, csv_text, print_rows
 from glus.evaluation.score import chunks, joined, read_scored_videos
 from glus.types import Expression, Video
 
-ROWS = ("model", "all_objects", "random_object", "other_sentence", "empty")
-"""The answers that are compared; ``model`` comes first."""
-SENTENCE_BLIND = ("all_objects", "random_object", "other_sentence")
+LOOK_ALIKES = ("both_look_alikes", "random_look_alike")
+SENTENCE_BLIND = (*LOOK_ALIKES, "all_objects", "random_object", "other_sentence")
 """The rows that ``model`` must beat to show that it uses the sentence."""
+ROWS = ("model", *SENTENCE_BLIND, "empty", "ceiling", "oracle")
+"""The answers that are compared; ``model`` comes first."""
+_FOIL = "foil"
+"""The answer beside the look-alike that is not meant."""
 ABSENT = "absent"
 """The group whose expressions name no object (Shapes)."""
 _TITLES = {"overall": MEANS["mean_over_kinds"], "overall_present": f"{MEANS['mean_over_kinds']} but {ABSENT}"}
@@ -56,13 +66,19 @@ class Comparison:
 
     expressions: tuple[Expression, ...]
     scores: tuple[Scores, ...]
+    chosen: tuple[np.ndarray | None, ...]
+    """(T,) bool: in which frames the answer fits the object better than the other look-alike, where there is one."""
 
     def table(self) -> dict[str, dict[str, float | None]]:
-        """J&F in percent by group and row, then ``overall`` (unweighted mean over the groups) and ``overall_present``
-        (the same without the group ``absent``); None where no expression has the row."""
+        """J&F in percent by group and row, and ``margin``: how far ``model`` is above the best blind row of the group.
+
+        Then ``overall`` (unweighted mean over the groups, also of their margins) and ``overall_present`` (the same
+        without the group ``absent``); None where no expression has the row, or not every group has its look-alikes.
+        """
         table = {name: _means(scores, 100) for name, scores in self._groups().items()}
+        table = {name: {**rows, "margin": margin(rows)} for name, rows in table.items()}
         present = [rows for name, rows in table.items() if name != ABSENT]
-        return {**table, "overall": _means(list(table.values())), "overall_present": _means(present)}
+        return {**table, "overall": _over_groups(list(table.values())), "overall_present": _over_groups(present)}
 
     def excluded(self) -> dict[str, dict[str, int]]:
         """By group and row, how many expressions do not have the row; only counts above 0."""
@@ -110,7 +126,7 @@ def compare_predictions(
     results = list(map_in_processes(comparer, videos, num_workers))
     expressions = tuple(expression for video in videos for expression in video)
     return {
-        label: Comparison(expressions, tuple(scores for result in results for scores in result[label]))
+        label: Comparison(expressions, *zip(*(answer for result in results for answer in result[label]), strict=True))
         for label in predictions
     }
 
@@ -120,29 +136,55 @@ class VideoComparer:
 
     def __init__(self, dataset: DatasetConfig, predictions: dict[str, Path]) -> None:
         self.predictions = predictions
+        self.evidence = read_evidence(dataset)
+        self.variants = {label: variant_of(folder) for label, folder in predictions.items()}
         self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
         self.masks.open()
 
-    def __call__(self, video: Video) -> dict[str, list[Scores]]:
-        """By label, the rows of each expression of the video; every mask is read once."""
+    def __call__(self, video: Video) -> dict[str, list[tuple[Scores, np.ndarray | None]]]:
+        """By label, the rows of each expression of the video, and its ``chosen``; every mask is read once."""
         size = self.frames.size(video[0].video, video[0].frames[0])
         opened = {label: open_predictions(folder, video) for label, folder in self.predictions.items()}
         names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
+        is_alike = [(expression.video, expression.exp_id) in self.evidence for expression in video]
+        alike = {name for e, has_twin in zip(video, is_alike, strict=True) for name in e.annotation_ids if has_twin}
+        decided = {label: [self._decided(e, variant) for e in video] for label, variant in self.variants.items()}
         found: dict[str, list[list[RowScores]]] = {label: [[] for _ in video] for label in opened}
         hint = "a comparison needs complete predictions: see score.py"
         for frames in chunks(len(video[0].frames)):
             targets = TargetReader(self.masks, frames, size)
             objects = [targets(replace(video[0], annotation_ids=(name,))) for name in names]
-            blind = [_sentence_blind_scores(objects, targets(expression)) for expression in video]
+            pair = {name: mask for name, mask in zip(names, objects, strict=True) if name in alike}
+            blind = [
+                _blind_scores(objects, targets(e))
+                | (_look_alike_scores(list(pair.values()), targets(e)) if has_twin else {})
+                for e, has_twin in zip(video, is_alike, strict=True)
+            ]
             for label, predictions in opened.items():
                 answers = [read_complete(predictions, expression, frames, size, hint) for expression in video]
                 for index, expression in enumerate(video):
                     scores = _model_scores(video, answers, index, targets(expression)) | blind[index]
+                    decided_T = decided[label][index]
+                    if decided_T is not None:
+                        guess = np.maximum(*(scores[row] for row in LOOK_ALIKES))
+                        scores["ceiling"] = np.where(decided_T[list(frames)], 1.0, guess)
+                    foils = [_jf(answers[index], pair[name]) for name in pair.keys() - {*expression.annotation_ids}]
+                    scores |= {_FOIL: np.max(foils, axis=0)} if is_alike[index] and foils else {}
                     found[label][index].append(scores)
-        return {
-            label: [{row: float(np.mean(jf_T)) for row, jf_T in joined(scores).items()} for scores in of_video]
-            for label, of_video in found.items()
-        }
+        return {label: [_averaged(joined(scores)) for scores in of_video] for label, of_video in found.items()}
+
+    def _decided(self, expression: Expression, variant: Variant | None) -> np.ndarray | None:
+        """(T,) bool, where it is known when the look-alikes differ and what the model sees."""
+        evidence = self.evidence.get((expression.video, expression.exp_id))
+        return (
+            None if evidence is None or variant is None else decided_frames(evidence, len(expression.frames), variant)
+        )
+
+
+def _averaged(rows: RowScores) -> tuple[Scores, np.ndarray | None]:
+    """The means over all frames, and in which the answer fits the object better than the other look-alike."""
+    chosen_T = rows["model"] > rows[_FOIL] if _FOIL in rows else None
+    return {row: float(np.mean(jf_T)) for row, jf_T in rows.items() if row != _FOIL}, chosen_T
 
 
 def rows_as_csv(comparisons: Mapping[str, Comparison]) -> str:
@@ -168,36 +210,39 @@ def print_comparison(label: str, comparison: Comparison, console: Console) -> No
     """One line per kind with all rows in percent and the margin of ``model`` over the best sentence-blind row."""
     title = f"J&F of {label} and of answers that ignore the sentence, percent"
     cells = {
-        _TITLES.get(kind, kind): {row.replace("_", " "): _decimals(rows[row]) for row in ROWS}
-        | {"margin": _decimals(margin(rows), "+")}
+        _TITLES.get(kind, kind): {
+            row.replace("_", " "): _decimals(value, "+" if row == "margin" else "") for row, value in rows.items()
+        }
         for kind, rows in comparison.table().items()
     }
     print_rows(console, title, "kind", cells)
     for kind, rows_excluded in comparison.excluded().items():
         for row, count in rows_excluded.items():
-            console.print(f"{kind}: {count} expressions have no {row} and are left out of that row", markup=False)
+            if row not in (*LOOK_ALIKES, "ceiling"):  # which few kinds have, as the table shows
+                console.print(f"{kind}: {count} expressions have no {row} and are left out of that row", markup=False)
 
 
 def margin(rows: Mapping[str, float | None]) -> float | None:
     """Points by which ``model`` beats the best row that ignores the sentence; None if either does not exist."""
-    blind = [value for row in SENTENCE_BLIND if (value := rows[row]) is not None]
+    blind = [value for row in SENTENCE_BLIND if (value := rows.get(row)) is not None]
     model = rows["model"]
     return None if model is None or not blind else model - max(blind)
 
 
 def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, target: BitMasks) -> RowScores:
-    """Rows made of the model's answers: to this expression, and to those about entirely different objects."""
+    """Rows made of the model's answers: to this expression, to those about entirely different objects, to any."""
     own = set(video[index].annotation_ids)
+    scores = [_jf(answer, target) for answer in answers]
     others = [
-        _jf(answer, target)
-        for expression, answer in zip(video, answers, strict=True)
+        score
+        for expression, score in zip(video, scores, strict=True)
         if expression.annotation_ids and own.isdisjoint(expression.annotation_ids)
     ]
-    scores = {"model": _jf(answers[index], target)}
-    return scores | ({"other_sentence": np.mean(others, axis=0)} if others else {})
+    rows = {"model": scores[index], "oracle": np.max(scores, axis=0)}
+    return rows | ({"other_sentence": np.mean(others, axis=0)} if others else {})
 
 
-def _sentence_blind_scores(objects: Sequence[BitMasks], target: BitMasks) -> RowScores:
+def _blind_scores(objects: Sequence[BitMasks], target: BitMasks) -> RowScores:
     """Rows made of the ground truth of the video's objects alone."""
     nothing = BitMasks(np.zeros_like(target.words_TWh), target.height)
     union = BitMasks(reduce(np.bitwise_or, (mask.words_TWh for mask in objects), nothing.words_TWh), target.height)
@@ -207,16 +252,30 @@ def _sentence_blind_scores(objects: Sequence[BitMasks], target: BitMasks) -> Row
     return scores
 
 
+def _look_alike_scores(pair: Sequence[BitMasks], target: BitMasks) -> RowScores:
+    rows = _blind_scores(pair, target)
+    return dict(zip(LOOK_ALIKES, (rows["all_objects"], rows["random_object"]), strict=True))
+
+
 def _jf(prediction: BitMasks, target: BitMasks) -> np.ndarray:
     """(F,) float64: J&F of each frame."""
     scores = compare(prediction, target)
     return (scores.j_T + scores.f_T) / 2
 
 
-def _means(scores: Sequence[Mapping[str, float | None]], scale: float = 1) -> dict[str, float | None]:
+def _means(scores: Sequence[Scores], scale: float) -> dict[str, float | None]:
     """By row, the unweighted mean over those that have it; None where none has."""
-    values = {row: [value for score in scores if (value := score.get(row)) is not None] for row in ROWS}
+    values = {row: [score[row] for score in scores if row in score] for row in ROWS}
     return {row: scale * float(np.mean(found)) if found else None for row, found in values.items()}
+
+
+def _over_groups(groups: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    rows: dict[str, float | None] = {}
+    for row in (*ROWS, "margin"):
+        found = [value for of_group in groups if (value := of_group[row]) is not None]
+        is_whole = len(found) == len(groups) or row not in (*LOOK_ALIKES, "ceiling")
+        rows[row] = float(np.mean(found)) if found and is_whole else None
+    return rows
 
 
 def _decimals(value: float | None, sign: str = "") -> str:

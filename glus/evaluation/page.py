@@ -73,7 +73,11 @@ class AnswerTrace:
 
 
 def build_page(
-    dataset: DatasetConfig, runs: Sequence[ScoredRun], memory_rule: MemoryRule, num_sentences: int = 3
+    dataset: DatasetConfig,
+    runs: Sequence[ScoredRun],
+    memory_rule: MemoryRule,
+    num_sentences: int = 3,
+    preface: str = "",
 ) -> str:
     """The page as HTML.
 
@@ -82,12 +86,14 @@ def build_page(
         runs: at least one; later ones are held against the first.
         memory_rule: see ``MemoryRule``.
         num_sentences: shown of each sort: best and worst of the last run, most changed between the first and the last.
+        preface: HTML that comes first.
 
     Raises:
         FileNotFoundError, ValueError: the dataset is not there, or a prediction cannot be read.
     """
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template("page.html").render(
+        preface=preface,
         title=f"{runs[0].report['dataset']} ({runs[0].report['split']})",
         runs=runs,
         rows=compare_runs(runs),
@@ -116,7 +122,7 @@ def training_curves(runs: Sequence[ScoredRun]) -> str:
         axis.grid(alpha=0.3)
     axes[0].set_yscale("log")
     axes[0].legend()
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def _records(file: Path) -> list[dict[str, Any]]:
@@ -228,10 +234,10 @@ def _timeline(answers: Sequence[Mapping[str, Any]], names: Sequence[str], contex
         axis.axvline(list(names).index(name), color="0.6", linestyle=":", linewidth=1)
     axis.set(ylim=(0, 1.05), xlim=(0, max(1, len(answers) - 1)), xlabel="frame (dotted: context frames)")
     axis.legend(loc="center left", fontsize=8)
-    return _svg(figure)
+    return svg_text(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
     """Text stays text, so that it takes the page's font and little room."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "glus"}):

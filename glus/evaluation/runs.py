@@ -61,7 +61,7 @@ class Difference:
     mean: float
     low: float
     high: float
-    """95 % interval, by resampling videos: sentences of one video are not independent. Infinite for a single video."""
+    """95 % interval, by resampling videos, and seeds where there are several. Infinite for a single video."""
 
     def __str__(self) -> str:
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
@@ -158,28 +158,49 @@ def mean_score(run: ScoredRun, names: Iterable[str]) -> float:
 
 
 def paired_difference(first: ScoredRun, second: ScoredRun, *groups: Sequence[str]) -> Difference:
-    """How much better the second run is, with a paired bootstrap over videos (seeded: equal runs, equal numbers).
+    """How much better the second run is, with a paired bootstrap over videos.
 
     Args:
         first: the run that is the base.
         second: the other.
         groups: of sentences; each group's mean counts the same.
     """
-    numbers = {video: n for n, video in enumerate(dict.fromkeys(first.scores[e].video for g in groups for e in g))}
-    sums_GV, counts_GV = np.zeros((2, len(groups), len(numbers)))
-    for row, names in enumerate(groups):
-        for name in names:
-            column = numbers[first.scores[name].video]
-            sums_GV[row, column] += second.scores[name].jf - first.scores[name].jf
-            counts_GV[row, column] += 1
-    mean = float(np.mean(sums_GV.sum(1) / counts_GV.sum(1)))
-    if len(numbers) == 1:
+    names = [name for group in groups for name in group]
+    changes = [second.scores[name].jf - first.scores[name].jf for name in names]
+    kinds = [str(number) for number, group in enumerate(groups) for _ in group]
+    return bootstrap(np.array([changes]), [first.scores[name].video for name in names], kinds)
+
+
+def bootstrap(changes_SN: np.ndarray, videos: Sequence[str], kinds: Sequence[str]) -> Difference:
+    """The mean over kinds of their mean changes, with an interval by drawing videos and seeds again (seeded: equal
+    changes, equal numbers).
+
+    Sentences of one video are not independent, nor are those of one trained model.
+
+    Args:
+        changes_SN: change of N sentences in each of S pairs of models.
+        videos, kinds: of each sentence.
+    """
+    names, of_video = np.unique(videos, return_inverse=True)
+    num_seeds, num_videos = len(changes_SN), len(names)
+    rng = np.random.default_rng(0)
+    drawn_RV = rng.multinomial(num_videos, np.full(num_videos, 1 / num_videos), NUM_RESAMPLES)
+    drawn_RS = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), NUM_RESAMPLES)
+    means, resampled = [], []
+    for kind in dict.fromkeys(kinds):
+        chosen = np.array([other == kind for other in kinds])
+        counts_V = np.bincount(of_video[chosen], minlength=num_videos)
+        weights = (np.bincount(of_video[chosen], change_N[chosen], num_videos) for change_N in changes_SN)
+        sums_SV = np.stack(list(weights))
+        means.append(sums_SV.sum() / (num_seeds * counts_V.sum()))
+        counts_R = num_seeds * (drawn_RV @ counts_V)
+        sums_R = ((drawn_RS @ sums_SV) * drawn_RV).sum(1)
+        # A draw without any video of a kind says nothing of it.
+        resampled.append(np.divide(sums_R, counts_R, out=np.full(NUM_RESAMPLES, np.nan), where=counts_R > 0))
+    mean = float(np.mean(means))
+    if num_videos == 1:
         return Difference(mean, -math.inf, math.inf)
-    shares = np.full(len(numbers), 1 / len(numbers))
-    drawn_RV = np.random.default_rng(0).multinomial(len(numbers), shares, NUM_RESAMPLES)
-    with np.errstate(invalid="ignore"):  # draws without a video of a group: their mean is over the others
-        means_R = np.nanmean((drawn_RV @ sums_GV.T) / (drawn_RV @ counts_GV.T), axis=1)
-    low, high = np.quantile(means_R, (0.025, 0.975))
+    low, high = np.nanquantile(np.mean(resampled, axis=0), (0.025, 0.975))
     return Difference(mean, float(low), float(high))
 
 

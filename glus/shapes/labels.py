@@ -70,7 +70,7 @@ def _label_frame(scene: Scene, frame: int, grid: int) -> tuple[np.ndarray, np.nd
     owner = cover.argmax(0)
     is_object = cover.max(0) >= MIN_COVER
     shapes = np.array([SHAPE_LABELS.index(item.shape) for item in scene.objects])
-    colours = np.array([COLOUR_LABELS.index(item.colour) for item in scene.objects])
+    colours = np.array([COLOUR_LABELS.index(item.colour_T[frame]) for item in scene.objects])
     centres = np.stack([item.path_T2[frame] for item in scene.objects]) / side
     angles = (np.pi * centres[:, :, None] * PLACE_WAVES).reshape(len(centres), -1)
     places = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)

@@ -209,13 +209,13 @@ class LlmTower(Tower):
     mllm: Any
     """Its vision tower is pre-trained and stays frozen."""
     tokenizer: Chat
-    frames: FramesConfig
-    """K, Q and sampling of whole conversations."""
+    layouts: Sequence[FramesConfig]
+    """K, Q and sampling of whole conversations; each step draws one, so that no variant of the method starts behind."""
     scenes: Sequence[Scene]
     batch_size: int
     """Videos per step on single frames, each with ``SENTENCES_PER_SCENE`` rows; whole conversations are drawn in half
     that number."""
-    stream, single_frame_share = 3, 0.6
+    stream, single_frame_share = 3, 0.5
 
     def __post_init__(self) -> None:
         is_llava = isinstance(self.mllm, Llava)
@@ -229,7 +229,8 @@ class LlmTower(Tower):
 
     def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
         """Reports the loss and the accuracies of words, count and place."""
-        want = FramesConfig(num_context=0, num_query=1) if is_single else self.frames
+        layout = self.layouts[int(rng.integers(len(self.layouts)))]
+        want = FramesConfig(num_context=0, num_query=1) if is_single else layout
         videos = self.batch_size if is_single else max(1, self.batch_size // 2)
         conversations, visual, labels = [], [], []
         for number in rng.integers(len(self.scenes), size=videos):
@@ -260,10 +261,12 @@ class Clips(NamedTuple):
 
     video_R: torch.Tensor
     targets_RTHW: torch.Tensor
-    words_R2: torch.Tensor
-    """Labels of the shape and colour that are named, 0: not named; rows without words are prompted by place."""
-    is_prompted_RT: torch.Tensor
-    """Else the mask is left to the memory."""
+    words_RT2: torch.Tensor
+    """Labels of the shape and colour that a frame's prompt names, 0: not named."""
+    places_RTHW: torch.Tensor
+    """What a prompt without words shows; where that is nothing, the mask is left to the memory."""
+    is_vague_R: torch.Tensor
+    """Later prompts fit two look-alikes, of which the target is one."""
 
 
 @dataclass(eq=False)
@@ -273,7 +276,9 @@ class Sam2Tower(Tower):
     Prompts are places (the mean click of a target) or words ("red", "circle"): an LLM that starts from little can then
     tell the decoder what to look for long before it can tell where. Words need no click, which makes the features tell
     colours and shapes apart, as real features do. Prompts are for one object, several, or none; in later frames half of
-    them are left out. They are learned before memory, which takes 250 steps of clips (measured).
+    them are left out, and a quarter fit two look-alikes, one of which the first prompt named: memory has to hold it, as
+    where the LLM's later answers are undecided. Prompts are learned before memory, which takes 250 steps of clips
+    (measured).
     """
 
     segmenter: Sam2Segmenter
@@ -282,7 +287,7 @@ class Sam2Tower(Tower):
     """Clips per step, each with ``TARGETS_PER_CLIP`` targets."""
     num_frames: int
     """Consecutive frames of a clip; the first clips have one."""
-    stream, single_frame_share = 2, 0.7
+    stream, single_frame_share = 2, 0.6
 
     def __post_init__(self) -> None:
         self.words = WordPrompts(self.segmenter.width)
@@ -296,7 +301,7 @@ class Sam2Tower(Tower):
         self.segmenter.memory_gradient = is_trained
 
     def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
-        """Reports the loss and the IoU by place, by words and in later frames."""
+        """Reports the loss and the IoU by place, by words, in later frames, and in those whose prompt is vague."""
         length = 1 if is_single else self.num_frames
         frames, clips = draw_clips(rng, self.scenes, self.batch_size, length)
         pixels = torch.as_tensor(np.stack([scene.frames_THW3[t] for scene, t in frames]))
@@ -312,18 +317,18 @@ class Sam2Tower(Tower):
             logits = upsample_masks(logits_Rmm, (target.shape[-2], target.shape[-1]))
             losses.append(2 * binary_cross_entropy(logits, target).mean() + 0.5 * dice_loss(logits, target).mean())
             ious.append(_iou(logits > 0, target))
-        loss, by_words = torch.stack(losses).mean(), clips.words_R2.any(1)
+        loss, by_words = torch.stack(losses).mean(), clips.words_RT2[:, 0].any(1)
         values = {"loss": loss.detach(), "iou_place": ious[0][~by_words].mean(), "iou_words": ious[0][by_words].mean()}
         if not is_single:
             values["iou_later"] = torch.cat(ious[1:]).mean()
+            values["iou_vague"] = torch.stack(ious[1:], 1)[clips.is_vague_R].mean()
         return loss + LABEL_WEIGHT * label_loss, {name: float(value) for name, value in values.items()}
 
     def _prompts(self, clips: Clips, t: int) -> torch.Tensor:
-        """Noisy prompts of each row, by place or by words, or "no point" where it is left to the memory: (R, C)."""
-        by_words, is_prompted = clips.words_R2.any(1), clips.is_prompted_RT[:, t]
-        hidden = by_words | ~is_prompted
-        places = self.segmenter.mask_prompt(clips.targets_RTHW[:, t].masked_fill(hidden[:, None, None], False))
-        prompts = torch.where((by_words & is_prompted)[:, None], self.words(clips.words_R2), places)
+        """Noisy prompts of each row, by words or by place, or "no point" where it is left to the memory: (R, C)."""
+        words_R2 = clips.words_RT2[:, t]
+        places = self.segmenter.mask_prompt(clips.places_RTHW[:, t])
+        prompts = torch.where(words_R2.any(1)[:, None], self.words(words_R2), places)
         return prompts + PROMPT_NOISE * torch.randn_like(prompts)
 
 
@@ -335,34 +340,63 @@ def draw_clips(
     for video in range(count):
         scene = scenes[int(rng.integers(len(scenes)))]
         start = int(rng.integers(len(scene.frames_THW3) - num_frames + 1))
-        frames += [(scene, t) for t in range(start, start + num_frames)]
+        clip = range(start, start + num_frames)
+        frames += [(scene, t) for t in clip]
         for row in range(TARGETS_PER_CLIP):
-            words, chosen = _draw_words(rng, scene) if row % 2 else _draw_objects(rng, scene)
-            is_prompted = [t == 0 or rng.random() < 0.5 for t in range(num_frames)]
-            targets_THW = scene.masks_OTHW[chosen, start : start + num_frames].any(0)
-            rows.append((video, targets_THW, words, is_prompted))
+            rows.append((video, *_draw_row(rng, scene, clip, by_words=row % 2 == 1, is_vague=row == 2)))
     return frames, Clips(*stack(rows))
 
 
-def _draw_objects(rng: np.random.Generator, scene: Scene) -> tuple[tuple[int, int], list[int]]:
-    """No words, and up to two objects."""
+def _draw_row(
+    rng: np.random.Generator, scene: Scene, clip: range, by_words: bool, is_vague: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """The fields of ``Clips`` behind the first."""
+    words, chosen = _draw_words(rng, scene, clip[0]) if by_words else ((0, 0), _draw_objects(rng, scene))
+    pair = [item.object_id for item in scene.look_alikes]
+    if is_vague:
+        chosen = [int(rng.choice(pair))]
+    masks_OTHW = scene.masks_OTHW[:, clip.start : clip.stop]
+    targets_THW: np.ndarray = np.any(masks_OTHW[chosen], axis=0)
+    places_THW, words_T2 = np.zeros_like(targets_THW), np.zeros((len(clip), 2), np.int64)
+    for number, frame in enumerate(clip):
+        if number and rng.random() < 0.5 and not is_vague:
+            continue
+        if number and is_vague and rng.random() < 0.5:
+            words_T2[number, 0] = SHAPE_LABELS.index(scene.objects[pair[0]].shape)
+        elif number and is_vague:
+            places_THW[number] = masks_OTHW[pair, number].any(0)
+        elif not by_words:
+            places_THW[number] = targets_THW[number]
+        elif _fitting(scene, words, frame) == chosen:
+            words_T2[number] = words
+    return targets_THW, words_T2, places_THW, is_vague
+
+
+def _draw_objects(rng: np.random.Generator, scene: Scene) -> list[int]:
+    """Up to two."""
     count = int(rng.choice([0, 1, 2], p=[0.1, 0.65, 0.25]))
-    return (0, 0), rng.choice(len(scene.objects), count, replace=False).tolist()
+    return rng.choice(len(scene.objects), count, replace=False).tolist()
 
 
-def _draw_words(rng: np.random.Generator, scene: Scene) -> tuple[tuple[int, int], list[int]]:
-    """Shape and colour (one of them may be left out) and all objects they fit, now and then none."""
+def _draw_words(rng: np.random.Generator, scene: Scene, frame: int) -> tuple[tuple[int, int], list[int]]:
+    """Labels of shape and colour (one of them may be left out), and what they fit in a frame, now and then nothing."""
     one, other = (scene.objects[int(i)] for i in rng.integers(len(scene.objects), size=2))
     # Words of one object, or, in one case of five, the shape of one and the colour of another: often none fits.
-    colour = other.colour if rng.random() < 0.2 else one.colour
+    colour = (other if rng.random() < 0.2 else one).colour_T[frame]
     named = rng.choice(["shape", "colour", "both"], p=[0.25, 0.25, 0.5])
-    said = (None if named == "colour" else one.shape, None if named == "shape" else colour)
-    fits = [
-        number
-        for number, item in enumerate(scene.objects)
-        if said[0] in (None, item.shape) and said[1] in (None, item.colour)
+    words = (0 if named == "colour" else SHAPE_LABELS.index(one.shape), COLOUR_LABELS.index(colour))
+    words = (words[0], 0) if named == "shape" else words
+    return words, _fitting(scene, words, frame)
+
+
+def _fitting(scene: Scene, words: tuple[int, int], frame: int) -> list[int]:
+    """Objects that have the named shape and colour in a frame."""
+    shape, colour = SHAPE_LABELS[words[0]], COLOUR_LABELS[words[1]]
+    return [
+        item.object_id
+        for item in scene.objects
+        if shape in (None, item.shape) and colour in (None, item.colour_T[frame])
     ]
-    return (SHAPE_LABELS.index(said[0]), COLOUR_LABELS.index(said[1])), fits
 
 
 def _iou(masks: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

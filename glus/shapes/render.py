@@ -37,10 +37,10 @@ class SceneObject:
     """Number in the scene from 0; also the rank in drawing order."""
     shape: str
     """One of ``SHAPES``."""
-    colour: str
-    """Name in ``COLOURS``."""
-    rgb: tuple[int, int, int]
-    """The colour as drawn: ``COLOURS[colour]`` with a slight jitter."""
+    colour_T: tuple[str, ...]
+    """Name in ``COLOURS`` of what it is in each frame."""
+    rgb_T3: np.ndarray
+    """(T, 3) uint8: the colours as drawn, with a slight jitter."""
     texture: str
     """One of ``TEXTURES``."""
     texture_angle: float
@@ -84,15 +84,15 @@ def _shade(item: SceneObject, side: int) -> np.ndarray:
     return np.where(is_dark, _SHADE, 1.0).astype(np.float32)
 
 
-def _sprite(item: SceneObject) -> np.ndarray:
+def _sprite(item: SceneObject, rgb: tuple[int, ...]) -> np.ndarray:
     """The object on a supersampled square: (side, side, 4) uint8, RGB multiplied by coverage, then coverage."""
     half = int(np.ceil(EXTENT[item.shape] * item.radius)) + 2
     side = 2 * half * _SUPERSAMPLING
     coverage = np.zeros((side, side), np.uint8)
     corners = (outline(item.shape, item.rotation) * item.radius + half) * _SUPERSAMPLING - 0.5
     cv2.fillPoly(coverage, [np.round(corners * 16).astype(np.int32)], 255, shift=4)
-    rgb = _shade(item, side)[..., None] * np.asarray(item.rgb, np.float32) * (coverage[..., None] > 0)
-    return np.dstack([rgb.round().astype(np.uint8), coverage])
+    shaded = _shade(item, side)[..., None] * np.asarray(rgb, np.float32) * (coverage[..., None] > 0)
+    return np.dstack([shaded.round().astype(np.uint8), coverage])
 
 
 def _stamp(sprite: np.ndarray, centre: np.ndarray, size: int) -> tuple[np.ndarray, slice, slice] | None:
@@ -134,11 +134,14 @@ def render(objects: tuple[SceneObject, ...], background: np.ndarray) -> tuple[np
     size, num_frames = background.shape[0], len(objects[0].path_T2)
     frames = np.empty((num_frames, size, size, 3), np.uint8)
     masks = np.zeros((len(objects), num_frames, size, size), bool)
-    sprites = [_sprite(item) for item in objects]
+    sprites: dict[tuple[int, ...], np.ndarray] = {}
     for t in range(num_frames):
         canvas = background.copy()
         for number, item in enumerate(objects):
-            stamp = _stamp(sprites[number], item.path_T2[t], size)
+            rgb = tuple(item.rgb_T3[t].tolist())
+            if (number, *rgb) not in sprites:
+                sprites[number, *rgb] = _sprite(item, rgb)
+            stamp = _stamp(sprites[number, *rgb], item.path_T2[t], size)
             if stamp is None:
                 continue
             patch, rows, columns = stamp

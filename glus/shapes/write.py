@@ -1,15 +1,15 @@
 """Shapes on disk: the generated videos in the layouts of MeViS and Ref-YouTube-VOS, and a sheet of them for people.
 
 A split appears whole, by a rename at the very end, or not at all; its ``shapes.json`` says how it was made, and
-``kinds.json`` ({video: {exp_id: kind}}) under which kind each sentence is scored.
+``kinds.json`` ({video: {exp_id: kind}}) under which kind each sentence is scored, ``evidence.json`` ({video: {exp_id:
+frames}}) which frames show the look-alike that a sentence names (null: no single frame).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +21,23 @@ from glus.data.masks import encode_rle
 from glus.files import atomic_file, atomic_folder, write_text
 from glus.painter import PAPER
 from glus.pictures import strip
-from glus.shapes.scene import KINDS, Scene, Sentence, scene_of
+from glus.shapes.scene import KINDS, STRUCTURES, Scene, Sentence, scene_of
 
-LAYOUT_KINDS = {"mevis": KINDS, "ref_youtube_vos": ("appearance", "motion", "global", "local")}
+LAYOUT_KINDS = {"mevis": KINDS, "ref_youtube_vos": ("appearance", *STRUCTURES)}
 """Layout -> kinds of sentences that it can hold: Ref-YouTube-VOS has exactly one object per sentence."""
 YOUTUBE_STEP = 5
 """Distance of frame names in Ref-YouTube-VOS, as in the real dataset (every 5th frame of 30 fps)."""
 JPEG_QUALITY = 95
 MASK_PALETTE = (0, 0, 0, 236, 95, 103, 249, 145, 87, 250, 200, 99, 153, 199, 148, 98, 179, 178, 102, 153, 204)
 """RGB of the pixel values 0, 1, 2, ... in annotation files; colours for the eye only."""
-SHEET_ROWS = (
-    ("appearance", "opposite"),
-    ("motion", "opposite"),
-    ("global", "leave"),
-    ("global", "turn"),
-    ("local", "cross"),
-    ("multi", "leave"),
-    ("absent", "turn"),
-)
-"""(kind, structure) of the rows of the contact sheet; two videos each."""
-
 Tables = defaultdict[str, dict[str, Any]]
 """Name of a JSON file -> what it is to hold."""
 
-_GENERATION = 1
+EXCHANGED = "meta_expressions_exchanged.json"
+"""Sentences of which those that name one look-alike name the other in half of the videos: there is nothing to learn."""
+_GENERATION = 2
 """Raised when the same settings give other videos than before."""
-_COLUMNS, _SIDE, _GAP = 7, 168, 6
+_COLUMNS, _SIDE, _GAP = 16, 84, 6
 
 
 def write_shapes(
@@ -61,10 +52,12 @@ def write_shapes(
 ) -> bool:
     """Write a split, with the kinds of sentences that its layout can hold.
 
-    ``<folder>/<split>/`` gets ``JPEGImages/<video>/<frame>.jpg``, ``kinds.json``, ``shapes.json`` and
+    ``<folder>/<split>/`` gets ``JPEGImages/<video>/<frame>.jpg``, ``kinds.json``, ``evidence.json``, ``shapes.json``
+    and
 
     - MeViS: ``meta_expressions.json`` and ``mask_dict.json`` (one run-length code per frame, null where the object
-      cannot be seen). Absent sentences have empty lists of object and annotation ids, as in MeViS v2.
+      cannot be seen). Absent sentences have empty lists of object and annotation ids, as in MeViS v2. ``EXCHANGED``
+      is a control for training.
     - Ref-YouTube-VOS: ``Annotations/<video>/<frame>.png`` (mode P, value = object id from 1) and ``meta.json``; the
       sentences are in ``<folder>/meta_expressions/<split>/meta_expressions.json``, with their ``obj_id`` in every
       split.
@@ -133,12 +126,17 @@ def _add_video(staging: Path, tables: Tables, video: str, scene: Scene, layout: 
     frames = [f"{step * t:05d}" for t in range(len(scene.frames_THW3))]
     sentences = {str(n): s for n, s in enumerate(s for s in scene.sentences if s.kind in LAYOUT_KINDS[layout])}
     tables["kinds.json"][video] = {exp_id: sentence.kind for exp_id, sentence in sentences.items()}
+    tables["evidence.json"][video] = {n: scene.evidence(s) for n, s in sentences.items() if s.kind in STRUCTURES}
     (staging / "JPEGImages" / video).mkdir(parents=True)
     for name, frame in zip(frames, scene.frames_THW3, strict=True):
         _, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         (staging / "JPEGImages" / video / f"{name}.jpg").write_bytes(data.tobytes())
     if layout == "mevis":
+        number = len(tables["kinds.json"]) - 1
         entry = _mevis_entry(tables, frames, scene, sentences)
+        is_exchanged = number // len(STRUCTURES) % 2 == 0
+        other = _exchanged(entry, scene, tables["evidence.json"][video]) if is_exchanged else entry
+        tables[EXCHANGED].setdefault("videos", {})[video] = other
     else:
         _write_palettes(staging / "Annotations" / video, frames, scene.masks_OTHW)
         tables["meta.json"].setdefault("videos", {})[video] = {"objects": _youtube_objects(frames, scene)}
@@ -159,6 +157,17 @@ def _mevis_entry(tables: Tables, frames: list[str], scene: Scene, sentences: dic
         for exp_id, s in sentences.items()
     }
     return {"vid_id": number, "frames": frames, "expressions": expressions}
+
+
+def _exchanged(entry: dict[str, Any], scene: Scene, twins: Mapping[str, object]) -> dict[str, Any]:
+    """The entry with the look-alikes of its ``twins`` in each other's place."""
+    one, other = (item.object_id for item in scene.look_alikes)
+    expressions = {}
+    for exp_id, sentence in entry["expressions"].items():
+        step = {one: other - one, other: one - other}[sentence["obj_id"][0]] if exp_id in twins else 0
+        ids = {name: [number + step for number in sentence[name]] for name in ("obj_id", "anno_id")}
+        expressions[exp_id] = {**sentence, **ids}
+    return {**entry, "expressions": expressions}
 
 
 def _write_palettes(folder: Path, frames: list[str], masks_OTHW: np.ndarray) -> None:
@@ -190,12 +199,16 @@ def _json_text(content: Any) -> str:
 
 
 def draw_contact_sheet(seed: int, num_frames: int = 16, size: int = 128, kinds: Sequence[str] = KINDS) -> np.ndarray:
-    """(height, width, 3) uint8 RGB: rows of frames of training videos, under their sentence.
+    """(height, width, 3) uint8 RGB: a row of frames for each kind, of the first training video that has it.
 
-    In each row the objects of one sentence are marked; where none is in sight, it says "nothing".
+    The objects of its sentence are marked; where none is in sight, it says "nothing".
     """
-    wanted = [row for row in SHEET_ROWS if row[0] in kinds for _ in range(2)]
-    return np.concatenate([_row(*found) for found in _find(wanted, seed, num_frames, size)])
+    rows = []
+    for kind in kinds:
+        index = STRUCTURES.index(kind) if kind in STRUCTURES else 0
+        scene = scene_of(seed, "train", index, num_frames, size)
+        rows.append(_row(scene, next(sentence for sentence in scene.sentences if sentence.kind == kind)))
+    return np.concatenate(rows)
 
 
 def write_contact_sheet(
@@ -209,17 +222,6 @@ def write_contact_sheet(
     _, data = cv2.imencode(path.suffix, draw_contact_sheet(seed, num_frames, size, kinds)[..., ::-1])
     with atomic_file(path) as temporary:
         temporary.write_bytes(data.tobytes())
-
-
-def _find(wanted: Sequence[tuple[str, str]], seed: int, num_frames: int, size: int) -> Iterator[tuple[Scene, Sentence]]:
-    """For each wanted (kind, structure) the next training video that has it, with one of its sentences."""
-    coming, unused = itertools.count(), list[Scene]()
-    for number, (kind, structure) in enumerate(wanted):
-        while not (fitting := [scene for scene in unused if scene.structure == structure]):
-            unused.append(scene_of(seed, "train", next(coming), num_frames, size))
-        unused.remove(fitting[0])
-        of_kind = [sentence for sentence in fitting[0].sentences if sentence.kind == kind]
-        yield fitting[0], of_kind[number % len(of_kind)]
 
 
 def _row(scene: Scene, sentence: Sentence) -> np.ndarray:

@@ -23,7 +23,7 @@ def test_every_frame_of_a_long_video_file_gets_its_mask(tmp_path: Path) -> None:
     scene: Scene = draw_scenes(seed=5, count=1, num_frames=NUM_FRAMES, size=96)[0]
     write_movie(tmp_path / "long.mp4", scene.frames_THW3, frames_per_second=25)
     target = scene.objects[0]
-    texts = ("--text", f"the {target.colour} {target.shape}", "--text", "the shapes")
+    texts = ("--text", f"the {target.colour_T[0]} {target.shape}", "--text", "the shapes")
     places = ("--weights", ROOT / "assets" / "glus_shapes", "--output", tmp_path / "out")
     done = run_program("scripts/segment_video.py", "--video", tmp_path / "long.mp4", *texts, *places)
     assert done.returncode == 0, done.stderr[-3000:]

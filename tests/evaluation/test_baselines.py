@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,7 @@ EXPECTED = {
         "random_object": (50 + 50 + 100) / 3,
         "other_sentence": 0.0,
         "empty": (0 + 0 + 50) / 3,
+        "margin": 100 - (2 * ONE_OF_TWO + 100) / 3,
     },
     "multi": {
         "model": 100.0,
@@ -38,29 +40,78 @@ EXPECTED = {
         "random_object": ONE_OF_TWO,
         "other_sentence": None,
         "empty": 0.0,
+        "margin": 0.0,
     },
-    "absent": {"model": 100.0, "all_objects": 0.0, "random_object": 0.0, "other_sentence": 0.0, "empty": 100.0},
+    "absent": {
+        "model": 100.0,
+        "all_objects": 0.0,
+        "random_object": 0.0,
+        "other_sentence": 0.0,
+        "empty": 100.0,
+        "margin": 100.0,
+    },
 }
+for rows in EXPECTED.values():
+    rows |= {"both_look_alikes": None, "random_look_alike": None, "ceiling": None, "oracle": 100.0}
+COLUMNS = (*ROWS, "margin")
 
 
-def mean(kinds: tuple[str, ...], row: str) -> float:
-    return float(np.mean([value for kind in kinds if (value := EXPECTED[kind][row]) is not None]))
+def mean(kinds: tuple[str, ...], row: str) -> float | None:
+    found = [value for kind in kinds if (value := EXPECTED[kind][row]) is not None]
+    return float(np.mean(found)) if found else None
 
 
 def test_known_answers(dataset: DatasetConfig, perfect: Path) -> None:
     result = summary(compare_predictions(dataset, {"perfect": perfect}))
     assert list(result) == ["appearance", "multi", "absent", "overall", "overall_present"]
     expected = dict(EXPECTED)
-    expected["overall"] = {row: mean(("appearance", "multi", "absent"), row) for row in ROWS}
-    expected["overall_present"] = {row: mean(("appearance", "multi"), row) for row in ROWS}
+    expected["overall"] = {row: mean(("appearance", "multi", "absent"), row) for row in COLUMNS}
+    expected["overall_present"] = {row: mean(("appearance", "multi"), row) for row in COLUMNS}
     for kind, rows in expected.items():
-        assert list(result[kind]) == list(ROWS)
+        assert list(result[kind]) == list(COLUMNS)
         assert result[kind] == {row: None if value is None else pytest.approx(value) for row, value in rows.items()}
 
 
 def test_expressions_without_a_row_are_counted(dataset: DatasetConfig, perfect: Path) -> None:
     comparison = compare_predictions(dataset, {"perfect": perfect})["perfect"]
-    assert comparison.excluded() == {"appearance": {"other_sentence": 1}, "multi": {"other_sentence": 1}}
+    excluded = {
+        kind: {row: n for row, n in rows.items() if row == "other_sentence"}
+        for kind, rows in comparison.excluded().items()
+    }
+    assert excluded == {"appearance": {"other_sentence": 1}, "multi": {"other_sentence": 1}, "absent": {}}
+
+
+def test_look_alikes_ceiling_and_oracle(dataset: DatasetConfig, perfect: Path) -> None:
+    """a/one/0 and 1 are look-alikes, told apart in frame 1: local windows decide frames 1 and 2, not frame 0."""
+    folder = Path(dataset.root) / "valid"
+    (folder / "evidence.json").write_text(json.dumps({"a/one": {"0": [1], "1": [1]}}))
+    dataset.evidence = "evidence.json"
+    frames = {"num_context": 0, "num_query": 2, "query_sampling": "consecutive"}
+    settings = {"frames": frames, "inference": {"window": "sliding"}, "model": {"memory": {"enabled": False}}}
+    (perfect / "predict.json").write_text(json.dumps({"identity": {**settings, "key_frames": None}}))
+    shutil.rmtree(perfect / "a/one/0")
+    shutil.copytree(perfect / "a/one/1", perfect / "a/one/0")  # the wrong look-alike
+    comparison = compare_predictions(dataset, {"m": perfect}, max_videos=1)["m"]
+    rows = dict(zip((e.exp_id for e in comparison.expressions), comparison.scores, strict=True))
+    assert rows["0"]["model"] == 0.0
+    assert rows["0"]["both_look_alikes"] == pytest.approx(ONE_OF_TWO / 100)
+    assert rows["0"]["random_look_alike"] == 0.5
+    assert rows["0"]["ceiling"] == pytest.approx((ONE_OF_TWO / 100 + 1 + 1) / 3)
+    assert rows["0"]["oracle"] == pytest.approx(ONE_OF_TWO / 100), "its best answer is the one about both"
+    assert rows["1"]["oracle"] == 1.0
+    assert "both_look_alikes" not in rows["2"]
+    assert [None if chosen is None else chosen.tolist() for chosen in comparison.chosen] == [
+        [False] * 3,
+        [True] * 3,
+        None,
+        None,
+    ]
+    table = comparison.table()
+    assert table["appearance"]["margin"] == pytest.approx(50 - ONE_OF_TWO)
+    assert table["overall"]["both_look_alikes"] is None, "not every kind has look-alikes"
+    (perfect / "predict.json").unlink()
+    unknown = compare_predictions(dataset, {"m": perfect}, max_videos=1)["m"]
+    assert "ceiling" not in unknown.scores[0]
 
 
 def test_other_sentence_is_the_models_own_answer(dataset: DatasetConfig, perfect: Path) -> None:

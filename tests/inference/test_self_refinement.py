@@ -130,8 +130,8 @@ def test_scoring_goes_on_where_it_was_left(scoring, dataset, tmp_path):
     choose(scoring)
     assert {path.name: path.read_bytes() for path in frames.rglob("*.json") if path.name in whole} == whole
     assert kept.stat().st_mtime_ns == kept_at
-    strided = replace(scoring, inference=SettingsConfig(num_query=1))
-    with pytest.raises(ValueError, match=r"holds scores made otherwise \(frames.num_query: 2 there, 1 now\)"):
+    strided = replace(scoring, inference=SettingsConfig(num_query=2))
+    with pytest.raises(ValueError, match=r"holds scores made otherwise \(frames.num_query: 1 there, 2 now\)"):
         choose(strided)
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from glus.config import FramesConfig
+from glus.config import FramesConfig, QuerySampling
 from glus.data.chat.llava import LlavaChat
 from glus.models.glus import Glus
 from glus.models.pretrained import LoadedModel
 from glus.shapes.labels import PLACE_CELLS, patch_labels, sentence_labels
-from glus.shapes.pretrain import ClipTower, LlmTower, Sam2Tower, pretrain
+from glus.shapes.pretrain import ClipTower, LlmTower, Sam2Tower, draw_clips, pretrain
 from glus.shapes.render import COLOURS, SHAPES
 from glus.shapes.scene import Scene, draw_scenes
 
@@ -49,7 +49,7 @@ def test_patch_labels_name_the_object_that_covers_a_patch(scenes: list[Scene]) -
                 assert not labels.place[0, patch].any()
             else:
                 assert SHAPES[int(labels.shape[0, patch]) - 1] == owner.shape
-                assert list(COLOURS)[int(labels.colour[0, patch]) - 1] == owner.colour
+                assert list(COLOURS)[int(labels.colour[0, patch]) - 1] == owner.colour_T[3]
                 x = owner.path_T2[3, 0] / masks.shape[-1]
                 assert labels.place[0, patch, 0] == pytest.approx(np.sin(np.pi * x), abs=1e-6)
 
@@ -89,12 +89,30 @@ def test_sam2_learns_prompts_in_single_frames_and_then_memory(tiny_model: Loaded
     before = _weights(segmenter)
     tower = Sam2Tower(segmenter, scenes, batch_size=2, num_frames=2)
     seen = list(pretrain(tower, steps=20, learning_rate=1e-3, seed=0))
-    assert ["iou_later" in values for values in seen] == [False] * 14 + [True] * 6
+    assert ["iou_later" in values for values in seen] == [False] * 12 + [True] * 8
     assert np.mean([v["loss"] for v in seen[-5:]]) < np.mean([v["loss"] for v in seen[:5]])
     memory = {name for name in before if name.startswith("sam.memory_")}
     after = segmenter.state_dict()
     assert memory
     assert any(not torch.equal(before[name], after[name]) for name in memory)
+
+
+def test_later_prompts_of_one_row_fit_both_look_alikes_and_its_target_is_one(scenes: list[Scene]) -> None:
+    frames, clips = draw_clips(np.random.default_rng(0), scenes, count=12, num_frames=3)
+    assert clips.is_vague_R.reshape(12, -1).sum(1).tolist() == [1] * 12
+    seen = set()
+    for row in np.flatnonzero(clips.is_vague_R):
+        scene, t = frames[3 * int(clips.video_R[row])]
+        pair = [item.object_id for item in scene.look_alikes]
+        target = clips.targets_RTHW[row]
+        assert any(np.array_equal(target, scene.masks_OTHW[number, t : t + 3]) for number in pair)
+        assert torch.equal(clips.places_RTHW[row, 0], target[0]), "the first prompt is clear"
+        for later in (1, 2):
+            place, (shape, colour) = clips.places_RTHW[row, later], clips.words_RT2[row, later].tolist()
+            seen.add("words" if shape else "place")
+            assert colour == 0
+            assert SHAPES[shape - 1] == scene.objects[pair[0]].shape if shape else place.sum() > target[later].sum()
+    assert seen == {"words", "place"}
 
 
 def test_llm_learns_words_and_changes_nothing_but_llm_and_projector(
@@ -120,11 +138,11 @@ def test_the_same_seed_gives_the_same_run(
 @pytest.fixture
 def run_llm(tiny_model: LoadedModel, scenes: list[Scene]) -> Callable[..., list[dict[str, float]]]:
     tokenizer = LlavaChat(tiny_model.vocabulary, tiny_model.glus.mllm.tokens_per_frame)
-    frames = FramesConfig(num_context=2, num_query=2)
+    layouts = [FramesConfig(2, 2), FramesConfig(0, 2), FramesConfig(2, 2, QuerySampling.uniform)]
 
     def run(glus: Glus, steps: int) -> list[dict[str, float]]:
         torch.manual_seed(0)
-        tower = LlmTower(glus.mllm, tokenizer, frames, scenes, batch_size=4)
+        tower = LlmTower(glus.mllm, tokenizer, layouts, scenes, batch_size=4)
         return list(pretrain(tower, steps, learning_rate=3e-3, seed=0))
 
     return run
@@ -133,7 +151,7 @@ def run_llm(tiny_model: LoadedModel, scenes: list[Scene]) -> Callable[..., list[
 def test_an_llm_learns_from_features_of_all_frames(tiny_model: LoadedModel, scenes: list[Scene]) -> None:
     glus = tiny_model.glus
     tokenizer = LlavaChat(tiny_model.vocabulary, glus.mllm.tokens_per_frame)
-    tower = LlmTower(glus.mllm, tokenizer, FramesConfig(), scenes, batch_size=1)
+    tower = LlmTower(glus.mllm, tokenizer, [FramesConfig()], scenes, batch_size=1)
     assert len(tower.features) == len(scenes)
     for features in tower.features:
         assert features.shape == (8, glus.mllm.clip.tokens_per_frame, glus.mllm.clip.width)

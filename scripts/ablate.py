@@ -1,0 +1,258 @@
+"""Ablate the small model: train rows that differ by one thing, several seeds each, and test what they were to show.
+
+    python scripts/ablate.py
+    python scripts/ablate.py ablation=inference seeds=[0] start=assets/glus_shapes
+
+Rows and claims are in ``configs/ablation``. All rows start from one model and see the same samples. The same command
+goes on after a kill; started several times, on machines that share a disk, the commands share the work. Writes
+``<output>/summary.json``, ``claims.json``, ``curves.json`` and ``ablation.html``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import hydra
+import numpy as np
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+from rich.console import Console
+
+from glus.config import AblateConfig, AblationRow, Missing, StartFrame, load_config
+from glus.config.jobs import Jobs
+from glus.data.benchmarks.index import by_video, read_expressions
+from glus.evaluation.ablation import AblationTables, ablation_section
+from glus.evaluation.baselines import compare_predictions
+from glus.evaluation.page import build_page
+from glus.evaluation.report import print_rows, write_report
+from glus.evaluation.runs import read_runs
+from glus.evaluation.score import score_predictions
+from glus.files import PROJECT, read_object, write_text
+from glus.inference.key_frames import write_key_frames
+from glus.models.glus import memory_frames
+from glus.models.hub import find_model
+
+SECONDS_UNTIL_NEXT_LOOK = 1.0
+"""At what other programs have finished."""
+LINES_OF_LOG = 15
+"""That the error of a program shows."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A folder, and the programs that fill it one after another."""
+
+    folder: Path
+    needs: tuple[Path, ...]
+    """Folders of other tasks."""
+    commands: tuple[tuple[str, ...], ...]
+    prepare: Callable[[], None] | None = None
+    """Called before them."""
+
+    def is_done(self) -> bool:
+        """Whether they have all run.
+
+        Raises:
+            ValueError: other commands have.
+        """
+        file, wanted = self.folder / "done.json", [list(command) for command in self.commands]
+        if not file.is_file():
+            return False
+        found = read_object(file)["commands"]
+        if found != wanted:
+            changed = sorted({w for c in wanted for w in c} ^ {w for c in found for w in c})
+            raise ValueError(
+                f"{self.folder} was made otherwise ({', '.join(changed)}); choose another output, or delete this folder"
+            )
+        return True
+
+    def run(self, environment: dict[str, str]) -> bool:
+        """Run them, unless another process does so right now; returns whether it could.
+
+        Raises:
+            ChildProcessError: one of them failed.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock, (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if self.is_done():
+                return True
+            if self.prepare:
+                self.prepare()
+            for command in self.commands:
+                program = [sys.executable, str(PROJECT / command[0]), *command[1:]]
+                # Programs inherit the lock: one that outlives this process still has it.
+                held = [lock.fileno()]
+                done = subprocess.run(program, env=environment, pass_fds=held, stdout=log, stderr=log, check=False)
+                if done.returncode:
+                    last = Path(log.name).read_text(encoding="utf-8").splitlines()[-LINES_OF_LOG:]
+                    raise ChildProcessError("\n".join([f"{command[0]} failed, see {log.name}:", *last]))
+            write_text(self.folder / "done.json", json.dumps({"commands": self.commands}, indent=1) + "\n")
+        return True
+
+
+def run_tasks(tasks: Sequence[Task], processes: int, gpus: int) -> None:
+    """Run all of them, ``processes`` at a time, each when what it needs is there.
+
+    Raises:
+        ChildProcessError: a program failed; those that ran beside it are finished, and no other one is begun.
+        ValueError: see ``Task.is_done``.
+    """
+    by_folder, failed, start = {task.folder: task for task in tasks}, list[str](), time.monotonic()
+
+    def work(number: int) -> None:
+        environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **os.environ}
+        environment |= {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
+        while not failed and (pending := [task for task in tasks if not task.is_done()]):
+            ready = (task for task in pending if all(by_folder[folder].is_done() for folder in task.needs))
+            try:
+                ran = next((task for task in ready if task.run(environment)), None)
+            except BaseException:
+                failed.append("no other task is begun")
+                raise
+            if ran is None:
+                time.sleep(SECONDS_UNTIL_NEXT_LOOK)
+            else:
+                minutes = (time.monotonic() - start) / 60
+                print(f"{minutes:6.1f} min  {ran.folder}  ({len(pending) - 1} tasks left)", flush=True)
+
+    with ThreadPoolExecutor(processes) as pool:
+        for finished in [pool.submit(work, number) for number in range(processes)]:
+            finished.result()
+
+
+def plan_tasks(config: AblateConfig) -> list[Task]:
+    """Start, trainings and predictions, in the order in which they are best begun."""
+    output, ablation = Path(config.output), config.ablation
+    paths = [f"paths.data={config.paths.data}", f"paths.weights={config.paths.weights}"]
+    root = f"data.mixture.shapes.dataset.root={config.dataset.root}"
+    train = ["scripts/train.py", "experiment=shapes", "valid=null", *paths, root, *ablation.train]
+    needs, tasks = list[Path](), list[Task]()
+    if config.start is None:
+        run, needs = output / "start" / "run", [output / "start"]
+        begin = run / "checkpoints" / f"step_{config.start_steps}"
+        steps = [f"trainer.steps={config.start_steps}", f"trainer.save_every={config.start_steps}"]
+        tasks.append(Task(needs[0], (), ((*train, *ablation.start, *steps, f"output={run}"),)))
+    else:
+        begin = find_model(config.start)
+    given = [f"model.weights={begin}", f"model.llm.tokenizer={begin}"]
+    given += [f"trainer.steps={config.steps}", f"trainer.save_every={config.steps}"]
+    for seed in config.seeds:
+        for name, row in ablation.rows.items():
+            if row.of is None:
+                folder = _folder(config, name, seed) / "training"
+                own = (*train, *given, *row.train, f"trainer.seed={seed}", f"output={folder / 'run'}")
+                tasks.append(Task(folder, tuple(needs), (own,)))
+            tasks.append(_prediction(config, name, row, seed))
+    return tasks
+
+
+def _folder(config: AblateConfig, row: str, seed: int) -> Path:
+    return Path(config.output) / row / f"seed_{seed}"
+
+
+def _prediction(config: AblateConfig, name: str, row: AblationRow, seed: int) -> Task:
+    """Of a row's model, from the frames that the row starts at."""
+    training, folder = _folder(config, row.of or name, seed) / "training", _folder(config, name, seed)
+    split = [f"dataset={config.dataset.name}", f"dataset.root={config.dataset.root}", f"weights={training / 'run'}"]
+    split += [] if config.max_videos is None else [f"max_videos={config.max_videos}"]
+    predict = ["scripts/predict.py", *split, *row.predict, "format=rle", f"output={folder / 'predictions'}"]
+    frames = folder / "frames"
+    commands, prepare = [], None
+    if row.start is StartFrame.chosen:
+        commands.append(("scripts/score_frames.py", *split, f"output={frames}"))
+    elif row.start is not StartFrame.first:
+        prepare = partial(write_start_frames, config, row.start, seed, frames / "key_frames.json")
+    if row.start is not StartFrame.first:
+        predict.append(f"inference.key_frames={frames / 'key_frames.json'}")
+    return Task(folder, (training,), (*commands, tuple(predict)), prepare)
+
+
+def write_start_frames(config: AblateConfig, start: StartFrame, seed: int, file: Path) -> None:
+    """A file of key frames that nobody chose."""
+    rng = np.random.default_rng(seed)
+    lengths = [(e, len(e.frames)) for e in read_expressions(config.dataset)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    is_random = start is StartFrame.random
+    write_key_frames(file, [(e, int(rng.integers(count)) if is_random else count // 2) for e, count in lengths])
+
+
+def tabulate(config: AblateConfig) -> AblationTables:
+    """Read all predictions of the ablation, and write what follows from them."""
+    output, rows = Path(config.output), config.ablation.rows
+    folders = {(row, seed): _folder(config, row, seed) / "predictions" for row in rows for seed in config.seeds}
+    labels = {f"{row}/{seed}": folder for (row, seed), folder in folders.items()}
+    compared = compare_predictions(config.dataset, labels, config.processes, config.max_videos)
+    tables = AblationTables(
+        config.ablation, {row: [compared[f"{row}/{seed}"] for seed in config.seeds] for row in rows}
+    )
+    for name, content in {"summary": tables.summary(), "claims": tables.claims(), "curves": tables.curves()}.items():
+        write_text(output / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    first = [folders[row, config.seeds[0]] for row in rows]
+    for folder in first:
+        report = score_predictions(config.dataset, folder, Missing.error, config.processes, config.max_videos)
+        write_report(report, folder)
+    runs = [replace(run, label=row) for run, row in zip(read_runs(first), rows, strict=True)]
+    section = ablation_section(tables)
+    page = build_page(config.dataset, runs, memory_frames, config.num_sentences, section)
+    write_text(output / "ablation.html", page)
+    return tables
+
+
+def ablate(config: AblateConfig) -> int:
+    """Run what is missing, tabulate and print.
+
+    Returns:
+        The exit status: 1 where a claim failed.
+
+    Raises:
+        ChildProcessError: a program failed.
+        FileNotFoundError: the dataset is not there.
+        ValueError: ``output`` holds runs with other settings.
+    """
+    videos = by_video(read_expressions(config.dataset))[: config.max_videos]
+    tasks = plan_tasks(config)
+    print(f"{len(tasks)} tasks, {len(videos)} held-out videos, {config.processes} at a time", flush=True)
+    run_tasks(tasks, config.processes, config.gpus)
+    tables = tabulate(config)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    print_rows(console, "J&F in percent, mean ± sd over seeds", "row", tables.printed())
+    if differences := tables.differences():
+        print_rows(console, "differences, 95 % interval over videos and seeds", "rows", differences)
+    for verdict in tables.verdicts:
+        console.print(verdict.text(), markup=False, highlight=False)
+    for name in _written(config):
+        print(name)
+    return int(any(verdict.has_passed is False for verdict in tables.verdicts))
+
+
+def _written(config: AblateConfig) -> Iterator[Path]:
+    return (Path(config.output) / name for name in ("summary.json", "claims.json", "curves.json", "ablation.html"))
+
+
+ConfigStore.instance().store("schema", AblateConfig)
+_JOBS = Jobs("output")
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="ablate")
+def main(cfg: DictConfig) -> None:
+    """Entry point; takes Hydra overrides, see ``AblateConfig``."""
+    with _JOBS.telling():
+        _JOBS.add(load_config(AblateConfig, cfg))
+
+
+if __name__ == "__main__":
+    _JOBS.run(main, ablate)
