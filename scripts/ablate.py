@@ -28,7 +28,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from rich.console import Console
 
-from glus.config import AblateConfig, AblationRow, Missing, StartFrame, load_config
+from glus.config import AblateConfig, AblationRow, Missing, StartFrame
 from glus.config.jobs import Jobs
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.evaluation.ablation import AblationTables, ablation_section
@@ -244,14 +244,13 @@ def _written(config: AblateConfig) -> Iterator[Path]:
 
 
 ConfigStore.instance().store("schema", AblateConfig)
-_JOBS = Jobs("output")
+_JOBS = Jobs("ablate", AblateConfig, "output")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="ablate")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``AblateConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(AblateConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":

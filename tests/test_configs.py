@@ -91,13 +91,13 @@ def test_programs_that_run_a_model_take_every_setting(program: str, schema: type
     wanted.inference.window, wanted.inference.num_query = Window.clips, None
     assert config == wanted
     assert config.dataset.name == "shapes_valid"
+    with pytest.raises(ConfigCompositionException, match=r"Could not override 'inference\.windo'"):
+        compose(program, [*begin, "inference.windo=clips"])
 
 
 def test_frames_are_scored_with_one_query_frame() -> None:
     """The prompt that a sentence gets which starts there."""
     assert (ScoreFramesConfig().inference.num_query, PredictConfig().inference.num_query) == (1, None)
-    with pytest.raises(ConfigCompositionException, match=r"Could not override 'inference\.windo'"):
-        compose(program, [*begin, "inference.windo=clips"])
 
 
 def test_pretraining() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
 
-from glus.config import CalibrateConfig, load_config
+from glus.config import CalibrateConfig
 from glus.config.jobs import Jobs
 from glus.evaluation.existence import Decision
 from glus.evaluation.report import percents, print_rows
@@ -51,14 +51,13 @@ def _as_json(decision: Decision) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
-_JOBS = Jobs("output", is_file=True)
+_JOBS = Jobs("calibrate_existence", CalibrateConfig, "output", is_file=True)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="calibrate_existence")
 def main(cfg: DictConfig) -> None:
     """Entry point; takes Hydra overrides, see ``CalibrateConfig``."""
-    with _JOBS.telling():
-        _JOBS.add(load_config(CalibrateConfig, cfg))
+    _JOBS.take(cfg)
 
 
 if __name__ == "__main__":
