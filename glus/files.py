@@ -21,6 +21,8 @@ from typing import Any
 
 PROJECT = next(f for f in Path(__file__).resolve().parents if (f / "configs").is_dir())
 """Holds ``configs/``, ``scripts/``, ``tools/`` and ``assets/``: a checkout, or the package that was made of one."""
+SHIPPED = ("glus_shapes", "glus_towers")
+"""Names of what comes with the project: a small model, and the parts that it was made from."""
 OWN_PREFIX = ".glus."
 """Of what lies inside a folder while its contents are being replaced."""
 BLOCK_BYTES = 4096
@@ -35,6 +37,11 @@ _ADVICE = {
     errno.ENOTEMPTY: "choose a new or empty folder",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may write to"),
 }
+
+
+def find_shipped(path: str) -> str:
+    """Where ``glus_shapes`` or a file below ``glus_towers`` lies, unless something here has that name; else ``path``."""
+    return str(PROJECT / "assets" / path) if path.split("/")[0] in SHIPPED and not os.path.exists(path) else path
 
 
 def hidden_sibling(path: Path) -> Path:

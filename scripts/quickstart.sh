@@ -1,22 +1,24 @@
 #!/usr/bin/env bash
-# From a clean clone to scored videos: installs, generates Shapes, trains a small GLUS from scratch, predicts held-out
-# videos, scores them, and prints a table per kind of sentence and the paths of the pictures.
+# From a clean clone to a page of results: installs, segments a sample video with the shipped model, generates Shapes,
+# trains GLUS from the shipped small towers (as the real one starts from CLIP, SAM2 and LISA), predicts held-out videos,
+# scores them, and puts the run beside the shipped model on one page.
 #
-# About 15 minutes on two CPU cores after installation. The sizes below can be set from outside, e.g.
-#   QUICKSTART_STEPS=2000 bash scripts/quickstart.sh
+# The sizes below can be set from outside. QUICKSTART_TOWERS=own pre-trains the towers first, which takes half an hour.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-TRAIN_VIDEOS=${QUICKSTART_TRAIN_VIDEOS:-600}
-VALID_VIDEOS=${QUICKSTART_VALID_VIDEOS:-28}
-SCENES=${QUICKSTART_SCENES:-600}
-CLIP_STEPS=${QUICKSTART_CLIP_STEPS:-800}
-LLM_STEPS=${QUICKSTART_LLM_STEPS:-700}
-SAM2_STEPS=${QUICKSTART_SAM2_STEPS:-1400}
-STEPS=${QUICKSTART_STEPS:-800}
+TRAIN_VIDEOS=${QUICKSTART_TRAIN_VIDEOS:-400}
+VALID_VIDEOS=${QUICKSTART_VALID_VIDEOS:-24}
+STEPS=${QUICKSTART_STEPS:-300}
+TOWERS=${QUICKSTART_TOWERS:-shipped}
+SCENES=${QUICKSTART_SCENES:-700}
+CLIP_STEPS=${QUICKSTART_CLIP_STEPS:-1000}
+LLM_STEPS=${QUICKSTART_LLM_STEPS:-1800}
+SAM2_STEPS=${QUICKSTART_SAM2_STEPS:-2400}
 DATA=${QUICKSTART_DATA:-data/shapes}
 OUT=${QUICKSTART_OUT:-outputs/quickstart}
 
+[[ $TOWERS =~ ^(shipped|own)$ ]] || { echo "error: QUICKSTART_TOWERS=$TOWERS: expected shipped or own" >&2 && exit 1; }
 bash scripts/install.sh
 python=.venv/bin/python
 cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
@@ -27,20 +29,26 @@ say() { printf '\n== %s (%s)\n' "$1" "$(date +%T)"; }
 # A run is made anew; the data and the installation stay.
 rm -rf "$OUT"
 mkdir -p "$OUT"
-root=(paths.outputs="$OUT" paths.weights="$OUT/weights")
-scenes=(num_scenes="$SCENES")
+root=(paths.outputs="$OUT")
 train_data=(data.mixture.shapes.dataset.root="$DATA" valid.root="$DATA")
 valid=(dataset=shapes_valid dataset.root="$DATA")
+
+say "segment a video with the shipped model"
+"$python" scripts/segment_video.py --video assets/example.mp4 --text "the red square" --text "the only star" \
+  --text "the green circle" --weights glus_shapes --output "$OUT/example"
 
 say "generate Shapes"
 "$python" tools/make_shapes.py "$DATA" --train-videos "$TRAIN_VIDEOS" --valid-videos "$VALID_VIDEOS"
 
-say "pre-train a small CLIP and LLM, and a small SAM2, side by side on other generated scenes"
-"$python" tools/pretrain_towers.py "${root[@]}" "${scenes[@]}" 'parts=[tokenizer,clip,llm]' \
-  clip_steps="$CLIP_STEPS" llm_steps="$LLM_STEPS" &
-language=$!
-"$python" tools/pretrain_towers.py "${root[@]}" "${scenes[@]}" 'parts=[sam2]' sam2_steps="$SAM2_STEPS"
-wait "$language"
+if [ "$TOWERS" = own ]; then
+  root+=(paths.weights="$OUT/weights")
+  say "pre-train a small CLIP and LLM, and a small SAM2, side by side on other generated scenes"
+  "$python" tools/pretrain_towers.py "${root[@]}" num_scenes="$SCENES" 'parts=[tokenizer,clip,llm]' \
+    clip_steps="$CLIP_STEPS" llm_steps="$LLM_STEPS" &
+  language=$!
+  "$python" tools/pretrain_towers.py "${root[@]}" num_scenes="$SCENES" 'parts=[sam2]' sam2_steps="$SAM2_STEPS"
+  wait "$language"
+fi
 
 say "train GLUS"
 "$python" -m torch.distributed.run --standalone --nproc_per_node="$ranks" scripts/train.py experiment=shapes \
@@ -51,14 +59,12 @@ evaluate() { # weights, folder of the predictions
     weights="$1" output="$2"
   "$python" scripts/score.py "${valid[@]}" predictions="$2"
 }
-say "predict held-out videos and score them: the model that was just trained"
+say "predict held-out videos and score them: the model that was just trained, and the shipped one"
 evaluate "$OUT/shapes" "$OUT/predictions"
-say "the same for the shipped model, which longer runs of these commands made (assets/glus_shapes)"
-evaluate assets/glus_shapes "$OUT/shipped_predictions"
+evaluate glus_shapes "$OUT/shipped_predictions"
 
-say "compare both with answers that ignore the sentence, and draw"
+say "compare both with answers that ignore the sentence, and put them on a page"
 "$python" scripts/compare.py "${valid[@]}" output="$OUT/summary.json" \
   predictions="{quickstart: $OUT/predictions, shipped: $OUT/shipped_predictions}"
-"$python" scripts/show.py "${valid[@]}" predictions="$OUT/predictions" output="$OUT/pictures"
-"$python" scripts/show.py "${valid[@]}" predictions="$OUT/shipped_predictions" output="$OUT/shipped_pictures"
-say "done: $OUT/summary.json"
+"$python" scripts/report.py "${valid[@]}" runs="[$OUT/predictions, $OUT/shipped_predictions]" output="$OUT/report.html"
+say "done: $OUT/report.html"

@@ -13,7 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from glus.files import stand_in
+from glus.files import find_shipped, stand_in
 
 Schema = TypeVar("Schema")
 
@@ -54,7 +54,8 @@ def share() -> Any:
 
 
 def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
-    """The typed form of a composed config, in which a ``~`` that a path begins with is the home folder.
+    """The typed form of a composed config, in which a ``~`` that a path begins with is the home folder, and
+    ``glus_shapes`` and ``glus_towers`` are what is shipped.
 
     Raises:
         ValueError: unknown key, wrong type, missing value or failed check, naming the key.
@@ -110,11 +111,14 @@ def read_config(schema: type[Schema], file: Path) -> Schema:
 
 
 def _expanded(value: Any, key: str) -> Any:
-    """The value with ``~`` and ``~user`` expanded in every text of it; of texts with a slash, only paths have them."""
+    """The value with ``~``, ``~user`` and names of what is shipped expanded in every text of it; of texts with a slash,
+    only paths have them."""
     if isinstance(value, str) and value.startswith("~") and (value == "~" or "/" in value):
         path = os.path.expanduser(value)
         require(path != value, key, "the whole path, as no home folder of this user is known", value)
         return path
+    if isinstance(value, str):
+        return find_shipped(value)
     if isinstance(value, list):
         return [_expanded(entry, key) for entry in value]
     if isinstance(value, dict):

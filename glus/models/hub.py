@@ -9,16 +9,13 @@ from pathlib import Path
 from filelock import FileLock
 
 from glus.config import SegmenterConfig
-from glus.files import PROJECT, cache_folder
+from glus.files import cache_folder, find_shipped
 from glus.models.pretrained import CONFIG_FILE, find_model_folder, save_merged
 from glus.models.release import build_release, read_release
 from glus.models.release_layout import find_folder
 from glus.models.weights import ON_DISK
 
 log = logging.getLogger(__name__)
-
-SHIPPED_MODEL = "glus_shapes"
-"""Name of the small model that comes with the project."""
 
 
 def find_model(weights: str | Path, segmenter: SegmenterConfig | None = None) -> Path:
@@ -29,7 +26,7 @@ def find_model(weights: str | Path, segmenter: SegmenterConfig | None = None) ->
 
     Args:
         weights: a model folder; a run, whose newest checkpoint it is; a folder in the authors' layout, which holds or
-            names its CLIP; ``owner/name`` of either on Hugging Face; or ``SHIPPED_MODEL``.
+            names its CLIP; ``owner/name`` of either on Hugging Face; or ``glus_shapes``, the small one that is shipped.
         segmenter: which SAM2 a published checkpoint holds; None: the published one.
 
     Raises:
@@ -37,9 +34,7 @@ def find_model(weights: str | Path, segmenter: SegmenterConfig | None = None) ->
         ValueError: a published checkpoint does not fit.
         OSError: the cache cannot be written.
     """
-    if str(weights) == SHIPPED_MODEL and not Path(weights).exists():
-        return PROJECT / "assets" / SHIPPED_MODEL
-    folder = find_folder(weights, "weights")
+    folder = find_folder(find_shipped(str(weights)), "weights")
     if (folder / CONFIG_FILE).is_file() or not (folder / "config.json").is_file():
         return find_model_folder(folder)
     files = sorted(file for file in folder.iterdir() if file.is_file())

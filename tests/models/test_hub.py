@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from glus.models.glus import Glus
-from glus.models.hub import SHIPPED_MODEL, find_model
+from glus.models.hub import find_model
 from glus.models.pretrained import load_model
 from tests.conftest import tiny_segmenter
 from tests.programs import ROOT
@@ -71,10 +71,10 @@ def test_an_id_on_the_hub_is_downloaded_without_its_code(
 
 
 def test_folders_of_ours_are_taken_as_they_are(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = ROOT / "assets" / SHIPPED_MODEL
+    shipped = ROOT / "assets" / "glus_shapes"
     assert find_model(shipped) == shipped
     monkeypatch.chdir(tmp_path)
-    assert find_model(SHIPPED_MODEL) == shipped
+    assert find_model("glus_shapes") == shipped
     run = tmp_path / "run" / "checkpoints" / "step_3"
     shutil.copytree(shipped, run)
     assert find_model(tmp_path / "run") == run
