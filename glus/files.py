@@ -40,7 +40,7 @@ _ADVICE = {
 
 
 def find_shipped(path: str) -> str:
-    """Where ``glus_shapes`` or a file below ``glus_towers`` lies, unless something here has that name; else ``path``."""
+    """Where a path lies that begins with one of ``SHIPPED``, unless something here has its name; else ``path``."""
     return str(PROJECT / "assets" / path) if path.split("/")[0] in SHIPPED and not os.path.exists(path) else path
 
 
