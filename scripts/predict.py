@@ -98,7 +98,7 @@ def predict_and_tell(config: PredictConfig) -> None:
         print(f"{summary.table()}\n{Path(config.output)}")
 
 
-def print_counts_of_splits(configs: dict[str, PredictConfig], finished: Collection[str]) -> None:
+def print_predicted(configs: dict[str, PredictConfig], finished: Collection[str]) -> None:
     """A line for each of several splits."""
     rows = {}
     for name, config in configs.items():
@@ -111,4 +111,4 @@ def print_counts_of_splits(configs: dict[str, PredictConfig], finished: Collecti
 
 
 if __name__ == "__main__":
-    _JOBS.run(main, predict_and_tell, print_counts_of_splits)
+    _JOBS.run(main, predict_and_tell, print_predicted)

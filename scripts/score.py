@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> None:
     _JOBS.take(cfg)
 
 
-def print_means_of_splits(configs: dict[str, ScoreConfig], finished: Collection[str]) -> None:
+def print_scored(configs: dict[str, ScoreConfig], finished: Collection[str]) -> None:
     """A line for each of several splits."""
     rows = {}
     for name, config in configs.items():
@@ -76,4 +76,4 @@ def print_means_of_splits(configs: dict[str, ScoreConfig], finished: Collection[
 
 
 if __name__ == "__main__":
-    _JOBS.run(main, score, print_means_of_splits)
+    _JOBS.run(main, score, print_scored)

@@ -2,7 +2,9 @@
 
     python scripts/submit.py dataset=mevis_valid predictions=outputs/glus_s/mevis_valid output=outputs/mevis.zip
 
-Predictions are PNGs or run-length codes. The zip appears only if every video, expression, frame and size is right.
+Predictions are PNGs or run-length codes. The zip appears only if every video, expression, frame and size is right. With
+``lmms_eval=FILE``, a submission of lmms-eval for any model, it writes that with our answers instead: points, of which
+lmms-eval's second stage makes masks by SAM 2.1, whose J&F is not comparable with others.
 """
 
 from __future__ import annotations
@@ -12,11 +14,16 @@ from omegaconf import DictConfig
 
 from glus.config import SubmitConfig
 from glus.config.jobs import Jobs
+from glus.evaluation.lmms_eval import NOT_COMPARABLE, write_lmms_eval
 from glus.evaluation.submission import build_submission
 
 
 def submit(config: SubmitConfig) -> None:
-    """Make the zip and say what is in it; errors as ``build_submission``."""
+    """Make the zip and say what is in it; errors as ``build_submission`` and ``write_lmms_eval``."""
+    if config.lmms_eval:
+        count = write_lmms_eval(config.dataset, config.predictions, config.lmms_eval, config.output)
+        print(f"{config.output}: {count} records; {NOT_COMPARABLE}")
+        return
     made = build_submission(config.dataset, config.predictions, config.output, config.num_workers)
     for doubt in made.doubts:
         print(f"warning: {doubt}")

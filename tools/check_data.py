@@ -21,11 +21,11 @@ from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from glus.config import CheckConfig, DatasetConfig, load_config
 from glus.config.jobs import Jobs
+from glus.console import bar, tables
 from glus.data.check import CheckRow, DataReport, check_dataset
 from glus.files import write_text
 
@@ -46,14 +46,10 @@ def check_split(config: CheckConfig, against: Sequence[DatasetConfig]) -> int:
     Raises:
         FileNotFoundError, ValueError, OSError: as ``check_dataset``; or the report cannot be written.
     """
-    console = Console(stderr=True)
-    show = partial(track, console=console, transient=True, disable=not console.is_terminal)
-    name, num_workers = config.dataset.name, config.num_workers
-    report = check_dataset(
-        config.dataset, against, config.alignment, num_workers, lambda found, num: show(found, name, num)
-    )
+    show = partial(bar, text=config.dataset.name)
+    report = check_dataset(config.dataset, against, config.alignment, config.num_workers, show)
     write_text(Path(config.output), json.dumps(report.as_json(), indent=2) + "\n")
-    print_check(report, Console())
+    print_check(report, tables())
     print(Path(config.output))
     return int(report.num_errors > 0)
 

@@ -174,9 +174,10 @@ class Jobs:
         if {"-m", "--multirun"} & set(rest) or len(set(names)) < len(names):
             raise ValueError(f"{found[-1]}: expected each split once, and no -m beside it")
         if any(argument.startswith(("--cfg", "-c")) for argument in rest):  # which shows one config
-            sys.argv[1:] = [*rest, f"dataset={names[0]}"]
+            sys.argv[1:] = [f"dataset={names[0]}", *rest]
         else:
-            sys.argv[1:] = [*rest, f"dataset={','.join(names)}", "hydra.mode=MULTIRUN", "hydra/hydra_logging=none"]
+            quiet = ["hydra.mode=MULTIRUN", "hydra/hydra_logging=none"]
+            sys.argv[1:] = [f"dataset={','.join(names)}", *quiet, *rest]
             self._datasets = names
 
     def _name(self, job: _Job) -> str:

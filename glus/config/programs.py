@@ -183,7 +183,10 @@ class SubmitConfig(WorkersConfig):
     predictions: str = MISSING
     """Folder of ``<video>/<exp_id>/<frame>.png`` or of ``<video>.jsonl``."""
     output: str = MISSING
-    """The zip file."""
+    """The zip file, or with ``lmms_eval`` a JSON file."""
+    lmms_eval: str | None = None
+    """Submission that lmms-eval's ``rvos_*`` tasks wrote for any model (``<task>_submission.json``): written anew with
+    points in our masks instead; null: the zip of the benchmark's own server."""
 
 
 @dataclass

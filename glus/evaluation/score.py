@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from glus.config import DatasetConfig, Missing
+from glus.console import bar
 from glus.data.benchmarks.index import by_video, open_masks, read_expressions, require_annotations
 from glus.data.frames import FrameStore
 from glus.data.masks import frame_name
@@ -92,7 +93,8 @@ def score_predictions(
     check_predictions_dir(folder)
     all_videos = read_scored_videos(dataset)
     scorer = VideoScorer(dataset, folder, missing, existence_threshold is not None)
-    videos = list(map_in_processes(scorer, all_videos[:max_videos], num_workers))
+    chosen = all_videos[:max_videos]
+    videos = list(bar(map_in_processes(scorer, chosen, num_workers), len(chosen), "scoring"))
     scores = [score for video in videos for score in video.expressions]
     objects = [score for video in videos for score in video.objects]
     tables = scorer.protocol.tables(
