@@ -26,6 +26,15 @@ INTERNVL = {
     "image_size": [32, 32],
     "patch_size": [8, 8],
 }
+QWEN2_5_VL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "depth": 3,
+    "num_heads": 2,
+    "patch_size": 8,
+    "window_size": 32,
+    "fullatt_block_indexes": [1],
+}
 QWEN3_VL = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -35,15 +44,20 @@ QWEN3_VL = {
     "num_position_embeddings": 36,
     "deepstack_visual_indexes": [0, 2],
 }
+VISION = {"internvl": INTERNVL, "qwen3_vl": QWEN3_VL, "qwen2_5_vl": QWEN2_5_VL}
 FAMILY_NAMES = ("internvl", "qwen3_vl")
+"""Those with which everything is tested; what Qwen2.5-VL has of its own is its tower and the names of its tensors."""
 VOCABULARY_SIZE = 420
 
 
 def backbone_config(family: str, tokenizer: Path, **fields: Any) -> ModelConfig:
     """Grouped-query attention, two deepstack levels, LoRA, new rows, SAM2 at 64 pixels."""
-    is_qwen = family == "qwen3_vl"
-    text = {**TEXT, **({"head_dim": 12, "rope_parameters": ROPE} if is_qwen else {}), **fields.pop("text", {})}
-    vision = {**(QWEN3_VL if is_qwen else INTERNVL), **fields.pop("vision", {})}
+    is_qwen = family != "internvl"
+    rope = {key: value for key, value in ROPE.items() if family == "qwen3_vl" or key != "mrope_interleaved"}
+    own: dict[str, Any] = {"rope_parameters": rope} if is_qwen else {}
+    own |= {"head_dim": 12} if family == "qwen3_vl" else {"bos_token_id": None, "eos_token_id": None}
+    text = {**TEXT, **own, **fields.pop("text", {})}
+    vision = {**VISION[family], **fields.pop("vision", {})}
     sizes = {"context_size": 32, "query_size": 32, **fields.pop("sizes", {})}
     tied = fields.pop("tied", not is_qwen)
     rows = fields.pop("rows", VOCABULARY_SIZE)

@@ -32,6 +32,7 @@ BORDERS = {
 """Libraries that one file alone imports."""
 LLAVA, SAM2 = "glus/models/mllm/llava.py", "glus/models/segmenter/sam2.py"
 INTERNVL, QWEN3_VL = "glus/models/mllm/internvl.py", "glus/models/mllm/qwen3_vl.py"
+QWEN2_5_VL = "glus/models/mllm/qwen2_5_vl.py"
 REFERENCES = "tools/backbones/references.py"
 FAMILIES = {
     LLAVA: {
@@ -42,7 +43,8 @@ FAMILIES = {
         *("tools/benchmarks/plain.py", "tools/parity/network.py"),  # measure and compare its insides
     },
     INTERNVL: {"glus/models/build.py"},
-    QWEN3_VL: {"glus/models/build.py"},
+    QWEN3_VL: {"glus/models/build.py", QWEN2_5_VL},
+    QWEN2_5_VL: {"glus/models/build.py"},
     SAM2: {
         *("glus/models/build.py", "glus/shapes/pretrain.py"),
         *("tools/benchmarks/plain.py", "tools/parity/network.py"),
@@ -54,6 +56,7 @@ FAMILY_CLASSES = {
     "Llama": {LLAVA, "glus/models/release.py"},  # what a released folder says of its architecture
     "InternVL": {INTERNVL},
     "Qwen3VL": {QWEN3_VL},
+    "Qwen2_5_VL": {QWEN2_5_VL},
 }
 """Beginnings of the names of transformers' classes -> who may import these."""
 DEFINED_OFTEN = {"main", "parse_arguments", "log"}

@@ -28,6 +28,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = {
     "glus_internvl3_2b": ("internvl", "InternVLForConditionalGeneration"),
     "glus_internvl3_8b": ("internvl", "InternVLForConditionalGeneration"),
+    "glus_qwen2_5_vl_3b": ("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"),
     "glus_qwen3_vl_2b": ("qwen3_vl", "Qwen3VLForConditionalGeneration"),
     "glus_qwen3_vl_4b": ("qwen3_vl", "Qwen3VLForConditionalGeneration"),
     "glus_qwen3_vl_8b": ("qwen3_vl", "Qwen3VLForConditionalGeneration"),
@@ -129,6 +130,7 @@ def chat_and_frames(experiment: str) -> tuple[Any, Any, Any]:
     return ChatmlChat(vocabulary, mllm.chat, mllm.grid).sized(SIZE), config.frames, mllm  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "packed", "separate"),
     [("glus_a", 1383, 2159), ("glus_a_internvl3_8b", 1389, 2109), ("glus_a_qwen3_vl_4b", 2658, 3832)],
@@ -144,6 +146,7 @@ def test_tokens_of_a_sample_of_three_sentences(experiment: str, packed: int, sep
     assert counts == (packed, separate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "read", "plain"),
     [("glus_a", 383410, 856704), ("glus_a_internvl3_8b", 396006, 836016), ("glus_a_qwen3_vl_4b", 805365, 1514880)],

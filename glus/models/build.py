@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from glus.models.mllm import Mllm
 from glus.models.mllm.decoder import Decoder
 from glus.models.mllm.internvl import build_internvl
 from glus.models.mllm.llava import ClipEncoder, Llava, build_llama, build_projector, build_vision_tower
+from glus.models.mllm.qwen2_5_vl import build_qwen2_5_vl
 from glus.models.mllm.qwen3_vl import build_qwen3_vl
 from glus.models.segmenter.sam2 import Sam2Segmenter, build_sam2
 from glus.models.weights import Target
@@ -60,17 +62,20 @@ def _internvl(config: ModelConfig, connector: None, is_tower_empty: bool, is_llm
         return build_internvl(vision.architecture, llm.architecture, llm.vocab_size, llm.tied, sides, vision.pool)
 
 
-def _qwen3_vl(config: ModelConfig, connector: None, is_tower_empty: bool, is_llm_empty: bool) -> Mllm:
+def _qwen_vl(
+    build: Callable[..., Mllm], config: ModelConfig, connector: None, is_tower_empty: bool, is_llm_empty: bool
+) -> Mllm:
     vision, llm = config.vision, config.llm
     sides = (vision.context_size, vision.query_size)
     with torch.device("meta") if is_llm_empty else nullcontext():
-        return build_qwen3_vl(vision.architecture, llm.architecture, llm.vocab_size, llm.tied, sides)
+        return build(vision.architecture, llm.architecture, llm.vocab_size, llm.tied, sides)
 
 
 FAMILIES: Mapping[str, tuple[Callable[[ModelConfig], Any], Callable[..., Mllm]]] = {
     "llava": (_llava_connector, _llava),
     "internvl": (_no_connector, _internvl),
-    "qwen3_vl": (_no_connector, _qwen3_vl),
+    "qwen3_vl": (_no_connector, partial(_qwen_vl, build_qwen3_vl)),
+    "qwen2_5_vl": (_no_connector, partial(_qwen_vl, build_qwen2_5_vl)),
 }
 """``model.family`` -> what draws the small part between tower and LLM, if it is a part of its own, and what builds the
 MLLM around it; is_tower_empty, is_llm_empty: see ``assemble``. A family that comes in one folder is empty as a whole

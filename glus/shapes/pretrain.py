@@ -97,7 +97,7 @@ def pretrain(tower: Tower, steps: int, learning_rate: float, seed: int) -> Itera
         After each step, what the tower reports of it.
     """
     tower.set_trained(True)
-    parameters = [parameter for module in tower.modules for parameter in module.parameters()]
+    parameters = [*dict.fromkeys(parameter for module in tower.modules for parameter in module.parameters())]  # tied
     optimizer = torch.optim.AdamW(parameters, learning_rate, BETAS, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_hold_decay(steps))
     for step in range(steps):

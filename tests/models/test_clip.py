@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from glus.models.mllm.llava import CLIP_MEAN, CLIP_STD, ClipEncoder, build_vision_tower
+from glus.models.mllm.llava import ClipEncoder, build_vision_tower
+from glus.models.mllm.pixels import CLIP_MEAN, CLIP_STD
 
 
 class _Layer(nn.Module):

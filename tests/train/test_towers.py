@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,24 @@ from torch import nn
 
 from glus.config import FramesConfig, QuerySampling
 from glus.data.chat.llava import LlavaChat
+from glus.inference.predictor import chat_of
 from glus.models.glus import Glus
-from glus.models.pretrained import LoadedModel
+from glus.models.pretrained import LoadedModel, build_glus
 from glus.shapes.labels import PLACE_CELLS, patch_labels, sentence_labels
-from glus.shapes.pretrain import ClipTower, LlmTower, Sam2Tower, draw_clips, pretrain
+from glus.shapes.pretrain import (
+    ClipTower,
+    LlmTower,
+    Sam2Tower,
+    VisionTower,
+    _by_token,
+    draw_clips,
+    part_modules,
+    pretrain,
+)
 from glus.shapes.render import COLOURS, SHAPES
 from glus.shapes.scene import Scene, draw_scenes
+from glus.tokens import JsonVocabulary
+from tests.backbones import FAMILY_NAMES, backbone_config, write_vocabulary
 
 GRID = 8
 
@@ -82,6 +95,33 @@ def test_clip_learns_its_labels(tiny_model: LoadedModel, scenes: list[Scene]) ->
     assert len(seen) == 80
     assert np.mean([v["loss"] for v in seen[-10:]]) < 0.8 * np.mean([v["loss"] for v in seen[:10]])
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_towers_of_an_mllm_in_one_piece_learn_one_after_the_other(
+    family: str, scenes: list[Scene], tmp_path: Path
+) -> None:
+    vocabulary = JsonVocabulary(write_vocabulary(tmp_path))
+    config = backbone_config(family, vocabulary.folder, tied=True)
+    config.trainable, config.llm.lora_rank = ["llm"], 0
+    torch.manual_seed(0)
+    glus = build_glus(config)
+    vision, llm = ([*part_modules(glus.mllm, part)] for part in ("vision", "llm"))
+    before = [_weights(module) for module in (*vision, *llm)]
+    seen = list(pretrain(VisionTower(glus.mllm, scenes, batch_size=8), steps=40, learning_rate=3e-3, seed=0))
+    assert np.mean([v["loss"] for v in seen[-5:]]) < 0.9 * np.mean([v["loss"] for v in seen[:5]])
+    changed = [_changed(weights, module) for weights, module in zip(before, (*vision, *llm), strict=True)]
+    assert changed == [True] * len(vision) + [False] * len(llm)
+    towers = [_weights(module) for module in vision]
+    tower = LlmTower(glus.mllm, chat_of(glus, vocabulary), [FramesConfig(1, 2)], scenes, batch_size=2)
+    list(pretrain(tower, steps=2, learning_rate=1e-3, seed=0))
+    assert not any(_changed(weights, module) for weights, module in zip(towers, vision, strict=True))
+    assert _changed(before[len(vision)], llm[0])
+
+
+def test_the_patches_of_a_visual_token_stand_together() -> None:
+    raster = torch.arange(16)[None]
+    assert _by_token(raster, 2).tolist() == [[0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]]
 
 
 def test_sam2_learns_prompts_in_single_frames_and_then_memory(tiny_model: LoadedModel, scenes: list[Scene]) -> None:

@@ -72,7 +72,12 @@ def open_reference(config: ModelConfig, mllm: Any, chat: Chat) -> Reference:
     Raises:
         ValueError: its family has none here.
     """
-    found: dict[str, Any] = {"llava": LlavaReference, "internvl": InternVLReference, "qwen3_vl": Qwen3VLReference}
+    found: dict[str, Any] = {
+        "llava": LlavaReference,
+        "internvl": InternVLReference,
+        "qwen3_vl": Qwen3VLReference,
+        "qwen2_5_vl": Qwen25VLReference,
+    }
     if config.family not in found:
         raise ValueError(f"model.family={config.family}: there is no reference in tools/backbones/references.py")
     reference: Reference = found[config.family](config, mllm, chat)
@@ -238,6 +243,8 @@ class InternVLReference(_Whole):
 class Qwen3VLReference(_Whole):
     """``Qwen3VLForConditionalGeneration`` and ``Qwen2VLImageProcessor``."""
 
+    mean, std = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
+
     def __init__(self, config: ModelConfig, mllm: Any, chat: Chat):
         picture = "<|vision_start|><|image_pad|><|vision_end|>"
         super().__init__(config, mllm, _ChatTemplate(chat.vocabulary.folder, picture, "<|image_pad|>"))
@@ -252,8 +259,8 @@ class Qwen3VLReference(_Whole):
             patch_size=vision.patch_size,
             temporal_patch_size=vision.temporal_patch_size,
             merge_size=vision.spatial_merge_size,
-            image_mean=[0.5, 0.5, 0.5],
-            image_std=[0.5, 0.5, 0.5],
+            image_mean=self.mean,
+            image_std=self.std,
         )
         return processor(frame_HW3, return_tensors="pt")
 
@@ -271,7 +278,7 @@ class Qwen3VLReference(_Whole):
         """See ``Reference``."""
         one = self._processed(frame_HW3, role)
         seen = self.net.model.visual(one["pixel_values"], grid_thw=one["image_grid_thw"])
-        return torch.stack([seen.pooler_output, *seen.deepstack_features], dim=1)
+        return torch.stack([seen.pooler_output, *getattr(seen, "deepstack_features", ())], dim=1)
 
     def states(self, input_ids: np.ndarray, shown: Shown) -> torch.Tensor:
         """See ``Reference``."""
@@ -284,3 +291,9 @@ class Qwen3VLReference(_Whole):
             mm_token_type_ids=(ids == self.template.image_id).int(),
             use_cache=False,
         ).last_hidden_state[0]
+
+
+class Qwen25VLReference(Qwen3VLReference):
+    """``Qwen2_5_VLForConditionalGeneration``, with CLIP's normalisation."""
+
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]

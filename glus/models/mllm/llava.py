@@ -16,15 +16,12 @@ from glus import compat
 from glus.batch import TokenRows
 from glus.models.mllm.attention import NAME, Prefix, attend
 from glus.models.mllm.decoder import Decoder, plain_rotary
+from glus.models.mllm.pixels import CLIP_MEAN, CLIP_STD
 from glus.tokens import ChatStyle
 from glus.types import Role
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel, LlamaForCausalLM
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Channel statistics of openai/clip-vit-large-patch14's preprocessor_config.json."""
 
 
 def build_vision_tower(architecture: dict[str, Any]) -> CLIPVisionModel:

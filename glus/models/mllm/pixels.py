@@ -10,6 +10,10 @@ import torch
 
 from glus import compat
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Channel statistics of openai/clip-vit-large-patch14's preprocessor_config.json."""
+
 
 def resized(frame_HW3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bicubic with anti-aliasing, as torchvision does it: (h, w, 3) uint8 RGB.

@@ -22,9 +22,6 @@ from glus.models.mllm.pixels import normalized, resized
 from glus.tokens import ChatStyle
 from glus.types import Role
 
-QWEN_MEAN = QWEN_STD = (0.5, 0.5, 0.5)
-"""What the family's processor normalises with."""
-
 
 def build_qwen3_vl(
     vision: dict[str, Any], text: dict[str, Any], vocab_size: int, is_tied: bool, sides: tuple[int, int]
@@ -76,6 +73,8 @@ class Qwen3Vl(nn.Module):
         "llm": ("mllm.net.model.language_model.", "mllm.net.lm_head."),
     }
     PUBLISHED: ClassVar[tuple[tuple[str, str], ...]] = (("", "mllm.net."),)
+    NORM: ClassVar[tuple[tuple[float, ...], tuple[float, ...]]] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    """Mean and standard deviation that the family's processor normalises with."""
     chat = ChatStyle("chatml", "<|vision_start|>", "<|vision_end|>", has_axes=True)
 
     def __init__(self, net: Any, sides: tuple[int, int]):
@@ -85,7 +84,7 @@ class Qwen3Vl(nn.Module):
         text.rotary_emb = plain_rotary(text.rotary_emb)
         visual.rotary_pos_emb = plain_rotary(visual.rotary_pos_emb)
         self.width: int = config.text_config.hidden_size
-        levels = len(config.vision_config.deepstack_visual_indexes)
+        levels = len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
         if levels > config.text_config.num_hidden_layers:
             raise ValueError(
                 f"model.vision.architecture.deepstack_visual_indexes: {levels} levels for an LLM of "
@@ -125,13 +124,13 @@ class Qwen3Vl(nn.Module):
     def see(self, pixels_F3hw: torch.Tensor) -> torch.Tensor:
         """See ``Mllm``."""
         visual = self.net.model.visual
-        pixels = normalized(pixels_F3hw, QWEN_MEAN, QWEN_STD)
+        pixels = normalized(pixels_F3hw, *self.NORM)
         rows, columns = pixels.shape[2] // self._patch, pixels.shape[3] // self._patch
         grids, places = self._places(len(pixels), rows, columns)
         move_rotary(visual.rotary_pos_emb, pixels.device)
-        places = {name: place if name == "cu_seqlens" else place.to(pixels.device) for name, place in places.items()}
+        places = {name: place if "seqlens" in name else place.to(pixels.device) for name, place in places.items()}
         seen = visual(self._patches(pixels).to(self.dtype), grid_thw=grids, **places)
-        tokens_GTD = torch.stack([seen.pooler_output, *seen.deepstack_features], dim=1)
+        tokens_GTD = torch.stack([seen.pooler_output, *getattr(seen, "deepstack_features", ())], dim=1)
         return tokens_GTD.unflatten(0, (len(pixels), -1))
 
     def states(
@@ -180,20 +179,25 @@ class Qwen3Vl(nn.Module):
         """Frames' grids of patches, and what the tower would compute of them while a GPU waits; all on the CPU."""
         from transformers import vision_utils
 
-        visual = self.net.model.visual
         with torch.device("cpu"):
             grids = torch.tensor([[1, rows, columns]] * num_frames)
-            indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
-                grids,
-                num_grid_per_side=visual.num_grid_per_side,
-                mode=visual.interpolation_mode,
-                align_corners=visual.interpolation_align_corners,
-                spatial_merge_size=self._merge,
-            )
             positions = vision_utils.get_vision_position_ids(grids, self._merge)
             borders = vision_utils.get_vision_cu_seqlens(grids)
-        places = {"interp_indices": indices, "interp_weights": weights, "position_ids": positions}
-        return grids, {**places, "cu_seqlens": borders}
+            return grids, {"position_ids": positions, "cu_seqlens": borders, **self._tower_places(grids)}
+
+    def _tower_places(self, grids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What this family's tower needs besides."""
+        from transformers import vision_utils
+
+        visual = self.net.model.visual
+        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+            grids,
+            num_grid_per_side=visual.num_grid_per_side,
+            mode=visual.interpolation_mode,
+            align_corners=visual.interpolation_align_corners,
+            spatial_merge_size=self._merge,
+        )
+        return {"interp_indices": indices, "interp_weights": weights}
 
 
 def fitting_size(size_HW: tuple[int, int], role: Role, sides: Mapping[Role, int], factor: int) -> tuple[int, int]:
