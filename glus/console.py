@@ -31,6 +31,17 @@ def bar(items: Iterable[Item], total: int, text: str) -> Iterable[Item]:
     return track(items, text, total, console=console(), disable=not console().is_terminal, transient=True)
 
 
+def log_to_console() -> None:
+    """Log from INFO on to the console, instead of where Hydra does, which is another place in a sweep."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
+        root.removeHandler(handler)
+    if not any(isinstance(handler, ConsoleHandler) for handler in root.handlers):
+        root.addHandler(ConsoleHandler())
+        root.handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root.setLevel(logging.INFO)
+
+
 class ConsoleHandler(logging.Handler):
     """Writes log lines above the bars of ``console``, if there are any."""
 

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from glus.config.loading import load_config
 from glus.config.overrides import check_overrides, print_help
-from glus.console import tables
+from glus.console import log_to_console, tables
 from glus.files import check_target
 
 log = logging.getLogger(__name__)
@@ -150,6 +150,7 @@ class Jobs:
         record = Path("multirun.yaml")  # Hydra's, of a sweep, in the folder where the user is
         is_kept = record.exists()
         compose()
+        log_to_console()
         if not is_kept:
             record.unlink(missing_ok=True)
         self._part(self._output, self._is_file)
@@ -170,14 +171,14 @@ class Jobs:
         if not found:
             return
         names = [name.strip(" '\"") for name in found[-1].removeprefix("dataset=[")[:-1].split(",")]
-        rest = [argument for argument in sys.argv[1:] if argument not in found]
+        rest = [argument for argument in sys.argv[1:] if not argument.startswith("dataset=")]
         if {"-m", "--multirun"} & set(rest) or len(set(names)) < len(names):
             raise ValueError(f"{found[-1]}: expected each split once, and no -m beside it")
         if any(argument.startswith(("--cfg", "-c")) for argument in rest):  # which shows one config
             sys.argv[1:] = [f"dataset={names[0]}", *rest]
         else:
-            quiet = ["hydra.mode=MULTIRUN", "hydra/hydra_logging=none"]
-            sys.argv[1:] = [f"dataset={','.join(names)}", *quiet, *rest]
+            sys.argv[1:] = [f"dataset={','.join(names)}", "hydra.mode=MULTIRUN", *rest]
+            logging.getLogger("hydra").setLevel(logging.WARNING)  # its numbers of jobs mean nothing here
             self._datasets = names
 
     def _name(self, job: _Job) -> str:

@@ -57,7 +57,7 @@ def test_score(run, perfect: Path, tmp_path: Path) -> None:
 
     strict = run("score.py", f"predictions={perfect}", "missing=error")
     assert strict.returncode == 1
-    assert strict.stderr.startswith("error: tiny/b/0, frame 00000")
+    assert "\nerror: tiny/b/0, frame 00000" in f"\n{strict.stderr}"
     assert "Traceback" not in strict.stderr
 
 
@@ -65,13 +65,13 @@ def test_every_job_of_a_sweep_scores_into_a_folder_of_its_own(run, perfect: Path
     (perfect / "b/0/00000.png").unlink()
     done = run("score.py", "hydra.mode=MULTIRUN", f"predictions={perfect}", "missing=drop,error,zero", "num_workers=1")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: tiny/b/0, frame 00000")
+    assert "\nerror: tiny/b/0, frame 00000" in f"\n{done.stderr}"
     assert "Traceback" not in done.stdout + done.stderr
     reports = {path.parent.name: json.loads(path.read_text()) for path in perfect.rglob("report.json")}
     assert {number: report["missing"] for number, report in reports.items()} == {"0": "drop", "2": "zero"}
     done = run("score.py", "hydra.mode=MULTIRUN", f"predictions={perfect},{tmp_path / 'nowhere'}", "num_workers=1")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no folder of predictions")
+    assert "\nerror: no folder of predictions" in f"\n{done.stderr}"
     assert (perfect / "report.json").is_file(), "folders that differ are written to as they are"
 
 
@@ -97,21 +97,21 @@ def test_compare(run, perfect: Path, tmp_path: Path) -> None:
 
     wrong = run("compare.py", "predictions={ours: nowhere}", "output=summary.json")
     assert wrong.returncode == 1
-    assert wrong.stderr.startswith("error: no folder of predictions nowhere")
+    assert "\nerror: no folder of predictions nowhere" in f"\n{wrong.stderr}"
     assert "Traceback" not in wrong.stderr
 
 
 def test_submit(run, perfect: Path, tmp_path: Path) -> None:
     good = run("submit.py", f"predictions={perfect}", "output=out/mevis.zip")
     assert good.returncode == 0, good.stderr
-    assert good.stdout.endswith("\nout/mevis.zip: 14 masks of 5 expressions in 2 videos\n")
+    assert good.stdout.endswith("out/mevis.zip: 14 masks of 5 expressions in 2 videos\n")
     with zipfile.ZipFile(tmp_path / "cwd/out/mevis.zip") as made:
         assert len(made.namelist()) == 14
 
     (perfect / "b/0/00000.png").unlink()
     wrong = run("submit.py", f"predictions={perfect}", "output=wrong.zip", "num_workers=1")
     assert wrong.returncode == 1
-    assert wrong.stderr.startswith(f"error: {perfect} cannot be submitted: 1 problems\n  tiny/b/0, frame 00000: ")
+    assert f"\nerror: {perfect} cannot be submitted: 1 problems\n  tiny/b/0, frame 00000: " in f"\n{wrong.stderr}"
     assert "Traceback" not in wrong.stderr
     assert sorted(path.name for path in (tmp_path / "cwd").iterdir()) == ["out"]
 
