@@ -10,21 +10,18 @@ settings is never overwritten.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from rich.console import Console
-from rich.progress import track
-
 from glus.config.jobs import user_errors, user_path
+from glus.console import bar
 from glus.shapes.write import LAYOUT_KINDS, count_kinds, write_contact_sheet, write_shapes
 
 
 def show_progress(numbers: range, split: str) -> Iterable[int]:
     """The same numbers, with a bar on a terminal."""
-    return track(numbers, split, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    return bar(numbers, len(numbers), split)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

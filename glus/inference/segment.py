@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from rich.progress import track
-
 from glus.config import SettingsConfig
+from glus.console import bar
 from glus.data.frames import VideoInput, VideoSource, open_video
 from glus.data.masks import encode_rle
 from glus.data.predictions import rounded
@@ -146,7 +145,7 @@ def _segmented(
 ) -> Segmentation:
     frames: Iterable[FrameMasks] = stream(source, texts, weights, settings, allow_cpu)
     if show_progress:
-        frames = track(frames, description="frames", total=len(source))
+        frames = bar(frames, len(source), "frames")
     return Segmentation(tuple(texts), list(frames), source)
 
 

@@ -289,7 +289,7 @@ def test_segment_video_prints_what_a_terminal_of_ascii_can_show(
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii", write_through=True))
     arguments = ("--video", frames, "--weights", model_folder, "--text", "猫", "--output", tmp_path / "out")
     load_script("segment_video").main([*map(str, arguments)])
-    assert b"\\u732b: 3 masks" in printed.getvalue()
+    assert b"\\u732b: found in 3 of 3 frames" in printed.getvalue()
     assert (tmp_path / "out/猫/img1.png").is_file()
 
 
