@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +68,22 @@ RUN_ELSEWHERE = {
     "tools/benchmark_training.py": "tests/test_benchmark_training.py",
 }
 """Program that takes minutes, or a checkpoint -> the tests that run what its commands run."""
+ALONE = ("scripts/train.py", "tools/doctor.py")
+"""Programs that need a process of their own: a process group begins once, and the doctor may find fault."""
+RUNNER = """
+import json, os, runpy, sys
+
+for program, *arguments in json.loads(sys.argv[1]):
+    print("==", program, *arguments, flush=True)
+    print("==", program, *arguments, file=sys.stderr, flush=True)
+    sys.argv[:], sys.path[0] = [program, *arguments], os.path.dirname(program)
+    try:
+        runpy.run_path(program, run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+"""Runs programs one after another in one process: the seconds that a new one takes to import are most of theirs."""
 CALLED_BY_INSTANCE = ("__call__", "__getitem__", "forward")
 """Methods that nobody calls by their names."""
 
@@ -106,9 +124,15 @@ def check(command: list[str], folder: Path) -> None:
     """Run it."""
     done = run(*command, folder=folder, HF_HUB_OFFLINE="1", HYDRA_FULL_ERROR="1")
     as_it_should = done.returncode == 0
-    if command[-1].endswith("doctor.py"):  # which may find fault with this machine
+    if "tools/doctor.py" in command[-1]:  # which may find fault with this machine
         as_it_should = re.search(r"\d+ (checks passed|of \d+ checks failed)", done.stdout) is not None
     assert as_it_should, f"{shlex.join(command)}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+
+
+def check_programs(wanted: list[str], folder: Path, added: Callable[[str], list[str]]) -> None:
+    """Run Python programs in one process, each with what is ``added`` for it."""
+    words = [[str(ROOT / program(command)), *arguments(command), *added(program(command))] for command in wanted]
+    check([sys.executable, "-c", RUNNER, json.dumps(words)], folder)
 
 
 # -------------------------------------------------------------------------------------------------- as a whole
@@ -196,9 +220,9 @@ def test_programs_find_what_lies_beside_them(name: str) -> None:
     assert not needs_root or "if not __package__:" in source, f"{name}: sees no tools/ where it is run by its path"
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if is_composed(c) and program(c) in TINY])
-def test_full_size_commands_compose(command: str, tmp_path: Path) -> None:
-    check([sys.executable, str(ROOT / program(command)), *arguments(command), "--cfg", "job", "--resolve"], tmp_path)
+def test_full_size_commands_compose(tmp_path: Path) -> None:
+    full = [command for command in commands() if is_composed(command) and program(command) in TINY]
+    check_programs(full, tmp_path, lambda _: ["--cfg", "job", "--resolve"])
 
 
 def examples(name: str) -> list[str]:
@@ -236,8 +260,9 @@ def test_small_commands_run_in_order(tmp_path: Path) -> None:
     small.sort(key=lambda c: next((i for i, name in enumerate(order) if name in c), len(order)))
     for block in (block for readme in READMES for block in blocks(readme, "python")):
         check([sys.executable, "-c", block], tmp_path)
-    for command in small:
-        check([sys.executable, str(ROOT / program(command)), *arguments(command), *TINY[program(command)]], tmp_path)
+    for is_alone, together in groupby(small, lambda command: program(command) in ALONE):
+        for group in [[command] for command in together] if is_alone else [list(together)]:
+            check_programs(group, tmp_path, TINY.__getitem__)
     assert (tmp_path / "outputs" / "shapes" / "summary.json").is_file()
     for folder in ("my_video", "in_python"):
         assert (tmp_path / "outputs" / folder / "summary.json").is_file()
