@@ -195,12 +195,12 @@ def bootstrap(changes_SN: np.ndarray, videos: Sequence[str], kinds: Sequence[str
         means.append(sums_SV.sum() / (num_seeds * counts_V.sum()))
         counts_R = num_seeds * (drawn_RV @ counts_V)
         sums_R = ((drawn_RS @ sums_SV) * drawn_RV).sum(1)
-        # A draw without any video of a kind says nothing of it.
+        # A draw without any video of a kind has the mean of the others.
         resampled.append(np.divide(sums_R, counts_R, out=np.full(NUM_RESAMPLES, np.nan), where=counts_R > 0))
     mean = float(np.mean(means))
     if num_videos == 1:
         return Difference(mean, -math.inf, math.inf)
-    low, high = np.nanquantile(np.mean(resampled, axis=0), (0.025, 0.975))
+    low, high = np.quantile(np.nanmean(resampled, axis=0), (0.025, 0.975))
     return Difference(mean, float(low), float(high))
 
 
