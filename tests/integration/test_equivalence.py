@@ -46,13 +46,13 @@ def reference(run_step: Callable) -> dict[str, dict]:
 @pytest.mark.parametrize(
     ("processes", "micro_batch_size", "zero_stage", "offload"),
     [
-        (1, 1, 2, "none"),
-        (2, 2, 2, "none"),
         (2, 1, 2, "none"),
         (1, 4, 3, "none"),
-        (2, 2, 3, "none"),
-        (2, 1, 2, "optimizer"),
         (2, 2, 3, "parameters"),
+        pytest.param(1, 1, 2, "none", marks=pytest.mark.slow),
+        pytest.param(2, 2, 2, "none", marks=pytest.mark.slow),
+        pytest.param(2, 2, 3, "none", marks=pytest.mark.slow),
+        pytest.param(2, 1, 2, "optimizer", marks=pytest.mark.slow),
     ],
 )
 def test_same_step(
