@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 import socket
@@ -42,6 +43,20 @@ def test_the_shipped_model_finds_what_the_sample_has() -> None:
     areas, scores = draw_timeline(found).axes
     assert [line.get_label() for line in areas.lines] == list(SAMPLE_SENTENCES)
     assert len(scores.lines[0].get_ydata()) == 24
+
+
+def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = json.loads((ROOT / "scripts" / "own_video.ipynb").read_text())["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec("".join(cell["source"]), names)
+    printed = capsys.readouterr().out
+    assert "(24, 256, 256) bool" in printed
+    assert "the green circle: not found in 24 of 24 frames" in printed
+    assert "24 images, 48 masks" in printed
+    assert "data:image/png" in names["found"]._repr_html_()
 
 
 @pytest.fixture(scope="module")
