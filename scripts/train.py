@@ -110,7 +110,7 @@ def build_and_fit(config: TrainConfig) -> bool:
         checkpoints=checkpoints,
         evaluate=validation,
     ).fit()
-    if is_done:
+    if is_done and rank == 0:
         tell_what_follows(config)
     return is_done
 

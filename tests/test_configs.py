@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -15,9 +16,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+import glus.config
 from glus.config import (
-    CheckConfig,
-    CompareConfig,
     FuserGamma,
     LlmConfig,
     ModelConfig,
@@ -27,12 +27,9 @@ from glus.config import (
     PretrainConfig,
     Quantization,
     QuerySampling,
-    ReportConfig,
     ScoreConfig,
     ScoreFramesConfig,
     SettingsConfig,
-    ShowConfig,
-    SubmitConfig,
     TrainConfig,
     Window,
     load_config,
@@ -232,10 +229,11 @@ def test_training_in_half_precision_is_refused() -> None:
         load_config(TrainConfig, compose_train("experiment=shapes", "output=x", "model.precision=fp16"))
 
 
+SOURCES = [path.read_text() for folder in ("scripts", "tools") for path in (CONFIGS.parent / folder).glob("*.py")]
 PROGRAMS = {
-    **{"train": TrainConfig, "predict": PredictConfig, "score": ScoreConfig, "score_frames": ScoreFramesConfig},
-    **{"show": ShowConfig, "compare": CompareConfig, "report": ReportConfig, "check_data": CheckConfig},
-    **{"submit": SubmitConfig, "pretrain": PretrainConfig},
+    program: getattr(glus.config, schema)
+    for source in SOURCES
+    for program, schema in re.findall(r"Jobs\(\"(\w+)\", (\w+)", source)
 }
 
 

@@ -34,6 +34,7 @@ class AblationRow:
     predict: list[str] = field(default_factory=list)
     """Overrides of ``scripts/predict.py``."""
     start: StartFrame = StartFrame.first
+    """Frame that sentences are followed from: ``first``, ``chosen`` by the model, ``middle`` or ``random``."""
     against: str | None = None
     """The row from which its differences are counted; null: none are."""
 
@@ -61,6 +62,7 @@ class AblationConfig:
     rows: dict[str, AblationRow] = checked(lambda rows: len(rows) > 0, "at least one row", default=dict)
     """By name, in the order of the table; a row that others are ``of`` or ``against`` stands before them."""
     claims: list[AblationClaim] = field(default_factory=list)
+    """What the table is to show."""
 
     def __post_init__(self) -> None:
         known: set[str] = set()

@@ -182,8 +182,8 @@ def _default(composed: Any, key: str) -> str:
         return f"{{{len(value)} entries}}"
     if value == "???":
         return _REQUIRED
-    text = {None: "null", True: "true", False: "false", "": "''"}.get(value) if value.__hash__ else None
-    text = text or str(value).replace("'", "")
+    is_word = value is None or isinstance(value, bool)
+    text = {None: "null", True: "true", False: "false"}[value] if is_word else str(value).replace("'", "") or "''"
     return text if len(text) <= _MAX_DEFAULT else f"{text[: _MAX_DEFAULT - 3]}..."
 
 

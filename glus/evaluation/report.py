@@ -247,7 +247,7 @@ def print_report(report: ScoreReport, console: Console) -> None:
     title = f"{report.dataset} ({report.split}), percent. {report.protocol}"
     own = [(f"{table.title}, percent", table.rows, table.note) for table in report.tables]
     for heading, cells, text in [(title, rows, note), *own]:
-        print_rows(console, heading, "group", {name: percents(row) for name, row in cells.items()})
+        print_rows(console, heading, "kind", {name: percents(row) for name, row in cells.items()})
         if text:
             console.print(f"{text}\n", markup=False, highlight=False)
     _print_list(console, f"missing or unusable predictions (missing={report.missing})", report.problems, "red")

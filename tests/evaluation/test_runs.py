@@ -86,11 +86,13 @@ def test_the_interval_is_that_of_videos_drawn_again() -> None:
 
 
 def test_each_kind_counts_the_same_in_the_mean_over_kinds() -> None:
-    """In the interval, too: a draw without a video of a kind has the mean of the others."""
-    first, second = (run_of(label, dict.fromkeys(("u/0", "u/1", "v/0"), 10.0)) for label in "ab")
-    second.scores["v/0"] = replace(second.scores["v/0"], jf=40.0)  # type: ignore[index]
-    found = paired_difference(first, second, ["u/0", "u/1"], ["v/0"])
-    assert (found.mean, found.low, found.high) == (15, 0, 30)
+    """In the interval, too: of two videos, the one that differs is drawn never, once, or twice."""
+    names = ("u/0", "u/1", "u/2", "v/0", "v/2")
+    first, second = (run_of(label, dict.fromkeys(names, 10.0)) for label in "ab")
+    second.scores["u/2"] = replace(second.scores["u/2"], jf=40.0)  # type: ignore[index]
+    found = paired_difference(first, second, ["u/0", "u/1", "v/0"], ["u/2", "v/2"])
+    assert (found.mean, found.low, found.high) == (7.5, 0, 15)
+    assert paired_difference(first, second, names).mean == 6
 
 
 def test_both_means_agree_with_score_and_the_table_can_be_read(runs: list[ScoredRun], dataset: DatasetConfig) -> None:
