@@ -276,9 +276,9 @@ class Sam2Tower(Tower):
     Prompts are places (the mean click of a target) or words ("red", "circle"): an LLM that starts from little can then
     tell the decoder what to look for long before it can tell where. Words need no click, which makes the features tell
     colours and shapes apart, as real features do. Prompts are for one object, several, or none; in later frames half of
-    them are left out, and a quarter fit two look-alikes, one of which the first prompt named: memory has to hold it, as
-    where the LLM's later answers are undecided. Prompts are learned before memory, which takes 250 steps of clips
-    (measured).
+    them are left out. A quarter of the later prompts fit two look-alikes, one of which the first prompt named: memory
+    has to hold it, as where the LLM's later answers are undecided. Some clear prompts come later, for another object
+    than the first: memory has to give way. Prompts are learned before memory.
     """
 
     segmenter: Sam2Segmenter
@@ -343,23 +343,28 @@ def draw_clips(
         clip = range(start, start + num_frames)
         frames += [(scene, t) for t in clip]
         for row in range(TARGETS_PER_CLIP):
-            rows.append((video, *_draw_row(rng, scene, clip, by_words=row % 2 == 1, is_vague=row == 2)))
+            rows.append((video, *_draw_row(rng, scene, clip, row)))
     return frames, Clips(*stack(rows))
 
 
 def _draw_row(
-    rng: np.random.Generator, scene: Scene, clip: range, by_words: bool, is_vague: bool
+    rng: np.random.Generator, scene: Scene, clip: range, row: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """The fields of ``Clips`` behind the first."""
+    """The fields of ``Clips`` behind the first: by words in odd rows, vague in row 2, in the first row corrected."""
+    by_words, is_vague = row % 2 == 1, row == 2
     words, chosen = _draw_words(rng, scene, clip[0]) if by_words else ((0, 0), _draw_objects(rng, scene))
     pair = [item.object_id for item in scene.look_alikes]
     if is_vague:
         chosen = [int(rng.choice(pair))]
     masks_OTHW = scene.masks_OTHW[:, clip.start : clip.stop]
     targets_THW: np.ndarray = np.any(masks_OTHW[chosen], axis=0)
+    is_corrected = len(clip) > 1 and row == 0 and rng.random() < 0.5
+    corrected = int(rng.integers(1, len(clip))) if is_corrected else len(clip)
+    if is_corrected:
+        targets_THW[corrected:] = masks_OTHW[rng.integers(len(masks_OTHW)), corrected:]
     places_THW, words_T2 = np.zeros_like(targets_THW), np.zeros((len(clip), 2), np.int64)
     for number, frame in enumerate(clip):
-        if number and rng.random() < 0.5 and not is_vague:
+        if number and number != corrected and rng.random() < 0.5 and not is_vague:
             continue
         if number and is_vague and rng.random() < 0.5:
             words_T2[number, 0] = SHAPE_LABELS.index(scene.objects[pair[0]].shape)

@@ -155,6 +155,21 @@ def test_later_prompts_of_one_row_fit_both_look_alikes_and_its_target_is_one(sce
     assert seen == {"words", "place"}
 
 
+def test_a_clear_prompt_may_correct_an_earlier_one(scenes: list[Scene]) -> None:
+    frames, clips = draw_clips(np.random.default_rng(0), scenes, count=20, num_frames=3)
+    corrected = 0
+    for row in range(0, 80, 4):
+        scene, start = frames[3 * int(clips.video_R[row])]
+        objects = [
+            [np.array_equal(mask[start + t], clips.targets_RTHW[row, t]) for mask in scene.masks_OTHW] for t in range(3)
+        ]
+        if objects[0] != objects[2] and any(objects[0]):
+            first = 1 if objects[1] != objects[0] else 2
+            assert torch.equal(clips.places_RTHW[row, first], clips.targets_RTHW[row, first])
+            corrected += 1
+    assert corrected >= 3
+
+
 def test_llm_learns_words_and_changes_nothing_but_llm_and_projector(
     tiny_model: LoadedModel, run_llm: Callable[..., list[dict[str, float]]]
 ) -> None:
