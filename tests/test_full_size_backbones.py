@@ -95,6 +95,7 @@ def test_a_frame_is_seen_in_so_many_tokens(
         assert prepared.shape == (32 * query[0], 32 * query[1], 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["glus_a_internvl3_8b", "glus_a_qwen3_vl_4b"])
 def test_a_recipe_can_be_planned(experiment: str) -> None:
     """Its micro-batch runs, forwards and backwards, on the meta device."""

@@ -46,7 +46,7 @@ def parts(tiny_model: LoadedModel, merged_glus: Glus, tmp_path: Path) -> ModelCo
     return config
 
 
-@pytest.mark.parametrize("from_start", [False, True])
+@pytest.mark.parametrize("from_start", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_rank_reads_and_all_have_the_same_tensors(
     parts: ModelConfig, tiny_model: LoadedModel, tmp_path: Path, from_start: bool
 ) -> None:
@@ -66,6 +66,7 @@ def test_one_rank_reads_and_all_have_the_same_tensors(
     assert receiver["tensors"] == reader["tensors"]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_reader_ends_every_rank(parts: ModelConfig, tmp_path: Path) -> None:
     def spoil(raw: dict[str, torch.Tensor]) -> None:
         if "model.layers.1.mlp.up_proj.weight" in raw:
