@@ -39,7 +39,7 @@ from tools.benchmarks.measuring import ROOT
 
 Prepare = Callable[[np.ndarray], np.ndarray]
 """``Mllm.prepare``."""
-SHIPPED = ROOT / "assets" / "glus_shapes"
+SHIPPED_MODEL = ROOT / "assets" / "glus_shapes"
 
 
 class BenchmarkVideo:
@@ -96,7 +96,7 @@ def build_predictor(size: str) -> VideoPredictor:
     """The shipped model (``tiny``), or one of ``configs/model`` with random weights, which uses every state as if it
     were [SEG]'s."""
     if size == "tiny":
-        return load_predictor(SHIPPED)[0]
+        return load_predictor(SHIPPED_MODEL)[0]
     torch.manual_seed(0)
     glus = build_random(model_config(size), distributed.device()).eval()
     tokenizer = stand_in_tokenizer(llava_of(glus).tokens_per_frame)
@@ -108,7 +108,7 @@ def build_training(size: str, device: torch.device) -> tuple[Glus, LlavaChat]:
     glus = build_random(model_config(size), device).train()
     silence_dropout(glus)
     if size == "glus_tiny":
-        return glus, LlavaChat(Vocabulary(SHIPPED), llava_of(glus).tokens_per_frame)
+        return glus, LlavaChat(Vocabulary(SHIPPED_MODEL), llava_of(glus).tokens_per_frame)
     return glus, stand_in_tokenizer(llava_of(glus).tokens_per_frame)
 
 

@@ -107,7 +107,7 @@ def _write_weights(predictor: VideoPredictor, sizes: Sizes, folder: Path, num_by
     from glus.config import ModelFolderConfig
     from glus.models.pretrained import save_model
     from glus.tokens import Vocabulary
-    from tools.benchmarks.plain import SHIPPED, model_config
+    from tools.benchmarks.plain import SHIPPED_MODEL, model_config
 
     if sizes.model == "tiny":
         return "no: it lies in assets/"
@@ -117,7 +117,7 @@ def _write_weights(predictor: VideoPredictor, sizes: Sizes, folder: Path, num_by
     shutil.rmtree(folder / WEIGHTS_FOLDER, ignore_errors=True)
     started = time.perf_counter()
     config = ModelFolderConfig(model_config(sizes.model), predictor.frames, predictor.inference)
-    save_model(folder / WEIGHTS_FOLDER, predictor.glus.state_dict(), config, Vocabulary(SHIPPED), metadata={})
+    save_model(folder / WEIGHTS_FOLDER, predictor.glus.state_dict(), config, Vocabulary(SHIPPED_MODEL), metadata={})
     return f"in {time.perf_counter() - started:.1f} s"
 
 
@@ -163,10 +163,10 @@ def load_written(sizes: Sizes, folder: Path, settings: SettingsConfig | None = N
     """
     from glus.config import SettingsConfig
     from glus.inference.predictor import VideoPredictor, load_predictor
-    from tools.benchmarks.plain import SHIPPED, model_config, stand_in_tokenizer
+    from tools.benchmarks.plain import SHIPPED_MODEL, model_config, stand_in_tokenizer
 
     if sizes.model == "tiny":
-        return load_predictor(SHIPPED, settings)[0]
+        return load_predictor(SHIPPED_MODEL, settings)[0]
     if not (folder / WEIGHTS_FOLDER).is_dir():
         raise Absent("no room on the disk for the full size's weights")
     as_made = SettingsConfig(precision=model_config(sizes.model).precision)  # on a CPU too
@@ -289,11 +289,11 @@ def masks(sizes: Sizes, folder: Path) -> Report:
     from glus.config import Precision, SettingsConfig
     from glus.inference.predictor import load_predictor
     from tools.benchmark_inference import compare_masks, compare_procedures, shape_masks
-    from tools.benchmarks.plain import SHIPPED, BenchmarkVideo
+    from tools.benchmarks.plain import SHIPPED_MODEL, BenchmarkVideo
 
     distributed.use_device()
     torch.backends.cudnn.allow_tf32 = False  # float32 that is one, in this process alone
-    precise, low = (load_predictor(SHIPPED, SettingsConfig(one))[0] for one in (Precision.fp32, Precision.bf16))
+    precise, low = (load_predictor(SHIPPED_MODEL, SettingsConfig(one))[0] for one in (Precision.fp32, Precision.bf16))
     values = compare_masks(shape_masks(precise, sizes.mask_videos), shape_masks(low, sizes.mask_videos))
     far = compare_procedures(precise, BenchmarkVideo(16, 128, 128), 4, 2)["pixels_that_differ_far_from_threshold"]
     goals = [
@@ -311,11 +311,11 @@ def quantisation(sizes: Sizes, folder: Path) -> Report:
     from glus.config import Precision, Quantization, SettingsConfig
     from glus.inference.predictor import load_predictor
     from tools.benchmark_inference import compare_masks, shape_masks
-    from tools.benchmarks.plain import SHIPPED
+    from tools.benchmarks.plain import SHIPPED_MODEL
 
     device, precision = distributed.use_device(), Precision.bf16
     nf4 = SettingsConfig(precision, llm_quantization=Quantization.nf4)
-    few, many = (load_predictor(SHIPPED, settings)[0] for settings in (nf4, SettingsConfig(precision)))
+    few, many = (load_predictor(SHIPPED_MODEL, settings)[0] for settings in (nf4, SettingsConfig(precision)))
     values = compare_masks(shape_masks(few, 2), shape_masks(many, 2))
     goals = [goal_at_least("masks", values["masks"], 1)]
     if (folder / WEIGHTS_FOLDER).is_dir():
