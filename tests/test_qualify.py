@@ -31,7 +31,7 @@ TINY = Sizes(videos=1, procedures=("ours",), predictions=((2, 4),), frame_size=(
 @pytest.fixture
 def random_sizes(monkeypatch: pytest.MonkeyPatch) -> Sizes:
     """The way of the full size, with random weights, at the size of the tests' model."""
-    config = tiny_model_config(plain.SHIPPED, 32004)
+    config = tiny_model_config(plain.SHIPPED_MODEL, 32004)
     monkeypatch.setattr(plain, "model_config", lambda size: config)
     return dataclasses.replace(TINY, model="glus_7b")
 

@@ -9,7 +9,7 @@ import torch
 from glus import distributed
 from glus.config import Precision, SettingsConfig
 from glus.inference.predictor import load_predictor
-from tools.benchmarks.plain import SHIPPED, BenchmarkVideo, segment_plainly
+from tools.benchmarks.plain import SHIPPED_MODEL, BenchmarkVideo, segment_plainly
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from tools.benchmarks.plain import SHIPPED, BenchmarkVideo, segment_plainly
 )
 def test_mean_iou_of_shared_and_plain_masks(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "device", lambda: torch.device(device))
-    predictor, _ = load_predictor(SHIPPED, SettingsConfig(precision=Precision.bf16))
+    predictor, _ = load_predictor(SHIPPED_MODEL, SettingsConfig(precision=Precision.bf16))
     ious = []
     for seed in range(2):
         video = BenchmarkVideo(12, 128, 128, seed=seed)
