@@ -15,7 +15,7 @@ from glus.models.pretrained import LoadedModel
 from tests.models.conftest import BatchMaker
 from tests.models.conftest import make_batch as make_batch  # the fixture
 from tests.waits import cuda_waits
-from tools.benchmarks.plain import SHIPPED, BenchmarkVideo
+from tools.benchmarks.plain import SHIPPED_MODEL, BenchmarkVideo
 
 pytestmark = pytest.mark.gpu
 
@@ -37,7 +37,7 @@ def test_a_micro_step_never_waits_for_the_gpu(
 
 def test_a_predicted_chunk_waits_once() -> None:
     """What happens once per video is left out: counted are the waits of four chunks less those of two."""
-    predictor, _ = load_predictor(SHIPPED, SettingsConfig(chunk_frames=8))
+    predictor, _ = load_predictor(SHIPPED_MODEL, SettingsConfig(chunk_frames=8))
     found = []
     for num_chunks in (2, 2, 4):  # the first one moves constants
         video = BenchmarkVideo(num_chunks * 8, 128, 128)
