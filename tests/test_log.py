@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,13 @@ def test_a_run_of_wandb_can_be_found_and_looked_at(tmp_path: Path, monkeypatch: 
     assert media == [".json", ".json", ".mp4", ".mp4"]
     (table, _) = sorted((folder / "files" / "media").rglob("*.json"))
     assert json.loads(table.read_text())["columns"] == ["sentence", "kind", "J", "F", "picture"]
-    records = list(read_offline(next(folder.glob("*.wandb"))))
+    (file,) = folder.glob("*.wandb")
+    records: list[Any] = []
+    for _ in range(600):  # another process writes them, also after finish()
+        records = list(read_offline(file))
+        if records and records[-1].HasField("exit"):
+            break
+        time.sleep(0.05)
     run = next(record.run for record in records if record.HasField("run"))
     assert (run.run_group, list(run.tags), run.notes) == ("shapes", ["a", "b"], "GLUS-S")
     settings = {update.key: json.loads(update.value_json) for update in run.config.update}
@@ -138,11 +145,13 @@ def test_a_run_of_wandb_can_be_found_and_looked_at(tmp_path: Path, monkeypatch: 
 def read_offline(file: Path) -> Iterator[Any]:
     """The records of an offline run: LevelDB's log format, in blocks of 32 KiB, behind a header of 7 bytes."""
     data, place, parts = file.read_bytes(), 7, b""
-    while place < len(data):
+    while place + 7 <= len(data):
         if 2**15 - place % 2**15 < 7:
             place += 2**15 - place % 2**15
             continue
         length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        if place + 7 + length > len(data):  # it is still being written
+            return
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # the whole of a record, or its end
