@@ -18,8 +18,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PARTS = tuple(f"{ROOT / part}{os.sep}" for part in ("glus", "scripts", "tools"))
-SAID = str(ROOT / "glus" / "console.py")
-"""Bars and log lines, which nobody has to follow."""
 
 
 class Profiler:
@@ -30,8 +28,7 @@ class Profiler:
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        is_ours = code.co_filename.startswith(PARTS) and code.co_filename != SAID
-        if event == "call" and is_ours and not code.co_name.startswith("<"):
+        if event == "call" and code.co_filename.startswith(PARTS) and not code.co_name.startswith("<"):
             self.functions[Path(code.co_filename).relative_to(ROOT).as_posix()].add(code.co_name)
 
 
