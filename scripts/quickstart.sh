@@ -34,8 +34,8 @@ train_data=(data.mixture.shapes.dataset.root="$DATA" valid.root="$DATA")
 valid=(dataset=shapes_valid dataset.root="$DATA")
 
 say "segment a video with the shipped model"
-"$python" scripts/segment_video.py --video assets/example.mp4 --text "the red square" --text "the only star" \
-  --text "the green circle" --weights glus_shapes --output "$OUT/example"
+"$python" scripts/segment_video.py --video assets/example.mp4 --text "the star that turns yellow" \
+  --text "the star that turns red" --text "the purple object" --weights glus_shapes --output "$OUT/example"
 
 say "generate Shapes"
 "$python" tools/make_shapes.py "$DATA" --train-videos "$TRAIN_VIDEOS" --valid-videos "$VALID_VIDEOS"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import gradio
 
 SAMPLE_VIDEO = PROJECT / "assets" / "example.mp4"
-SAMPLE_SENTENCES = ("the red square", "the only star", "the green circle")
+SAMPLE_SENTENCES = ("the star that turns yellow", "the star that turns red", "the purple object")
 """What the shipped model finds in the sample video, and one thing that is not there."""
 _PAPER = "https://arxiv.org/abs/2504.07962"
 

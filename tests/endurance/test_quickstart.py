@@ -28,6 +28,6 @@ def test_quickstart(tmp_path: Path) -> None:
     for name, table in {"quickstart": summary, "shipped": shipped}.items():
         for kind in MARGINS:
             assert table[kind]["margin"] >= MARGIN, (name, kind, table[kind])
-    assert "not found in 24 of 24 frames" in done.stdout
+    assert "not found in 16 of 16 frames" in done.stdout
     assert list((out / "example").rglob("*.mp4"))
     assert (out / "report.html").stat().st_size > 100_000

@@ -38,11 +38,11 @@ def test_the_shipped_model_finds_what_the_sample_has() -> None:
     found = segment(SAMPLE_VIDEO, SAMPLE_SENTENCES, "glus_shapes")
     assert [frame.areas[2] for frame in found.frames] == [0] * len(found.frames)
     assert all(0.02 < area < 0.2 for frame in found.frames for area in frame.areas[:2])
-    assert found.describe(0) == "the red square: found in 24 of 24 frames"
-    assert found.describe(2) == "the green circle: not found in 24 of 24 frames"
+    assert found.describe(0) == "the star that turns yellow: found in 16 of 16 frames"
+    assert found.describe(2) == "the purple object: not found in 16 of 16 frames"
     areas, scores = draw_timeline(found).axes
     assert [line.get_label() for line in areas.lines] == list(SAMPLE_SENTENCES)
-    assert len(scores.lines[0].get_ydata()) == 24
+    assert len(scores.lines[0].get_ydata()) == 16
 
 
 def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,9 +53,9 @@ def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
             assert not cell["outputs"]
             exec("".join(cell["source"]), names)
     printed = capsys.readouterr().out
-    assert "(24, 256, 256) bool" in printed
-    assert "the green circle: not found in 24 of 24 frames" in printed
-    assert "24 images, 48 masks" in printed
+    assert "(16, 256, 256) bool" in printed
+    assert "the purple object: not found in 16 of 16 frames" in printed
+    assert "16 images, 32 masks" in printed
     assert "data:image/png" in names["found"]._repr_html_()
 
 
@@ -115,17 +115,17 @@ def test_a_visitor_sees_an_overlay_and_takes_the_masks(address: str, browser: An
         next(b for b in browser.find_elements(By.CSS_SELECTOR, "button") if b.text == label).click()
 
     browser.get(address)
-    until("textarea").send_keys("the red square")
+    until("textarea").send_keys("the blue circle")
     press("Segment")
     assert "no video" in until(".toast-body").text  # an error is a sentence
     until("tr.tr-body").click()  # the sample
     WebDriverWait(browser, WAIT).until(lambda _: until("textarea").get_property("value") == "\n".join(SAMPLE_SENTENCES))
     until("textarea").clear()
-    until("textarea").send_keys("the red square\nthe green circle")
+    until("textarea").send_keys("the blue circle\nthe purple object")
     press("Segment")
     archive = until("a[download$='.zip']").get_attribute("href")
     said = browser.find_element(By.TAG_NAME, "body").text
-    assert re.search(r"red square: found in 24 of 24 frames\s+the green circle: not found in 24 of 24 frames", said)
+    assert re.search(r"blue circle: found in 16 of 16 frames\s+the purple object: not found in 16 of 16 frames", said)
 
     video = until("video[src*='overlay']")
     WebDriverWait(browser, WAIT).until(lambda _: video.get_property("readyState") >= 2)
@@ -138,4 +138,4 @@ def test_a_visitor_sees_an_overlay_and_takes_the_masks(address: str, browser: An
 
     with urllib.request.urlopen(archive) as answer, zipfile.ZipFile(io.BytesIO(answer.read())) as files:
         names = [name for name in files.namelist() if name.endswith(".png")]
-    assert len(names) == 2 * 24
+    assert len(names) == 2 * 16
