@@ -23,7 +23,7 @@ from glus.pictures import write_movie
 from tests.programs import ROOT, run
 
 FRONT = ROOT / "README.md"
-FOLDERS = ("configs", "scripts", "tools", "tests", "glus", "assets/glus_shapes")
+FOLDERS = ("configs", "scripts", "tools", "tests", "glus", "assets/glus_shapes", "assets/glus_towers")
 READMES = (FRONT, *(ROOT / folder / "README.md" for folder in FOLDERS))
 GIVEN = ROOT / "tests" / "parity" / "recorded"
 """Its README came with the recorded numbers."""
