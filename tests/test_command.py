@@ -70,9 +70,12 @@ def test_an_installed_wheel_does_it_all(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    shipped = package / "glus" / "assets" / "glus_shapes"
+    sample = ("--video", str(package / "glus" / "assets" / "example.mp4"), "--text", "the star that turns red")
+    assert "found in 16 of 16" in program("segment", *sample, "--weights", "glus_shapes", "--output", "outputs/sample")
     program("data", "shapes", "data/shapes", "--train-videos", "4", "--valid-videos", "2")
-    start = (f"model.weights={shipped}", f"model.llm.tokenizer={shipped}", "trainer.micro_batch_size=1")
-    program("train", "experiment=shapes", "trainer.steps=2", "trainer.global_batch_size=1", "valid=null", *start)
+    few = ("trainer.steps=20", "trainer.global_batch_size=1", "trainer.micro_batch_size=1")
+    program("train", "experiment=shapes", "valid=null", *few)
     program("predict", "dataset=shapes_valid", "weights=outputs/shapes", "output=outputs/predicted")
     assert "appearance" in program("score", "dataset=shapes_valid", "predictions=outputs/predicted")
+    program("report", "runs=[outputs/predicted]", "output=outputs/report.html", "num_sentences=1")
+    assert (work / "outputs" / "report.html").is_file()
