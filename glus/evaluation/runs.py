@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -231,8 +232,19 @@ def print_runs(console: Console, runs: Sequence[ScoredRun], num_sentences: int) 
 
 
 def different_settings(runs: Sequence[ScoredRun]) -> dict[str, list[str]]:
-    """Key -> its value in each run, for all that the runs' predictions and trainings differ in; "-" where none is."""
-    every = [{**dict(_training_settings(run)), **dict(_flat(run.made_by.get("identity", {})))} for run in runs]
+    """Key -> its value in each run, for all that the runs' predictions and trainings differ in; "-" where none is.
+
+    Of a model that came without its training (an export, a published one) one line says so.
+    """
+    trainings = [dict(_training_settings(run)) for run in runs]
+    recorded = [training for training in trainings if training]
+    told = {key for key in dict.fromkeys(itertools.chain(*recorded)) if len({str(t.get(key)) for t in recorded}) > 1}
+    every = [
+        {"train": "recorded" if training else "not recorded"}
+        | {key: value for key, value in training.items() if key in told}
+        | dict(_flat(run.made_by.get("identity", {})))
+        for run, training in zip(runs, trainings, strict=True)
+    ]
     keys = dict.fromkeys(key for settings in every for key in settings)
     rows = {key: [str(settings.get(key, "-")) for settings in every] for key in keys}
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
@@ -243,7 +255,8 @@ def _training_settings(run: ScoredRun) -> Iterator[tuple[str, Any]]:
     if file and file.is_file():
         settings = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(settings, dict)
-        yield from _flat(settings, "train.")
+        if "trainer" in settings:  # else it is an export's
+            yield from _flat(settings, "train.")
 
 
 def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -137,6 +137,18 @@ def test_runs_are_read_and_told_apart(runs: list[ScoredRun]) -> None:
     assert [row.means[1] for row in rows] == [100] * 5
 
 
+def test_a_training_that_is_not_recorded_is_one_line(runs: list[ScoredRun], tmp_path: Path) -> None:
+    trained = []
+    for name, config in {"export": "model: {}", "long": "trainer: {steps: 9, seed: 0}"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").touch()
+        (tmp_path / name / "config.yaml").write_text(config)
+        trained.append(replace(runs[0], made_by={"weights": str(tmp_path / name)}))
+    assert different_settings(trained) == {"train": ["not recorded", "recorded"]}
+    (tmp_path / "export" / "config.yaml").write_text("trainer: {steps: 3, seed: 0}")
+    assert different_settings(trained) == {"train.trainer.steps": ["3", "9"]}
+
+
 def test_runs_that_cannot_be_compared_are_refused(runs: list[ScoredRun], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no report.json: score it first"):
         read_runs([tmp_path])
