@@ -59,6 +59,8 @@ class GroundMoreMasks(PaletteMasks):
 
     def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
         """See ``MaskStore.objects``."""
+        if expression.annotation_ids:
+            self.open()
         number = _number(expression.frames[frame])
         answers = (annotation.partition("@") for annotation in expression.annotation_ids)
         values = [int(value) for value, _, interval in answers if _is_within(number, interval)]

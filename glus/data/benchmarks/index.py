@@ -64,6 +64,10 @@ LAYOUTS: dict[Layout, Benchmark] = {
     ),
     Layout.ref_davis17: Benchmark(read_ref_youtube_vos, PaletteMasks, _YOUTUBE, _PNG),
     Layout.revos: Benchmark(read_revos, RleMasks, ("meta_expressions_{split}_.json",), "mask_dict.json", "JPEGImages"),
+    Layout.reason_vos: Benchmark(read_reason_vos, _SENTENCES, ("meta_expressions.json",), "Annotations", "JPEGImages"),
+    Layout.lvvis: Benchmark(read_lvvis, RleMasks, (_JSON,), _RLE),
+    Layout.long_rvos: Benchmark(read_long_rvos, _OBJECTS, (_JSON,), _PNG),
+    Layout.refcoco: Benchmark(read_refcoco, PolygonMasks, REFS, "instances.json", _TRAIN2014, is_flat=True),
     Layout.ref_sav: Benchmark(read_ref_sav, RleMasks, ("meta_expressions_{split}.json",), "mask_dict.json", "videos"),
     Layout.groundmore: Benchmark(
         read_groundmore,
@@ -73,10 +77,6 @@ LAYOUTS: dict[Layout, Benchmark] = {
         "annotations",
         frame_folder=FRAME_FOLDER,
     ),
-    Layout.reason_vos: Benchmark(read_reason_vos, _SENTENCES, ("meta_expressions.json",), "Annotations", "JPEGImages"),
-    Layout.lvvis: Benchmark(read_lvvis, RleMasks, (_JSON,), _RLE),
-    Layout.long_rvos: Benchmark(read_long_rvos, _OBJECTS, (_JSON,), _PNG),
-    Layout.refcoco: Benchmark(read_refcoco, PolygonMasks, REFS, "instances.json", _TRAIN2014, is_flat=True),
     Layout.reason_seg: Benchmark(read_reason_seg, ShapeMasks, ("{split}",), "{split}", "{split}", is_flat=True),
 }
 """MeViS' version 2 has file names of its own, but its documents also speak of version 1's."""
