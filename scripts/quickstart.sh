@@ -3,7 +3,7 @@
 # trains GLUS from the shipped small towers (as the real one starts from CLIP, SAM2 and LISA), predicts held-out videos,
 # scores them, and puts the run beside the shipped model on one page.
 #
-# The sizes below can be set from outside. QUICKSTART_TOWERS=own pre-trains the towers first, which takes half an hour.
+# The sizes below can be set from outside. QUICKSTART_TOWERS=own pre-trains the towers first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

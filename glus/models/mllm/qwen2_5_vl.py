@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import torch
 
 from glus import compat
-from glus.models.mllm.attention import NAME, attend
 from glus.models.mllm.pixels import CLIP_MEAN, CLIP_STD
-from glus.models.mllm.qwen3_vl import Qwen3Vl
+from glus.models.mllm.qwen3_vl import Qwen3Vl, join_configs
 
 
 def build_qwen2_5_vl(
@@ -28,17 +27,9 @@ def build_qwen2_5_vl(
         sides: see ``Qwen3Vl``.
     """
     compat.prepare_torchvision()
-    from transformers import AttentionInterface, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    AttentionInterface.register(NAME, attend)
-    tables: dict[str, Any] = dict(vocab_size=vocab_size, tie_word_embeddings=is_tied, use_cache=False)
-    config = Qwen2_5_VLConfig(
-        vision_config={"out_hidden_size": text["hidden_size"], **vision},
-        text_config={**text, **tables},
-        tie_word_embeddings=is_tied,
-    )
-    net = Qwen2_5_VLForConditionalGeneration(config)
-    net.set_attn_implementation({"text_config": NAME, "vision_config": "sdpa"})
+    net = join_configs(Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, vision, text, vocab_size, is_tied)
     return Qwen25Vl(net, sides)
 
 

@@ -36,19 +36,33 @@ def build_qwen3_vl(
         sides: see ``Qwen3Vl``.
     """
     compat.prepare_torchvision()
-    from transformers import AttentionInterface, Qwen3VLConfig, Qwen3VLForConditionalGeneration
-    from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    net = join_configs(Qwen3VLConfig, Qwen3VLForConditionalGeneration, vision, text, vocab_size, is_tied)
+    return Qwen3Vl(net, sides)
+
+
+def join_configs(
+    config_class: Any, net_class: Any, vision: dict[str, Any], text: dict[str, Any], vocab_size: int, is_tied: bool
+) -> Any:
+    """A network of transformers whose LLM attends by ``attention.attend``; see ``build_qwen3_vl``.
+
+    Args:
+        config_class: of the whole network, made of ``vision_config`` and ``text_config``.
+        net_class: what it configures.
+        vision, text, vocab_size, is_tied: see ``build_qwen3_vl``.
+    """
+    from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
-    tables: dict[str, Any] = dict(vocab_size=vocab_size, tie_word_embeddings=is_tied, use_cache=False)
-    config = Qwen3VLConfig(
-        vision_config=Qwen3VLVisionConfig(**{"out_hidden_size": text["hidden_size"], **vision}),
-        text_config=Qwen3VLTextConfig(**text, **tables),
+    config = config_class(
+        vision_config={"out_hidden_size": text["hidden_size"], **vision},
+        text_config={**text, "vocab_size": vocab_size, "tie_word_embeddings": is_tied, "use_cache": False},
         tie_word_embeddings=is_tied,
     )
-    net = Qwen3VLForConditionalGeneration(config)
+    net = net_class(config)
     net.set_attn_implementation({"text_config": NAME, "vision_config": "sdpa"})
-    return Qwen3Vl(net, sides)
+    return net
 
 
 class Qwen3Vl(nn.Module):
