@@ -35,8 +35,9 @@ def config_of(*overrides: str) -> AblateConfig:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs" / "ablation").glob("*.yaml")))
-def test_rows_differ_by_what_they_say(name: str) -> None:
-    config = config_of(f"ablation={name}", "output=out")
+def test_rows_differ_by_what_they_say(name: str, tmp_path: Path) -> None:
+    (tmp_path / "valid").mkdir()
+    config = config_of(f"ablation={name}", "output=out", f"dataset.root={tmp_path}")
     assert {claim.kind for claim in config.ablation.claims} <= {*KINDS, "mean"}
     tasks = {task.folder: task for task in ablate.plan_tasks(config)}
     rows = config.ablation.rows
@@ -56,8 +57,16 @@ def test_rows_differ_by_what_they_say(name: str) -> None:
             assert set(settings.predict) <= set(tasks[folder].commands[-1])
 
 
-def test_a_given_start_is_not_trained() -> None:
-    tasks = ablate.plan_tasks(config_of("start=glus_shapes", "output=out", "seeds=[4]"))
+def test_missing_shapes_are_made_first_and_the_shipped_towers_are_found(tmp_path: Path) -> None:
+    data, start, training, *_ = ablate.plan_tasks(config_of("output=out", f"dataset.root={tmp_path}"))
+    assert data.commands == (("tools/make_shapes.py", str(tmp_path)),)
+    assert not data.needs and start.needs == (data.folder,) and training.needs == (start.folder,)
+    assert f"paths.weights={ROOT / 'assets' / 'glus_towers'}" in start.commands[0]
+
+
+def test_a_given_start_is_not_trained(tmp_path: Path) -> None:
+    (tmp_path / "valid").mkdir()
+    tasks = ablate.plan_tasks(config_of("start=glus_shapes", "output=out", "seeds=[4]", f"dataset.root={tmp_path}"))
     assert all(task.folder.name in ("seed_4", "training") for task in tasks)
     training = next(task for task in tasks if task.folder.name == "training")
     assert f"model.weights={ROOT / 'assets' / 'glus_shapes'}" in training.commands[0]
