@@ -12,7 +12,7 @@ from tests.programs import run_program
 
 SMALL = ["num_scenes=8", "num_frames=8", "clip_steps=50", "llm_steps=50", "clip_batch_size=8", "llm_batch_size=3"]
 TRAINING = ["data.num_workers=0", "trainer.steps=24", "trainer.warmup_steps=4", "trainer.global_batch_size=2",
-            "trainer.micro_batch_size=2", "trainer.log_every=1", "model.segmenter.weights=null"]  # fmt: skip
+            "trainer.micro_batch_size=2", "trainer.log_every=1", "paths.weights=weights"]  # fmt: skip
 
 
 @pytest.mark.slow
