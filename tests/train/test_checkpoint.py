@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,40 @@ def test_the_newest_and_the_best_are_kept(make_config: Callable, tmp_path: Path)
     assert [folder.name for folder in superfluous(tmp_path, 1, keep_best=True)] == ["step_2", "step_6", "step_8"]
     assert [folder.name for folder in superfluous(tmp_path, 2, keep_best=False)] == ["step_2", "step_4", "step_6"]
     assert superfluous(tmp_path, 5, keep_best=True) == []
+
+
+def link_best(run: Path, config: TrainConfig) -> None:
+    Checkpoints(run, None, None, config, lambda folder: None)._link_best()  # type: ignore[arg-type]
+
+
+def test_best_is_a_link_that_follows_and_may_be_moved_with_its_run(make_config: Callable, tmp_path: Path) -> None:
+    config, run = make_config(), tmp_path / "run"
+    link = run / "checkpoints" / "best"
+    write_checkpoint(run, 2, config)
+    link_best(run, config)
+    assert not link.is_symlink()  # nothing was measured
+    (run / "checkpoints" / "best.tmp").touch()  # of a run that was killed while it linked
+    for step, score, expected in ((4, 30.0, 4), (6, 50.0, 6), (8, 50.0, 6), (10, 40.0, 6)):
+        write_checkpoint(run, step, config, score=score)
+        link_best(run, config)
+        assert link.resolve() == run / "checkpoints" / f"step_{expected}"
+    assert [folder.name for folder in list_checkpoints(run)] == [f"step_{step}" for step in (2, 4, 6, 8, 10)]
+    moved = run.rename(tmp_path / "moved")
+    folder = moved / "checkpoints" / "step_6"
+    for name in (CONFIG_FILE, TRAINED_FILE):
+        (folder / name).touch()
+    assert find_model_folder(moved / "checkpoints" / "best") == folder  # not the link, which may turn while it is read
+
+
+def test_a_file_system_without_links_ends_no_training(
+    make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config()
+    write_checkpoint(tmp_path, 2, config, score=1.0)
+    monkeypatch.setattr(Path, "symlink_to", lambda *_: os.symlink("x", tmp_path / "missing" / "x"))
+    link_best(tmp_path, config)
+    assert "step_2 is the best so far, but" in caplog.text
+    assert "checkpoints/best cannot be a link to it" in caplog.text
 
 
 def test_resume_never_refuses_to_overwrite(make_config: Callable, tmp_path: Path) -> None:
