@@ -4,8 +4,8 @@
         --weights glus_shapes --output outputs/my_video
 
 Writes ``<output>/<sentence>/<frame>.png`` (0 or 255, at the frame's own size), ``<output>/overlay.mp4`` and
-``<output>/summary.json`` (per sentence and frame: share of the frame that is covered, probability of [SEG], whether
-the model answered with [SEG]; without it the mask is empty). The output folder appears when all masks are done.
+``<output>/segmentation.json`` (per sentence and frame: share of the frame that is covered, probability of [SEG],
+whether the model answered with [SEG]; without it the mask is empty). The output folder appears when all masks are done.
 The same from Python: ``glus.segment``.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from glus.config import Precision, SettingsConfig
 from glus.config.jobs import user_errors, user_path
 from glus.inference.segment import segment
-from glus.inference.segmentation import MOVIE_FILE, SUMMARY_FILE, sentence_folders
+from glus.inference.segmentation import ANSWERS_FILE, MOVIE_FILE, sentence_folders
 from glus.log import setup_logging
 
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     for number, folder in enumerate(sentence_folders(segmentation.texts)):
         print(f"{segmentation.describe(number)}: {arguments.output / folder}")
-    print(f"{arguments.output / MOVIE_FILE}\n{arguments.output / SUMMARY_FILE}")
+    print(f"{arguments.output / MOVIE_FILE}\n{arguments.output / ANSWERS_FILE}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -45,7 +45,8 @@ def segment(
         texts: the sentences. White space of any kind and length becomes one blank; what has no width goes. (Sentences
             of benchmarks are taken letter for letter, as the released GLUS does.)
         weights: see ``load``; what that gives, to use a model again.
-        output: a new or empty folder to write masks, ``summary.json`` and then ``overlay.mp4`` to; None: write nothing.
+        output: a new or empty folder to write masks, ``segmentation.json`` and then ``overlay.mp4`` to; None: write
+            nothing.
         settings: override those of the model folder; a predictor has been given its own.
         frames_per_second: of the overlay; None: the video file's average, or 24.
         overwrite: replace the result of an earlier call in ``output``.

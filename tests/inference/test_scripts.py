@@ -63,7 +63,7 @@ def test_predictions_are_complete_and_counted(predictions: Path, dataset: Datase
     report = score_predictions(dataset, predictions)
     assert not report.problems
     assert not report.warnings
-    summary = json.loads((predictions / "summary.json").read_text())
+    summary = json.loads((predictions / "cost.json").read_text())
     assert summary["masks"] == num_masks(dataset) == len(masks_below(predictions))
     assert 0 < summary["without_seg"] <= summary["masks"], "a random model rarely says [SEG]"
     empty = sum(not np.array(Image.open(predictions / name)).any() for name in masks_below(predictions))
@@ -234,8 +234,8 @@ def test_segment_video(frames: Path, model_folder: Path, tmp_path: Path):
     arguments = ("--video", frames, "--weights", model_folder, "--output", out, "--text", "The cat.", "--text", "a dog")
     result = run("segment_video.py", *arguments)
     assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "summary.json", "the-cat"]
-    summary = json.loads((out / "summary.json").read_text())
+    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "segmentation.json", "the-cat"]
+    summary = json.loads((out / "segmentation.json").read_text())
     assert [sentence["text"] for sentence in summary["sentences"]] == ["The cat.", "a dog"]
     for sentence in summary["sentences"]:
         assert [answer["frame"] for answer in sentence["frames"]] == ["img1", "img2", "img10"]

@@ -63,7 +63,7 @@ def test_masks_come_with_areas_and_scores(predictor: VideoPredictor):
 def test_output_holds_masks_movie_and_summary(predictor: VideoPredictor, tmp_path: Path):
     out = tmp_path / "out"
     segmentation = glus.segment(Noise(), TEXTS, predictor, out, frames_per_second=5)
-    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "summary.json", "the-red-circle"]
+    assert {path.name for path in out.iterdir()} == {"a-dog", "overlay.mp4", "segmentation.json", "the-red-circle"}
     for number, name in enumerate(("the-red-circle", "a-dog")):
         files = sorted(path.name for path in (out / name).iterdir())
         assert files == [*(f"{frame.name}.png" for frame in segmentation.frames), "answers.json"]
@@ -139,9 +139,9 @@ def test_a_movie_that_fails_costs_no_masks(predictor: VideoPredictor, tmp_path: 
     encodes = iter([imageio_ffmpeg.get_ffmpeg_exe(), "false"])
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: next(encodes))
     out = tmp_path / "out"
-    with pytest.raises(OSError, match=rf"movie .*ffmpeg exit 1.*; the masks and summary.json are complete in {out}$"):
+    with pytest.raises(OSError, match=rf"ffmpeg exit 1.*; the masks and segmentation.json are complete in {out}$"):
         glus.segment(Noise(), TEXTS, predictor, out)
-    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "summary.json", "the-red-circle"]
+    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "segmentation.json", "the-red-circle"]
     assert len(list(out.glob("*/*.png"))) == 8
 
 
@@ -166,7 +166,7 @@ def test_output_may_be_a_mount_point_or_a_link(is_link: bool, predictor: VideoPr
         glus.segment(Noise(1), texts, predictor, out, overwrite=texts != TEXTS)
     with pytest.raises(ValueError, match="does not decode"):
         glus.segment(Noise(3, unreadable=2), TEXTS, predictor, out, overwrite=True)
-    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["a-dog", "overlay.mp4", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["a-dog", "overlay.mp4", "segmentation.json"]
 
 
 def test_a_result_that_cannot_be_put_in_its_place_is_not_lost(predictor: VideoPredictor, tmp_path: Path, monkeypatch):
@@ -183,7 +183,7 @@ def test_a_result_that_cannot_be_put_in_its_place_is_not_lost(predictor: VideoPr
         glus.segment(Noise(1), TEXTS[1:], predictor, out, overwrite=True)
     finished = Path(str(error.value).rpartition(" lies in ")[2])
     assert (finished / "a-dog/00000.png").is_file()
-    assert sorted(path.name for path in out.iterdir()) == ["overlay.mp4", "summary.json", "the-red-circle"]
+    assert sorted(path.name for path in out.iterdir()) == ["overlay.mp4", "segmentation.json", "the-red-circle"]
 
 
 def test_a_sentence_of_the_longest_length_that_a_message_allows_is_read(predictor: VideoPredictor):
@@ -211,11 +211,11 @@ def test_only_an_earlier_result_is_replaced_and_only_when_told(predictor: VideoP
     with pytest.raises(ValueError, match="add --overwrite"):
         glus.segment(Noise(1), TEXTS, predictor, out)
     glus.segment(Noise(1), TEXTS[1:], predictor, out, overwrite=True)
-    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "summary.json"]
-    with pytest.raises(ValueError, match=r"a-dog holds files, and no summary.json"):
+    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "segmentation.json"]
+    with pytest.raises(ValueError, match=r"a-dog holds files, and no segmentation.json"):
         glus.segment(Noise(1), TEXTS, predictor, out / "a-dog", overwrite=True)
     with pytest.raises(ValueError, match="is a file"):
-        glus.segment(Noise(1), TEXTS, predictor, out / "summary.json", overwrite=True)
+        glus.segment(Noise(1), TEXTS, predictor, out / "segmentation.json", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
