@@ -72,7 +72,7 @@ def build_and_fit(config: TrainConfig) -> bool:
         return True
     distributed.on_main(lambda: log_to_file(run))
 
-    peak = peak_videos_per_second(config, device_name(), world_size)
+    peak = peak_videos_per_second(config, distributed.device_name(), world_size)
     torch.manual_seed(trainer.seed)
     vocabulary = open_vocabulary(config.model.llm.tokenizer)
     start_model = replace(config.model, weights=config.model.weights and str(find_model(config.model.weights)))
@@ -124,16 +124,11 @@ def announce(config: TrainConfig, glus: Glus, accumulation: int, start: Path | N
     total = sum(parameter.numel() for parameter in glus.parameters())
     trained = sum(parameter.numel() for parameter in glus.parameters() if parameter.requires_grad)
     log.info("run      %s%s", config.output, f", goes on from {start}" if start else "")
-    log.info("device   %s, %d %s, %s", device_name(), count, _plural(count, "process"), config.model.precision.value)
+    device = f"{distributed.device_name()}, {count} {_plural(count, 'process')}"
+    log.info("device   %s, %s", device, config.model.precision.value)
     parts = f"{trainer.micro_batch_size} x {count} {_plural(count, 'process')} x {accumulation} accumulated"
     log.info("batch    %d videos a step = %s", trainer.global_batch_size, parts)
     log.info("trained  %s of %s parameters (%.1f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
-
-
-def device_name() -> str:
-    """Of this process's GPU, as CUDA spells it, or CPU."""
-    device = distributed.device()
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def _plural(count: int, noun: str) -> str:

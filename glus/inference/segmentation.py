@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from glus.data.frames import VideoSource
+from glus.data.frames import VideoPart, VideoSource
 from glus.data.masks import decode_rle
 from glus.data.predictions import write_answers, write_mask
 from glus.data.sampling import context_indices_eval
@@ -260,13 +260,15 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
 
 
 def movie_rate(video: VideoSource, frames_per_second: float | None) -> float:
-    """Of the overlay: as asked for, or the video file's average, or 24; found out before the first frame is segmented.
+    """Of the overlay: as asked for, or the video file's average, or 24, of a part that leaves out frames as many fewer;
+    found out before the first frame is segmented.
 
     Raises:
         ValueError: it is no speed of a movie.
         OSError: movies cannot be written here.
     """
-    average = video.frames_per_second if isinstance(video, FileVideo) else FRAMES_PER_SECOND
+    whole, every = (video.whole, video.numbers.step) if isinstance(video, VideoPart) else (video, 1)
+    average = (whole.frames_per_second if isinstance(whole, FileVideo) else FRAMES_PER_SECOND) / every
     rate = average if frames_per_second is None else frames_per_second
     check_movies(rate)
     return rate

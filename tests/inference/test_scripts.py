@@ -250,6 +250,18 @@ def test_segment_video(frames: Path, model_folder: Path, tmp_path: Path):
     with pytest.raises(SystemExit, match="add --overwrite"):
         main([*map(str, arguments)])
 
+    part = (*arguments[:5], tmp_path / "part", "--text", "a dog", "--start", "1", "--every", "1", "--key-frames", "2")
+    result = run("segment_video.py", *part, "--window", "clips", "--no-memory-enabled")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "part" / "a-dog").glob("*.png")) == ["img10.png", "img2.png"]
+    assert "inference.window: clips instead of the model folder's sliding" in result.stderr
+    assert "model.memory.enabled: False instead of the model folder's True" in result.stderr
+    assert "frames: 2, sentences: 1, device: " in result.stderr
+    with pytest.raises(SystemExit, match=r"error: --key-frames first: expected a frame's number for each sentence"):
+        main([*map(str, part[:-1]), "first", "--overwrite"])
+    with pytest.raises(SystemExit, match=r"inference.chunk_frames=0: expected at least 1"):
+        main([*map(str, part), "--overwrite", "--chunk-frames", "0"])
+
     # A movie is a video file like any other.
     movie = (
         "--video",

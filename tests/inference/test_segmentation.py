@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -72,6 +74,71 @@ def test_output_holds_masks_movie_and_summary(predictor: VideoPredictor, tmp_pat
             np.testing.assert_array_equal(mask, frame.masks()[number] * np.uint8(255))
     meta = next(imageio_ffmpeg.read_frames(str(out / "overlay.mp4")))
     assert (meta["fps"], meta["duration"]) == (5, 0.8)
+
+
+def test_a_part_of_a_video_is_a_video_whose_frames_keep_their_names(predictor: VideoPredictor, tmp_path: Path):
+    whole = Noise(12)
+    found = glus.segment(whole, TEXTS, predictor, tmp_path / "out", frames=slice(3, 10, 3))
+    assert [frame.name for frame in found.frames] == ["00003", "00006", "00009"]
+    assert sorted(path.stem for path in (tmp_path / "out" / "a-dog").glob("*.png")) == ["00003", "00006", "00009"]
+    alone = glus.segment([whole.read(number) for number in (3, 6, 9)], TEXTS, predictor)
+    assert [frame.codes for frame in found.frames] == [frame.codes for frame in alone.frames]
+    streamed = list(glus.stream(whole, TEXTS, predictor, frames=slice(3, 10, 3)))
+    assert streamed == found.frames
+    np.testing.assert_array_equal(found.overlay(1).shape, (30, 50, 3))
+    meta = next(imageio_ffmpeg.read_frames(str(tmp_path / "out" / "overlay.mp4")))
+    assert (meta["fps"], meta["duration"]) == (8, 0.38)  # a third of 24: as long as the nine frames
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (slice(4, None), r"no frame from 4 to before 4: the video has frames 0 to 3"),
+        (slice(2, 2), r"no frame from 2 to before 2"),
+        (slice(0, None, 0), r"every 0. frame: expected 1 \(all\) or more"),
+        (slice(None, None, -1), r"every -1. frame"),
+    ],
+)
+def test_a_part_without_frames_is_refused(predictor: VideoPredictor, frames: slice, message: str):
+    with pytest.raises(ValueError, match=message):
+        glus.segment(Noise(4), TEXTS, predictor, frames=frames)
+
+
+def test_sentences_start_from_their_key_frames(
+    predictor: VideoPredictor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    caplog.set_level(logging.INFO)
+    video = Noise(6)
+    expected: dict[int, dict[int, np.ndarray]] = {frame: {} for frame in range(6)}
+    for result in predictor.segment(video, TEXTS, [2, 4]):
+        expected[result.frame] |= dict(zip(result.rows, result.masks_RHW, strict=True))
+    found = glus.segment(video, TEXTS, predictor, key_frames=[2, 4])
+    assert [frame.name for frame in found.frames] == list(video.names)
+    for number, frame in enumerate(found.frames):
+        np.testing.assert_array_equal(frame.masks(), np.stack([expected[number][row] for row in (0, 1)]))
+    assert re.search(r"frames: 6, sentences: 2, device: .+ s, .+ frames/s, peak memory [\d.]+ GiB", caplog.text)
+
+    odd = slice(1, None, 2)
+    part = glus.segment(Noise(12), TEXTS, predictor, frames=odd, key_frames=[5, 9])  # numbers of the whole video
+    alone = glus.segment([Noise.read(video, n) for n in range(1, 12, 2)], TEXTS, predictor, key_frames=[2, 4])
+    assert [frame.codes for frame in part.frames] == [frame.codes for frame in alone.frames]
+
+    monkeypatch.setattr(VideoPredictor, "score_frames", lambda *_: np.eye(6)[[2, 4]])
+    assert glus.segment(video, TEXTS, predictor, key_frames="auto").frames == found.frames
+    assert "key frames: 00002, 00004" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key_frames", "message"),
+    [
+        ([1], r"1 key frames for 2 sentences: expected one each, or auto"),
+        ([1, 2], r"key frame 2: the frames looked at are 1 to 5, every 2\."),
+        ([1, 7], r"key frame 7: the frames looked at are 1 to 5"),
+    ],
+)
+def test_key_frames_that_are_not_looked_at_are_refused(key_frames: list[int], message: str):
+    with pytest.raises(ValueError, match=message):
+        glus.segment(Noise(7), TEXTS, "no model is looked for", frames=slice(1, 7, 2), key_frames=key_frames)
 
 
 def test_one_frame_is_a_video(predictor: VideoPredictor, tmp_path: Path):
