@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from glus.config.inference import ModelFolderConfig
-from glus.config.loading import did_you_mean, nearest
+from glus.config.loading import RENAMED, did_you_mean, nearest
 from glus.files import PROJECT
 
 _CONFIGS = PROJECT / "configs"
@@ -141,7 +141,10 @@ def _is_known(of: Any, parts: Sequence[str]) -> bool:
 def unknown_key(program: str, schema: type, key: str) -> str:
     """A message about a key that a config does not have."""
     keys = [*groups(program), *(setting.key for setting in settings(schema))] if program else []
-    last = key.split(".")[-1]
+    group, dot, last = key.rpartition(".")
+    last = RENAMED.get(last, last)
+    if f"{group}{dot}{last}" in keys:
+        return f"unknown config key {key!r}: renamed to {group}{dot}{last}"
     ends = {known: known.split(".")[-1] for known in keys}
     near = [known for known, end in ends.items() if end == last]
     near = near or nearest(key, keys) or [known for known, end in ends.items() if end in nearest(last, ends.values())]

@@ -374,7 +374,7 @@ def _check_config(folder: Path, config: TrainConfig) -> None:
         del content["data"]["feature_cache"]
     if "output_dir" in content:  # names of before 2026-11-30
         content["output"] = content.pop("output_dir")
-        content["trainer"].pop("eval_videos", None)
+    content["trainer"].pop("eval_videos", None)
     saved = load_config(TrainConfig, OmegaConf.create(content))  # fills in fields added since
     before, now = _flat(plain_config(saved)), _flat(plain_config(config))
     differing = [

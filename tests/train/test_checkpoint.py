@@ -162,6 +162,17 @@ def test_an_older_checkpoint_of_the_same_run_is_refused(make_config: Callable, t
     assert find_start(make_config(resume=str(newer))) == newer
 
 
+def test_a_run_goes_on_whose_config_has_names_of_before(make_config: Callable, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "run", 4, make_config())
+    content = json.loads((folder / STATE_FILE).read_text())
+    content["config"]["output_dir"] = content["config"].pop("output")
+    content["config"]["trainer"]["eval_videos"] = content["config"]["trainer"].pop("eval_max_videos")
+    (folder / STATE_FILE).write_text(json.dumps(content))
+    assert find_start(make_config()) == folder
+    with pytest.raises(ValueError, match=r"trainer.seed=5 \(was 0\)"):  # all else is looked at
+        find_start(make_config(seed=5))
+
+
 @pytest.mark.parametrize("cache", [None, "cache"])
 def test_a_run_of_before_the_feature_cache_went_goes_on_unless_it_used_it(
     make_config: Callable, tmp_path: Path, cache: str | None
