@@ -308,6 +308,7 @@ def test_white_space_in_a_sentence_is_made_even(predictor: VideoPredictor):
 
 
 def test_a_video_may_be_anything_that_holds_frames(predictor: VideoPredictor, tmp_path: Path):
+    """B7."""
     frames = np.stack([Noise().read(index) for index in range(3)])
     paths = [tmp_path / f"{index}.png" for index in range(3)]
     for path, frame in zip(paths, frames, strict=True):
