@@ -148,7 +148,7 @@ def tell_what_follows(config: TrainConfig) -> None:
         is_kept = kept.is_dir()
         if is_kept and best < config.trainer.steps:
             weights = link if link.is_dir() and link.samefile(kept) else kept
-        fate = "" if is_kept else f", whose checkpoint is not kept (trainer.keep_best={score} keeps it)"
+        fate = "" if is_kept else f", whose checkpoint is not kept ('trainer.keep_best={score}' keeps it)"
         log.info("best     %s %.1f of the validation, after step %d%s", score, scores[best], best, fate)
     log.info("weights  %s", weights)
     known = config.valid and (PROJECT / "configs" / "dataset" / f"{config.valid.name}.yaml").is_file()
