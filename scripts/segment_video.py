@@ -19,7 +19,7 @@ from glus.config import SettingsConfig
 from glus.config.jobs import user_errors, user_path
 from glus.config.overrides import settings, short_help
 from glus.inference.segment import Starts, segment
-from glus.inference.segmentation import ANSWERS_FILE, MOVIE_FILE, sentence_folders
+from glus.inference.segmentation import MOVIE_FILE, SEGMENTATION_FILE, sentence_folders
 from glus.log import setup_logging
 
 
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     for number, folder in enumerate(sentence_folders(segmentation.texts)):
         print(f"{segmentation.describe(number)}: {arguments.output / folder}")
-    print(f"{arguments.output / MOVIE_FILE}\n{arguments.output / ANSWERS_FILE}")
+    print(f"{arguments.output / MOVIE_FILE}\n{arguments.output / SEGMENTATION_FILE}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,7 +6,8 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -56,8 +57,7 @@ def segment(
         texts: the sentences. White space of any kind and length becomes one blank; what has no width goes. (Sentences
             of benchmarks are taken letter for letter, as the released GLUS does.)
         weights: see ``load``; what that gives, to use a model again.
-        output: a new or empty folder to write masks, ``segmentation.json`` and then ``overlay.mp4`` to; None: write
-            nothing.
+        output: a new or empty folder for masks, ``segmentation.json`` and then ``overlay.mp4``; None: write nothing.
         settings: override those of the model folder; a predictor has been given its own.
         frames: which to look at, as a slice of their numbers, such as ``slice(100, 200, 2)``; None: all. To the model
             they are the whole video; the others get no masks. They keep the names that they have in the video.
@@ -70,28 +70,24 @@ def segment(
 
     Raises:
         FileNotFoundError: no video or no weights.
-        ValueError: they are damaged, a sentence is empty, too long or no text, there are no such frames,
-            ``frames_per_second`` is no speed of a movie, ``settings`` come with a predictor, or ``output`` must not be
-            written.
+        ValueError: they are damaged, a sentence is empty, too long or no text, there are no such frames, or movies of
+            such a speed, ``settings`` come with a predictor, or ``output`` must not be written.
         OSError: ``output`` cannot be written, for want of room for instance; nothing of it is left, but for the masks
             if it is the movie that cannot be written.
     """
     texts = _checked(texts)
     if settings is not None and isinstance(weights, VideoPredictor):
         raise ValueError("settings would not be used: the predictor has its own; give them to glus.load")
+    find_predictor = partial(_load_for, texts, weights, settings, allow_cpu)
     if output is None:
-        source = _opened(video, frames)
-        starts = _places(source, texts, key_frames)
-        return _segmented(source, texts, _load_for(texts, weights, settings, allow_cpu), starts, show_progress)
+        return _segmented(_opened(video, frames), texts, find_predictor, key_frames, show_progress)
     palette(len(texts))  # too many sentences are better refused now than after the last frame
     path = check_output(output, overwrite)
     with atomic_folder(path, replace=overwrite) as folder:
         source = _opened(video, frames)
         rate = movie_rate(source, frames_per_second)
         require_room(folder, len(source) * len(texts))
-        starts = _places(source, texts, key_frames)
-        predictor = _load_for(texts, weights, settings, allow_cpu)
-        segmentation = _segmented(source, texts, predictor, starts, show_progress)
+        segmentation = _segmented(source, texts, find_predictor, key_frames, show_progress)
         named = str(video) if isinstance(video, str | Path) else type(video).__name__
         segmentation.write(folder, {"video": named, "weights": str(weights), "num_frames": len(source)})
     segmentation.write_movie(path / MOVIE_FILE, rate)
@@ -168,9 +164,15 @@ def _load_for(
 
 
 def _segmented(
-    source: VideoSource, texts: tuple[str, ...], predictor: VideoPredictor, starts: Starts, show_progress: bool
+    source: VideoSource,
+    texts: tuple[str, ...],
+    find_predictor: Callable[[], VideoPredictor],
+    key_frames: Starts | None,
+    show_progress: bool,
 ) -> Segmentation:
-    """The answers; the log gets what they cost, from the first frame on."""
+    """The answers; the log gets what they cost, once the model is loaded."""
+    starts = _places(source, texts, key_frames)
+    predictor = find_predictor()
     began = time.perf_counter()
     if starts == "auto":
         starts = [int(place) for place in predictor.score_frames(source, texts).argmax(axis=1)]
