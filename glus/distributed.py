@@ -47,6 +47,11 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank() % torch.cuda.device_count())  # srun may show a task its own GPU only
 
 
+def device_name() -> str:
+    """Of the GPU of this process, as CUDA spells it, or CPU."""
+    return torch.cuda.get_device_name(device()) if torch.cuda.is_available() else "CPU"
+
+
 def peak_memory_gib() -> float:
     """The most that this process has held: of its GPU's memory, or without a GPU of the machine's."""
     if torch.cuda.is_available():

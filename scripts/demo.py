@@ -1,4 +1,4 @@
-"""Serve a web page that segments what sentences describe in a video; needs ``pip install 'glus[demo]'``.
+"""Serve a web page that segments what sentences describe in a video or picture; needs ``pip install 'glus[demo]'``.
 
     python scripts/demo.py --weights glus_shapes
 

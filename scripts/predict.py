@@ -28,7 +28,7 @@ from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
 from glus.evaluation.report import print_rows
 from glus.files import read_object
-from glus.inference.job import PredictionJob, Summary, load_for_split
+from glus.inference.job import COST_FILE, PredictionJob, Summary, load_for_split
 from glus.inference.key_frames import read_key_frames
 from glus.inference.predictor import VideoPredictor, check_folder_size
 from glus.log import run_info, setup_logging
@@ -102,7 +102,7 @@ def print_predicted(configs: dict[str, PredictConfig], finished: Collection[str]
     """A line for each of several splits."""
     rows = {}
     for name, config in configs.items():
-        file = Path(config.output) / "summary.json"
+        file = Path(config.output) / COST_FILE
         found = read_object(file) if file.is_file() else {}
         keys = ("videos", "done", "frames", "masks", "empty_masks")
         rows[name] = {key.replace("_", " "): str(found.get(key, "-")) for key in keys}

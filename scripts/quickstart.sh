@@ -65,7 +65,7 @@ evaluate "$OUT/shapes" "$OUT/predictions"
 evaluate glus_shapes "$OUT/shipped_predictions"
 
 say "compare both with answers that ignore the sentence, and put them on a page"
-"$python" scripts/compare.py "${valid[@]}" output="$OUT/summary.json" \
+"$python" scripts/compare.py "${valid[@]}" output="$OUT/comparison.json" \
   predictions="{quickstart: $OUT/predictions, shipped: $OUT/shipped_predictions}"
 "$python" scripts/report.py "${valid[@]}" runs="[$OUT/predictions, $OUT/shipped_predictions]" output="$OUT/report.html"
 say "done: $OUT/report.html"

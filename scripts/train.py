@@ -36,12 +36,13 @@ from glus.losses.objective import build_objective
 from glus.models.foreign import check_starting_weights
 from glus.models.glus import Glus
 from glus.models.hub import find_model
-from glus.models.pretrained import build_glus, write_model_config
+from glus.models.pretrained import BEST_LINK, build_glus, write_model_config
 from glus.models.weights import Target
 from glus.tokens import open_vocabulary
 from glus.train.checkpoint import Checkpoints, RunState, find_start, read_state
 from glus.train.engine import Engine, init_distributed, leave_process_group
 from glus.train.guards import EXIT_PREEMPTED
+from glus.train.plan import peak_videos_per_second
 from glus.train.trainer import Trainer, accumulation_steps, micro_batches
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def build_and_fit(config: TrainConfig) -> bool:
         return True
     distributed.on_main(lambda: log_to_file(run))
 
+    peak = peak_videos_per_second(config, distributed.device_name(), world_size)
     torch.manual_seed(trainer.seed)
     vocabulary = open_vocabulary(config.model.llm.tokenizer)
     start_model = replace(config.model, weights=config.model.weights and str(find_model(config.model.weights)))
@@ -109,6 +111,7 @@ def build_and_fit(config: TrainConfig) -> bool:
         metrics=log_metrics,
         checkpoints=checkpoints,
         evaluate=validation,
+        peak=peak,
     ).fit()
     if is_done and rank == 0:
         tell_what_follows(config)
@@ -117,12 +120,12 @@ def build_and_fit(config: TrainConfig) -> bool:
 
 def announce(config: TrainConfig, glus: Glus, accumulation: int, start: Path | None) -> None:
     """Log on what the run stands."""
-    trainer, count, device = config.trainer, distributed.world_size(), distributed.device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    trainer, count = config.trainer, distributed.world_size()
     total = sum(parameter.numel() for parameter in glus.parameters())
     trained = sum(parameter.numel() for parameter in glus.parameters() if parameter.requires_grad)
     log.info("run      %s%s", config.output, f", goes on from {start}" if start else "")
-    log.info("device   %s, %d %s, %s", name, count, _plural(count, "process"), config.model.precision.value)
+    device = f"{distributed.device_name()}, {count} {_plural(count, 'process')}"
+    log.info("device   %s, %s", device, config.model.precision.value)
     parts = f"{trainer.micro_batch_size} x {count} {_plural(count, 'process')} x {accumulation} accumulated"
     log.info("batch    %d videos a step = %s", trainer.global_batch_size, parts)
     log.info("trained  %s of %s parameters (%.1f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
@@ -136,14 +139,17 @@ def tell_what_follows(config: TrainConfig) -> None:
     """Log the best score of a run that is done, the checkpoint that has it, and the next commands."""
     run = Path(config.output)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    scores = {record["step"]: record["valid/J&F"] for record in records if "valid/J&F" in record}
+    score = config.trainer.keep_best or "J&F"
+    scores = {record["step"]: record[f"valid/{score}"] for record in records if f"valid/{score}" in record}
     weights = run
     if scores:
         best = max(scores, key=lambda step: scores[step])
-        kept = run / "checkpoints" / f"step_{best}"
-        weights = kept if kept.is_dir() and best < config.trainer.steps else run
-        fate = "" if kept.is_dir() else ", whose checkpoint is not kept"
-        log.info("best     J&F %.1f of the validation, after step %d%s", scores[best], best, fate)
+        link, kept = (run / "checkpoints" / name for name in (BEST_LINK, f"step_{best}"))
+        is_kept = kept.is_dir()
+        if is_kept and best < config.trainer.steps:
+            weights = link if link.is_dir() and link.samefile(kept) else kept
+        fate = "" if is_kept else f", whose checkpoint is not kept ('trainer.keep_best={score}' keeps it)"
+        log.info("best     %s %.1f of the validation, after step %d%s", score, scores[best], best, fate)
     log.info("weights  %s", weights)
     known = config.valid and (PROJECT / "configs" / "dataset" / f"{config.valid.name}.yaml").is_file()
     dataset = config.valid.name if config.valid and known else "NAME"

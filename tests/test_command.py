@@ -27,6 +27,14 @@ def test_help_waits_for_no_library():
     assert not {"torch", "numpy", "hydra", "omegaconf", "transformers"} & set(modules)
 
 
+def test_importing_glus_loads_nothing_but_what_python_brings():
+    """What takes time comes with the first function that is asked for."""
+    names = "{name.split('.')[0] for name in sys.modules}"
+    loaded = f"import sys; before = {names}; import glus; print(*{names} - before - set(sys.stdlib_module_names))"
+    assert run(sys.executable, "-c", loaded).stdout.split() == ["glus"]
+    assert "predictor" in run(sys.executable, "-c", "import glus; print(glus.load.__doc__)").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "meant"),
     [

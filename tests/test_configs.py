@@ -30,11 +30,13 @@ from glus.config import (
     ScoreConfig,
     ScoreFramesConfig,
     SettingsConfig,
+    ShowConfig,
     TrainConfig,
     Window,
     load_config,
     override_settings,
 )
+from glus.config.loading import RENAMED
 from glus.config.overrides import check_overrides, groups, print_help, settings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -265,7 +267,9 @@ def test_help_shows_what_an_experiment_changes() -> None:
     [
         ("trainer.stepz=3", r"'trainer.stepz': did you mean trainer.steps"),
         ("steps=3", r"'steps': did you mean trainer.steps\?"),
-        ("++output_dir=x", r"'output_dir': did you mean output\?"),
+        ("++output_dir=x", r"'output_dir': renamed to output$"),
+        ("trainer.eval_videos=2", r"'trainer.eval_videos': renamed to trainer.eval_max_videos$"),
+        ("eval_videos=2", r"'eval_videos': did you mean trainer.eval_max_videos\?"),
         ("xyzzy=1", r"'xyzzy': --help lists all"),
         ("experiment=paper/memry", r"did you mean paper/memory"),
         ("model=qwen", r"model=qwen: expected one of glus_7b, glus_internvl3_2b"),
@@ -275,6 +279,25 @@ def test_help_shows_what_an_experiment_changes() -> None:
 def test_what_is_near_a_wrong_override(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_overrides("train", TrainConfig, [override])
+
+
+def test_a_renamed_key_says_its_new_name() -> None:
+    for program, schema, key in (("show", ShowConfig, "num_videos"), ("predict", PredictConfig, "output_dir")):
+        with pytest.raises(ValueError, match=rf"'{key}': renamed to {RENAMED[key]}$"):
+            check_overrides(program, schema, [f"{key}=1"])
+    for schema, key in ((ShowConfig, "num_videos"), (TrainConfig, "output_dir"), (TrainConfig, "trainer.eval_videos")):
+        content = OmegaConf.create({})
+        OmegaConf.update(content, key, 1)
+        group, dot, name = key.rpartition(".")
+        with pytest.raises(ValueError, match=rf"'{key}': renamed to {group}{dot}{RENAMED[name]}$"):
+            load_config(schema, content)
+
+
+def test_no_name_of_before_is_a_key_today() -> None:
+    schemas = (TrainConfig, PredictConfig, ScoreFramesConfig, ShowConfig, PretrainConfig)
+    ends = {setting.key.split(".")[-1] for schema in schemas for setting in settings(schema)}
+    assert not RENAMED.keys() & ends
+    assert set(RENAMED.values()) <= ends
 
 
 def test_right_overrides_pass() -> None:

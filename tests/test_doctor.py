@@ -47,6 +47,7 @@ def test_right_versions_pass_whatever_torch_was_built_for() -> None:
 def test_other_versions_fail_outside_the_range_and_are_noted_inside(
     found: dict[str, str], verdict: str, advice: str
 ) -> None:
+    """B10."""
     torch_check, numpy_check = versions(numpy="2.3.0", **found)
     assert (torch_check.verdict, torch_check.advice) == (verdict, advice)
     assert numpy_check.verdict == "ok"

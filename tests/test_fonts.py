@@ -72,6 +72,7 @@ def drawn(text: str, size: int = 20) -> np.ndarray:
 
 
 def test_latin_cyrillic_and_greek_need_no_font_of_the_system(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """B4."""
     box = drawn(BOX)
     caplog.clear()
     for text in ("ï", "—", "“", "ž", "ø", "ж", "ї", "λ", "ώ"):

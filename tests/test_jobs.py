@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from glus.config import CheckConfig, ScoreConfig, load_config
@@ -227,6 +228,17 @@ def test_a_tilde_may_stand_on_the_command_line(monkeypatch: pytest.MonkeyPatch) 
         *("predictions={a: /home/me/e}", "y=a~/b"),
     ]
     assert user_path("~/a") == Path("/home/me/a")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("output=J&F", "J&F"), ("output=a/R&D/b-1.2", "a/R&D/b-1.2"), ("output='R&D'", "R&D"), ('output="R&D"', "R&D")],
+)
+def test_an_ampersand_may_stand_on_the_command_line(argument: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``trainer.keep_best=J&F``: Hydra knows none outside quotes, and shells take the quotes away."""
+    monkeypatch.setattr(sys, "argv", ["program", argument])
+    status_of(Jobs("score", Config), [], lambda config: None)
+    assert OverridesParser.create().parse_override(sys.argv[1]).value() == value
 
 
 def test_a_terminal_that_shows_ascii_alone_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:

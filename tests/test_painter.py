@@ -65,7 +65,7 @@ def line_widths(picture: np.ndarray, channel: int, centre: tuple[float, float], 
 
 
 def test_the_width_of_lines_never_changes_however_masks_overlap() -> None:
-    """Three moving disks of which the upper ones cross the lower: each line is whole or absent, and never wider."""
+    """B5. Three moving disks of which the upper ones cross the lower: each line is whole or absent, and never wider."""
     line = line_width(WHITE)
     for step in range(STEPS):
         turn = 2 * np.pi * step / STEPS

@@ -263,9 +263,9 @@ def test_small_commands_run_in_order(tmp_path: Path) -> None:
     for is_alone, together in groupby(small, lambda command: program(command) in ALONE):
         for group in [[command] for command in together] if is_alone else [list(together)]:
             check_programs(group, tmp_path, TINY.__getitem__)
-    assert (tmp_path / "outputs" / "shapes" / "summary.json").is_file()
+    assert (tmp_path / "outputs" / "shapes" / "comparison.json").is_file()
     for folder in ("my_video", "in_python"):
-        assert (tmp_path / "outputs" / folder / "summary.json").is_file()
+        assert (tmp_path / "outputs" / folder / "segmentation.json").is_file()
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if DOWNLOADED in c and program(c) in TINY])

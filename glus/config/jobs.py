@@ -137,8 +137,9 @@ class Jobs:
             SystemExit: with the highest exit status. A task that raises it itself ends the whole sweep.
         """
         escape_output()
-        home = os.path.expanduser("~/")  # Hydra's grammar knows no tilde outside quotes
+        home = os.path.expanduser("~/")  # Hydra's grammar knows no tilde outside quotes, and no ampersand, as of J&F
         sys.argv[1:] = [re.sub(r"(?<=[=,\s])~/", lambda _: home, argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = [re.sub(r"=([\w./-]*&[\w./&-]*)$", r"='\1'", argument) for argument in sys.argv[1:]]
         if {"--help", "-h"} & set(sys.argv[1:]):
             sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in ("--help", "-h")]
             self._about = inspect.unwrap(compose).__globals__["__doc__"]

@@ -16,6 +16,8 @@ from yaml import YAMLError
 from glus.files import find_shipped, stand_in
 
 Schema = TypeVar("Schema")
+RENAMED = {"output_dir": "output", "num_videos": "max_videos", "eval_videos": "eval_max_videos"}
+"""Last part of a key before 2026-11-30, and since."""
 
 
 def require(condition: bool, key: str, expected: str, value: object) -> None:
@@ -69,8 +71,9 @@ def load_config(schema: type[Schema], cfg: DictConfig) -> Schema:
     except ConfigKeyError as error:
         where: Any = error.object_type if is_dataclass(error.object_type) else schema
         known = [declared.name for declared in fields(where)]
-        near = did_you_mean(nearest(str(error.full_key).rpartition(".")[2], known))
-        text = near or f"{where.__name__} knows {', '.join(known)}"
+        group, dot, name = str(error.full_key).rpartition(".")
+        near = did_you_mean(nearest(name, known)) or f"{where.__name__} knows {', '.join(known)}"
+        text = f"renamed to {group}{dot}{RENAMED[name]}" if RENAMED.get(name) in known else near
         raise ValueError(f"unknown config key {error.full_key!r}: {text}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"config key {error.full_key!r}: {str(error).splitlines()[0]}") from error

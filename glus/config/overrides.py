@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from glus.config.loading import did_you_mean, nearest
+from glus.config.inference import ModelFolderConfig
+from glus.config.loading import RENAMED, did_you_mean, nearest
 from glus.files import PROJECT
 
 _CONFIGS = PROJECT / "configs"
@@ -63,7 +64,8 @@ def _settings(schema: Any, prefix: str, known: dict[Any, str]) -> Iterator[_Sett
     for declared in fields(schema):
         key, of, text = prefix + declared.name, _plain(hints[declared.name]), texts.get(declared.name, "")
         if "overrides" in declared.metadata and not text:
-            text = f"Instead of the model folder's {declared.metadata['overrides']}."
+            overridden = declared.metadata["overrides"]
+            text = f"Instead of the model folder's {overridden}: {_meaning(ModelFolderConfig, overridden)}"
         value: Any = get_args(of)[1] if get_origin(of) is dict else of
         if is_dataclass(value) and value not in known:
             key += ".<name>" * (of is not value)
@@ -72,6 +74,12 @@ def _settings(schema: Any, prefix: str, known: dict[Any, str]) -> Iterator[_Sett
         else:
             same = f" Fields as those of {known[value]}." if value in known else ""
             yield _Setting(key, of, text + same)
+
+
+def _meaning(schema: Any, key: str) -> str:
+    """Of a dotted key."""
+    name, _, rest = key.partition(".")
+    return _meaning(_plain(get_type_hints(schema)[name]), rest) if rest else meanings(schema)[name]
 
 
 def _plain(of: Any) -> Any:
@@ -133,7 +141,10 @@ def _is_known(of: Any, parts: Sequence[str]) -> bool:
 def unknown_key(program: str, schema: type, key: str) -> str:
     """A message about a key that a config does not have."""
     keys = [*groups(program), *(setting.key for setting in settings(schema))] if program else []
-    last = key.split(".")[-1]
+    group, dot, last = key.rpartition(".")
+    last = RENAMED.get(last, last)
+    if f"{group}{dot}{last}" in keys:
+        return f"unknown config key {key!r}: renamed to {group}{dot}{last}"
     ends = {known: known.split(".")[-1] for known in keys}
     near = [known for known, end in ends.items() if end == last]
     near = near or nearest(key, keys) or [known for known, end in ends.items() if end in nearest(last, ends.values())]
@@ -167,7 +178,7 @@ def print_help(console: Console, program: str, schema: type, about: str, compose
         if head != section:
             table.add_section()
             section = head
-        table.add_row(escape(setting.key), escape(default), escape(_help(setting)))
+        table.add_row(escape(setting.key), escape(default), escape(short_help(setting)))
     console.print(table)
     console.print("Overrides beside --help change the defaults that it shows.")
 
@@ -187,7 +198,7 @@ def _default(composed: Any, key: str) -> str:
     return text if len(text) <= _MAX_DEFAULT else f"{text[: _MAX_DEFAULT - 3]}..."
 
 
-def _help(setting: _Setting) -> str:
+def short_help(setting: _Setting) -> str:
     """Its first sentence; of one with choices, all of it, and the choices where it does not name them."""
     text = setting.meaning.replace("``", "")
     if isinstance(setting.of, type) and issubclass(setting.of, Enum):

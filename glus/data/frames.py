@@ -300,6 +300,36 @@ class MemoryVideo:
         return self._frames[index]
 
 
+class VideoPart:
+    """Some frames of a video, which keep the names that they have in it.
+
+    Args:
+        whole: the video.
+        frames: which of them, as a slice of their numbers from 0 on.
+
+    Raises:
+        ValueError: the slice goes backwards, or gives no frame.
+    """
+
+    def __init__(self, whole: VideoSource, frames: slice):
+        if frames.step is not None and frames.step < 1:
+            raise ValueError(f"every {frames.step}. frame: expected 1 (all) or more")
+        self.whole = whole
+        self.numbers = range(len(whole))[frames]
+        if not self.numbers:
+            asked = f"from {frames.start or 0} to before {len(whole) if frames.stop is None else frames.stop}"
+            raise ValueError(f"no frame {asked}: the video has frames 0 to {len(whole) - 1}")
+        self.names = tuple(whole.names[number] for number in self.numbers)
+        self.reads_in_parallel = whole.reads_in_parallel
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def read(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of frame ``index`` of the part."""
+        return self.whole.read(self.numbers[index])
+
+
 VideoInput = str | Path | VideoSource | Sequence[Any] | np.ndarray | Any
 """What ``open_video`` takes; the last are tensors and pictures of libraries that are not loaded for it."""
 

@@ -45,7 +45,7 @@ class ScoredRun:
     made_by: Mapping[str, Any]
     """predict.json: identity (settings, weights), command, versions; empty for predictions of other programs."""
     cost: Mapping[str, Any]
-    """summary.json: frames, masks, seconds of each stage; or empty."""
+    """cost.json: frames, masks, seconds of each stage; or empty."""
 
     @property
     def training(self) -> Path | None:
@@ -90,7 +90,8 @@ def read_run(folder: str | Path, label: str = "") -> ScoredRun:
         name: SentenceScore(row["video"], row["exp_id"], row["text"], row["group"], 100 * float(row["jf"]))
         for name, row in names
     }
-    made_by, cost = (_read_if_there(folder / name) for name in ("predict.json", "summary.json"))
+    made_by = _read_if_there(folder / "predict.json")
+    cost = _read_if_there(folder / "cost.json") or _read_if_there(folder / "summary.json")  # its name before 2026-12
     return ScoredRun(label or folder.name, folder, scores, read_object(folder / "report.json"), made_by, cost)
 
 

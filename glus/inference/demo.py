@@ -1,4 +1,4 @@
-"""GLUS in a web page: a video and sentences in; an overlay, a plot over time and masks out; needs ``glus[demo]``."""
+"""GLUS in a web page: a video or picture and sentences in; an overlay, a plot and masks out; needs ``glus[demo]``."""
 
 from __future__ import annotations
 
@@ -42,12 +42,14 @@ def build_demo(predictor: VideoPredictor, name: str, folder: Path) -> gradio.Blo
     progress_bar = gradio.Progress()
 
     def answer(
-        video: str | None, sentences: str, progress: gradio.Progress = progress_bar
+        video: str | None, picture: str | None, sentences: str, progress: gradio.Progress = progress_bar
     ) -> tuple[str, str, Figure, str]:
         try:
-            if video is None:
-                raise ValueError("no video: drop one on the page, or take the sample")
-            texts, source = sentences.splitlines(), open_video(video)
+            if video and picture:
+                raise ValueError("a video and a picture: remove one of them (the cross at its corner)")
+            if not (given := video or picture):
+                raise ValueError("no video and no picture: drop one on the page, or take the sample")
+            texts, source = sentences.splitlines(), open_video(given)
             frames = progress.tqdm(stream(source, texts, predictor), total=len(source), unit="frames")
             found = Segmentation(tuple(texts), list(frames), source)
             output = Path(tempfile.mkdtemp(dir=folder))
@@ -62,7 +64,10 @@ def build_demo(predictor: VideoPredictor, name: str, folder: Path) -> gradio.Blo
         gradio.Markdown(f"# GLUS\nSegments what sentences say, in every frame ([paper]({_PAPER})). Model: `{name}`.")
         with gradio.Row():
             with gradio.Column():
-                video = gradio.Video(label="Video", sources=["upload"])
+                with gradio.Tab("Video"):
+                    video = gradio.Video(show_label=False, sources=["upload"])
+                with gradio.Tab("Picture"):  # image_mode: as it is; else its EXIF orientation, say, would go
+                    picture = gradio.Image(show_label=False, sources=["upload"], type="filepath", image_mode=None)
                 sentences = gradio.Textbox(label="Sentences, one a line", lines=3, max_lines=28)
                 button = gradio.Button("Segment", variant="primary")
                 gradio.Examples([[str(SAMPLE_VIDEO), "\n".join(SAMPLE_SENTENCES)]], [video, sentences], label="Sample")
@@ -71,7 +76,7 @@ def build_demo(predictor: VideoPredictor, name: str, folder: Path) -> gradio.Blo
                 summary = gradio.Markdown()
                 timeline = gradio.Plot(show_label=False)
                 masks = gradio.File(label="Masks: a picture per sentence and frame", interactive=False)
-        button.click(answer, [video, sentences], [overlay, summary, timeline, masks])
+        button.click(answer, [video, picture, sentences], [overlay, summary, timeline, masks])
     return page
 
 

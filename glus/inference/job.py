@@ -49,8 +49,10 @@ SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_LOOKS = 5.0
 """At the folder, for what other processes have finished."""
 
-OWN_NAMES = {"predict.json", "summary.json", ".records", "report.json", "per_expression.csv"}
-"""What predicting and scoring write into the folder of predictions, where videos have folders, too."""
+COST_FILE = "cost.json"
+OWN_NAMES = {"predict.json", COST_FILE, "summary.json", ".records", "report.json", "per_expression.csv"}
+"""What predicting and scoring write into the folder of predictions, where videos have folders, too, and
+``summary.json``, as the cost was called before 2026-12."""
 
 Identity = dict[str, Any]
 """Nested JSON values; two equal identities give equal results."""
@@ -303,7 +305,7 @@ class PredictionJob(Job[Summary]):
     """The masks of a split: ``predict.json``, the masks of each video, and what they have cost.
 
     ``.records/<video>.json``, written before a video's masks appear, has the fields of ``Summary`` for that video;
-    ``summary.json`` their sum.
+    ``cost.json`` their sum.
 
     Args:
         folder: a new or empty folder, or one that the same model and settings have begun.
@@ -376,7 +378,7 @@ class PredictionJob(Job[Summary]):
             write_text(self._record_path(video), json.dumps(record) + "\n")
 
     def conclude(self, videos: Sequence[Video]) -> Summary:
-        """Also written to ``summary.json``."""
+        """Also written to ``cost.json``."""
         records = [read_object(self._record_path(video)) for video in videos if self.is_done(video)]
         totals: Any = Counter()
         seconds: Any = Counter(dict.fromkeys((*STAGES, "write"), 0.0))
@@ -384,7 +386,7 @@ class PredictionJob(Job[Summary]):
             seconds.update(record.pop("seconds"))
             totals.update(record)
         summary = Summary(len(videos), len(records), **totals, seconds=dict(seconds))
-        write_text(self.folder / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
+        write_text(self.folder / COST_FILE, json.dumps(asdict(summary), indent=2) + "\n")
         return summary
 
     def _record_path(self, video: Video) -> Path:

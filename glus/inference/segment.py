@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
+from glus import distributed
 from glus.config import SettingsConfig
 from glus.console import bar
-from glus.data.frames import VideoInput, VideoSource, open_video
+from glus.data.frames import VideoInput, VideoPart, VideoSource, open_video
 from glus.data.masks import encode_rle
 from glus.data.predictions import rounded
 from glus.files import atomic_folder, require_room
@@ -18,6 +24,10 @@ from glus.inference.segmentation import MOVIE_FILE, FrameMasks, Segmentation, ch
 from glus.painter import palette
 from glus.types import FrameResult, require_utf8
 
+log = logging.getLogger(__name__)
+
+Starts = Sequence[int] | Literal["auto"]
+"""For each sentence a frame; or the model is to choose."""
 WITHOUT_WIDTH = (0x00AD, 0x200B, 0x2060, 0xFEFF)
 """Soft hyphen, zero width space, word joiner, byte order mark: web pages have them, and nobody sees them."""
 
@@ -29,6 +39,8 @@ def segment(
     output: str | Path | None = None,
     *,
     settings: SettingsConfig | None = None,
+    frames: slice | None = None,
+    key_frames: Starts | None = None,
     frames_per_second: float | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
@@ -45,32 +57,37 @@ def segment(
         texts: the sentences. White space of any kind and length becomes one blank; what has no width goes. (Sentences
             of benchmarks are taken letter for letter, as the released GLUS does.)
         weights: see ``load``; what that gives, to use a model again.
-        output: a new or empty folder to write masks, ``summary.json`` and then ``overlay.mp4`` to; None: write nothing.
+        output: a new or empty folder for masks, ``segmentation.json`` and then ``overlay.mp4``; None: write nothing.
         settings: override those of the model folder; a predictor has been given its own.
-        frames_per_second: of the overlay; None: the video file's average, or 24.
+        frames: which to look at, as a slice of their numbers, such as ``slice(100, 200, 2)``; None: all. To the model
+            they are the whole video; the others get no masks. They keep the names that they have in the video.
+        key_frames: for each sentence the number (in the video) of the frame that it starts from, up and then down;
+            "auto": the one that the model scores highest; None: the first.
+        frames_per_second: of the overlay; None: the video file's average, or 24, so that it takes as long as the video.
         overwrite: replace the result of an earlier call in ``output``.
         show_progress: a bar on the terminal.
         allow_cpu: a model of the full size may run on a CPU, where it takes minutes a frame.
 
     Raises:
         FileNotFoundError: no video or no weights.
-        ValueError: they are damaged, a sentence is empty, too long or no text, ``frames_per_second`` is no speed of a
-            movie, ``settings`` come with a predictor, or ``output`` must not be written.
+        ValueError: they are damaged, a sentence is empty, too long or no text, there are no such frames, or movies of
+            such a speed, ``settings`` come with a predictor, or ``output`` must not be written.
         OSError: ``output`` cannot be written, for want of room for instance; nothing of it is left, but for the masks
             if it is the movie that cannot be written.
     """
     texts = _checked(texts)
     if settings is not None and isinstance(weights, VideoPredictor):
         raise ValueError("settings would not be used: the predictor has its own; give them to glus.load")
+    find_predictor = partial(_load_for, texts, weights, settings, allow_cpu)
     if output is None:
-        return _segmented(open_video(video), texts, weights, settings, show_progress, allow_cpu)
+        return _segmented(_opened(video, frames), texts, find_predictor, key_frames, show_progress)
     palette(len(texts))  # too many sentences are better refused now than after the last frame
     path = check_output(output, overwrite)
     with atomic_folder(path, replace=overwrite) as folder:
-        source = open_video(video)
+        source = _opened(video, frames)
         rate = movie_rate(source, frames_per_second)
         require_room(folder, len(source) * len(texts))
-        segmentation = _segmented(source, texts, weights, settings, show_progress, allow_cpu)
+        segmentation = _segmented(source, texts, find_predictor, key_frames, show_progress)
         named = str(video) if isinstance(video, str | Path) else type(video).__name__
         segmentation.write(folder, {"video": named, "weights": str(weights), "num_frames": len(source)})
     segmentation.write_movie(path / MOVIE_FILE, rate)
@@ -83,6 +100,7 @@ def stream(
     weights: str | Path | VideoPredictor,
     settings: SettingsConfig | None = None,
     allow_cpu: bool = False,
+    frames: slice | None = None,
 ) -> Iterator[FrameMasks]:
     """The answers of ``segment`` frame by frame, each as soon as it is there; the arguments are those of it.
 
@@ -92,11 +110,8 @@ def stream(
     Raises:
         FileNotFoundError, ValueError: see ``segment``.
     """
-    texts, source = _checked(texts), open_video(video)
-    predictor = load(weights, settings, allow_cpu)
-    check_lengths(predictor, ((f"sentence {number}", text) for number, text in enumerate(texts, start=1)))
-    for result in predictor.segment(source, texts):
-        yield _frame_masks(source.names[result.frame], result)
+    texts, source = _checked(texts), _opened(video, frames)
+    yield from _in_order(source, _load_for(texts, weights, settings, allow_cpu).segment(source, texts), len(texts))
 
 
 def load(
@@ -135,28 +150,72 @@ def _checked(texts: Sequence[str]) -> tuple[str, ...]:
     return even
 
 
+def _opened(video: VideoInput, frames: slice | None) -> VideoSource:
+    return open_video(video) if frames is None else VideoPart(open_video(video), frames)
+
+
+def _load_for(
+    texts: Sequence[str], weights: str | Path | VideoPredictor, settings: SettingsConfig | None, allow_cpu: bool
+) -> VideoPredictor:
+    """A model that can read these sentences."""
+    predictor = load(weights, settings, allow_cpu)
+    check_lengths(predictor, ((f"sentence {number}", text) for number, text in enumerate(texts, start=1)))
+    return predictor
+
+
 def _segmented(
     source: VideoSource,
-    texts: Sequence[str],
-    weights: str | Path | VideoPredictor,
-    settings: SettingsConfig | None,
+    texts: tuple[str, ...],
+    find_predictor: Callable[[], VideoPredictor],
+    key_frames: Starts | None,
     show_progress: bool,
-    allow_cpu: bool,
 ) -> Segmentation:
-    frames: Iterable[FrameMasks] = stream(source, texts, weights, settings, allow_cpu)
-    if show_progress:
-        frames = bar(frames, len(source), "frames")
-    return Segmentation(tuple(texts), list(frames), source)
+    """The answers; the log gets what they cost, once the model is loaded."""
+    starts = _places(source, texts, key_frames)
+    predictor = find_predictor()
+    began = time.perf_counter()
+    if starts == "auto":
+        starts = [int(place) for place in predictor.score_frames(source, texts).argmax(axis=1)]
+        log.info("key frames: %s", ", ".join(source.names[place] for place in starts))
+    results: Iterable[FrameResult] = predictor.segment(source, texts, starts)
+    if show_progress:  # a frame that lies above some starts and below others is visited on the way up and down
+        results = bar(results, len(source) - min(starts) + max(starts), "frames")
+    found = Segmentation(texts, list(_in_order(source, results, len(texts))), source)
+    seconds = time.perf_counter() - began
+    size = f"frames: {len(source)}, sentences: {len(texts)}, device: {distributed.device_name()}"
+    rate, memory = len(source) / seconds, distributed.peak_memory_gib()
+    log.info("%s, %.1f s, %.2f frames/s, peak memory %.1f GiB", size, seconds, rate, memory)
+    return found
 
 
-def _frame_masks(name: str, result: FrameResult) -> FrameMasks:
-    assert result.rows == tuple(range(len(result.rows))), "without key frames, a result answers all sentences"
-    return FrameMasks(
-        name,
-        (int(result.masks_RHW.shape[1]), int(result.masks_RHW.shape[2])),
-        [encode_rle(mask) for mask in result.masks_RHW],
-        [rounded(mask.mean()) for mask in result.masks_RHW],
-        list(map(rounded, result.scores_R)),
-        [bool(has_seg) for has_seg in result.has_seg_R],
-        list(map(rounded, result.object_scores_R)),
-    )
+def _places(source: VideoSource, texts: Sequence[str], key_frames: Starts | None) -> Starts:
+    """Where key frames lie among the frames looked at."""
+    if key_frames is None or key_frames == "auto":
+        return key_frames or [0] * len(texts)
+    if len(key_frames) != len(texts):
+        raise ValueError(f"{len(key_frames)} key frames for {len(texts)} sentences: expected one each, or auto")
+    numbers = source.numbers if isinstance(source, VideoPart) else range(len(source))
+    for number in key_frames:
+        if number not in numbers:
+            step = f", every {numbers.step}." if numbers.step > 1 else ""
+            raise ValueError(f"key frame {number}: the frames looked at are {numbers[0]} to {numbers[-1]}{step}")
+    return [numbers.index(number) for number in key_frames]
+
+
+def _in_order(source: VideoSource, results: Iterable[FrameResult], num_rows: int) -> Iterator[FrameMasks]:
+    """Each frame, in order, as soon as all its sentences are answered (with key frames, not all of them together)."""
+    answers: dict[int, dict[int, tuple[str, float, float, bool, float]]] = defaultdict(dict)
+    frame, sizes = 0, dict[int, tuple[int, int]]()
+    for result in results:
+        height, width = result.masks_RHW.shape[1:]
+        sizes[result.frame] = int(height), int(width)
+        for row, mask, score, has_seg, object_score in zip(
+            result.rows, result.masks_RHW, result.scores_R, result.has_seg_R, result.object_scores_R, strict=True
+        ):
+            shares = rounded(mask.mean()), rounded(score), bool(has_seg), rounded(object_score)
+            answers[result.frame][row] = encode_rle(mask), *shares
+        while len(answers.get(frame, ())) == num_rows:
+            of_rows = answers.pop(frame)
+            fields = zip(*(of_rows[row] for row in range(num_rows)), strict=True)
+            yield FrameMasks(source.names[frame], sizes.pop(frame), *map(list, fields))
+            frame += 1

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from glus.data.frames import VideoSource
+from glus.data.frames import VideoPart, VideoSource
 from glus.data.masks import decode_rle
 from glus.data.predictions import write_answers, write_mask
 from glus.data.sampling import context_indices_eval
@@ -24,7 +24,7 @@ from glus.files import atomic_folder, is_empty, naming_write_errors, write_text
 from glus.painter import Painter, numbers, palette
 from glus.pictures import annotate, check_movies, fit, legend, side_by_side, titled, write_movie
 
-SUMMARY_FILE = "summary.json"
+SEGMENTATION_FILE = "segmentation.json"
 MOVIE_FILE = "overlay.mp4"
 MOVIE_SIDES = (384, 1280)
 """A movie's longer side in pixels: smaller frames are enlarged, larger ones reduced."""
@@ -185,7 +185,7 @@ class Segmentation:
         self.write_movie(path / MOVIE_FILE, rate)
 
     def write(self, folder: Path, about: dict[str, Any]) -> None:
-        """The masks and ``summary.json``, which begins with ``about``."""
+        """The masks and ``segmentation.json``, which begins with ``about``."""
         for number, name in enumerate(sentence_folders(self.texts)):
             with naming_write_errors(folder / name):
                 (folder / name).mkdir()
@@ -194,7 +194,7 @@ class Segmentation:
                 write_mask(folder / name, frame.name, mask_HW)
             write_answers(folder / name, self.answers(number))
         text = json.dumps({**about, "sentences": summarize_sentences(self)}, indent=1, ensure_ascii=False)
-        write_text(folder / SUMMARY_FILE, text + "\n")
+        write_text(folder / SEGMENTATION_FILE, text + "\n")
 
     def write_movie(self, path: Path, frames_per_second: float) -> None:
         """Each frame with the masks on it, above the legend.
@@ -205,7 +205,7 @@ class Segmentation:
         try:
             write_movie(path, annotate(self.texts, self._scaled()), frames_per_second)
         except (OSError, ValueError) as error:
-            raise OSError(f"{error}; the masks and {SUMMARY_FILE} are complete in {path.parent}") from error
+            raise OSError(f"{error}; the masks and {SEGMENTATION_FILE} are complete in {path.parent}") from error
 
     def _scaled(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Name, frame and masks of each frame, of a size for looking at."""
@@ -250,9 +250,9 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
     if os.path.exists(path) and not path.is_dir():
         raise ValueError(f"output {path} is a file; expected the name of a folder")
     if os.path.isdir(path) and not is_empty(path):
-        if not (path / SUMMARY_FILE).is_file():
+        if not (path / SEGMENTATION_FILE).is_file():
             raise ValueError(
-                f"output {path} holds files, and no {SUMMARY_FILE} of an earlier run; choose a new or empty folder"
+                f"output {path} holds files, and no {SEGMENTATION_FILE} of an earlier run; choose a new or empty folder"
             )
         if not overwrite:
             raise ValueError(f"output {path} holds the result of an earlier run; choose another, or add --overwrite")
@@ -260,13 +260,15 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
 
 
 def movie_rate(video: VideoSource, frames_per_second: float | None) -> float:
-    """Of the overlay: as asked for, or the video file's average, or 24; found out before the first frame is segmented.
+    """Of the overlay: as asked for, or the video file's average, or 24, of a part that leaves out frames as many fewer;
+    found out before the first frame is segmented.
 
     Raises:
         ValueError: it is no speed of a movie.
         OSError: movies cannot be written here.
     """
-    average = video.frames_per_second if isinstance(video, FileVideo) else FRAMES_PER_SECOND
+    whole, every = (video.whole, video.numbers.step) if isinstance(video, VideoPart) else (video, 1)
+    average = (whole.frames_per_second if isinstance(whole, FileVideo) else FRAMES_PER_SECOND) / every
     rate = average if frames_per_second is None else frames_per_second
     check_movies(rate)
     return rate

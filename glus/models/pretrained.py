@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 TRAINED_FILE = "trained.safetensors"
 COMPLETE_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
+BEST_LINK = "best"
+"""In ``checkpoints/`` of a run with ``trainer.keep_best``."""
 SHARD_BYTES = 5 * 10**9
 """A complete model that is larger is written as shards with an index."""
 MERGED_PARTS = ("lora", "embeddings_new_rows", "lm_head_new_rows")
@@ -311,7 +313,8 @@ def find_model_folder(path: str | Path) -> Path:
             f"weights={path}: neither a model folder ({CONFIG_FILE} and {COMPLETE_FILE} or {TRAINED_FILE}) nor a run "
             f"with checkpoints/{_instead_of_model(path)}"
         )
-    return found[-1]
+    # a run that goes on may point the link elsewhere while its files are read one after the other
+    return found[-1].resolve() if found[-1].name == BEST_LINK else found[-1]
 
 
 def _is_model_folder(folder: Path) -> bool:

@@ -10,6 +10,8 @@
 ``config.yaml``, tokenizer   what the model is built from
 ===========================  ============================================================================
 
+Beside them ``best`` is a link to the one with the highest ``trainer.keep_best``, where that is set.
+
 All else is a function of the seed, the step and the rank: the learning rate, the samples, and every random draw.
 Tensors are whole, so that any number of processes and any ZeRO stage can load them.
 """
@@ -35,7 +37,7 @@ from safetensors.torch import save
 from glus import distributed
 from glus.config import TrainConfig, load_config
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
-from glus.models.pretrained import TRAINED_FILE, current_names, list_steps
+from glus.models.pretrained import BEST_LINK, TRAINED_FILE, current_names, list_steps
 from glus.models.weight_files import SafetensorsFile
 from glus.train.engine import Engine, OptimizerTensor
 from glus.types import ObjectKey
@@ -174,7 +176,21 @@ class Checkpoints:
             _sync(file)
         os.replace(temporary, folder)
         _sync(self._folder)
+        if self._config.trainer.keep_best:
+            self._link_best()
         self._prune()
+
+    def _link_best(self) -> None:
+        """Let ``best`` be a link to the best checkpoint; relative, so that a run may be moved."""
+        best, link = best_checkpoint(self._folder.parent), self._folder / BEST_LINK
+        temporary = link.with_name(f"{BEST_LINK}.tmp")
+        if best is not None:
+            try:
+                temporary.unlink(missing_ok=True)
+                temporary.symlink_to(best.name)
+                os.replace(temporary, link)
+            except OSError as error:  # there are file systems without links; the checkpoint itself is complete
+                log.warning("%s is the best so far, but %s cannot be a link to it: %s", best, link, error)
 
     def _prune(self) -> None:
         """Remove all but the newest and, if that is asked for, the best."""
@@ -287,13 +303,17 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def superfluous(run: Path, keep_last: int, keep_best: bool) -> list[Path]:
-    """Checkpoints that are not to be kept: all but the newest and, if asked for, the best, of equals the earliest."""
+    """Checkpoints that are not to be kept: all but the newest and, if asked for, the best."""
     found = list_checkpoints(run)
-    keep = set(found[-keep_last:])
-    scores = {folder: read_state(folder)["state"]["score"] for folder in found} if keep_best else {}
-    scored = [folder for folder in found if scores.get(folder) is not None]
-    keep |= {max(scored, key=lambda folder: scores[folder])} if scored else set()
+    keep = {*found[-keep_last:], best_checkpoint(run) if keep_best else None}
     return [folder for folder in found if folder not in keep]
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """Of those that ``trainer.keep_best`` was measured at, the highest, of equals the earliest; None: there is none."""
+    scores = {folder: read_state(folder)["state"]["score"] for folder in list_checkpoints(run)}
+    scored = [folder for folder, score in scores.items() if score is not None]
+    return max(scored, key=lambda folder: scores[folder], default=None)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -354,7 +374,7 @@ def _check_config(folder: Path, config: TrainConfig) -> None:
         del content["data"]["feature_cache"]
     if "output_dir" in content:  # names of before 2026-11-30
         content["output"] = content.pop("output_dir")
-        content["trainer"].pop("eval_videos", None)
+    content["trainer"].pop("eval_videos", None)
     saved = load_config(TrainConfig, OmegaConf.create(content))  # fills in fields added since
     before, now = _flat(plain_config(saved)), _flat(plain_config(config))
     differing = [

@@ -25,7 +25,17 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from glus.batch import Batch, Conversation, TrainSample
-from glus.config import BUCKET_NUMBERS, GIB, HardwareConfig, Offload, Precision, Quantization, SegState, TrainConfig
+from glus.config import (
+    BUCKET_NUMBERS,
+    GIB,
+    HardwareConfig,
+    Offload,
+    Precision,
+    Quantization,
+    SegState,
+    TrainConfig,
+    nominal_tflops,
+)
 from glus.data.dataset import collate
 from glus.losses.objective import TERMS, GlusObjective
 from glus.models.build import parts_of
@@ -228,6 +238,15 @@ def trace_micro_batch(config: TrainConfig, num_videos: int, checkpointing: bool)
     batch = example_batch(config, glus.mllm, num_videos)
     with LikeOnGpu(), torch.device("meta"):
         return count_costs(glus, GlusObjective(weights, seg_id=0), batch.to("meta"))
+
+
+def peak_videos_per_second(config: TrainConfig, card: str, num_gpus: int) -> float | None:
+    """Videos of the config's sizes that GPUs would train on in a second, if they recomputed nothing and did nothing but
+    products at the speed that their maker tells; None for a card that is not known, or a CPU."""
+    tflops = nominal_tflops(card)
+    if tflops is None:
+        return None
+    return num_gpus * tflops * 1e12 / sum(trace_micro_batch(config, 1, checkpointing=False).flops.values())
 
 
 def count_costs(glus: Glus, objective: GlusObjective, batch: Batch) -> Trace:

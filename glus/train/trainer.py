@@ -95,6 +95,12 @@ def shares(counts: Mapping[str, float]) -> dict[str, float]:
     return {name: count / total for name, count in counts.items()}
 
 
+def speed(videos: int, seconds: float, peak: float | None) -> dict[str, float]:
+    """Videos per second, and model FLOPs utilisation: the share that they are of the ``peak``, if that is known."""
+    rate = videos / seconds
+    return {"samples_per_second": rate, **({"mfu": rate / peak} if peak else {})}
+
+
 def step_line(step: int, steps: int, values: Mapping[str, float]) -> str:
     """A step on a line of at most ``MAX_LINE`` characters: the loss, its terms as far as they fit, and the time.
 
@@ -127,6 +133,7 @@ class Trainer:
         metrics: where scalars go.
         checkpoints: where to save.
         evaluate: gives named scores of the current model; called by every rank.
+        peak: videos per second that all devices could train on at most (``plan.peak_videos_per_second``), if known.
     """
 
     def __init__(
@@ -142,6 +149,7 @@ class Trainer:
         metrics: MetricsLog,
         checkpoints: Checkpoints,
         evaluate: Callable[[], dict[str, float]] | None,
+        peak: float | None = None,
     ):
         self.engine = engine
         self.objective = objective
@@ -153,6 +161,7 @@ class Trainer:
         self.metrics = metrics
         self.checkpoints = checkpoints
         self.evaluate = evaluate
+        self.peak = peak
         self._preemption = Preemption()
         self._watch = HangWatch(settings.hang_timeout_minutes, distributed.rank())
         self._saved_at, self._saved_step = time.monotonic(), state.step
@@ -309,9 +318,9 @@ class Trainer:
 
     def _log(self, values: dict[str, float]) -> None:
         step, videos = self.state.step, self.settings.global_batch_size * len(self._durations)
-        cost = {"samples_per_second": videos / sum(self._durations), "peak_memory_gib": distributed.peak_memory_gib()}
+        cost = speed(videos, sum(self._durations), self.peak)
         self._durations.clear()
-        self.metrics.write(step, {**values, **cost})
+        self.metrics.write(step, {**values, **cost, "peak_memory_gib": distributed.peak_memory_gib()})
         log.info("%s", step_line(step, self.settings.steps, values))
 
     def _give_up(self) -> None:

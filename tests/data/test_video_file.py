@@ -163,6 +163,7 @@ def check_frames(path: Path, monkeypatch: pytest.MonkeyPatch) -> FileVideo:
 def test_frames_are_those_that_ffmpeg_shows(
     bases: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """B6: also of what decord cannot read, such as AV1 and GIF."""
     video = check_frames(make(bases, tmp_path / name, CASES[name]), monkeypatch)
     assert (video._plain is not None) == (name in PLAIN)
 

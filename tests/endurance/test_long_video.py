@@ -34,7 +34,7 @@ def test_every_frame_of_a_long_video_file_gets_its_mask(tmp_path: Path) -> None:
         assert len(masks) == NUM_FRAMES
         assert {cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape for path in (masks[0], masks[-1])} == {(96, 96)}
     assert len(FileVideo(tmp_path / "out" / "overlay.mp4")) == NUM_FRAMES
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert json.loads((tmp_path / "out" / "segmentation.json").read_text())
 
 
 @pytest.mark.slow

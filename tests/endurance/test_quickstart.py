@@ -23,7 +23,7 @@ def test_quickstart(tmp_path: Path) -> None:
         ["bash", "scripts/quickstart.sh"], cwd=ROOT, env={**os.environ, **places}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "comparison.json").read_text())
     shipped = summary.pop("other_models")["shipped"]
     for name, table in {"quickstart": summary, "shipped": shipped}.items():
         for kind in MARGINS:

@@ -29,6 +29,7 @@ from glus.evaluation.runs import (
     most_changed,
     paired_difference,
     print_runs,
+    read_run,
     read_runs,
 )
 from glus.evaluation.score import score_predictions
@@ -59,7 +60,7 @@ def finish(folder: Path, dataset: DatasetConfig, stride: int) -> Path:
     identity = {**SETTINGS, "inference": {**SETTINGS["inference"], "memory_stride": stride}}  # type: ignore[dict-item]
     (folder / "predict.json").write_text(json.dumps({"identity": identity, "weights": "nowhere", "run": {}}))
     summary = {"frames": 5, "elapsed": 1.0, "seconds": {"llm": 0.25}}
-    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "cost.json").write_text(json.dumps(summary))
     return folder
 
 
@@ -135,6 +136,13 @@ def test_runs_are_read_and_told_apart(runs: list[ScoredRun]) -> None:
     rows = compare_runs(runs)
     assert [row.name for row in rows] == ["appearance", "multi", "absent", "mean over sentences", "mean over kinds"]
     assert [row.means[1] for row in rows] == [100] * 5
+
+
+def test_the_cost_is_found_under_its_former_name(runs: list[ScoredRun]) -> None:
+    folder = runs[0].folder
+    assert runs[0].cost["seconds"] == {"llm": 0.25}
+    (folder / "cost.json").rename(folder / "summary.json")
+    assert read_run(folder).cost == runs[0].cost
 
 
 def test_a_training_that_is_not_recorded_is_one_line(runs: list[ScoredRun], tmp_path: Path) -> None:

@@ -86,16 +86,16 @@ def test_several_splits_are_scored_by_one_command(run, perfect: Path, tmp_path: 
 
 
 def test_compare(run, perfect: Path, tmp_path: Path) -> None:
-    result = run("compare.py", f"predictions={{ours: {perfect}, theirs: {perfect}}}", "output=out/summary.json")
+    result = run("compare.py", f"predictions={{ours: {perfect}, theirs: {perfect}}}", "output=out/comparison.json")
     assert result.returncode == 0, result.stderr
     assert "J&F of ours" in result.stdout
-    summary = json.loads((tmp_path / "cwd/out/summary.json").read_text())
+    summary = json.loads((tmp_path / "cwd/out/comparison.json").read_text())
     assert list(summary) == ["appearance", "multi", "absent", "overall", "overall_present", "other_models"]
     assert list(summary["other_models"]) == ["theirs"]
-    assert (tmp_path / "cwd/out/summary.csv").is_file()
+    assert (tmp_path / "cwd/out/comparison.csv").is_file()
     assert sorted(path.name for path in (tmp_path / "cwd").iterdir()) == ["out"]
 
-    wrong = run("compare.py", "predictions={ours: nowhere}", "output=summary.json")
+    wrong = run("compare.py", "predictions={ours: nowhere}", "output=comparison.json")
     assert wrong.returncode == 1
     assert "\nerror: no folder of predictions nowhere" in f"\n{wrong.stderr}"
     assert "Traceback" not in wrong.stderr

@@ -15,7 +15,7 @@ from tests.inference.asking import answering
 def contents(folder: Path) -> dict[str, bytes]:
     """All that was predicted, byte for byte: masks and answers, without what says who did it and how fast."""
     files = [path for path in folder.rglob("*") if path.is_file() and ".records" not in path.parts]
-    about_the_run = {folder / "predict.json", folder / "summary.json"}
+    about_the_run = {folder / "predict.json", folder / "cost.json"}
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path not in about_the_run}
 
 

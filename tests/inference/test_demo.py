@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from glus.data.frames import open_video
-from glus.inference.demo import SAMPLE_SENTENCES, SAMPLE_VIDEO, draw_timeline
-from glus.inference.segment import segment
+from glus.inference.demo import SAMPLE_SENTENCES, SAMPLE_VIDEO, build_demo, draw_timeline
+from glus.inference.segment import load, segment
 from tests.programs import ROOT, environment
 
 WAIT = 300
@@ -57,6 +58,23 @@ def test_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the purple object: not found in 16 of 16 frames" in printed
     assert "16 images, 32 masks" in printed
     assert "data:image/png" in names["found"]._repr_html_()
+
+
+def test_the_page_answers_about_a_video_or_a_picture(tmp_path: Path) -> None:
+    gradio = pytest.importorskip("gradio", reason="the page needs glus[demo]")
+    page = build_demo(load("glus_shapes"), "glus_shapes", tmp_path)
+    (answer,) = [function.fn for function in page.fns.values() if function.name == "answer"]
+    picture = tmp_path / "picture.png"
+    Image.fromarray(open_video(SAMPLE_VIDEO).read(0)).save(picture)
+    for video, of, num_frames in ((str(SAMPLE_VIDEO), None, 16), (None, str(picture), 1)):
+        overlay, summary, timeline, archive = answer(video, of, "the blue circle")
+        assert summary == f"- the blue circle: found in {num_frames} of {num_frames} frames"
+        assert len(open_video(overlay)) == len(timeline.axes[0].lines[0].get_ydata()) == num_frames
+        with zipfile.ZipFile(archive) as files:
+            assert sum(name.endswith(".png") for name in files.namelist()) == num_frames
+    for video, of, message in ((None, None, "no video and no picture"), ("x.mp4", "x.png", "remove one of them")):
+        with pytest.raises(gradio.Error, match=message):
+            answer(video, of, "the blue circle")
 
 
 @pytest.fixture(scope="module")

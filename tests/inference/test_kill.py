@@ -66,7 +66,7 @@ def test_killed_at_random_moments_and_continued_a_prediction_ends_the_same(
     killed = replace(whole, output=str(tmp_path / "killed"))
     folder = Path(killed.output)
     expected = finish(whole, world_size=1)
-    seconds = json.loads((tmp_path / "whole" / "summary.json").read_text())["elapsed"]
+    seconds = json.loads((tmp_path / "whole" / "cost.json").read_text())["elapsed"]
     num_kills = num_at_work = 0
     while num_kills < NUM_KILLS:
         were_alive = kill_two(killed, np.random.default_rng().uniform(0, seconds / 2))

@@ -63,7 +63,7 @@ def test_predictions_are_complete_and_counted(predictions: Path, dataset: Datase
     report = score_predictions(dataset, predictions)
     assert not report.problems
     assert not report.warnings
-    summary = json.loads((predictions / "summary.json").read_text())
+    summary = json.loads((predictions / "cost.json").read_text())
     assert summary["masks"] == num_masks(dataset) == len(masks_below(predictions))
     assert 0 < summary["without_seg"] <= summary["masks"], "a random model rarely says [SEG]"
     empty = sum(not np.array(Image.open(predictions / name)).any() for name in masks_below(predictions))
@@ -234,8 +234,8 @@ def test_segment_video(frames: Path, model_folder: Path, tmp_path: Path):
     arguments = ("--video", frames, "--weights", model_folder, "--output", out, "--text", "The cat.", "--text", "a dog")
     result = run("segment_video.py", *arguments)
     assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "summary.json", "the-cat"]
-    summary = json.loads((out / "summary.json").read_text())
+    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "segmentation.json", "the-cat"]
+    summary = json.loads((out / "segmentation.json").read_text())
     assert [sentence["text"] for sentence in summary["sentences"]] == ["The cat.", "a dog"]
     for sentence in summary["sentences"]:
         assert [answer["frame"] for answer in sentence["frames"]] == ["img1", "img2", "img10"]
@@ -249,6 +249,18 @@ def test_segment_video(frames: Path, model_folder: Path, tmp_path: Path):
     main = load_script("segment_video").main
     with pytest.raises(SystemExit, match="add --overwrite"):
         main([*map(str, arguments)])
+
+    part = (*arguments[:5], tmp_path / "part", "--text", "a dog", "--start", "1", "--every", "1", "--key-frames", "2")
+    result = run("segment_video.py", *part, "--window", "clips", "--no-memory-enabled")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "part" / "a-dog").glob("*.png")) == ["img10.png", "img2.png"]
+    assert "inference.window: clips instead of the model folder's sliding" in result.stderr
+    assert "model.memory.enabled: False instead of the model folder's True" in result.stderr
+    assert "frames: 2, sentences: 1, device: " in result.stderr
+    with pytest.raises(SystemExit, match=r"error: --key-frames first: expected a frame's number for each sentence"):
+        main([*map(str, part[:-1]), "first", "--overwrite"])
+    with pytest.raises(SystemExit, match=r"inference.chunk_frames=0: expected at least 1"):
+        main([*map(str, part), "--overwrite", "--chunk-frames", "0"])
 
     # A movie is a video file like any other.
     movie = (

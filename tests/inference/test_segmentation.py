@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -63,7 +65,7 @@ def test_masks_come_with_areas_and_scores(predictor: VideoPredictor):
 def test_output_holds_masks_movie_and_summary(predictor: VideoPredictor, tmp_path: Path):
     out = tmp_path / "out"
     segmentation = glus.segment(Noise(), TEXTS, predictor, out, frames_per_second=5)
-    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "summary.json", "the-red-circle"]
+    assert {path.name for path in out.iterdir()} == {"a-dog", "overlay.mp4", "segmentation.json", "the-red-circle"}
     for number, name in enumerate(("the-red-circle", "a-dog")):
         files = sorted(path.name for path in (out / name).iterdir())
         assert files == [*(f"{frame.name}.png" for frame in segmentation.frames), "answers.json"]
@@ -72,6 +74,71 @@ def test_output_holds_masks_movie_and_summary(predictor: VideoPredictor, tmp_pat
             np.testing.assert_array_equal(mask, frame.masks()[number] * np.uint8(255))
     meta = next(imageio_ffmpeg.read_frames(str(out / "overlay.mp4")))
     assert (meta["fps"], meta["duration"]) == (5, 0.8)
+
+
+def test_a_part_of_a_video_is_a_video_whose_frames_keep_their_names(predictor: VideoPredictor, tmp_path: Path):
+    whole = Noise(12)
+    found = glus.segment(whole, TEXTS, predictor, tmp_path / "out", frames=slice(3, 10, 3))
+    assert [frame.name for frame in found.frames] == ["00003", "00006", "00009"]
+    assert sorted(path.stem for path in (tmp_path / "out" / "a-dog").glob("*.png")) == ["00003", "00006", "00009"]
+    alone = glus.segment([whole.read(number) for number in (3, 6, 9)], TEXTS, predictor)
+    assert [frame.codes for frame in found.frames] == [frame.codes for frame in alone.frames]
+    streamed = list(glus.stream(whole, TEXTS, predictor, frames=slice(3, 10, 3)))
+    assert streamed == found.frames
+    np.testing.assert_array_equal(found.overlay(1).shape, (30, 50, 3))
+    meta = next(imageio_ffmpeg.read_frames(str(tmp_path / "out" / "overlay.mp4")))
+    assert (meta["fps"], meta["duration"]) == (8, 0.38)  # a third of 24: as long as the nine frames
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (slice(4, None), r"no frame from 4 to before 4: the video has frames 0 to 3"),
+        (slice(2, 2), r"no frame from 2 to before 2"),
+        (slice(0, None, 0), r"every 0. frame: expected 1 \(all\) or more"),
+        (slice(None, None, -1), r"every -1. frame"),
+    ],
+)
+def test_a_part_without_frames_is_refused(predictor: VideoPredictor, frames: slice, message: str):
+    with pytest.raises(ValueError, match=message):
+        glus.segment(Noise(4), TEXTS, predictor, frames=frames)
+
+
+def test_sentences_start_from_their_key_frames(
+    predictor: VideoPredictor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    caplog.set_level(logging.INFO)
+    video = Noise(6)
+    expected: dict[int, dict[int, np.ndarray]] = {frame: {} for frame in range(6)}
+    for result in predictor.segment(video, TEXTS, [2, 4]):
+        expected[result.frame] |= dict(zip(result.rows, result.masks_RHW, strict=True))
+    found = glus.segment(video, TEXTS, predictor, key_frames=[2, 4])
+    assert [frame.name for frame in found.frames] == list(video.names)
+    for number, frame in enumerate(found.frames):
+        np.testing.assert_array_equal(frame.masks(), np.stack([expected[number][row] for row in (0, 1)]))
+    assert re.search(r"frames: 6, sentences: 2, device: .+ s, .+ frames/s, peak memory [\d.]+ GiB", caplog.text)
+
+    odd = slice(1, None, 2)
+    part = glus.segment(Noise(12), TEXTS, predictor, frames=odd, key_frames=[5, 9])  # numbers of the whole video
+    alone = glus.segment([Noise.read(video, n) for n in range(1, 12, 2)], TEXTS, predictor, key_frames=[2, 4])
+    assert [frame.codes for frame in part.frames] == [frame.codes for frame in alone.frames]
+
+    monkeypatch.setattr(VideoPredictor, "score_frames", lambda *_: np.eye(6)[[2, 4]])
+    assert glus.segment(video, TEXTS, predictor, key_frames="auto").frames == found.frames
+    assert "key frames: 00002, 00004" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key_frames", "message"),
+    [
+        ([1], r"1 key frames for 2 sentences: expected one each, or auto"),
+        ([1, 2], r"key frame 2: the frames looked at are 1 to 5, every 2\."),
+        ([1, 7], r"key frame 7: the frames looked at are 1 to 5"),
+    ],
+)
+def test_key_frames_that_are_not_looked_at_are_refused(key_frames: list[int], message: str):
+    with pytest.raises(ValueError, match=message):
+        glus.segment(Noise(7), TEXTS, "no model is looked for", frames=slice(1, 7, 2), key_frames=key_frames)
 
 
 def test_one_frame_is_a_video(predictor: VideoPredictor, tmp_path: Path):
@@ -139,9 +206,9 @@ def test_a_movie_that_fails_costs_no_masks(predictor: VideoPredictor, tmp_path: 
     encodes = iter([imageio_ffmpeg.get_ffmpeg_exe(), "false"])
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: next(encodes))
     out = tmp_path / "out"
-    with pytest.raises(OSError, match=rf"movie .*ffmpeg exit 1.*; the masks and summary.json are complete in {out}$"):
+    with pytest.raises(OSError, match=rf"ffmpeg exit 1.*; the masks and segmentation.json are complete in {out}$"):
         glus.segment(Noise(), TEXTS, predictor, out)
-    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "summary.json", "the-red-circle"]
+    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "segmentation.json", "the-red-circle"]
     assert len(list(out.glob("*/*.png"))) == 8
 
 
@@ -166,7 +233,7 @@ def test_output_may_be_a_mount_point_or_a_link(is_link: bool, predictor: VideoPr
         glus.segment(Noise(1), texts, predictor, out, overwrite=texts != TEXTS)
     with pytest.raises(ValueError, match="does not decode"):
         glus.segment(Noise(3, unreadable=2), TEXTS, predictor, out, overwrite=True)
-    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["a-dog", "overlay.mp4", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["a-dog", "overlay.mp4", "segmentation.json"]
 
 
 def test_a_result_that_cannot_be_put_in_its_place_is_not_lost(predictor: VideoPredictor, tmp_path: Path, monkeypatch):
@@ -183,7 +250,7 @@ def test_a_result_that_cannot_be_put_in_its_place_is_not_lost(predictor: VideoPr
         glus.segment(Noise(1), TEXTS[1:], predictor, out, overwrite=True)
     finished = Path(str(error.value).rpartition(" lies in ")[2])
     assert (finished / "a-dog/00000.png").is_file()
-    assert sorted(path.name for path in out.iterdir()) == ["overlay.mp4", "summary.json", "the-red-circle"]
+    assert sorted(path.name for path in out.iterdir()) == ["overlay.mp4", "segmentation.json", "the-red-circle"]
 
 
 def test_a_sentence_of_the_longest_length_that_a_message_allows_is_read(predictor: VideoPredictor):
@@ -211,11 +278,11 @@ def test_only_an_earlier_result_is_replaced_and_only_when_told(predictor: VideoP
     with pytest.raises(ValueError, match="add --overwrite"):
         glus.segment(Noise(1), TEXTS, predictor, out)
     glus.segment(Noise(1), TEXTS[1:], predictor, out, overwrite=True)
-    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "summary.json"]
-    with pytest.raises(ValueError, match=r"a-dog holds files, and no summary.json"):
+    assert sorted(path.name for path in out.iterdir()) == ["a-dog", "overlay.mp4", "segmentation.json"]
+    with pytest.raises(ValueError, match=r"a-dog holds files, and no segmentation.json"):
         glus.segment(Noise(1), TEXTS, predictor, out / "a-dog", overwrite=True)
     with pytest.raises(ValueError, match="is a file"):
-        glus.segment(Noise(1), TEXTS, predictor, out / "summary.json", overwrite=True)
+        glus.segment(Noise(1), TEXTS, predictor, out / "segmentation.json", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -241,6 +308,7 @@ def test_white_space_in_a_sentence_is_made_even(predictor: VideoPredictor):
 
 
 def test_a_video_may_be_anything_that_holds_frames(predictor: VideoPredictor, tmp_path: Path):
+    """B7."""
     frames = np.stack([Noise().read(index) for index in range(3)])
     paths = [tmp_path / f"{index}.png" for index in range(3)]
     for path, frame in zip(paths, frames, strict=True):

@@ -108,7 +108,7 @@ def test_what_is_done_is_counted(tmp_path, form):
     assert list(job.write(VIDEO, timed(), clock)) == [2, 1, 1]
     other = [replace(VIDEO[0], video="other")]
     summary = job.conclude([VIDEO, other])
-    assert json.loads((tmp_path / "summary.json").read_text()) == asdict(summary)
+    assert json.loads((tmp_path / "cost.json").read_text()) == asdict(summary)
     assert (summary.videos, summary.done, summary.frames, summary.masks) == (2, 1, 2, 4)
     assert (summary.without_seg, summary.empty_masks) == (1, 1)
     assert summary.seconds["llm"] == 2.0
@@ -200,7 +200,7 @@ def test_a_full_disk_is_one_clear_message_and_leaves_nothing(tmp_path, form, mon
     assert job.is_done(VIDEO)
 
 
-@pytest.mark.parametrize("name", ["summary.json", "predict.json", ".records", "report.json", "Summary.JSON/x"])
+@pytest.mark.parametrize("name", ["summary.json", "Cost.JSON/x", "predict.json", ".records", "report.json"])
 def test_a_video_that_is_called_as_a_file_of_ours_is_refused_before_the_first_frame(tmp_path, name):
     videos = [VIDEO, [replace(expression, video=name) for expression in VIDEO]]
     with pytest.raises(ValueError, match=rf"video '{name}' and a file of this program would share .*another id"):

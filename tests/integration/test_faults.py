@@ -211,7 +211,8 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(run_training: Callable, c
     config.valid = config.data.mixture["shapes"].dataset
     config.trainer.eval_max_videos, config.trainer.eval_every = 1, 1
     config.trainer.keep_best, config.trainer.keep_last, config.trainer.save_every = "J", 1, 100
-    assert run_training(config).is_ok
+    done = run_training(config)
+    assert done.is_ok
     scores = {line["step"]: line["valid/J"] for line in read_metrics(Path(config.output)) if "valid/J" in line}
     assert list(scores) == [1, 2, 3]
     best = max(reversed(scores), key=lambda step: (scores[step], -step))
@@ -219,3 +220,8 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(run_training: Callable, c
     assert kept == {f"step_{best}", "step_3"}
     best_folder = Path(config.output) / "checkpoints" / f"step_{best}"
     assert read_state(best_folder)["state"]["score"] == scores[best]
+    link = best_folder.with_name("best")
+    assert link.readlink() == Path(best_folder.name)
+    assert f"best     J {scores[best]:.1f} of the validation, after step {best}\n" in done.output
+    weights = Path(config.output) if best == 3 else link
+    assert f"weights={weights} output=" in done.output

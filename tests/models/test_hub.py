@@ -78,6 +78,8 @@ def test_folders_of_ours_are_taken_as_they_are(tmp_path: Path, cache: Path, monk
     run = tmp_path / "run" / "checkpoints" / "step_3"
     shutil.copytree(shipped, run)
     assert find_model(tmp_path / "run") == run
+    (run.parent / "best").symlink_to(run.name)
+    assert find_model("run/checkpoints/best") == run
     assert not cache.exists()
     with pytest.raises(FileNotFoundError, match=r"weights=nowhere: no such folder"):
         find_model("nowhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,40 @@ def test_the_newest_and_the_best_are_kept(make_config: Callable, tmp_path: Path)
     assert superfluous(tmp_path, 5, keep_best=True) == []
 
 
+def link_best(run: Path, config: TrainConfig) -> None:
+    Checkpoints(run, None, None, config, lambda folder: None)._link_best()  # type: ignore[arg-type]
+
+
+def test_best_is_a_link_that_follows_and_may_be_moved_with_its_run(make_config: Callable, tmp_path: Path) -> None:
+    config, run = make_config(), tmp_path / "run"
+    link = run / "checkpoints" / "best"
+    write_checkpoint(run, 2, config)
+    link_best(run, config)
+    assert not link.is_symlink()  # nothing was measured
+    (run / "checkpoints" / "best.tmp").touch()  # of a run that was killed while it linked
+    for step, score, expected in ((4, 30.0, 4), (6, 50.0, 6), (8, 50.0, 6), (10, 40.0, 6)):
+        write_checkpoint(run, step, config, score=score)
+        link_best(run, config)
+        assert link.resolve() == run / "checkpoints" / f"step_{expected}"
+    assert [folder.name for folder in list_checkpoints(run)] == [f"step_{step}" for step in (2, 4, 6, 8, 10)]
+    moved = run.rename(tmp_path / "moved")
+    folder = moved / "checkpoints" / "step_6"
+    for name in (CONFIG_FILE, TRAINED_FILE):
+        (folder / name).touch()
+    assert find_model_folder(moved / "checkpoints" / "best") == folder  # not the link, which may turn while it is read
+
+
+def test_a_file_system_without_links_ends_no_training(
+    make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config()
+    write_checkpoint(tmp_path, 2, config, score=1.0)
+    monkeypatch.setattr(Path, "symlink_to", lambda *_: os.symlink("x", tmp_path / "missing" / "x"))
+    link_best(tmp_path, config)
+    assert "step_2 is the best so far, but" in caplog.text
+    assert "checkpoints/best cannot be a link to it" in caplog.text
+
+
 def test_resume_never_refuses_to_overwrite(make_config: Callable, tmp_path: Path) -> None:
     config = make_config(resume="never")
     assert find_start(config) is None
@@ -125,6 +160,17 @@ def test_an_older_checkpoint_of_the_same_run_is_refused(make_config: Callable, t
     with pytest.raises(ValueError, match="remove the newer checkpoints of this run first: step_6"):
         find_start(make_config(resume=str(older)))
     assert find_start(make_config(resume=str(newer))) == newer
+
+
+def test_a_run_goes_on_whose_config_has_names_of_before(make_config: Callable, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "run", 4, make_config())
+    content = json.loads((folder / STATE_FILE).read_text())
+    content["config"]["output_dir"] = content["config"].pop("output")
+    content["config"]["trainer"]["eval_videos"] = content["config"]["trainer"].pop("eval_max_videos")
+    (folder / STATE_FILE).write_text(json.dumps(content))
+    assert find_start(make_config()) == folder
+    with pytest.raises(ValueError, match=r"trainer.seed=5 \(was 0\)"):  # all else is looked at
+        find_start(make_config(seed=5))
 
 
 @pytest.mark.parametrize("cache", [None, "cache"])

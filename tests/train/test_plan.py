@@ -31,6 +31,7 @@ from glus.train.plan import (
     memory_lines,
     micro_batch_sizes,
     options,
+    peak_videos_per_second,
     recommend,
     total_bytes,
     trace_micro_batch,
@@ -233,3 +234,12 @@ def test_recipes_of_machines_fit_by_plan() -> None:
         assert total_bytes(memory_lines(config, sizes, hardware, trace)) < 0.94 * hardware.gpu_memory_gb * GIB, recipe
         assert total_bytes(host_lines(config, sizes, hardware)) < hardware.node_memory_gb * GIB, recipe
         assert recommend(config, sizes, hardware, traces) is not None
+
+
+def test_the_peak_of_training_is_the_cards_over_the_operations_of_a_video(
+    tiny: TrainConfig, traces: dict[bool, Trace]
+) -> None:
+    flops = sum(traces[False].flops.values())
+    assert peak_videos_per_second(tiny, "NVIDIA H100 80GB HBM3", num_gpus=4) == pytest.approx(4 * 989e12 / flops)
+    assert peak_videos_per_second(tiny, "CPU", num_gpus=4) is None
+    assert peak_videos_per_second(tiny, "NVIDIA H100 80GB HBM3 MIG 1g.10gb", num_gpus=1) is None

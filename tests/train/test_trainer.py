@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from glus.train.engine import warmup_decay
-from glus.train.trainer import accumulation_steps, micro_batches, step_line
+from glus.train.trainer import accumulation_steps, micro_batches, speed, step_line
 
 
 def test_accumulation_is_derived() -> None:
@@ -42,6 +42,11 @@ def test_warmup_then_linear_decay() -> None:
     assert factor(9) == pytest.approx(0.5)
     assert factor(14) == 0
     assert warmup_decay(0, 10)(0) == 1.0
+
+
+def test_utilisation_is_told_where_the_peak_is_known() -> None:
+    assert speed(80, 10.0, peak=20.0) == {"samples_per_second": 8.0, "mfu": 0.4}
+    assert speed(80, 10.0, peak=None) == {"samples_per_second": 8.0}
 
 
 def test_a_step_is_a_line_that_fits() -> None:
