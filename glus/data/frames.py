@@ -37,20 +37,25 @@ MAX_AHEAD_BYTES = 256 * 2**20
 """Of decoded frames that wait: 10 of 4K, 41 of 1080p."""
 
 
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""Of Pillow, that are told by their first bytes; some others are found in any file."""
+
+
 @contextmanager
-def open_image(path: Path, name: str) -> Iterator[Image.Image]:
+def open_image(path: Path, name: str, formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
     """A picture file, opened, whose defects are errors that name it; also those met inside the block.
 
     Args:
         path: of the file.
         name: how the error message calls it, e.g. ``mevis/0a1b2c/00012``.
+        formats: which of Pillow's formats count; None: all.
 
     Raises:
         FileNotFoundError: no such file, or a link to none.
         ValueError: it does not decode (cut short, corrupt, not a picture), or has more pixels than a picture has.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats) as image:
             yield image
     except FileNotFoundError as error:
         link = f", a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else " is missing"
@@ -72,13 +77,18 @@ def read_image(path: Path, name: str) -> np.ndarray:
         FileNotFoundError, ValueError: see ``open_image``; also for grey of more than 16 bits.
     """
     with open_image(path, name) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode != "I" and image.mode != "F" and not image.mode.startswith("I;"):
-            return np.array(image.convert("RGB"))
-        grey_HW = np.asarray(image)
-        if image.mode == "F" or grey_HW.min() < 0 or grey_HW.max() >= 2**16:
-            raise ValueError("grey values of more than 16 bits; expected 8 or 16")
-        return np.repeat((grey_HW // 257).astype(np.uint8)[..., None], 3, axis=2)
+        return _upright_rgb(image)
+
+
+def _upright_rgb(image: Image.Image) -> np.ndarray:
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode != "I" and image.mode != "F" and not image.mode.startswith("I;"):
+        return np.array(image.convert("RGB"))
+    grey_HW = np.asarray(image)
+    if image.mode == "F" or grey_HW.min() < 0 or grey_HW.max() >= 2**16:
+        raise ValueError("grey values of more than 16 bits; expected 8 or 16")
+    return np.repeat((grey_HW // 257).astype(np.uint8)[..., None], 3, axis=2)
 
 
 class FrameStore:
@@ -135,7 +145,8 @@ class FrameStore:
     def size(self, video: str, frame: str) -> tuple[int, int]:
         """(H, W) of the upright picture, from the file's header where it has no orientation."""
         with open_image(self.path(video, frame), f"{self.name}/{video}/{frame}") as image:
-            turned = orientation(image) > UPSIDE_DOWN_MIRRORED
+            # Of a TIFF, Pillow turns the size itself.
+            turned = orientation(image) > UPSIDE_DOWN_MIRRORED and image.format != "TIFF"
             return (image.width, image.height) if turned else (image.height, image.width)
 
     def is_turned(self, video: str, frame: str) -> bool:
@@ -248,7 +259,8 @@ class FolderVideo:
 
 
 class PictureVideo:
-    """One picture as a video of one frame, or the frames of an animated WebP, which FFmpeg 8 does not decode.
+    """One picture as a video of one frame, the pages of a TIFF, or the frames of an animated WebP, which FFmpeg 8 does
+    not decode.
 
     Raises:
         ValueError: the file does not decode.
@@ -259,7 +271,7 @@ class PictureVideo:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         with open_image(self.path, self.path.name) as image:
-            num_frames = getattr(image, "n_frames", 1) if image.format == "WEBP" else 1
+            num_frames = getattr(image, "n_frames", 1) if image.format in ("WEBP", "TIFF") else 1
         self._animation = Image.open(self.path) if num_frames > 1 else None
         self._lock = threading.Lock()
         self.names = tuple(f"{index:05d}" for index in range(num_frames))
@@ -274,7 +286,7 @@ class PictureVideo:
         with self._lock:
             try:
                 self._animation.seek(index)
-                return np.array(self._animation.convert("RGB"))
+                return _upright_rgb(self._animation)
             except (OSError, EOFError, SyntaxError, ValueError) as error:
                 raise ValueError(f"frame {index} of video {self.path} does not decode: {error}") from error
 
@@ -337,7 +349,7 @@ def _frame(frame: Any, number: int) -> np.ndarray:
     if isinstance(frame, str | Path):
         return read_image(Path(frame).expanduser(), Path(frame).name)
     if isinstance(frame, Image.Image):
-        return np.array(ImageOps.exif_transpose(frame).convert("RGB"))
+        return _upright_rgb(frame)
     array = np.asarray(frame.cpu() if hasattr(frame, "cpu") else frame)
     if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
@@ -361,11 +373,15 @@ def _open_path(path: str | Path) -> VideoSource:
 
 
 def _is_picture(path: Path) -> bool:
-    """Of those that Pillow reads better: all but animated PNGs."""
-    if path.suffix.lower() not in SUFFIXES:
+    """Of those that Pillow reads better, all but GIFs and animated PNGs, whatever its name."""
+    is_named = path.suffix.lower() in SUFFIXES
+    try:
+        with open_image(path, path.name, None if is_named else _FORMATS) as image:
+            return image.format != "GIF" and not (image.format == "PNG" and getattr(image, "is_animated", False))
+    except ValueError:
+        if is_named:
+            raise
         return False
-    with open_image(path, path.name) as image:
-        return image.format != "PNG" or not getattr(image, "is_animated", False)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
