@@ -42,7 +42,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
 
 @contextmanager
-def open_image(path: Path, name: str, formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
+def open_image(path: Path, name: str, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
     """A picture file, opened, whose defects are errors that name it; also those met inside the block.
 
     Args:
