@@ -44,6 +44,18 @@ def find_shipped(path: str) -> str:
     return str(PROJECT / "assets" / path) if path.split("/")[0] in SHIPPED and not os.path.exists(path) else path
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with the ``~`` or ``~user`` that it begins with expanded.
+
+    Raises:
+        ValueError: nobody knows that home folder.
+    """
+    text = os.path.expanduser(path)
+    if text.startswith("~") and (text == "~" or "/" in text):
+        raise ValueError(f"{text!r}: expected the whole path, as no home folder of this user is known")
+    return Path(text)
+
+
 def hidden_sibling(path: Path) -> Path:
     """Where ``path`` is prepared before it gets its name."""
     return path.with_name(f".{path.name}.tmp")

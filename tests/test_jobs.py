@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import os
@@ -211,8 +212,8 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.check.paths.outputs, config.check.output) == ("/home/me", "/home/me/a~/b")
     assert config.check.against == ["/home/me/x", "~y"]
     assert config.several == {"a": "/home/me/a", "b": "/~/b"}
-    content["several"]["a"] = "~nobody.here/a"
-    with pytest.raises(ValueError, match=r"several.a='~nobody.here/a': expected the whole path"):
+    content["several"]["a"] = "~no.one.here/a"
+    with pytest.raises(ValueError, match=r"several.a='~no.one.here/a': expected the whole path"):
         load_config(Paths, OmegaConf.create(content))
 
 
@@ -227,6 +228,9 @@ def test_a_tilde_may_stand_on_the_command_line(monkeypatch: pytest.MonkeyPatch) 
         *("predictions={a: /home/me/e}", "y=a~/b"),
     ]
     assert user_path("~/a") == Path("/home/me/a")
+    assert user_path("~a") == Path("~a")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'~no.one/a': expected the whole path, as no home folder"):
+        user_path("~no.one/a")
 
 
 def test_a_terminal_that_shows_ascii_alone_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from glus.config.loading import load_config
 from glus.config.overrides import check_overrides, print_help
 from glus.console import log_to_console, tables
-from glus.files import check_target
+from glus.files import check_target, expanded
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,10 @@ def user_path(text: str) -> Path:
     """A path of the command line, whose ``~`` no shell expands in ``--output=~/here``; for argparse."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, found nothing")
-    return Path(text).expanduser()
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @dataclass(frozen=True)

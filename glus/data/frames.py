@@ -22,6 +22,7 @@ from PIL import ExifTags, Image, ImageOps
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import LAYOUTS, image_folder
 from glus.data.video_file import FileVideo
+from glus.files import expanded
 from glus.types import Role
 
 log = logging.getLogger(__name__)
@@ -227,7 +228,7 @@ class FolderVideo:
             raise FileNotFoundError(f"no folder of frames at {self.path}")
         entries = sorted(self.path.iterdir(), key=lambda entry: (_natural(entry.stem), entry.name))
         # Names that begin with a dot are notes of the system, such as the ._00004.jpg of a Mac.
-        self._files = [e for e in entries if e.suffix.lower() in SUFFIXES and e.name[0] != "." and not e.is_dir()]
+        self._files = [e for e in entries if e.suffix.lower() in SUFFIXES and e.name[0] != "." and _is_file(e)]
         if not self._files:
             raise FileNotFoundError(
                 f"folder {self.path} holds no frames; expected files ending in {', '.join(SUFFIXES)}"
@@ -347,7 +348,7 @@ def open_video(video: VideoInput) -> VideoSource:
 def _frame(frame: Any, number: int) -> np.ndarray:
     """(H, W, 3) uint8 of one frame in any of its forms."""
     if isinstance(frame, str | Path):
-        return read_image(Path(frame).expanduser(), Path(frame).name)
+        return read_image(expanded(frame), Path(frame).name)
     if isinstance(frame, Image.Image):
         return _upright_rgb(frame)
     array = np.asarray(frame.cpu() if hasattr(frame, "cpu") else frame)
@@ -364,11 +365,13 @@ def _frame(frame: Any, number: int) -> np.ndarray:
 def _open_path(path: str | Path) -> VideoSource:
     if not str(path):
         raise FileNotFoundError("no video: its name is empty; expected a folder of frames or a video file")
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_dir():
         return FolderVideo(path)
     if not path.exists():
         raise FileNotFoundError(f"no video at {path}; expected a folder of frames or a video file")
+    if not path.is_file():
+        raise ValueError(f"video {path} is a pipe or a device, and is to be read more than once: save it to a file")
     return PictureVideo(path) if _is_picture(path) else FileVideo(path)
 
 
@@ -382,6 +385,11 @@ def _is_picture(path: Path) -> bool:
         if is_named:
             raise
         return False
+
+
+def _is_file(entry: Path) -> bool:
+    """Also a link to nothing, which is an error, but no folder, nor a pipe, for which reading would wait."""
+    return entry.is_file() or not entry.exists()
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

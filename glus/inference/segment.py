@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from glus.console import bar
 from glus.data.frames import VideoInput, VideoSource, open_video
 from glus.data.masks import encode_rle
 from glus.data.predictions import rounded
-from glus.files import atomic_folder, require_room
+from glus.files import atomic_folder, expanded, require_room
 from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.segmentation import MOVIE_FILE, FrameMasks, Segmentation, check_output, movie_rate
@@ -118,7 +117,7 @@ def load(
         if settings is not None:
             raise ValueError("settings would not be used: the predictor has its own; give them to glus.load")
         return weights
-    return load_predictor(os.path.expanduser(weights), settings, allow_cpu)[0]
+    return load_predictor(expanded(weights), settings, allow_cpu)[0]
 
 
 def _checked(texts: Sequence[str]) -> tuple[str, ...]:

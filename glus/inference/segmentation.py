@@ -20,7 +20,7 @@ from glus.data.masks import decode_rle
 from glus.data.predictions import write_answers, write_mask
 from glus.data.sampling import context_indices_eval
 from glus.data.video_file import FileVideo
-from glus.files import atomic_folder, is_empty, naming_write_errors, read_object, write_text
+from glus.files import atomic_folder, expanded, is_empty, naming_write_errors, read_object, write_text
 from glus.files import field as require_field
 from glus.painter import Painter, numbers, palette
 from glus.pictures import annotate, check_movies, fit, legend, side_by_side, titled, write_movie
@@ -247,7 +247,7 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
     Raises:
         ValueError: it is none of these, or holds something else besides, which would be lost.
     """
-    path = Path(output).expanduser().absolute()
+    path = expanded(output).absolute()
     if os.path.exists(path) and not path.is_dir():
         raise ValueError(f"output {path} is a file; expected the name of a folder")
     if os.path.isdir(path) and not is_empty(path):

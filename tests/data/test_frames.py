@@ -125,6 +125,16 @@ def test_a_folder_accounts_for_every_file(tmp_path, caplog):
         open_video(tmp_path)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path, caplog):
+    Image.fromarray(picture(0)).save(tmp_path / "0.png")
+    for name in ("1.png", "pipe.mp4"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name} is a pipe or a device.*: save it to a file"):
+            open_video(tmp_path / name)
+    assert open_video(tmp_path).names == ("0",)
+    assert "1 pictures are read; 2 other entries are left out: 1.png, pipe.mp4" in caplog.text
+
+
 def test_a_picture_too_large_for_a_frame_is_an_error_of_that_video(store):
     path = store.folder / "v" / "00009.png"
     Image.new("1", (20000, 10000)).save(path)
