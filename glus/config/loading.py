@@ -103,7 +103,7 @@ def read_config(schema: type[Schema], file: Path) -> Schema:
         if not isinstance(content, DictConfig):
             raise ValueError(f"it holds no fields, expected those of {schema.__name__}")
         return load_config(schema, content)
-    except (YAMLError, OSError) as error:  # OmegaConf's for a number alone
+    except (YAMLError, OSError, RecursionError) as error:  # the second is OmegaConf's for a number alone
         raise ValueError(f"{file} is no YAML: {error}{stand_in(file, is_text=True)}") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}{stand_in(file, is_text=True)}") from error

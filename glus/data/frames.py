@@ -38,25 +38,20 @@ MAX_AHEAD_BYTES = 256 * 2**20
 """Of decoded frames that wait: 10 of 4K, 41 of 1080p."""
 
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""Of Pillow, that are told by their first bytes; some others are found in any file."""
-
-
 @contextmanager
-def open_image(path: Path, name: str, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+def open_image(path: Path, name: str) -> Iterator[Image.Image]:
     """A picture file, opened, whose defects are errors that name it; also those met inside the block.
 
     Args:
         path: of the file.
         name: how the error message calls it, e.g. ``mevis/0a1b2c/00012``.
-        formats: which of Pillow's formats count; None: all.
 
     Raises:
         FileNotFoundError: no such file, or a link to none.
         ValueError: it does not decode (cut short, corrupt, not a picture), or has more pixels than a picture has.
     """
     try:
-        with Image.open(path, formats=formats) as image:
+        with Image.open(path) as image:
             yield image
     except FileNotFoundError as error:
         link = f", a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else " is missing"
@@ -376,15 +371,11 @@ def _open_path(path: str | Path) -> VideoSource:
 
 
 def _is_picture(path: Path) -> bool:
-    """Of those that Pillow reads better, all but GIFs and animated PNGs, whatever its name."""
-    is_named = path.suffix.lower() in SUFFIXES
-    try:
-        with open_image(path, path.name, None if is_named else _FORMATS) as image:
-            return image.format != "GIF" and not (image.format == "PNG" and getattr(image, "is_animated", False))
-    except ValueError:
-        if is_named:
-            raise
+    """Of those that Pillow reads better: all but GIFs and animated PNGs."""
+    if path.suffix.lower() not in SUFFIXES:
         return False
+    with open_image(path, path.name) as image:
+        return image.format != "GIF" and not (image.format == "PNG" and getattr(image, "is_animated", False))
 
 
 def _is_file(entry: Path) -> bool:
