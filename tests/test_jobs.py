@@ -220,11 +220,11 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_tilde_may_stand_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hydra knows none outside quotes, and no shell expands those behind ``=``."""
     monkeypatch.setenv("HOME", "/home/me")
-    arguments = ["weights=~/a,~/b", "x='~/c'", "--config-dir=~/d", "predictions={a: ~/e}", "y=a~/b"]
+    arguments = ["weights=~/a,~root/b", "x='~/c'", "--config-dir=~/d", "predictions={a: ~/e}", "y=a~/b"]
     monkeypatch.setattr(sys, "argv", ["program", *arguments])
     status_of(Jobs("score", Config), [], lambda config: None)
     assert sys.argv[1:] == [
-        *("weights=/home/me/a,/home/me/b", "x='~/c'", "--config-dir=/home/me/d"),
+        *(f"weights=/home/me/a,{os.path.expanduser('~root')}/b", "x='~/c'", "--config-dir=/home/me/d"),
         *("predictions={a: /home/me/e}", "y=a~/b"),
     ]
     assert user_path("~/a") == Path("/home/me/a")

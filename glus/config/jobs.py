@@ -140,8 +140,8 @@ class Jobs:
             SystemExit: with the highest exit status. A task that raises it itself ends the whole sweep.
         """
         escape_output()
-        home = os.path.expanduser("~/")  # Hydra's grammar knows no tilde outside quotes
-        sys.argv[1:] = [re.sub(r"(?<=[=,\s])~/", lambda _: home, argument) for argument in sys.argv[1:]]
+        tilde = re.compile(r"(?<=[=,\s])~[\w.-]*/")  # Hydra's grammar knows none outside quotes
+        sys.argv[1:] = [tilde.sub(lambda found: os.path.expanduser(found[0]), argument) for argument in sys.argv[1:]]
         if {"--help", "-h"} & set(sys.argv[1:]):
             sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in ("--help", "-h")]
             self._about = inspect.unwrap(compose).__globals__["__doc__"]
