@@ -44,6 +44,18 @@ def find_shipped(path: str) -> str:
     return str(PROJECT / "assets" / path) if path.split("/")[0] in SHIPPED and not os.path.exists(path) else path
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with the ``~`` or ``~user`` that it begins with expanded.
+
+    Raises:
+        ValueError: nobody knows that home folder.
+    """
+    text = os.path.expanduser(path)
+    if text.startswith("~") and (text == "~" or "/" in text):
+        raise ValueError(f"{text!r}: expected the whole path, as no home folder of this user is known")
+    return Path(text)
+
+
 def hidden_sibling(path: Path) -> Path:
     """Where ``path`` is prepared before it gets its name."""
     return path.with_name(f".{path.name}.tmp")
@@ -79,11 +91,14 @@ def check_target(path: Path, is_file: bool = False) -> None:
         is_file: which of the two.
 
     Raises:
-        OSError: it is the other of the two, its name is too long, or its place may not be written.
+        OSError: it is the other of the two, or a file that is a mount point and so cannot be replaced, its name is too
+            long, or its place may not be written.
     """
     with naming_write_errors(path):
         if is_file and os.path.isdir(path):
             raise _system_error(errno.EISDIR, path)
+        if is_file and os.path.ismount(path):
+            raise _system_error(errno.EBUSY, path)
         place = path.parent if is_file else path
         while not _is_there(place):
             place = place.parent
@@ -297,7 +312,7 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
             return json.loads(data.decode(encoding).removeprefix("\ufeff"), object_pairs_hook=distinct_keys)
         except UnicodeDecodeError as error:
             reason = str(error)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no JSON: {error}{stand_in(path, is_text=True)}") from error
     raise ValueError(f"{path} is not text in {' or '.join(encodings)}: {reason}")
 

@@ -263,6 +263,15 @@ def test_what_could_not_be_written_is_known_before(
     assert below(tmp_path) == ["file", "folder", "loop", "shut"]
 
 
+def test_a_file_that_is_a_mount_point_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``docker -v $PWD/report.html:/report.html`` makes it: it can be written to, but not replaced."""
+    (tmp_path / "report.html").touch()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "report.html")
+    with pytest.raises(OSError, match=r"cannot write .*report.html: .*; it is in use, as a mount point is"):
+        check_target(tmp_path / "report.html", is_file=True)
+    check_target(tmp_path / "other.html", is_file=True)
+
+
 def test_files_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     require_room(tmp_path, 256)
@@ -282,6 +291,7 @@ def test_encodings_are_tried_in_turn(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "is no JSON: "),
+        ("[" * 100_000, "is no JSON: "),
         ('{"x": {"a": 1, "b": 2, "a": 3}}', "is no JSON: key 'a' stands twice"),
         ("[1, 2]", "holds a list, expected an object"),
     ],

@@ -93,6 +93,14 @@ def test_a_missing_font_is_told_once_with_what_to_install(folder: Path, caplog: 
     ]  # fmt: skip
 
 
+def test_a_user_without_a_home_has_no_fonts_there(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(glus.fonts, "FONT_FOLDERS", ("~no.one/fonts", str(folder)))
+    text_width(CHINESE, 20)
+    assert "no font has" in caplog.text
+
+
 @pytest.mark.parametrize("has_fontconfig", [False, True])
 def test_the_system_has_what_the_bundled_font_lacks(
     has_fontconfig: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

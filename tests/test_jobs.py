@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import os
@@ -212,22 +213,25 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.check.paths.outputs, config.check.output) == ("/home/me", "/home/me/a~/b")
     assert config.check.against == ["/home/me/x", "~y"]
     assert config.several == {"a": "/home/me/a", "b": "/~/b"}
-    content["several"]["a"] = "~nobody.here/a"
-    with pytest.raises(ValueError, match=r"several.a='~nobody.here/a': expected the whole path"):
+    content["several"]["a"] = "~no.one.here/a"
+    with pytest.raises(ValueError, match=r"several.a='~no.one.here/a': expected the whole path"):
         load_config(Paths, OmegaConf.create(content))
 
 
 def test_a_tilde_may_stand_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hydra knows none outside quotes, and no shell expands those behind ``=``."""
     monkeypatch.setenv("HOME", "/home/me")
-    arguments = ["weights=~/a,~/b", "x='~/c'", "--config-dir=~/d", "predictions={a: ~/e}", "y=a~/b"]
+    arguments = ["weights=~/a,~root/b", "x='~/c'", "--config-dir=~/d", "predictions={a: ~/e}", "y=a~/b"]
     monkeypatch.setattr(sys, "argv", ["program", *arguments])
     status_of(Jobs("score", Config), [], lambda config: None)
     assert sys.argv[1:] == [
-        *("weights=/home/me/a,/home/me/b", "x='~/c'", "--config-dir=/home/me/d"),
+        *(f"weights=/home/me/a,{os.path.expanduser('~root')}/b", "x='~/c'", "--config-dir=/home/me/d"),
         *("predictions={a: /home/me/e}", "y=a~/b"),
     ]
     assert user_path("~/a") == Path("/home/me/a")
+    assert user_path("~a") == Path("~a")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'~no.one/a': expected the whole path, as no home folder"):
+        user_path("~no.one/a")
 
 
 @pytest.mark.parametrize(

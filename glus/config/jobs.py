@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from glus.config.loading import load_config
 from glus.config.overrides import check_overrides, print_help
 from glus.console import log_to_console, tables
-from glus.files import check_target
+from glus.files import check_target, expanded
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,10 @@ def user_path(text: str) -> Path:
     """A path of the command line, whose ``~`` no shell expands in ``--output=~/here``; for argparse."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, found nothing")
-    return Path(text).expanduser()
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,9 @@ class Jobs:
             SystemExit: with the highest exit status. A task that raises it itself ends the whole sweep.
         """
         escape_output()
-        home = os.path.expanduser("~/")  # Hydra's grammar knows no tilde outside quotes, and no ampersand, as of J&F
-        sys.argv[1:] = [re.sub(r"(?<=[=,\s])~/", lambda _: home, argument) for argument in sys.argv[1:]]
+        # Hydra's grammar knows no tilde outside quotes, and no ampersand, as of J&F.
+        tilde = re.compile(r"(?<=[=,\s])~[\w.-]*/")
+        sys.argv[1:] = [tilde.sub(lambda found: os.path.expanduser(found[0]), argument) for argument in sys.argv[1:]]
         sys.argv[1:] = [re.sub(r"=([\w./-]*&[\w./&-]*)$", r"='\1'", argument) for argument in sys.argv[1:]]
         if {"--help", "-h"} & set(sys.argv[1:]):
             sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in ("--help", "-h")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from glus.files import find_shipped, stand_in
+from glus.files import expanded, find_shipped, stand_in
 
 Schema = TypeVar("Schema")
 RENAMED = {"output_dir": "output", "num_videos": "max_videos", "eval_videos": "eval_max_videos"}
@@ -107,7 +106,7 @@ def read_config(schema: type[Schema], file: Path) -> Schema:
         if not isinstance(content, DictConfig):
             raise ValueError(f"it holds no fields, expected those of {schema.__name__}")
         return load_config(schema, content)
-    except (YAMLError, OSError) as error:  # OmegaConf's for a number alone
+    except (YAMLError, OSError, RecursionError) as error:  # the second is OmegaConf's for a number alone
         raise ValueError(f"{file} is no YAML: {error}{stand_in(file, is_text=True)}") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}{stand_in(file, is_text=True)}") from error
@@ -117,9 +116,10 @@ def _expanded(value: Any, key: str) -> Any:
     """The value with ``~``, ``~user`` and names of what is shipped expanded in every text of it; of texts with a slash,
     only paths have them."""
     if isinstance(value, str) and value.startswith("~") and (value == "~" or "/" in value):
-        path = os.path.expanduser(value)
-        require(path != value, key, "the whole path, as no home folder of this user is known", value)
-        return path
+        try:
+            return str(expanded(value))
+        except ValueError as error:
+            raise ValueError(f"{key}={error}") from error
     if isinstance(value, str):
         return find_shipped(value)
     if isinstance(value, list):

@@ -22,6 +22,7 @@ from PIL import ExifTags, Image, ImageOps
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import LAYOUTS, image_folder
 from glus.data.video_file import FileVideo
+from glus.files import expanded
 from glus.types import Role
 
 log = logging.getLogger(__name__)
@@ -72,13 +73,18 @@ def read_image(path: Path, name: str) -> np.ndarray:
         FileNotFoundError, ValueError: see ``open_image``; also for grey of more than 16 bits.
     """
     with open_image(path, name) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode != "I" and image.mode != "F" and not image.mode.startswith("I;"):
-            return np.array(image.convert("RGB"))
-        grey_HW = np.asarray(image)
-        if image.mode == "F" or grey_HW.min() < 0 or grey_HW.max() >= 2**16:
-            raise ValueError("grey values of more than 16 bits; expected 8 or 16")
-        return np.repeat((grey_HW // 257).astype(np.uint8)[..., None], 3, axis=2)
+        return _upright_rgb(image)
+
+
+def _upright_rgb(image: Image.Image) -> np.ndarray:
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode != "I" and image.mode != "F" and not image.mode.startswith("I;"):
+        return np.array(image.convert("RGB"))
+    grey_HW = np.asarray(image)
+    if image.mode == "F" or grey_HW.min() < 0 or grey_HW.max() >= 2**16:
+        raise ValueError("grey values of more than 16 bits; expected 8 or 16")
+    return np.repeat((grey_HW // 257).astype(np.uint8)[..., None], 3, axis=2)
 
 
 class FrameStore:
@@ -135,7 +141,8 @@ class FrameStore:
     def size(self, video: str, frame: str) -> tuple[int, int]:
         """(H, W) of the upright picture, from the file's header where it has no orientation."""
         with open_image(self.path(video, frame), f"{self.name}/{video}/{frame}") as image:
-            turned = orientation(image) > UPSIDE_DOWN_MIRRORED
+            # Of a TIFF, Pillow turns the size itself.
+            turned = orientation(image) > UPSIDE_DOWN_MIRRORED and image.format != "TIFF"
             return (image.width, image.height) if turned else (image.height, image.width)
 
     def is_turned(self, video: str, frame: str) -> bool:
@@ -216,7 +223,7 @@ class FolderVideo:
             raise FileNotFoundError(f"no folder of frames at {self.path}")
         entries = sorted(self.path.iterdir(), key=lambda entry: (_natural(entry.stem), entry.name))
         # Names that begin with a dot are notes of the system, such as the ._00004.jpg of a Mac.
-        self._files = [e for e in entries if e.suffix.lower() in SUFFIXES and e.name[0] != "." and not e.is_dir()]
+        self._files = [e for e in entries if e.suffix.lower() in SUFFIXES and e.name[0] != "." and _is_file(e)]
         if not self._files:
             raise FileNotFoundError(
                 f"folder {self.path} holds no frames; expected files ending in {', '.join(SUFFIXES)}"
@@ -248,7 +255,8 @@ class FolderVideo:
 
 
 class PictureVideo:
-    """One picture as a video of one frame, or the frames of an animated WebP, which FFmpeg 8 does not decode.
+    """One picture as a video of one frame, the pages of a TIFF, or the frames of an animated WebP, which FFmpeg 8 does
+    not decode.
 
     Raises:
         ValueError: the file does not decode.
@@ -259,7 +267,7 @@ class PictureVideo:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         with open_image(self.path, self.path.name) as image:
-            num_frames = getattr(image, "n_frames", 1) if image.format == "WEBP" else 1
+            num_frames = getattr(image, "n_frames", 1) if image.format in ("WEBP", "TIFF") else 1
         self._animation = Image.open(self.path) if num_frames > 1 else None
         self._lock = threading.Lock()
         self.names = tuple(f"{index:05d}" for index in range(num_frames))
@@ -274,7 +282,7 @@ class PictureVideo:
         with self._lock:
             try:
                 self._animation.seek(index)
-                return np.array(self._animation.convert("RGB"))
+                return _upright_rgb(self._animation)
             except (OSError, EOFError, SyntaxError, ValueError) as error:
                 raise ValueError(f"frame {index} of video {self.path} does not decode: {error}") from error
 
@@ -365,9 +373,9 @@ def open_video(video: VideoInput) -> VideoSource:
 def _frame(frame: Any, number: int) -> np.ndarray:
     """(H, W, 3) uint8 of one frame in any of its forms."""
     if isinstance(frame, str | Path):
-        return read_image(Path(frame).expanduser(), Path(frame).name)
+        return read_image(expanded(frame), Path(frame).name)
     if isinstance(frame, Image.Image):
-        return np.array(ImageOps.exif_transpose(frame).convert("RGB"))
+        return _upright_rgb(frame)
     array = np.asarray(frame.cpu() if hasattr(frame, "cpu") else frame)
     if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
@@ -382,20 +390,27 @@ def _frame(frame: Any, number: int) -> np.ndarray:
 def _open_path(path: str | Path) -> VideoSource:
     if not str(path):
         raise FileNotFoundError("no video: its name is empty; expected a folder of frames or a video file")
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_dir():
         return FolderVideo(path)
     if not path.exists():
         raise FileNotFoundError(f"no video at {path}; expected a folder of frames or a video file")
+    if not path.is_file():
+        raise ValueError(f"video {path} is a pipe or a device, and is to be read more than once: save it to a file")
     return PictureVideo(path) if _is_picture(path) else FileVideo(path)
 
 
 def _is_picture(path: Path) -> bool:
-    """Of those that Pillow reads better: all but animated PNGs."""
+    """Of those that Pillow reads better: all but GIFs and animated PNGs."""
     if path.suffix.lower() not in SUFFIXES:
         return False
     with open_image(path, path.name) as image:
-        return image.format != "PNG" or not getattr(image, "is_animated", False)
+        return image.format != "GIF" and not (image.format == "PNG" and getattr(image, "is_animated", False))
+
+
+def _is_file(entry: Path) -> bool:
+    """Also a link to nothing, which is an error, but no folder, nor a pipe, for which reading would wait."""
+    return entry.is_file() or not entry.exists()
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

@@ -53,6 +53,7 @@ class Doubt(Enum):
     values = "hold more values than 0 and one other, of which all but 0 are foreground"
     """Probabilities, smooth edges, pictures with a mask on them."""
     alpha = "are transparent elsewhere than where their colours are 0; colours alone count"
+    palette = "give 0, the background, another colour than black, as a palette that was made anew does"
     full = "cover the whole frame"
 
 
@@ -383,13 +384,14 @@ def decode_png(data: bytes, size: Size) -> tuple[np.ndarray, Doubt | None]:
         UnusablePrediction: they do not decode, or are not of ``size``; the message lacks the name of the file.
     """
     try:
-        header, compressed = _read_chunks(data)
+        header, compressed, colours = _read_chunks(data)
         width, height, bit_depth, colour_type, _, _, interlace = struct.unpack(">IIBBBBB", header)
         if (height, width) != tuple(size):
             raise UnusablePrediction(f"is {wrong_size((height, width), size)}")
-        if colour_type in (GREY, PALETTE) and bit_depth <= 8 and not interlace:
-            return _decode_rows(compressed, size, bit_depth)
-        return _decode_with_pillow(data)
+        is_usual = colour_type in (GREY, PALETTE) and bit_depth <= 8 and not interlace
+        mask_HW, doubt = _decode_rows(compressed, size, bit_depth) if is_usual else _decode_with_pillow(data)
+        is_recoloured = colour_type == PALETTE and any(colours[:3])
+        return mask_HW, doubt or (Doubt.palette if is_recoloured else None)
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         raise UnusablePrediction("is not a readable PNG (damaged or cut short)") from error
 
@@ -399,11 +401,15 @@ def wrong_size(found: Size, expected: Size) -> str:
     return f"{by(found)}, but the video's frames are {by(expected)} (height x width)"
 
 
-def _read_chunks(data: bytes) -> tuple[bytes, bytes]:
-    """The header and the compressed pixels; ValueError unless every chunk up to the last is whole and unchanged."""
+def _read_chunks(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """The header, the compressed pixels and the palette.
+
+    Raises:
+        ValueError: not every chunk up to the last is whole and unchanged.
+    """
     if not data.startswith(SIGNATURE):
         raise ValueError("not a PNG")
-    chunks = {b"IHDR": b"", b"IDAT": b""}
+    chunks = {b"IHDR": b"", b"IDAT": b"", b"PLTE": b""}
     view, start = memoryview(data), len(SIGNATURE)
     while b"IEND" not in chunks:
         end = start + 8 + int.from_bytes(view[start : start + 4], "big")
@@ -412,7 +418,7 @@ def _read_chunks(data: bytes) -> tuple[bytes, bytes]:
         kind = data[start + 4 : start + 8]
         chunks[kind] = chunks.get(kind, b"") + data[start + 8 : end]
         start = end + 4
-    return chunks[b"IHDR"], chunks[b"IDAT"]
+    return chunks[b"IHDR"], chunks[b"IDAT"], chunks[b"PLTE"]
 
 
 def _decode_rows(compressed: bytes, size: Size, bit_depth: int) -> tuple[np.ndarray, Doubt | None]:

@@ -29,6 +29,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from glus.data.tone_mapping import HDR_TRANSFERS, hald_table
+from glus.data.video_crop import Crop, read_crop
 from glus.data.video_index import FrameIndex, Packet, count_gaps, lost_packets, order_by_time
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ EBML, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 IDR, SETTINGS = 5, 7
 """Kinds of units in H.264."""
+EXIF = 31
+"""Kind of side data of a frame; PyAV 18 fails at all of them where it knows one not."""
 UNSPECIFIED = 2
 """Matrix of colours, in H.273."""
 MAX_ASLANT = 0.02
@@ -68,7 +71,8 @@ class VideoDecoder:
     """
 
     def __init__(self, path: Path):
-        self._path, self._track, self._to_rgb = path, _Track(path), _RgbConverter(path)
+        self._path, self._track = path, _Track(path)
+        self._to_rgb = _RgbConverter(path, self._track.crop)
         self._frames: Frames = iter(())
         self._next = 0  # the frame that decoding on gives
         shown, first, is_told = self._told_order() or self._counted()
@@ -154,25 +158,31 @@ class _Track:
         with container:
             name, codec = container.format.name, stream.codec_context.codec.canonical_name
             self.packets, self._num_torn = list[Packet](), 0
-            self.is_plain = name.startswith("mov,") and codec == "h264" and len(container.streams.video) == 1
+            is_mp4, is_matroska = name.startswith("mov,"), name.startswith("matroska,")
+            size = stream.width, stream.height
+            self.crop = read_crop(path, is_mp4, stream.index, size) if is_mp4 or is_matroska else None
+            self.is_plain = is_mp4 and codec == "h264" and len(container.streams.video) == 1 and not self.crop
             """Whether decoding begins anew at every key frame, as far as a look at the packets tells."""
+            has_palette = stream.codec_context.pix_fmt == "pal8"  # which comes with the first packet alone
             for packet in _demux(container, stream):
                 is_whole = not packet.is_corrupt or name == "mpegts"
                 self._num_torn += packet.is_corrupt
-                self.packets.append(_told(packet, is_whole))
+                is_key = packet.is_keyframe and not (has_palette and self.packets)
+                self.packets.append(_told(packet, is_whole)._replace(is_key=is_key))
                 self.is_plain &= not packet.is_keyframe or _begins_anew(packet, stream.codec_context.extradata)
             self.is_one_to_one = codec in ONE_FRAME_A_PACKET
             """Whether every packet gives a frame, unless it is a field."""
-            self.num_probed = PROBED_MP4 if name.startswith("mov,") else PROBED
-            self._is_told = self.is_one_to_one and name.startswith(("mov,", "matroska,"))
+            self.num_probed = PROBED_MP4 if is_mp4 else PROBED
+            self._is_told = self.is_one_to_one and (is_mp4 or is_matroska)
             self.time_base = stream.time_base or Fraction(1)
             self.rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
             num_listed = len(stream.index_entries)
-            self._seconds = (container.duration or 0) / av.time_base if name.startswith("matroska,") else 0
-        size, told_size = path.stat().st_size, _told_size(path)
-        if size < told_size:
+            self._seconds = (container.duration or 0) / av.time_base if is_matroska else 0
+        num_bytes, told_size = path.stat().st_size, _told_size(path)
+        if num_bytes < told_size:
             raise ValueError(
-                f"video {path} is cut short: it has {size:,} of the {told_size:,} bytes that it tells of; {COPY_AGAIN}"
+                f"video {path} is cut short: it has {num_bytes:,} of the {told_size:,} bytes that it tells of; "
+                f"{COPY_AGAIN}"
             )
         if len(self.packets) < num_listed:
             raise ValueError(
@@ -259,14 +269,14 @@ class _Track:
 
 
 class _RgbConverter:
-    """Frames as RGB and upright, all of the size of the first one, by the filters that FFmpeg's own programs use.
+    """Frames as RGB, cropped and upright, all of the size of the first, by the filters that FFmpeg's own programs use.
 
     The matrix and range of colours are the stream's (BT.601 where it has none), chroma is interpolated bicubically
     where FFmpeg interpolates it at all, alpha is dropped, HDR is mapped to SDR.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, crop: Crop | None):
+        self._path, self._crop = path, crop
         self._kind: tuple[object, ...] = ()
         self._scaling = "flags=bicubic"
         self._clock = count()
@@ -288,7 +298,9 @@ class _RgbConverter:
         """A graph for frames like this one, and where they enter it."""
         graph, is_hdr = Graph(), _is_hdr(frame)
         source = _add_source(graph, frame)
-        filters = [graph.add(name, arguments) for name, arguments in _turns(frame, self._path)]
+        cut = "iw-{0}-{1}:ih-{2}-{3}:{0}:{2}".format(*self._crop) if self._crop else ""
+        filters = [graph.add("crop", cut)] if cut else []
+        filters += [graph.add(name, arguments) for name, arguments in _turns(frame, self._path)]
         if is_hdr:
             table = self._sdr_table(frame)
             shelf, look_up = _add_source(graph, table), graph.add("haldclut")
@@ -334,7 +346,11 @@ def _turns(frame: VideoFrame, path: Path) -> list[tuple[str, str]]:
     Source: ISO/IEC 14496-12, 8.3.2 (Track Header Box).
     """
     # Asked for where it may have changed only: PyAV keeps a frame that was asked until the garbage collector comes.
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    graph = Graph()
+    source = _add_source(graph, frame)
+    graph.link_nodes(source, graph.add("sidedata", f"mode=delete:type={EXIF}"), graph.add("buffersink")).configure()
+    source.push(frame)
+    matrix: Any = graph.vpull().side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return []
     a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])

@@ -8,6 +8,7 @@ are read from the right into their order; it needs the library FriBidi.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 import unicodedata
@@ -149,7 +150,7 @@ def _system_faces(character: str) -> Iterator[Face]:
 
 @cache
 def _installed() -> list[Face]:
-    paths = [path for folder in FONT_FOLDERS for path in sorted(Path(folder).expanduser().rglob("*"))]
+    paths = [path for folder in FONT_FOLDERS for path in sorted(Path(os.path.expanduser(folder)).rglob("*"))]
     # Apple's LastResort has a box for every character.
     fonts = [p for p in paths if p.suffix.lower() in (".ttf", ".otf", ".ttc") and p.stem != "LastResort"]
     return [Face(str(path)) for path in fonts]

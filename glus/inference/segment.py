@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from glus.console import bar
 from glus.data.frames import VideoInput, VideoPart, VideoSource, open_video
 from glus.data.masks import encode_rle
 from glus.data.predictions import rounded
-from glus.files import atomic_folder, require_room
+from glus.files import atomic_folder, expanded, require_room
 from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.segmentation import MOVIE_FILE, FrameMasks, Segmentation, check_output, movie_rate
@@ -133,7 +132,7 @@ def load(
         if settings is not None:
             raise ValueError("settings would not be used: the predictor has its own; give them to glus.load")
         return weights
-    return load_predictor(os.path.expanduser(weights), settings, allow_cpu)[0]
+    return load_predictor(expanded(weights), settings, allow_cpu)[0]
 
 
 def _checked(texts: Sequence[str]) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ from glus.data.masks import decode_rle
 from glus.data.predictions import write_answers, write_mask
 from glus.data.sampling import context_indices_eval
 from glus.data.video_file import FileVideo
-from glus.files import atomic_folder, is_empty, naming_write_errors, write_text
+from glus.files import atomic_folder, expanded, is_empty, naming_write_errors, read_object, write_text
+from glus.files import field as require_field
 from glus.painter import Painter, numbers, palette
 from glus.pictures import annotate, check_movies, fit, legend, side_by_side, titled, write_movie
 
@@ -244,9 +245,9 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
     """Where a result may be written: a new or empty folder, or to ``overwrite`` one that holds an earlier result.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of these, or holds something else besides, which would be lost.
     """
-    path = Path(output).expanduser().absolute()
+    path = expanded(output).absolute()
     if os.path.exists(path) and not path.is_dir():
         raise ValueError(f"output {path} is a file; expected the name of a folder")
     if os.path.isdir(path) and not is_empty(path):
@@ -256,6 +257,16 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
             )
         if not overwrite:
             raise ValueError(f"output {path} holds the result of an earlier run; choose another, or add --overwrite")
+        file = path / SEGMENTATION_FILE
+        sentences = require_field(read_object(file), "sentences", list, str(file))
+        folders = [require_field(sentence, "folder", str, str(file)) for sentence in sentences]
+        result = {SEGMENTATION_FILE, MOVIE_FILE, *folders}
+        others = sorted(entry.name for entry in path.iterdir() if entry.name not in result and entry.name[0] != ".")
+        if others:
+            raise ValueError(
+                f"output {path} holds {others[0]} besides the result of an earlier run, and --overwrite would delete "
+                "it: move it, or choose another folder"
+            )
     return path
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from glus.models.weights import Source, read_tensors
 from glus.tokens import SEG, JsonVocabulary
 
 _PARTS = (("text_config", "llm"), ("vision_config", "vision"))
+_PLAIN_ROTARY = {"rope_type": "default", "partial_rotary_factor": 1}
 
 
 def published_source(config: ModelConfig, mllm: Mllm, place: str) -> Source:
@@ -31,7 +32,7 @@ def published_source(config: ModelConfig, mllm: Mllm, place: str) -> Source:
         FileNotFoundError: there are no weights.
         ValueError: its config.json says another thing than our settings.
     """
-    check_published_config(Path(place), config)
+    check_published_config(Path(place), config, mllm)
     source = KeyMap(mllm.PUBLISHED).source(place, read_tensors(place))
     tables = (f"{mllm.decoder.prefix}embed_tokens.weight", mllm.decoder.head_name)
     for name in tables:
@@ -54,7 +55,7 @@ def with_new_rows(table: LazyTensor, num_rows: int) -> LazyTensor:
     return LazyTensor(torch.Size((num_rows, *table.shape[1:])), table.dtype, read)
 
 
-def check_published_config(folder: Path, config: ModelConfig) -> None:
+def check_published_config(folder: Path, config: ModelConfig, mllm: Mllm) -> None:
     """That a folder's config.json, if it has one, says what our settings say: most of it shows in no tensor's shape.
 
     Raises:
@@ -67,17 +68,36 @@ def check_published_config(folder: Path, config: ModelConfig) -> None:
     stated = {"model.llm.tied": (config.llm.tied, content.get("tie_word_embeddings", config.llm.tied))}
     for part, ours in _PARTS:
         architecture = getattr(config, ours).architecture
-        theirs = content.get(part, {})
+        theirs = content.get(part, content if ours == "llm" else {})  # Qwen2.5-VL has the LLM's fields beside the tower
         stated |= {
             f"model.{ours}.architecture.{key}": (value, theirs[key])
             for key, value in architecture.items()
             if key in theirs and key != "rope_parameters"
         }
+        if ours == "llm":
+            rotary = _PLAIN_ROTARY | mllm.decoder.text.config.rope_parameters
+            stated |= {
+                f"model.llm.architecture.rope_parameters.{key}": (rotary.get(key), value)
+                for key, value in _rotary_settings(theirs).items()
+            }
     for key, (value, published) in stated.items():
         if _as_list(value) != _as_list(published):
             raise ValueError(
                 f"{key}={_as_list(value)}, but {file} says {_as_list(published)}: set {key}={_as_list(published)}"
             )
+
+
+def _rotary_settings(text: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config states of the rotary embedding, as transformers 4 or 5 spells it, in the spelling of 5."""
+    stated = {key: text[key] for key in ("rope_theta", "partial_rotary_factor") if text.get(key) is not None}
+    for key in ("rope_scaling", "rope_parameters"):
+        value = text.get(key) or {}
+        stated |= value if isinstance(value, dict) else {key: value}
+    kind = stated.pop("type", "default")
+    kind = stated.setdefault("rope_type", kind)
+    if kind == "dynamic":  # it scales nothing before max_position_embeddings, where ours end
+        stated.pop("factor", None)
+    return stated | {"rope_type": "default"} if kind in ("dynamic", "mrope") else stated
 
 
 def save_published(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from glus.config import ClipConfig, LlmConfig, ModelConfig, SegHeadInit
-from glus.files import field, read_object
+from glus.files import expanded, field, read_object
 from glus.models.foreign import ORIGINAL_LLAVA, is_hub_id
 from glus.models.mllm.llava import rotary_frequencies
 from glus.models.weight_files import LazyTensor
@@ -228,7 +228,7 @@ def find_folder(name: str | Path, what: str) -> Path:
     Raises:
         FileNotFoundError: no such folder, or the download failed.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return path
     if not is_hub_id(name):

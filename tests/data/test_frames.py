@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -84,13 +86,16 @@ def test_a_photo_stands_as_its_orientation_says(store, orientation):
     exif[ExifTags.Base.Orientation] = orientation
     folder = store.folder / "photos"
     folder.mkdir()
-    for suffix in ("png", "jpg"):
-        stored.save(folder / f"{suffix}.{suffix}", exif=exif)
-        assert np.abs(store.read("photos", suffix).astype(int) - upright).max() <= (0 if suffix == "png" else 60)
+    for suffix in ("png", "jpg", "tif", "webp"):
+        stored.save(folder / f"{suffix}.{suffix}", exif=exif, lossless=True)
+        assert np.abs(store.read("photos", suffix).astype(int) - upright).max() <= (60 if suffix == "jpg" else 0)
         assert store.read("photos", suffix)[2, 2].min() > 200
         assert store.size("photos", suffix) == (20, 30)
         assert store.is_turned("photos", suffix) == (orientation > 1)
     np.testing.assert_array_equal(open_video(folder).read(1), upright)
+    for name in ("photo", "photo.mp4"):  # as chats and browsers call it
+        (folder / name).write_bytes((folder / "png.png").read_bytes())
+        np.testing.assert_array_equal(open_video(folder / name).read(0), upright)
 
 
 def test_grey_of_16_bits_is_scaled(tmp_path):
@@ -103,6 +108,9 @@ def test_grey_of_16_bits_is_scaled(tmp_path):
         np.testing.assert_array_equal(video.read(index)[..., 0], grey // 257)
     with pytest.raises(ValueError, match=r"/z does not decode: .*z.tif: grey values of more than 16 bits"):
         video.read(2)
+    in_memory = Image.fromarray(grey)
+    for given in (in_memory, [in_memory]):
+        np.testing.assert_array_equal(open_video(given).read(0)[..., 0], grey // 257)
 
 
 def test_a_folder_accounts_for_every_file(tmp_path, caplog):
@@ -115,6 +123,16 @@ def test_a_folder_accounts_for_every_file(tmp_path, caplog):
     (tmp_path / "9.jpg").symlink_to(tmp_path / "gone.jpg")
     with pytest.raises(FileNotFoundError, match=r"9\.jpg is a link to .*gone\.jpg, which does not exist"):
         open_video(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, caplog):
+    Image.fromarray(picture(0)).save(tmp_path / "0.png")
+    for name in ("1.png", "pipe.mp4"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name} is a pipe or a device.*: save it to a file"):
+            open_video(tmp_path / name)
+    assert open_video(tmp_path).names == ("0",)
+    assert "1 pictures are read; 2 other entries are left out: 1.png, pipe.mp4" in caplog.text
 
 
 def test_a_picture_too_large_for_a_frame_is_an_error_of_that_video(store):
@@ -160,7 +178,7 @@ def moving_pictures(num_frames=12):
     return [Image.fromarray(frame) for frame in frames]
 
 
-@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
 def test_an_animated_picture_is_read_in_any_order(tmp_path, suffix):
     first, *others = frames = moving_pictures()
     first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=others, duration=80, lossless=True)
@@ -168,6 +186,8 @@ def test_an_animated_picture_is_read_in_any_order(tmp_path, suffix):
     assert len(video) == len(frames)
     for index in (*range(12), *range(11, -1, -1), 3, 9, 0):
         np.testing.assert_array_equal(video.read(index), np.array(frames[index]))
+    os.rename(tmp_path / f"a.{suffix}", tmp_path / "a.jpg")
+    assert len(open_video(tmp_path / "a.jpg")) == len(frames)
 
 
 def test_a_damaged_animation_is_named(tmp_path):

@@ -182,6 +182,16 @@ def test_what_is_no_mask_of_two_values_is_doubted(pixels: np.ndarray, doubt: Dou
     assert decode_png(encoded(pixels), MASK.shape)[1] is doubt
 
 
+def test_a_palette_that_was_made_anew_is_doubted() -> None:
+    """It may have the object at 0, as Pillow's own conversion of a mask does."""
+    image = Image.fromarray(MASK // 255, "P")
+    for colours, doubt in (((0, 0, 0, 255, 255, 255), None), ((255, 255, 255, 0, 0, 0), Doubt.palette)):
+        image.putpalette(colours)
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        assert decode_png(file.getvalue(), MASK.shape)[1] is doubt
+
+
 @pytest.mark.parametrize("bit_depth", [2, 4])
 def test_values_of_less_than_a_byte_are_doubted(bit_depth: int) -> None:
     kinds = np.zeros(len(MASK), int)

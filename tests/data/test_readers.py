@@ -109,6 +109,7 @@ def ground_more_edit(**changes: Any) -> Callable[[Any], object]:
     ("edit", "message"),
     [
         (ground_more_edit(q_type="Why"), r"\['0'\]: expected Causal or .* under 'q_type', found 'Why'"),
+        (ground_more_edit(obj_id="1, 0"), "obj_id 0 is the background of the masks"),
         (ground_more_edit(obj_id="1;2"), r"numbers with commas between them under 'obj_id', found '1;2'"),
         (ground_more_edit(action_end="soon"), r"a time such as 01:05, found 'soon'"),
         (lambda e: e["videos"].update(clip=e["videos"].pop("clip0_0100_0104")), "no folder of frames .*clip/images"),

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import shutil
+import struct
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from glus.data import video_file
 from glus.data.frames import open_video
@@ -107,6 +108,8 @@ CASES: dict[str, Sequence[object]] = {
     "alpha.webm": (*pattern(2), *VP9, "-pix_fmt", "yuva420p"),
     "prores.mov": (*pattern(4), "-c:v", "prores_ks", "-profile:v", 4, "-pix_fmt", "yuva444p10le"),
     "mjpeg.avi": (*pattern(4), "-c:v", "mjpeg"),
+    "palette.avi": (*pattern(2), "-vf", "split[a][b];[a]palettegen[p];[b][p]paletteuse", "-c:v", "rawvideo",
+                    "-pix_fmt", "pal8"),
     "av1.mp4": (*pattern(4), "-c:v", "libsvtav1", "-preset", 12, "-g", 30),
     # rate, number, tracks
     "variable.mkv": (*pattern(4), "-vf", "select='not(mod(n,3))+gt(n,60)'", "-fps_mode", "vfr", *X264),
@@ -226,6 +229,45 @@ def test_a_frame_stands_as_ffmpeg_shows_it(tmp_path: Path, suffix: str, turn: in
     assert min(frame.strides) > 0  # torch takes no others
     assert difference(frame, shown) <= 1
     assert all(difference(np.flip(frame, axes), shown) > 10 for axes in (0, 1, (0, 1)))
+
+
+def with_clean_aperture(path: Path) -> Path:
+    """100 x 60 pixels remain of 160 x 96, the middle of which lies 6 further left and 2 further up."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"avcC") - 4
+    data[at:at] = struct.pack(">I4s8i", 40, b"clap", 100, 1, 60, 1, -6, 1, -2, 1)
+    for kind in (b"avc1", b"stsd", b"stbl", b"minf", b"mdia", b"trak", b"moov"):  # in which it lies
+        begin = data.rindex(kind, 0, at) - 4
+        data[begin : begin + 4] = (int.from_bytes(data[begin : begin + 4], "big") + 40).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mov", "cut.mkv", "live.mkv", "tracks.mkv", "turned.mov"])
+def test_what_the_container_cuts_off_is_not_shown(
+    bases: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ffmpeg("-i", bases / "sound.mp4", "-map", "0:a", "-map", "0:v", *COPY, tmp_path / "whole.mp4")
+    clip, turned = with_clean_aperture(tmp_path / "whole.mp4"), name.startswith("turned")
+    before = ("-display_rotation", 90) if turned else ()
+    sound = ("-map", 0) if name.startswith("tracks") else ("-an",)
+    live = ("-live", 1) if name.startswith("live") else ()
+    ffmpeg(*before, "-i", clip, *sound, *COPY, *live, tmp_path / name)
+    video = check_frames(tmp_path / name, monkeypatch)
+    assert video.read(0).shape == ((100, 60, 3) if turned else (60, 100, 3))
+    assert video._plain is None
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mov", "mkv"])
+def test_a_video_of_photos_stands_as_they_do(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each JPEG has its EXIF still."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    for number in range(3):
+        Image.fromarray(noise // (number + 1)).save(tmp_path / f"{number}.jpg", exif=exif)
+    ffmpeg("-i", tmp_path / "%d.jpg", *COPY, tmp_path / f"photos.{suffix}")
+    assert check_frames(tmp_path / f"photos.{suffix}", monkeypatch).read(0).shape == (90, 60, 3)
 
 
 def test_a_video_aslant_is_refused(tmp_path: Path) -> None:

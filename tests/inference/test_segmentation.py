@@ -284,6 +284,12 @@ def test_only_an_earlier_result_is_replaced_and_only_when_told(predictor: VideoP
     with pytest.raises(ValueError, match="is a file"):
         glus.segment(Noise(1), TEXTS, predictor, out / "segmentation.json", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (out / ".DS_Store").touch()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"out holds notes.txt besides the result .*, and --overwrite would delete it"):
+        glus.segment(Noise(1), TEXTS, predictor, out, overwrite=True)
+    (out / "notes.txt").unlink()
+    glus.segment(Noise(1), TEXTS, predictor, out, overwrite=True)
 
 
 def test_sentences_become_folder_names():

@@ -222,6 +222,43 @@ def test_a_folder_that_is_otherwise_is_refused(published: tuple[Path, ModelConfi
         build_glus(config)
 
 
+def old_spelling(parameters: dict[str, Any]) -> dict[str, Any]:
+    """As transformers 4 writes it."""
+    scaling = {key: value for key, value in parameters.items() if key not in ("rope_theta", "rope_type")}
+    return {"rope_theta": parameters["rope_theta"], "rope_scaling": {"type": "mrope", **scaling} if scaling else None}
+
+
+def test_positions_are_compared_in_any_spelling(published: tuple[Path, ModelConfig, Any]) -> None:
+    """No tensor shows them."""
+    place, config, net = published
+    file, written = place / "config.json", json.loads((place / "config.json").read_text())
+    plain = net.config.text_config.rope_parameters
+    dynamic = {"type": "dynamic", "factor": 2.0}
+    settings = [
+        ({"rope_parameters": plain}, True),
+        (old_spelling(plain), True),
+        ({"rope_scaling": dynamic | {"rope_type": "dynamic"}}, True),
+        ({}, True),
+        ({"rope_theta": 5e5}, False),
+        ({"rope_parameters": plain | {"rope_theta": 5e5}}, False),
+        ({"rope_parameters": {"full_attention": plain}}, False),
+        ({"rope_parameters": plain | {"partial_rotary_factor": 0.5}}, False),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, False),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, False),
+        ({"rope_scaling": {"mrope_section": [1, 2, 3], "type": "mrope"}}, False),
+        ({"rope_scaling": 2.0}, False),
+    ]
+    for fields, is_same in settings:
+        text = {key: value for key, value in written["text_config"].items() if not key.startswith("rope_")} | fields
+        for content in (written | {"text_config": text}, {"vision_config": written["vision_config"]} | text):
+            file.write_text(json.dumps(content))
+            if is_same:
+                build_glus(config)
+                continue
+            with pytest.raises(ValueError, match=r"model\.llm\.architecture\.rope_parameters\.\w+=.*config\.json says"):
+                build_glus(config)
+
+
 def test_what_is_written_back_is_what_transformers_reads(
     published: tuple[Path, ModelConfig, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -245,6 +245,7 @@ def test_our_own_folder_is_told_from_published_ones(tiny_model: LoadedModel, tmp
         "model: 1\n\t- 2": "config.yaml is no YAML",
         "- model": "config.yaml: it holds no fields",
         "12": "config.yaml is no YAML",
+        "[" * 5000: "config.yaml is no YAML",
         "models: {}": "config.yaml: unknown config key 'models'",
         POINTER: f"git lfs pull in {folder}",
         PAGE: "it is a web page",

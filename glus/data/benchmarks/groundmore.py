@@ -103,7 +103,10 @@ def _objects(value: object, where: str) -> tuple[int, ...]:
     parts = str(value).split(",")
     if not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"{where}: expected numbers with commas between them under 'obj_id', found {value!r}")
-    return tuple(int(part) for part in parts)
+    objects = tuple(int(part) for part in parts)
+    if 0 in objects:
+        raise ValueError(f"{where}: obj_id 0 is the background of the masks; objects are counted from 1")
+    return objects
 
 
 def _interval(video: str, question: object, where: str) -> tuple[int, int]:
