@@ -334,13 +334,16 @@ class Sam2Tower(Tower):
                 held.append(self._held_loss(conditioned.image_NChw, clips, t))
             losses.append(2 * binary_cross_entropy(logits, target).mean() + 0.5 * dice_loss(logits, target).mean())
             ious.append(_iou(logits > 0, target))
-        loss, by_words = torch.stack(losses).mean(), clips.words_RT2[:, 0].any(1)
-        values = {"loss": loss.detach(), "iou_place": ious[0][~by_words].mean(), "iou_words": ious[0][by_words].mean()}
+        loss, is_vague_first = torch.stack(losses).mean(), clips.is_vague_R & (clips.corrected_R < length)
+        by_words = clips.words_RT2[:, 0].any(1)
+        by_place = ~by_words & ~is_vague_first
+        values = {"loss": loss.detach(), "iou_place": ious[0][by_place].mean()}
+        values["iou_words"] = ious[0][by_words & ~is_vague_first].mean()
         if not is_single:
             values["iou_later"] = torch.cat(ious[1:]).mean()
             later_RT = torch.stack(ious[1:], 1)
             is_corrected_RT = torch.arange(1, length) >= clips.corrected_R[:, None]
-            values["iou_vague"] = later_RT[clips.is_vague_R & (clips.corrected_R == length)].mean()
+            values["iou_vague"] = later_RT[clips.is_vague_R & ~is_vague_first].mean()
             values["iou_corrected"] = later_RT[is_corrected_RT].mean()
             loss = loss + HELD_WEIGHT * torch.stack(held).mean()
         return loss + LABEL_WEIGHT * label_loss, {name: float(value) for name, value in values.items()}
