@@ -60,9 +60,7 @@ def test_rows_differ_by_what_they_say(name: str, tmp_path: Path) -> None:
 def test_missing_shapes_are_made_first_and_the_shipped_towers_are_found(tmp_path: Path) -> None:
     data, start, training, *_ = ablate.plan_tasks(config_of("output=out", f"dataset.root={tmp_path}"))
     assert data.commands == (("tools/make_shapes.py", str(tmp_path)),)
-    assert not data.needs
-    assert start.needs == (data.folder,)
-    assert training.needs == (start.folder,)
+    assert (data.needs, start.needs, training.needs) == ((), (data.folder,), (start.folder,))
     assert f"paths.weights={ROOT / 'assets' / 'glus_towers'}" in start.commands[0]
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import shutil
 import sys
 import time
@@ -140,7 +141,8 @@ def _train(name: str, tower: Tower, steps: int, config: PretrainConfig, folder: 
     started = time.monotonic()
     with (folder / f"{name}.jsonl").open("w") as file:
         for step, values in enumerate(pretrain(tower, steps, config.learning_rate, config.seed), start=1):
-            means |= {key: 0.95 * means.get(key, value) + 0.05 * value for key, value in values.items()}
+            known = {key: value for key, value in values.items() if not math.isnan(value)}
+            means |= {key: 0.95 * means.get(key, value) + 0.05 * value for key, value in known.items()}
             if step % 50 == 0 or step == steps:
                 pace = (time.monotonic() - started) / step
                 file.write(json.dumps({"step": step, "seconds_per_step": pace, **means}) + "\n")

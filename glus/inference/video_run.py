@@ -17,7 +17,7 @@ from glus.config import FramesConfig, InferenceConfig
 from glus.data.chat import Chat
 from glus.data.frames import Frame, FrameStream
 from glus.inference.asking import Answers, Pass, Prompter, merge_prefixes, not_finite
-from glus.models.glus import Glus, MemoryBank, decode_step, upsample_masks
+from glus.models.glus import Glus, MemoryBank, segment_step, upsample_masks
 from glus.types import FrameResult, Role
 
 KeepsMask = Callable[[int, int], bool]
@@ -259,7 +259,7 @@ class VideoRun:
             with self._clock.stage("sam2"):
                 prompts = answers.embeds_RC[self._index([places[row] for row in group])]
                 reached = {row: steps[row] for row in group}
-                decoded = decode_step(
+                decoded = segment_step(
                     segmenter, bank, reached, features, prompts, memorize, segmenter.multimask_fallback
                 )
                 segmented += group

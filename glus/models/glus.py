@@ -158,19 +158,6 @@ def segment_step(
     prompt_RC: torch.Tensor,
     memorize: bool = True,
     fallback: bool = False,
-) -> torch.Tensor:
-    """Mask logits (R, m, m) of one frame for some rows (expressions); see ``decode_step``."""
-    return decode_step(segmenter, bank, steps, frame, prompt_RC, memorize, fallback).logits_Nmm
-
-
-def decode_step(
-    segmenter: Segmenter,
-    bank: MemoryBank,
-    steps: Mapping[int, int],
-    frame: Any,
-    prompt_RC: torch.Tensor,
-    memorize: bool = True,
-    fallback: bool = False,
 ) -> Any:
     """Segment one frame for some rows (expressions): recall, condition, decode, memorize.
 
@@ -281,7 +268,7 @@ class Glus(nn.Module):
         for q in range(num_query):
             frame, steps = features.rows(video_index * num_query + q), dict.fromkeys(range(num_rows), q)
             is_last = q + 1 == num_query
-            decoded.append(decode_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=not is_last))
+            decoded.append(segment_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=not is_last))
         return decoded
 
     def forward(self, batch: Batch) -> GlusOutput:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from glus.batch import Conversation
@@ -25,7 +26,7 @@ from glus.data.chat.tree import separate_rows
 from glus.data.sampling import draw_turns
 from glus.distributed import generator
 from glus.losses.objective import binary_cross_entropy, dice_loss, seg_cross_entropy
-from glus.models.glus import MemoryBank, segment_step, upsample_masks
+from glus.models.glus import MemoryBank, upsample_masks
 from glus.models.mllm.llava import ClipEncoder, Llava, clip_crop
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.labels import (
@@ -57,6 +58,9 @@ PROMPT_NOISE = 0.05
 LABEL_WEIGHT = 0.3
 """Of the patch labels, read off SAM2's features. With them words reach IoU 0.75 by step 1000 instead of 0.60, and
 prompts by place are followed by step 1100 instead of not at all (measured; 64 and 128 pixels)."""
+
+HELD_WEIGHT = 1.0
+"""Of the share of a cell that the remembered object covers, read off conditioned features: memory is found earlier."""
 
 
 class Tower(ABC):
@@ -266,7 +270,13 @@ class Clips(NamedTuple):
     places_RTHW: torch.Tensor
     """What a prompt without words shows; where that is nothing, the mask is left to the memory."""
     is_vague_R: torch.Tensor
-    """Later prompts fit two look-alikes, of which the target is one."""
+    """Prompts before ``corrected_R``, or all but the first, fit two look-alikes, of which the target is one."""
+    corrected_R: torch.Tensor
+    """The frame whose prompt is the first clear one, or names another object; the number of frames if none does."""
+
+    def are_held(self, t: int) -> torch.Tensor:
+        """(R,) bool: earlier frames tell which object the target is."""
+        return (t < self.corrected_R) & (~self.is_vague_R | (self.corrected_R == self.targets_RTHW.shape[1]))
 
 
 @dataclass(eq=False)
@@ -276,9 +286,9 @@ class Sam2Tower(Tower):
     Prompts are places (the mean click of a target) or words ("red", "circle"): an LLM that starts from little can then
     tell the decoder what to look for long before it can tell where. Words need no click, which makes the features tell
     colours and shapes apart, as real features do. Prompts are for one object, several, or none; in later frames half of
-    them are left out. A quarter of the later prompts fit two look-alikes, one of which the first prompt named: memory
-    has to hold it, as where the LLM's later answers are undecided. Some clear prompts come later, for another object
-    than the first: memory has to give way. Prompts are learned before memory.
+    them are left out. A quarter of the rows have prompts that fit two look-alikes: after a clear one, so that memory
+    has to hold what it named, or before it, so that memory has to give way, as where the LLM is undecided at first.
+    Other clear prompts come later for another object than the first. Prompts are learned before memory.
     """
 
     segmenter: Sam2Segmenter
@@ -287,12 +297,13 @@ class Sam2Tower(Tower):
     """Clips per step, each with ``TARGETS_PER_CLIP`` targets."""
     num_frames: int
     """Consecutive frames of a clip; the first clips have one."""
-    stream, single_frame_share = 2, 0.6
+    stream, single_frame_share = 2, 0.7
 
     def __post_init__(self) -> None:
         self.words = WordPrompts(self.segmenter.width)
         self.head = PatchHead(self.segmenter.width, pool=1)
-        self.modules = [self.segmenter, self.words, self.head]
+        self.held = nn.Linear(self.segmenter.width, 1)
+        self.modules = [self.segmenter, self.words, self.head, self.held]
 
     def set_trained(self, is_trained: bool) -> None:
         """With gradients through the memory."""
@@ -301,7 +312,8 @@ class Sam2Tower(Tower):
         self.segmenter.memory_gradient = is_trained
 
     def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
-        """Reports the loss and the IoU by place, by words, in later frames, and in those whose prompt is vague."""
+        """Reports the loss and the IoU by place, by words, in later frames, where the prompt is vague after a clear
+        one, and where it is clear after a vague or another one (NaN where a batch has none)."""
         length = 1 if is_single else self.num_frames
         frames, clips = draw_clips(rng, self.scenes, self.batch_size, length)
         pixels = torch.as_tensor(np.stack([scene.frames_THW3[t] for scene, t in frames]))
@@ -309,20 +321,39 @@ class Sam2Tower(Tower):
         image_FPC = features.image_NChw.flatten(2).transpose(1, 2)
         label_loss, _ = self.head(image_FPC, patch_labels(frames, features.image_NChw.shape[-1]))
         bank = MemoryBank(num_frames=7, stride=1)
-        losses, ious = [], []
+        losses, ious, held = [], [], []
         for t in range(length):
             frame = features.rows(clips.video_R * length + t)
             prompts, target = self._prompts(clips, t), clips.targets_RTHW[:, t]
-            logits_Rmm = segment_step(self.segmenter, bank, dict.fromkeys(range(len(prompts)), t), frame, prompts)
+            steps = dict.fromkeys(range(len(prompts)), t)
+            conditioned = self.segmenter.condition(frame, bank.recall(steps))
+            logits_Rmm = self.segmenter.decode(conditioned, prompts).logits_Nmm
+            bank.store(steps, self.segmenter.memorize(conditioned, logits_Rmm))
             logits = upsample_masks(logits_Rmm, (target.shape[-2], target.shape[-1]))
+            if t:
+                held.append(self._held_loss(conditioned.image_NChw, clips, t))
             losses.append(2 * binary_cross_entropy(logits, target).mean() + 0.5 * dice_loss(logits, target).mean())
             ious.append(_iou(logits > 0, target))
-        loss, by_words = torch.stack(losses).mean(), clips.words_RT2[:, 0].any(1)
-        values = {"loss": loss.detach(), "iou_place": ious[0][~by_words].mean(), "iou_words": ious[0][by_words].mean()}
+        loss, is_vague_first = torch.stack(losses).mean(), clips.is_vague_R & (clips.corrected_R < length)
+        by_words = clips.words_RT2[:, 0].any(1)
+        by_place = ~by_words & ~is_vague_first
+        values = {"loss": loss.detach(), "iou_place": ious[0][by_place].mean()}
+        values["iou_words"] = ious[0][by_words & ~is_vague_first].mean()
         if not is_single:
             values["iou_later"] = torch.cat(ious[1:]).mean()
-            values["iou_vague"] = torch.stack(ious[1:], 1)[clips.is_vague_R].mean()
+            later_RT = torch.stack(ious[1:], 1)
+            is_corrected_RT = torch.arange(1, length) >= clips.corrected_R[:, None]
+            values["iou_vague"] = later_RT[clips.is_vague_R & ~is_vague_first].mean()
+            values["iou_corrected"] = later_RT[is_corrected_RT].mean()
+            loss = loss + HELD_WEIGHT * torch.stack(held).mean()
         return loss + LABEL_WEIGHT * label_loss, {name: float(value) for name, value in values.items()}
+
+    def _held_loss(self, image_NChw: torch.Tensor, clips: Clips, t: int) -> torch.Tensor:
+        """Of the target's share of each cell, read off features that were conditioned on memory."""
+        share_Rhw = F.adaptive_avg_pool2d(clips.targets_RTHW[:, t].float(), image_NChw.shape[-1])
+        read_Rhw = self.held(image_NChw.permute(0, 2, 3, 1))[..., 0]
+        is_held_R = clips.are_held(t)
+        return F.binary_cross_entropy_with_logits(read_Rhw[is_held_R], share_Rhw[is_held_R])
 
     def _prompts(self, clips: Clips, t: int) -> torch.Tensor:
         """Noisy prompts of each row, by words or by place, or "no point" where it is left to the memory: (R, C)."""
@@ -349,8 +380,8 @@ def draw_clips(
 
 def _draw_row(
     rng: np.random.Generator, scene: Scene, clip: range, row: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """The fields of ``Clips`` behind the first: by words in odd rows, vague in row 2, in the first row corrected."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool, int]:
+    """The fields of ``Clips`` behind the first: by words in odd rows, vague in row 2, for another object in row 0."""
     by_words, is_vague = row % 2 == 1, row == 2
     words, chosen = _draw_words(rng, scene, clip[0]) if by_words else ((0, 0), _draw_objects(rng, scene))
     pair = [item.object_id for item in scene.look_alikes]
@@ -358,23 +389,25 @@ def _draw_row(
         chosen = [int(rng.choice(pair))]
     masks_OTHW = scene.masks_OTHW[:, clip.start : clip.stop]
     targets_THW: np.ndarray = np.any(masks_OTHW[chosen], axis=0)
-    is_corrected = len(clip) > 1 and row == 0 and rng.random() < 0.5
+    is_corrected = len(clip) > 1 and not by_words and rng.random() < 0.5
     corrected = int(rng.integers(1, len(clip))) if is_corrected else len(clip)
-    if is_corrected:
+    if is_corrected and not is_vague:
         targets_THW[corrected:] = masks_OTHW[rng.integers(len(masks_OTHW)), corrected:]
+    vague_frames = range(0 if is_corrected else 1, corrected) if is_vague else range(0)
     places_THW, words_T2 = np.zeros_like(targets_THW), np.zeros((len(clip), 2), np.int64)
     for number, frame in enumerate(clip):
-        if number and number != corrected and rng.random() < 0.5 and not is_vague:
+        if number in vague_frames:
+            if rng.random() < 0.5:
+                words_T2[number, 0] = SHAPE_LABELS.index(scene.objects[pair[0]].shape)
+            else:
+                places_THW[number] = masks_OTHW[pair, number].any(0)
+        elif number not in (0, corrected) and rng.random() < 0.5:
             continue
-        if number and is_vague and rng.random() < 0.5:
-            words_T2[number, 0] = SHAPE_LABELS.index(scene.objects[pair[0]].shape)
-        elif number and is_vague:
-            places_THW[number] = masks_OTHW[pair, number].any(0)
         elif not by_words:
             places_THW[number] = targets_THW[number]
         elif _fitting(scene, words, frame) == chosen:
             words_T2[number] = words
-    return targets_THW, words_T2, places_THW, is_vague
+    return targets_THW, words_T2, places_THW, is_vague, corrected
 
 
 def _draw_objects(rng: np.random.Generator, scene: Scene) -> list[int]:

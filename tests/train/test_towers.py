@@ -129,7 +129,7 @@ def test_sam2_learns_prompts_in_single_frames_and_then_memory(tiny_model: Loaded
     before = _weights(segmenter)
     tower = Sam2Tower(segmenter, scenes, batch_size=2, num_frames=2)
     seen = list(pretrain(tower, steps=20, learning_rate=1e-3, seed=0))
-    assert ["iou_later" in values for values in seen] == [False] * 12 + [True] * 8
+    assert ["iou_later" in values for values in seen] == [False] * 14 + [True] * 6
     assert np.mean([v["loss"] for v in seen[-5:]]) < np.mean([v["loss"] for v in seen[:5]])
     memory = {name for name in before if name.startswith("sam.memory_")}
     after = segmenter.state_dict()
@@ -137,22 +137,24 @@ def test_sam2_learns_prompts_in_single_frames_and_then_memory(tiny_model: Loaded
     assert any(not torch.equal(before[name], after[name]) for name in memory)
 
 
-def test_later_prompts_of_one_row_fit_both_look_alikes_and_its_target_is_one(scenes: list[Scene]) -> None:
-    frames, clips = draw_clips(np.random.default_rng(0), scenes, count=12, num_frames=3)
-    assert clips.is_vague_R.reshape(12, -1).sum(1).tolist() == [1] * 12
+def test_prompts_of_one_row_fit_both_look_alikes_after_or_before_a_clear_one(scenes: list[Scene]) -> None:
+    frames, clips = draw_clips(np.random.default_rng(0), scenes, count=24, num_frames=3)
+    assert clips.is_vague_R.reshape(24, -1).sum(1).tolist() == [1] * 24
     seen = set()
     for row in np.flatnonzero(clips.is_vague_R):
         scene, t = frames[3 * int(clips.video_R[row])]
         pair = [item.object_id for item in scene.look_alikes]
         target = clips.targets_RTHW[row]
         assert any(np.array_equal(target, scene.masks_OTHW[number, t : t + 3]) for number in pair)
-        assert torch.equal(clips.places_RTHW[row, 0], target[0]), "the first prompt is clear"
-        for later in (1, 2):
-            place, (shape, colour) = clips.places_RTHW[row, later], clips.words_RT2[row, later].tolist()
-            seen.add("words" if shape else "place")
+        clear = int(clips.corrected_R[row]) % 3
+        assert torch.equal(clips.places_RTHW[row, clear], target[clear])
+        for vague in range(clear) if clear else (1, 2):
+            place, (shape, colour) = clips.places_RTHW[row, vague], clips.words_RT2[row, vague].tolist()
+            seen.add((clear, "words" if shape else "place"))
             assert colour == 0
-            assert SHAPES[shape - 1] == scene.objects[pair[0]].shape if shape else place.sum() > target[later].sum()
-    assert seen == {"words", "place"}
+            assert SHAPES[shape - 1] == scene.objects[pair[0]].shape if shape else place.sum() > target[vague].sum()
+        assert [bool(clips.are_held(t)[row]) for t in (1, 2)] == [clear == 0] * 2
+    assert seen == {(clear, kind) for clear in range(3) for kind in ("words", "place")}
 
 
 def test_a_clear_prompt_may_correct_an_earlier_one(scenes: list[Scene]) -> None:
