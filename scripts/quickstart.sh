@@ -14,7 +14,7 @@ TOWERS=${QUICKSTART_TOWERS:-shipped}
 SCENES=${QUICKSTART_SCENES:-700}
 CLIP_STEPS=${QUICKSTART_CLIP_STEPS:-1000}
 LLM_STEPS=${QUICKSTART_LLM_STEPS:-1800}
-SAM2_STEPS=${QUICKSTART_SAM2_STEPS:-450}
+SAM2_STEPS=${QUICKSTART_SAM2_STEPS:-2200}
 DATA=${QUICKSTART_DATA:-data/shapes}
 OUT=${QUICKSTART_OUT:-outputs/quickstart}
 
@@ -46,8 +46,7 @@ if [ "$TOWERS" = own ]; then
   "$python" tools/pretrain_towers.py "${root[@]}" num_scenes="$SCENES" 'parts=[tokenizer,clip,llm]' \
     clip_steps="$CLIP_STEPS" llm_steps="$LLM_STEPS" &
   language=$!
-  "$python" tools/pretrain_towers.py "${root[@]}" num_scenes="$SCENES" 'parts=[sam2]' sam2_steps="$SAM2_STEPS" \
-    sam2_start=glus_shapes learning_rate=5e-4 # from scratch it does not learn to remember
+  "$python" tools/pretrain_towers.py "${root[@]}" num_scenes="$SCENES" 'parts=[sam2]' sam2_steps="$SAM2_STEPS"
   wait "$language"
 fi
 

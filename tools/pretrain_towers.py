@@ -28,7 +28,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from glus.config import FramesConfig, Precision, PretrainConfig, QuerySampling
+from glus.config import FramesConfig, PretrainConfig, QuerySampling
 from glus.config.jobs import Jobs
 from glus.data.chat.chatml import train_json_vocabulary
 from glus.data.chat.llava import LlavaChat, train_vocabulary
@@ -36,10 +36,9 @@ from glus.files import write_text
 from glus.inference.predictor import chat_of
 from glus.log import run_info, setup_logging
 from glus.models.build import build_segmenter
-from glus.models.hub import find_model
 from glus.models.mllm.adapters import second_names
 from glus.models.mllm.llava import ClipEncoder, build_vision_tower, llava_of
-from glus.models.pretrained import build_glus, load_model
+from glus.models.pretrained import build_glus
 from glus.models.published import save_published
 from glus.models.release_layout import PROJECTOR_PREFIX
 from glus.models.weight_files import write_pickle, write_tensors
@@ -126,11 +125,7 @@ def make_mllm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None
 def make_sam2(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     """A SAM2."""
     segmenter: Any = build_segmenter(config.model.segmenter)
-    if config.sam2_start is not None:
-        segmenter = load_model(find_model(config.sam2_start), Precision.fp32, as_trained=True).glus.segmenter
     tower = Sam2Tower(segmenter, scenes, config.sam2_batch_size, config.sam2_clip_frames)
-    if config.sam2_start is not None:
-        tower.single_frame_share = 0.0
     _train("sam2", tower, config.sam2_steps, config, folder)
     write_pickle(folder / "sam2.pt", {"model": segmenter.sam.state_dict()})
 
