@@ -96,7 +96,7 @@ class AblateConfig:
     """Of training; each row is trained once for each. The start has only one."""
     start_steps: int = at_least(1, default=600)
     """Training steps of the start."""
-    steps: int = at_least(1, default=200)
+    steps: int = at_least(1, default=250)
     """Training steps of each row."""
     max_videos: int | None = at_least(1, default=None)
     """Only the first so many held-out videos; null: all."""
