@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MARGINS = ("appearance", "context", "blink", "overall")
+MARGINS = ("appearance", "context", "blink", "mean_over_kinds")
 MARGIN = 10
 """Points of J&F, on each of these, by which each model beats the best answer that ignores the sentence."""
 

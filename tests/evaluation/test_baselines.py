@@ -63,10 +63,10 @@ def mean(kinds: tuple[str, ...], row: str) -> float | None:
 
 def test_known_answers(dataset: DatasetConfig, perfect: Path) -> None:
     result = summary(compare_predictions(dataset, {"perfect": perfect}))
-    assert list(result) == ["appearance", "multi", "absent", "overall", "overall_present"]
+    assert list(result) == ["appearance", "multi", "absent", "mean_over_kinds", "mean_over_kinds_but_absent"]
     expected = dict(EXPECTED)
-    expected["overall"] = {row: mean(("appearance", "multi", "absent"), row) for row in COLUMNS}
-    expected["overall_present"] = {row: mean(("appearance", "multi"), row) for row in COLUMNS}
+    expected["mean_over_kinds"] = {row: mean(("appearance", "multi", "absent"), row) for row in COLUMNS}
+    expected["mean_over_kinds_but_absent"] = {row: mean(("appearance", "multi"), row) for row in COLUMNS}
     for kind, rows in expected.items():
         assert list(result[kind]) == list(COLUMNS)
         assert result[kind] == {row: None if value is None else pytest.approx(value) for row, value in rows.items()}
@@ -108,7 +108,7 @@ def test_look_alikes_ceiling_and_oracle(dataset: DatasetConfig, perfect: Path) -
     ]
     table = comparison.table()
     assert table["appearance"]["margin"] == pytest.approx(50 - ONE_OF_TWO)
-    assert table["overall"]["both_look_alikes"] is None, "not every kind has look-alikes"
+    assert table["mean_over_kinds"]["both_look_alikes"] is None, "not every kind has look-alikes"
     (perfect / "predict.json").unlink()
     unknown = compare_predictions(dataset, {"m": perfect}, max_videos=1)["m"]
     assert "ceiling" not in unknown.scores[0]
@@ -163,8 +163,8 @@ def test_incomplete_predictions_are_an_error(dataset: DatasetConfig, perfect: Pa
 def test_without_groups_there_is_one_kind(dataset: DatasetConfig, perfect: Path) -> None:
     dataset.groups = None
     result = summary(compare_predictions(dataset, {"m": perfect}))
-    assert list(result) == ["all", "overall", "overall_present"]
-    assert result["all"] == result["overall"]
+    assert list(result) == ["all", "mean_over_kinds", "mean_over_kinds_but_absent"]
+    assert result["all"] == result["mean_over_kinds"]
 
 
 def test_margin_and_table(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:

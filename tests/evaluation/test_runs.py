@@ -104,7 +104,7 @@ def test_both_means_agree_with_score_and_the_table_can_be_read(runs: list[Scored
     text = console.file.getvalue()
     scored = Console(width=120, file=io.StringIO())
     print_report(score_predictions(dataset, runs[0].folder), scored)
-    blind = compare_predictions(dataset, {"worse": runs[0].folder})["worse"].table()["overall"]["model"]
+    blind = compare_predictions(dataset, {"worse": runs[0].folder})["worse"].table()["mean_over_kinds"]["model"]
     for row in compare_runs(runs)[-2:]:
         assert re.search(rf"{row.name} +5 +{row.means[0]:.1f} +100.0 +\+", text)
         assert isinstance(scored.file, io.StringIO)

@@ -90,7 +90,14 @@ def test_compare(run, perfect: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "J&F of ours" in result.stdout
     summary = json.loads((tmp_path / "cwd/out/comparison.json").read_text())
-    assert list(summary) == ["appearance", "multi", "absent", "overall", "overall_present", "other_models"]
+    assert list(summary) == [
+        "appearance",
+        "multi",
+        "absent",
+        "mean_over_kinds",
+        "mean_over_kinds_but_absent",
+        "other_models",
+    ]
     assert list(summary["other_models"]) == ["theirs"]
     assert (tmp_path / "cwd/out/comparison.csv").is_file()
     assert sorted(path.name for path in (tmp_path / "cwd").iterdir()) == ["out"]
