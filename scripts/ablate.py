@@ -5,7 +5,7 @@
 
 Rows and claims are in ``configs/ablation``. All rows start from one model and see the same samples. The same command
 goes on after a kill; started several times, on machines that share a disk, the commands share the work. Writes
-``<output>/summary.json``, ``claims.json``, ``curves.json`` and ``ablation.html``.
+``<output>/summary.json``, ``claims.json``, ``curves.json``, ``scores.json`` and ``ablation.html``.
 """
 
 from __future__ import annotations
@@ -203,8 +203,9 @@ def tabulate(config: AblateConfig) -> AblationTables:
     tables = AblationTables(
         config.ablation, {row: [compared[f"{row}/{seed}"] for seed in config.seeds] for row in rows}
     )
-    for name, content in {"summary": tables.summary(), "claims": tables.claims(), "curves": tables.curves()}.items():
-        write_text(output / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    contents = {"summary": tables.summary(), "claims": tables.claims(), "curves": tables.curves()}
+    for name, content in {**contents, "scores": tables.scores()}.items():
+        write_text(output / f"{name}.json", json.dumps(content, indent=None if name == "scores" else 1) + "\n")
     first = [folders[row, config.seeds[0]] for row in rows]
     for folder in first:
         report = score_predictions(config.dataset, folder, Missing.error, config.processes, config.max_videos)
@@ -242,7 +243,8 @@ def ablate(config: AblateConfig) -> int:
 
 
 def _written(config: AblateConfig) -> Iterator[Path]:
-    return (Path(config.output) / name for name in ("summary.json", "claims.json", "curves.json", "ablation.html"))
+    names = ("summary.json", "claims.json", "curves.json", "scores.json", "ablation.html")
+    return (Path(config.output) / name for name in names)
 
 
 ConfigStore.instance().store("schema", AblateConfig)

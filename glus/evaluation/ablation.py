@@ -118,6 +118,13 @@ class AblationTables:
                     found.setdefault(kind, {})[row] = np.mean(chosen, axis=0).tolist()
         return found
 
+    def scores(self) -> dict[str, Any]:
+        """J&F in percent of every sentence, from which all else follows: ``{"sentences": [[video, expression, kind]],
+        "rows": {row: one list for each seed}}``."""
+        expressions = next(iter(self._results.values()))[0].expressions
+        sentences = [[e.video, e.exp_id, kind] for e, kind in zip(expressions, self._kinds, strict=True)]
+        return {"sentences": sentences, "rows": {row: self._scores(row).round(2).tolist() for row in self._results}}
+
     def printed(self) -> dict[str, dict[str, str]]:
         """The cells for people, ``96.5 ± 0.3``, by row."""
         return {

@@ -74,6 +74,15 @@ def test_a_claim_passes_where_its_interval_lies_above_zero(tables: AblationTable
     assert tables.verdicts[2].text().startswith("reported")
 
 
+def test_all_cells_follow_from_the_scores(tables: AblationTables) -> None:
+    scores = tables.scores()
+    kinds = [kind for _, _, kind in scores["sentences"]]
+    assert scores["sentences"][:2] == [["v0", "0", "easy"], ["v0", "1", "hard"]]
+    for row, seeds in scores["rows"].items():
+        of_kind = [[value for value, kind in zip(seed, kinds, strict=True) if kind == "hard"] for seed in seeds]
+        assert np.mean(of_kind) == pytest.approx(tables.summary()[row]["hard"]["mean"])
+
+
 def test_curves_and_page(tables: AblationTables) -> None:
     assert tables.curves() == {"hard": {"a": [1.0, 0.0], "b": [1.0, 0.5], "c": [1.0, 0.0]}}
     page = ablation_section(tables)
