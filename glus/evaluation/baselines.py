@@ -50,8 +50,8 @@ _FOIL = "foil"
 """The answer beside the look-alike that is not meant."""
 ABSENT = "absent"
 """The group whose expressions name no object (Shapes)."""
-MEAN, MEAN_OF_PRESENT = "mean_over_kinds", "mean_over_kinds_but_absent"
-_TITLES = {MEAN: MEANS[MEAN], MEAN_OF_PRESENT: f"{MEANS[MEAN]} but {ABSENT}"}
+MEAN_OF_KINDS, MEAN_OF_PRESENT = "mean_over_kinds", "mean_over_kinds_but_absent"
+_TITLES = {MEAN_OF_KINDS: MEANS[MEAN_OF_KINDS], MEAN_OF_PRESENT: f"{MEANS[MEAN_OF_KINDS]} but {ABSENT}"}
 UNGROUPED = "all"
 """How the only group is called where a dataset has none."""
 
@@ -73,13 +73,13 @@ class Comparison:
     def table(self) -> dict[str, dict[str, float | None]]:
         """J&F in percent by group and row, and ``margin``: how far ``model`` is above the best blind row of the group.
 
-        Then ``MEAN`` (unweighted over the groups, also of their margins) and ``MEAN_OF_PRESENT`` (the same
+        Then ``MEAN_OF_KINDS`` (unweighted over the groups, also of their margins) and ``MEAN_OF_PRESENT`` (the same
         without the group ``absent``); None where no expression has the row, or not every group has its look-alikes.
         """
         table = {name: _means(scores, 100) for name, scores in self._groups().items()}
         table = {name: {**rows, "margin": margin(rows)} for name, rows in table.items()}
         present = [rows for name, rows in table.items() if name != ABSENT]
-        return {**table, MEAN: _over_groups(list(table.values())), MEAN_OF_PRESENT: _over_groups(present)}
+        return {**table, MEAN_OF_KINDS: _over_groups(list(table.values())), MEAN_OF_PRESENT: _over_groups(present)}
 
     def excluded(self) -> dict[str, dict[str, int]]:
         """By group and row, how many expressions do not have the row; only counts above 0."""
@@ -93,7 +93,7 @@ class Comparison:
         groups: dict[str, list[Scores]] = {}
         for expression, scores in zip(self.expressions, self.scores, strict=True):
             groups.setdefault(expression.group or UNGROUPED, []).append(scores)
-        reserved = {MEAN, MEAN_OF_PRESENT, "other_models"}.intersection(groups)
+        reserved = {MEAN_OF_KINDS, MEAN_OF_PRESENT, "other_models"}.intersection(groups)
         if reserved:
             raise ValueError(f"a group of expressions is called {min(reserved)!r}, which the summary needs itself")
         return groups
