@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from glus.config import AblationClaim, AblationConfig
 from glus.evaluation.baselines import UNGROUPED, Comparison
@@ -181,6 +182,7 @@ def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
             axis.plot(shares, label=row, linewidth=1.2)
         axis.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
         axis.set(title=kind, ylim=(0, 1.02), xlabel="frame")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes[len(curves) :]:
         axis.remove()
     if curves:
