@@ -120,7 +120,7 @@ class AblationTables:
         return found
 
     def scores(self) -> dict[str, Any]:
-        """J&F in percent of every sentence, from which all else follows: ``{"sentences": [[video, expression, kind]],
+        """J&F in percent of every sentence, from which means, differences and claims follow: ``{"sentences": [[video, expression, kind]],
         "rows": {row: one list for each seed}}``."""
         expressions = next(iter(self._results.values()))[0].expressions
         sentences = [[e.video, e.exp_id, kind] for e, kind in zip(expressions, self._kinds, strict=True)]
