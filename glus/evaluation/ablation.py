@@ -120,8 +120,11 @@ class AblationTables:
         return found
 
     def scores(self) -> dict[str, Any]:
-        """J&F in percent of every sentence, from which means, differences and claims follow: ``{"sentences": [[video, expression, kind]],
-        "rows": {row: one list for each seed}}``."""
+        """J&F in percent of every sentence, from which means, differences and claims follow.
+
+        Returns:
+            ``{"sentences": [[video, expression, kind]], "rows": {row: one list for each seed}}``.
+        """
         expressions = next(iter(self._results.values()))[0].expressions
         sentences = [[e.video, e.exp_id, kind] for e, kind in zip(expressions, self._kinds, strict=True)]
         return {"sentences": sentences, "rows": {row: self._scores(row).round(2).tolist() for row in self._results}}
