@@ -33,8 +33,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace the result of an earlier run in --output")
     parser.add_argument("--allow-cpu", action="store_true", help="run a model of the full size though there is no GPU")
     parser.add_argument("--fps", type=float, help="of overlay.mp4 (default: as long as the video; 24 for a folder)")
-    parser.add_argument("--start", type=int, default=0, help="number of the first frame to look at (default: 0)")
-    parser.add_argument("--end", type=int, help="number of the frame to stop before (default: none)")
+    parser.add_argument(
+        "--start", type=int, default=0, help="first frame to look at, a number, below 0 from the end (default: 0)"
+    )
+    parser.add_argument("--end", type=int, help="frame to stop before, likewise (default: none)")
     parser.add_argument("--every", type=int, default=1, help="look at each so many frames only (default: 1)")
     parser.add_argument(
         "--key-frames",

@@ -70,10 +70,17 @@ def read_image(path: Path, name: str) -> np.ndarray:
         name: see ``open_image``.
 
     Raises:
-        FileNotFoundError, ValueError: see ``open_image``; also for grey of more than 16 bits.
+        FileNotFoundError, ValueError: see ``open_image``; also for grey of more than 16 bits, and several pictures.
     """
     with open_image(path, name) as image:
+        if (count := num_pictures(image)) > 1:
+            raise ValueError(f"it holds {count} pictures, expected one; given by itself, such a file is a video")
         return _upright_rgb(image)
+
+
+def num_pictures(image: Image.Image) -> int:
+    """Pages of a TIFF, frames of an animation; a photo's previews (MPO) do not count."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def _upright_rgb(image: Image.Image) -> np.ndarray:
@@ -267,7 +274,7 @@ class PictureVideo:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         with open_image(self.path, self.path.name) as image:
-            num_frames = getattr(image, "n_frames", 1) if image.format in ("WEBP", "TIFF") else 1
+            num_frames = num_pictures(image)
         self._animation = Image.open(self.path) if num_frames > 1 else None
         self._lock = threading.Lock()
         self.names = tuple(f"{index:05d}" for index in range(num_frames))

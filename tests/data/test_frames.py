@@ -190,6 +190,18 @@ def test_an_animated_picture_is_read_in_any_order(tmp_path, suffix):
     assert len(open_video(tmp_path / "a.jpg")) == len(frames)
 
 
+@pytest.mark.parametrize("suffix", ["webp", "png", "tif"])
+def test_a_frame_of_several_pictures_is_refused(tmp_path, suffix):
+    first, *others = moving_pictures()
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=others, lossless=True)
+    with pytest.raises(ValueError, match=rf"a\.{suffix}: it holds 12 pictures, expected one"):
+        open_video(tmp_path).read(0)
+    photo = tmp_path / "photo" / "0.jpg"
+    photo.parent.mkdir()
+    first.save(photo, format="MPO", save_all=True, append_images=others[:1])
+    assert open_video(photo.parent).read(0).shape == open_video(photo).read(0).shape == np.array(first).shape
+
+
 def test_a_damaged_animation_is_named(tmp_path):
     first, *others = moving_pictures()
     path = tmp_path / "a.webp"
