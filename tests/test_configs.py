@@ -38,6 +38,7 @@ from glus.config import (
 )
 from glus.config.loading import RENAMED
 from glus.config.overrides import check_overrides, groups, print_help, settings
+from glus.models.foreign import check_starting_weights
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -65,6 +66,15 @@ def test_experiments(experiment: str) -> None:
     assert config.data.mixture
     assert config.trainer.steps > 0
     assert config.model.llm.vocab_size > 0
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_a_model_starts_from_weights_of_its_own_family_alone(name: str) -> None:
+    config = load_config(TrainConfig, compose_train("experiment=shapes", f"model={name}", "paths.weights=nowhere"))
+    with pytest.raises(FileNotFoundError) as error:
+        check_starting_weights(config.model)
+    assert ("model.clip.weights=" in str(error.value)) == (config.model.family == "llava")
+    assert "set the path" not in str(error.value)
 
 
 @pytest.mark.parametrize("group", ["data", "loss", "model", "trainer"])

@@ -48,10 +48,11 @@ _DOWNLOADS = {
     r".*/LISA-[^/]*": "hf download xinlai/{place.name} --local-dir {place}",
     r".*/clip-vit-[^/]*": "hf download openai/{place.name} --local-dir {place}",
     r".*/InternVL3-[^/]*": "hf download OpenGVLab/{place.name} --local-dir {place}",
-    r".*/Qwen3-VL-[^/]*": "hf download Qwen/{place.name} --local-dir {place}",
+    r".*/Qwen[0-9.]+-VL-[^/]*": "hf download Qwen/{place.name} --local-dir {place}",
     r".*/sam2_hiera_[^/]*\.pt": "curl -L --create-dirs -o {place} "
     "https://dl.fbaipublicfiles.com/segment_anything_2/072824/{place.name}",
-    r".*/(clip|tokenizer|llm|sam2\.pt)": "glus towers output={place.parent}",
+    r".*/shapes/(clip|tokenizer|llm|sam2\.pt)": "glus towers output={place.parent}",
+    r".*/shapes_[^/]*/(tokenizer|mllm)": "glus towers 'parts=[tokenizer,mllm]' output={place.parent} model=...",
 }
 """Regular expression of a path of starting weights -> the command that downloads or makes them."""
 
