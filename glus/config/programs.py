@@ -202,7 +202,7 @@ class PretrainConfig:
     parts: list[str] | None = None
     """What to make: tokenizer, clip, llm, sam2; of another family than LLaVA tokenizer, mllm, sam2. Null: all. The LLM
     needs tokenizer and CLIP, SAM2 needs nothing, so two processes can share the work."""
-    num_scenes: int = 700
+    num_scenes: int = 2100
     """Generated videos to learn from."""
     num_frames: int = 16
     """Their length."""
@@ -210,17 +210,17 @@ class PretrainConfig:
     """Decides scenes and initial weights."""
     learning_rate: float = 1e-3
     """Peak, of each part."""
-    clip_steps: int = 1000
+    clip_steps: int = 3000
     """Optimizer steps of CLIP."""
     clip_batch_size: int = 32
     """Frames per step."""
-    sam2_steps: int = 2200
+    sam2_steps: int = 3000
     """Optimizer steps of SAM2."""
     sam2_batch_size: int = 6
     """Clips per step."""
     sam2_clip_frames: int = 3
     """Frames per clip in the second part of SAM2's pre-training."""
-    llm_steps: int = 1800
+    llm_steps: int = 2400
     """Optimizer steps of the LLM."""
     llm_batch_size: int = 12
     """Videos per step in the first part of the LLM's pre-training."""
