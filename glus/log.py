@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import numpy as np
+import torch
 from omegaconf import OmegaConf
 
 from glus import __version__, distributed
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PACKAGES = ("torch", "transformers", "peft", "deepspeed", "sam2", "numpy")
+_PACKAGES = ("transformers", "peft", "deepspeed", "sam2", "numpy")
 
 
 def setup_logging() -> None:
@@ -64,7 +65,8 @@ def run_info() -> dict[str, Any]:
         "command": sys.argv,
         "commit": commit or "unknown (no git, or not a git checkout)",
         "python": sys.version.split()[0],
-        "versions": {"glus": __version__, **{name: _version(name) for name in _PACKAGES}},
+        # torch as it calls itself: pip does not know the CUDA of PyPI's builds
+        "versions": {"glus": __version__, "torch": torch.__version__} | {name: _version(name) for name in _PACKAGES},
         "world_size": distributed.world_size(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
