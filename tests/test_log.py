@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import wandb  # noqa: TID251  # only to take its place
 from wandb.proto import wandb_internal_pb2  # noqa: TID251  # and to read what it wrote
 
@@ -64,7 +65,9 @@ def test_a_run_is_described_without_git_and_where_pip_knows_no_package(
     monkeypatch.setattr(importlib.metadata, "version", missing)
     about = run_info()
     assert about["commit"].startswith("unknown")
-    assert (about["versions"].pop("glus"), {*about["versions"].values()}) == (__version__, {"not installed"})
+    known = {name: about["versions"].pop(name) for name in ("glus", "torch")}
+    assert known == {"glus": __version__, "torch": torch.__version__}
+    assert {*about["versions"].values()} == {"not installed"}
 
 
 class FakeRun:
