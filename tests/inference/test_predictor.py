@@ -110,7 +110,7 @@ def test_exactly_what_is_needed_is_computed(seg_model, texts):
         list(one.segment(ArrayVideo(num_frames), texts))
     assert counts["CLIP images"] == counts["SAM2 images"] == num_frames
     assert counts["memory encoder calls"] == counts["memory attention calls"] == num_frames - 1
-    assert counts["LLM head tokens"] == num_frames * len(texts)
+    assert counts["LLM head tokens"] == counts["LLM last MLP tokens"] == num_frames * len(texts)
     assert counts["LLM tokens"] <= token_bound(one, texts, num_frames)
 
 

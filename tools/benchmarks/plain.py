@@ -280,14 +280,15 @@ def counted(glus: Glus) -> Iterator[Counter[str]]:
     llava, segmenter = llava_of(glus), glus.segmenter
     assert isinstance(segmenter, Sam2Segmenter)
     llama, sam = llava.llama, segmenter.sam
-    first_layer = llama.model.layers[0].mlp.gate_proj
+    first_norm, last_mlp = llama.model.layers[0].input_layernorm, llama.model.layers[-1].mlp.gate_proj
 
     watched: dict[str, tuple[nn.Module, Callable[[torch.Tensor], int]]] = {
         "CLIP images": (llava.clip, len),
         "CLIP input bytes": (llava.clip, lambda tensor: tensor.nbytes),
         "SAM2 images": (sam.image_encoder, len),
-        "LLM tokens": (first_layer, lambda tensor: tensor.shape[:-1].numel()),
-        "LLM calls": (first_layer, lambda _: 1),
+        "LLM tokens": (first_norm, lambda tensor: tensor.shape[:-1].numel()),
+        "LLM calls": (first_norm, lambda _: 1),
+        "LLM last MLP tokens": (last_mlp, lambda tensor: tensor.shape[:-1].numel()),
         "LLM head tokens": (llama.lm_head, lambda tensor: tensor.shape[:-1].numel()),
         "memory attention calls": (sam.memory_attention.norm, lambda _: 1),
         "memory encoder calls": (sam.memory_encoder, lambda _: 1),

@@ -5,8 +5,8 @@ A ``Decoder`` holds no parameters of its own, so that names of tensors are the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,6 +48,32 @@ def move_rotary(rotary: nn.Module, device: torch.device) -> None:
     """Move the rotary frequencies once: copied in every pass, a GPU would be waited for in every pass."""
     if device.type != "meta":
         rotary.inv_freq = rotary.inv_freq.to(device)  # type: ignore[operator]
+
+
+@contextmanager
+def only_for(tokens_R: torch.Tensor, module: nn.Module) -> Iterator[None]:
+    """Let a module read these tokens (of all rows) alone, and give 0 for the others.
+
+    It is for the end of the last layer, as nobody reads the other states there: of a prompt, all but one in ninety.
+    That spares a fifth of the products of four layers, and 2 % of those of 32.
+    """
+    shape = torch.Size()
+
+    def choose(_: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        nonlocal shape
+        shape = inputs[0].shape[:2]
+        return (inputs[0].flatten(0, 1).index_select(0, tokens_R),)
+
+    def spread(_: nn.Module, __: tuple[torch.Tensor], output_RD: torch.Tensor) -> torch.Tensor:
+        zeros = output_RD.new_zeros(shape.numel(), output_RD.shape[1])
+        return zeros.index_copy_(0, tokens_R, output_RD).unflatten(0, shape)
+
+    hooks = module.register_forward_pre_hook(choose), module.register_forward_hook(spread)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Decoder:
@@ -120,7 +146,11 @@ class Decoder:
             seen = sum(prefix.length for prefix in past)
             options["attention_mask"] = additive_mask(rows.sees_BLL, seen, embeds_BLD.dtype)
         options["position_ids"] = rows.position_ids_BL if positions is None else positions
-        hidden_BLD = self._run(embeds_BLD, **options)
+        last = self.text.layers[-1]
+        with ExitStack() as stack:
+            for module in (last.self_attn.o_proj, last.mlp) if past or keep else ():
+                stack.enter_context(only_for(rows.reads_R, module))
+            hidden_BLD = self._run(embeds_BLD, **options)
         prefix = options["past_key_values"].prefix if keep else None
         return hidden_BLD.flatten(0, 1).index_select(0, rows.reads_R), prefix
 
