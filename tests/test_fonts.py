@@ -108,7 +108,7 @@ def test_the_system_has_what_the_bundled_font_lacks(
     if not has_fontconfig:
         monkeypatch.setattr(shutil, "which", lambda name: None)
     elif shutil.which("fc-match") is None:
-        pytest.skip("no fc-match on this machine; finding fonts without it, the other case, runs everywhere")
+        pytest.skip("asks fontconfig's own fc-match, an optional program; users without it get the other case")
     monkeypatch.setattr(glus.fonts, "FONT_FOLDERS", (str(tmp_path / "fonts"),))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     make_font(tmp_path / "fonts" / "deep" / "blocks.ttf", CHINESE)
@@ -159,7 +159,10 @@ def test_pieces_of_text_from_the_right_stand_from_the_right(folder: Path) -> Non
     assert [text for text, _ in glus.fonts._runs("ab 漢 אב")] == ["ab ", "漢", " אב"]
 
 
-@pytest.mark.skipif(not features.check("raqm"), reason="without libfribidi no order; the next test is of that")
+@pytest.mark.skipif(
+    not features.check("raqm"),
+    reason="this build of Pillow cannot lay out text; what users are told then is the next test",
+)
 def test_hebrew_is_read_from_the_right_and_arabic_is_joined() -> None:
     columns = np.nonzero((drawn("א..") != drawn("..")).any((0, 2)))[0]
     assert columns.mean() > 5 + text_width("..", 20), "the first letter is the rightmost"

@@ -204,7 +204,7 @@ class Trainer:
                         self._evaluate(self.evaluate)
                     if is_last or self._is_stopping or self._is_saving or state.step % settings.save_every == 0:
                         self._save()
-        except Exception:  # whatever it is goes on; the log adds rank, step and samples, which no traceback has
+        except Exception:  # raised again as it is: a traceback does not tell rank, step and samples
             where = f"rank {distributed.rank()} failed in step {state.step + 1}, {self._watch.doing}"
             log.error("%s. The same command goes on from the newest checkpoint", where)
             raise

@@ -28,7 +28,7 @@ from tools.benchmarks.measuring import (
     timed,
 )
 
-PACKAGES = ("torch", "transformers", "peft", "deepspeed", "sam2", "bitsandbytes", "triton", "numpy")
+PACKAGES = ("transformers", "peft", "deepspeed", "sam2", "bitsandbytes", "triton", "numpy")
 LEAST_MATMUL_SHARE = 0.6
 """Of the maker's figure; a card that is slower is shared, too hot or throttled."""
 
@@ -116,7 +116,7 @@ def environment(sizes: Sizes, folder: Path) -> Report:
     source = torch.zeros(GIB if device.type == "cuda" else GIB // 16, dtype=torch.uint8, device=device)
     copying = min(timed(source.clone, device)[1] for _ in range(10))
     peaks["memory GB/s"] = 2 * source.nbytes / copying / 1e9
-    versions = {name: installed_version(name) or "absent" for name in PACKAGES} | {"torch": torch.__version__}
+    versions = {"torch": torch.__version__} | {name: installed_version(name) or "absent" for name in PACKAGES}
     values = {"machine": machine, "peaks": peaks, "versions": versions}
     return Report([key_table(name.title(), found) for name, found in values.items()], values, goals)
 
