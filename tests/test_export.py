@@ -44,7 +44,8 @@ def _masks(model: LoadedModel) -> torch.Tensor:
     with torch.no_grad():
         states_RD, _ = model.glus.mllm.states(separate_rows(conversations, 0), torch.zeros(0, model.glus.mllm.width))
         embeds, _ = model.glus.answer(states_RD.unflatten(0, (2, 2)))
-        return model.glus.segment_clip([frames], torch.tensor([0, 0]), embeds)
+        decoded = model.glus.decode_clip([frames], torch.tensor([0, 0]), embeds)
+        return torch.stack([one.logits_Nmm for one in decoded], dim=1)
 
 
 def test_merged_model_gives_the_same_masks(checkpoint: Path, tmp_path: Path) -> None:

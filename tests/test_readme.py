@@ -373,7 +373,7 @@ def test_a_false_call_tree_is_noticed() -> None:
     file = ROOT / "glus" / "models" / "glus.py"
     assert definition("Glus.forward", file)
     assert definition("Glus.backward", file) is None
-    assert "segment_clip" not in (definition("Glus.answer", file) or "segment_clip")
+    assert "decode_clip" not in (definition("Glus.answer", file) or "decode_clip")
 
 
 def test_the_glossary_is_short() -> None:

@@ -24,7 +24,7 @@ from glus.data.sampling import clip_window, query_window
 from glus.models.glus import Glus
 
 if TYPE_CHECKING:
-    from glus.models.mllm.attention import Prefix
+    from glus.models.mllm.decoder import Prefix
 
 
 @dataclass(frozen=True)

@@ -243,13 +243,6 @@ class Glus(nn.Module):
     def _prompting(self, states: torch.Tensor) -> torch.Tensor:
         return states[..., self.reads - 1 :: self.reads, :]
 
-    def segment_clip(
-        self, query_frames: list[torch.Tensor], video_index: torch.Tensor, embeds_NQC: torch.Tensor
-    ) -> torch.Tensor:
-        """Mask logits (N, Q, m, m) of the query frames; see ``decode_clip``."""
-        decoded = self.decode_clip(query_frames, video_index, embeds_NQC)
-        return torch.stack([one.logits_Nmm for one in decoded], dim=1)
-
     def decode_clip(
         self, query_frames: list[torch.Tensor], video_index: torch.Tensor, embeds_NQC: torch.Tensor
     ) -> list[Any]:

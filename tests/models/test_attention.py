@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from glus.models.mllm.attention import causal_by_mask, causal_by_padding
+from glus.models.mllm.decoder import causal_by_mask, causal_by_padding
 
 
 @pytest.mark.parametrize("causal", [causal_by_padding, causal_by_mask])

@@ -15,7 +15,7 @@ from glus.batch import Batch, GlusOutput
 from glus.data.chat.tree import pack_conversations, unpack_conversations
 from glus.models.glus import Glus, MemoryBank, SegHead, segment_step
 from glus.models.segmenter.sam2 import FrameFeatures
-from tests.models.test_packing import separate_states
+from tests.models.test_packing import clip_masks, separate_states
 
 BatchMaker = Callable[..., Batch]
 
@@ -149,7 +149,7 @@ def test_each_query_frame_is_segmented_with_its_own_prompt(glus: Glus, make_batc
     glus.memory_enabled = False
     embeds = torch.randn(3, 2, glus.segmenter.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        masks = glus.segment_clip(batch.query_frames, batch.video_index, embeds)
+        masks = clip_masks(glus, batch, embeds)
         for row, video in enumerate(batch.video_index.tolist()):
             for q in range(2):
                 image = glus.segmenter.prepare_frames(batch.query_frames[video][[q]])
@@ -185,7 +185,7 @@ def _clip_gradient(glus: Glus, batch: Batch, detach: bool) -> tuple[torch.Tensor
     """Masks of two frames, and the gradient of the second frame's mask with respect to both prompts."""
     glus.segmenter.memory_gradient = not detach
     embeds = torch.randn(3, 2, glus.segmenter.width, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    masks = glus.segment_clip(batch.query_frames, batch.video_index, embeds)
+    masks = clip_masks(glus, batch, embeds)
     (gradient,) = torch.autograd.grad(masks[:, 1].square().mean(), embeds)
     return masks.detach(), gradient
 
@@ -210,7 +210,7 @@ def test_the_gradient_through_memory_is_the_true_one(glus: Glus, make_batch: Bat
     direction[:, 0] = torch.randn(glus.segmenter.width, generator=torch.Generator().manual_seed(1)).double()
 
     def second_mask(prompts: torch.Tensor) -> torch.Tensor:
-        return glus.segment_clip(batch.query_frames, batch.video_index, prompts)[:, 1].square().mean()
+        return clip_masks(glus, batch, prompts)[:, 1].square().mean()
 
     leaf = embeds.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(second_mask(leaf), leaf)

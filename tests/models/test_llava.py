@@ -14,7 +14,7 @@ import torch
 from glus.batch import TokenRows
 from glus.models.glus import Glus
 from glus.models.mllm.adapters import add_lora
-from glus.models.mllm.attention import Prefix, PrefixCache
+from glus.models.mllm.decoder import Prefix, PrefixCache
 from glus.models.mllm.llava import ClipEncoder, Llava, build_llama, build_projector, build_vision_tower
 from glus.tokens import IMAGE_ID, placeholders
 

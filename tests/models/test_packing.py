@@ -25,12 +25,18 @@ def separate_states(glus: Glus, batch: Batch, visual_TD: torch.Tensor) -> torch.
     return states_RD.unflatten(0, (len(rows.input_ids_BL), -1))
 
 
+def clip_masks(glus: Glus, batch: Batch, embeds_NQC: torch.Tensor) -> torch.Tensor:
+    """Mask logits (N, Q, m, m) of a batch's query frames for these prompts."""
+    decoded = glus.decode_clip(batch.query_frames, batch.video_index, embeds_NQC)
+    return torch.stack([one.logits_Nmm for one in decoded], dim=1)
+
+
 def _separate(glus: Glus, batch: Batch) -> GlusOutput:
     """The forward pass with each conversation in a row of its own, under the LLM's plain causal attention."""
     tokens_BTD = glus.see(batch).unflatten(0, (len(batch.query_frames), -1))
     states_NQD = separate_states(glus, batch, tokens_BTD[batch.video_index].flatten(0, 1))
     embeds_NQC, logits_NQV = glus.answer(states_NQD)
-    return GlusOutput(logits_NQV, embeds_NQC, glus.segment_clip(batch.query_frames, batch.video_index, embeds_NQC))
+    return GlusOutput(logits_NQV, embeds_NQC, clip_masks(glus, batch, embeds_NQC))
 
 
 def _learn(

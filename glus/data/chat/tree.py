@@ -7,7 +7,7 @@ them, so a row holds them once, then the rest of each::
     training    [common beginning][rest of 1][rest of 2]...[padding]
     inference   [turns of a prompt][ending of an earlier turn]...
 
-A conversation is a *path* through its row. Where the paths are is all that attention needs (``mllm/attention.py``).
+A conversation is a *path* through its row. Where the paths are is all that attention needs (``mllm/decoder.py``).
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ from glus.tokens import ChatStyle
 from glus.types import Role
 
 if TYPE_CHECKING:
-    from glus.models.mllm.attention import Prefix
-    from glus.models.mllm.decoder import Decoder
+    from glus.models.mllm.decoder import Decoder, Prefix
 
 
 class Mllm(Protocol):

@@ -1,16 +1,25 @@
 """What all families share: a text model of transformers with its head, read in rows of tokens, adapted, and trained.
 
-A ``Decoder`` holds no parameters of its own, so that names of tensors are the family's.
+Transformers' models call ``attend`` through their ``AttentionInterface``, and keep the keys and values of prefixes that
+many prompts share in a ``Cache`` of ours. There are three patterns, each by the fastest kernel that knows it, and only
+the last one needs a matrix of scores:
+
+- tokens that follow each other and all of a prefix: causal;
+- packed conversations (``TokenRows``): each is gathered from its row, prefix included, and attends causally;
+- prompts whose endings branch off: a mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from transformers.cache_utils import Cache
 
 from glus import compat, distributed
 from glus.batch import TokenRows
@@ -23,8 +32,180 @@ from glus.models.mllm.adapters import (
     add_lora,
     check_quantization,
 )
-from glus.models.mllm.attention import PackedRows, Prefix, PrefixCache, additive_mask
 from glus.tokens import IMAGE_ID
+
+NAME = "glus"
+"""Of the attention function, for transformers' ``attn_implementation``."""
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Of one layer: (R, key heads, L, d) each."""
+
+
+class PackedRows(NamedTuple):
+    """The paths of packed rows; see ``TokenRows``."""
+
+    paths_NC: torch.Tensor
+    slots_BL: torch.Tensor
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed: PackedRows | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attend, as an attention function of transformers.
+
+    Args:
+        module: the attention layer.
+        query: (B, heads, L, d), rotary positions applied.
+        key: (B, key heads, A, d); the last L of the A tokens are those of ``query``.
+        value: likewise.
+        attention_mask: (B, 1, L, A), added to the scores; None: causal.
+        dropout: of the attention weights.
+        scaling: of the scores; None: 1 / sqrt(d).
+        packed: the rows hold these conversations; then A = L, and there is no mask.
+
+    Returns:
+        (B, L, heads, d), and no weights.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if packed is not None:
+        query, key, value = (_gathered(heads, packed.paths_NC) for heads in (query, key, value))
+    if attention_mask is None and query.shape[2] < key.shape[2]:
+        continued = causal_by_mask if query.device.type == "cpu" else causal_by_padding
+        attended = continued(query, key, value, dropout, scaling)
+    else:
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            dropout_p=dropout,
+            is_causal=attention_mask is None,
+            scale=scaling,
+        )
+    attended = attended.transpose(1, 2)
+    if packed is not None:
+        slots = packed.slots_BL
+        attended = attended.flatten(0, 1).index_select(0, slots.flatten()).unflatten(0, slots.shape)
+    return attended, None
+
+
+def causal_by_padding(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """Attend from the last of the keys' tokens: square causal attention with queries before them that nobody reads.
+
+    It is what every GPU has a fast kernel for (flash), which a mask would rule out.
+    """
+    length, num_seen = query.shape[2], key.shape[2]
+    padded = F.pad(query, (0, 0, num_seen - length, 0))
+    attended = F.scaled_dot_product_attention(padded, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
+    return attended[:, :, -length:]
+
+
+def causal_by_mask(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """The same by a mask, one for all sequences: on a CPU a quarter faster (all of the small model's LLM)."""
+    length, num_seen = query.shape[2], key.shape[2]
+    hidden = torch.ones(length, num_seen, dtype=torch.bool, device=query.device).triu(num_seen - length + 1)
+    mask = torch.zeros(length, num_seen, dtype=query.dtype, device=query.device).masked_fill_(hidden, -torch.inf)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+
+
+def _gathered(heads_BhLd: torch.Tensor, tokens_NL: torch.Tensor) -> torch.Tensor:
+    """(N, heads, Lc, d): the tokens of each conversation."""
+    tokens = heads_BhLd.transpose(1, 2).flatten(0, 1)  # no copy: so they lie in memory
+    return tokens.index_select(0, tokens_NL.flatten()).unflatten(0, tokens_NL.shape).transpose(1, 2)
+
+
+def additive_mask(sees_BLL: torch.Tensor, num_seen: int, dtype: torch.dtype) -> torch.Tensor:
+    """What to add to the scores of tokens that see ``num_seen`` earlier ones besides: (B, 1, L, num_seen + L)."""
+    hidden_BLA = F.pad(~sees_BLL, (num_seen, 0))
+    return torch.zeros_like(hidden_BLA, dtype=dtype).masked_fill_(hidden_BLA, -torch.inf)[:, None]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of tokens that later tokens continue, one pair per layer.
+
+    ``rows`` says which of the R rows each later sequence continues: (N,) int64. None: all continue the only row.
+    """
+
+    layers: list[KeysValues]
+    rows: torch.Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return self.layers[0][0].shape[2]
+
+    def of_rows(self, rows: torch.Tensor) -> Prefix:
+        """The same prefix for sequences that continue other rows."""
+        return Prefix(self.layers, rows)
+
+    def continued(self, layer: int, count: int) -> KeysValues:
+        """A layer's keys and values, one row for each of ``count`` sequences."""
+        keys, values = self.layers[layer]
+        if self.rows is None:
+            return keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1)
+        return keys.index_select(0, self.rows), values.index_select(0, self.rows)
+
+
+class PrefixCache(Cache):
+    """Gives each layer the prefixes' keys and values before the new ones, and stores new ones only to be continued.
+
+    Those of a whole batch of prompts would take four times the memory of all else that reading them takes.
+
+    Args:
+        prefixes: the oldest first.
+        keep: whether the new tokens are to be continued: ``prefix``.
+    """
+
+    def __init__(self, prefixes: Sequence[Prefix], keep: bool):
+        super().__init__(layers=[])
+        self._new: list[KeysValues] = []
+        self._prefixes = prefixes
+        self._keep = keep
+
+    @property
+    def prefix(self) -> Prefix:
+        """The new tokens, to be continued."""
+        return Prefix(self._new)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> KeysValues:
+        """The layer's keys and values of all tokens, the new ones last."""
+        if self._keep:
+            self._new.append((key_states, value_states))
+        seen = [prefix.continued(layer_idx, len(key_states)) for prefix in self._prefixes]
+        keys, values = (torch.cat(parts, dim=2) for parts in zip(*seen, (key_states, value_states), strict=True))
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of tokens that are continued."""
+        return sum(prefix.length for prefix in self._prefixes)
+
+
+def llm_parts(prefix: str, owner_prefix: str) -> dict[str, tuple[str, ...]]:
+    """What ``Mllm.PARTS`` has of an LLM; the arguments are those of ``Decoder``."""
+    return {
+        "lora": (".lora_A.", ".lora_B."),
+        "embeddings": (f"{prefix}embed_tokens.",),
+        "lm_head": (f"{owner_prefix}lm_head.",),
+        "embeddings_new_rows": (f"{prefix}embed_tokens.new_rows",),
+        "lm_head_new_rows": (f"{owner_prefix}lm_head.new_rows",),
+        "llm": (prefix, f"{owner_prefix}lm_head."),
+    }
 
 
 def plain_rotary(rotary: nn.Module) -> nn.Module:
@@ -81,11 +262,11 @@ def only_for(tokens_R: torch.Tensor, module: nn.Module) -> Iterator[None]:
 
 
 class Decoder:
-    """A text model and its head.
+    """A text model and its head. It holds no parameters of its own, so that names of tensors are the family's.
 
     Args:
         text: of transformers, with ``embed_tokens``, ``layers``, ``norm`` and ``rotary_emb`` (see ``plain_rotary``),
-            and the attention of ``attention.NAME``.
+            and the attention that is called ``NAME``.
         owner: has the head, ``lm_head``.
         prefix: how names of ``text``'s tensors begin in the whole network.
         owner_prefix: how those of ``owner``'s do.
@@ -183,7 +364,10 @@ class Decoder:
         self.owner.lm_head = NewRowsHead(self.owner.lm_head.weight, ids)
 
     def quantize(self, quantization: Quantization, device: torch.device) -> Callable[[str, torch.Tensor], torch.Tensor]:
-        """See ``Mllm``.
+        """Make room in the layers for projections in fewer bits.
+
+        Returns:
+            What makes of each tensor, by its name in the whole network, what the model holds in its place.
 
         Raises:
             ValueError: they cannot be here, or they are trained.
@@ -199,7 +383,7 @@ class Decoder:
                 table.reset()
 
     def checkpoint_gradients(self, on: bool = True) -> None:
-        """See ``Mllm``."""
+        """Whether the backward pass computes the layers' activations again, which are then not kept."""
         # transformers 5.23 renamed these verbs and warns of the old names, which are the only ones before.
         renamed = hasattr(self.text, "activation_checkpointing_enable")
         prefix = "activation_checkpointing" if renamed else "gradient_checkpointing"
@@ -209,8 +393,8 @@ class Decoder:
             getattr(self.text, f"{prefix}_disable")()
 
     def compile_layers(self) -> None:
-        """See ``Mllm``. Code is made when a layer first runs, and once more for what that did not cover. Inference
-        stays as it is: there compiled layers took as long, and minutes to make.
+        """Let ``torch.compile`` make the layers' code, for training: when a layer first runs, and again for what that
+        did not cover. Inference stays as it is: there compiled layers took as long, and minutes to make.
 
         Raises:
             ValueError: no code can be made here.

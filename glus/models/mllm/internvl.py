@@ -18,8 +18,7 @@ from torch import nn
 
 from glus import compat
 from glus.batch import TokenRows
-from glus.models.mllm.attention import NAME, Prefix, attend
-from glus.models.mllm.decoder import Decoder, plain_rotary
+from glus.models.mllm.decoder import NAME, Decoder, Prefix, attend, llm_parts, plain_rotary
 from glus.models.mllm.pixels import normalized, resized
 from glus.tokens import ChatStyle
 from glus.types import Role
@@ -70,15 +69,12 @@ class InternVL(nn.Module):
         ValueError: the squares cannot be cut into patches, or their tokens into pools.
     """
 
+    PREFIXES: ClassVar[tuple[str, str]] = ("mllm.net.model.language_model.", "mllm.net.")
+    """See ``Decoder``."""
     PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "vision": ("mllm.net.model.vision_tower.",),
         "projector": ("mllm.net.model.multi_modal_projector.",),
-        "lora": (".lora_A.", ".lora_B."),
-        "embeddings": ("mllm.net.model.language_model.embed_tokens.",),
-        "lm_head": ("mllm.net.lm_head.",),
-        "embeddings_new_rows": ("mllm.net.model.language_model.embed_tokens.new_rows",),
-        "lm_head_new_rows": ("mllm.net.lm_head.new_rows",),
-        "llm": ("mllm.net.model.language_model.", "mllm.net.lm_head."),
+        **llm_parts(*PREFIXES),
     }
     PUBLISHED: ClassVar[tuple[tuple[str, str], ...]] = (
         ("language_model.model.", "mllm.net.model.language_model."),
@@ -102,7 +98,7 @@ class InternVL(nn.Module):
         self._merge = round(1 / config.downsample_ratio)
         self.roles = (Role.query,) if sides[0] == sides[1] else tuple(Role)
         self.prepare = partial(square, sides=self._sides)
-        self.decoder = Decoder(text, net, "mllm.net.model.language_model.", "mllm.net.", config.tie_word_embeddings)
+        self.decoder = Decoder(text, net, *self.PREFIXES, config.tie_word_embeddings)
         step = config.vision_config.patch_size[0] * self._merge * pool
         for role, side in self._sides.items():
             if side % step:

@@ -14,8 +14,7 @@ from torch import nn
 
 from glus import compat
 from glus.batch import TokenRows
-from glus.models.mllm.attention import NAME, Prefix, attend
-from glus.models.mllm.decoder import Decoder, plain_rotary
+from glus.models.mllm.decoder import NAME, Decoder, Prefix, attend, llm_parts, plain_rotary
 from glus.models.mllm.pixels import CLIP_MEAN, CLIP_STD
 from glus.tokens import ChatStyle
 from glus.types import Role
@@ -121,7 +120,7 @@ def _prepared(frame_HW3: np.ndarray, role: Role = Role.query, *, size: int) -> n
 
 
 def build_llama(architecture: dict[str, Any], vocab_size: int) -> LlamaForCausalLM:
-    """A LLaMA with random weights, the attention of ``attention.py``, rotary frequencies as ``plain_rotary`` makes
+    """A LLaMA with random weights, the attention of ``decoder.py``, rotary frequencies as ``plain_rotary`` makes
     them, and an untied head.
 
     Args:
@@ -184,15 +183,12 @@ class Llava(nn.Module):
         llama: the LLM, with or without LoRA adapters.
     """
 
+    PREFIXES: ClassVar[tuple[str, str]] = ("mllm.llama.model.", "mllm.llama.")
+    """See ``Decoder``."""
     PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "clip": ("mllm.clip.",),
         "projector": ("mllm.projector.",),
-        "lora": (".lora_A.", ".lora_B."),
-        "embeddings": ("mllm.llama.model.embed_tokens.",),
-        "lm_head": ("mllm.llama.lm_head.",),
-        "embeddings_new_rows": ("mllm.llama.model.embed_tokens.new_rows",),
-        "lm_head_new_rows": ("mllm.llama.lm_head.new_rows",),
-        "llm": ("mllm.llama.",),
+        **llm_parts(*PREFIXES),
     }
     PUBLISHED: ClassVar[tuple[tuple[str, str], ...]] = ()
     chat = ChatStyle("llava")
@@ -206,7 +202,7 @@ class Llava(nn.Module):
         self.max_length: int = llama.config.max_position_embeddings
         self.visual_shape: tuple[int, ...] = (self.width,)
         self.prepare = partial(_prepared, size=clip.image_size)
-        self.decoder = Decoder(llama.model, llama, "mllm.llama.model.", "mllm.llama.")
+        self.decoder = Decoder(llama.model, llama, *self.PREFIXES)
         self.note_trained()
 
     def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:

@@ -16,8 +16,7 @@ from torch import nn
 
 from glus import compat
 from glus.batch import TokenRows
-from glus.models.mllm.attention import NAME, Prefix, attend
-from glus.models.mllm.decoder import Decoder, move_rotary, plain_rotary
+from glus.models.mllm.decoder import NAME, Decoder, Prefix, attend, llm_parts, move_rotary, plain_rotary
 from glus.models.mllm.pixels import normalized, resized
 from glus.tokens import ChatStyle
 from glus.types import Role
@@ -45,7 +44,7 @@ def build_qwen3_vl(
 def join_configs(
     config_class: Any, net_class: Any, vision: dict[str, Any], text: dict[str, Any], vocab_size: int, is_tied: bool
 ) -> Any:
-    """A network of transformers whose LLM attends by ``attention.attend``; see ``build_qwen3_vl``.
+    """A network of transformers whose LLM attends by ``decoder.attend``; see ``build_qwen3_vl``.
 
     Args:
         config_class: of the whole network, made of ``vision_config`` and ``text_config``.
@@ -76,15 +75,12 @@ class Qwen3Vl(nn.Module):
         ValueError: there are more deepstack levels than layers that take them, or a side has no room for a token.
     """
 
+    PREFIXES: ClassVar[tuple[str, str]] = ("mllm.net.model.language_model.", "mllm.net.")
+    """See ``Decoder``."""
     PARTS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "vision": tuple(f"mllm.net.model.visual.{name}." for name in ("patch_embed", "pos_embed", "blocks")),
         "projector": tuple(f"mllm.net.model.visual.{name}." for name in ("merger", "deepstack_merger_list")),
-        "lora": (".lora_A.", ".lora_B."),
-        "embeddings": ("mllm.net.model.language_model.embed_tokens.",),
-        "lm_head": ("mllm.net.lm_head.",),
-        "embeddings_new_rows": ("mllm.net.model.language_model.embed_tokens.new_rows",),
-        "lm_head_new_rows": ("mllm.net.lm_head.new_rows",),
-        "llm": ("mllm.net.model.language_model.", "mllm.net.lm_head."),
+        **llm_parts(*PREFIXES),
     }
     PUBLISHED: ClassVar[tuple[tuple[str, str], ...]] = (("", "mllm.net."),)
     NORM: ClassVar[tuple[tuple[float, ...], tuple[float, ...]]] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -115,7 +111,7 @@ class Qwen3Vl(nn.Module):
                 raise ValueError(f"model.vision.{role.value}_size={side}: expected at least {self._factor}")
         self._fit = partial(fitting_size, sides=dict(zip(Role, sides, strict=True)), factor=self._factor)
         self.prepare = partial(fitted, size_of=self._fit)
-        self.decoder = Decoder(text, net, "mllm.net.model.language_model.", "mllm.net.", config.tie_word_embeddings)
+        self.decoder = Decoder(text, net, *self.PREFIXES, config.tie_word_embeddings)
 
     def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:
         """See ``Mllm``."""
