@@ -4,7 +4,6 @@
 a DictConfig, and no module of the network sees a config at all (``models/build.py`` takes them apart).
 """
 
-from glus.config.ablate import AblateConfig, AblationClaim, AblationConfig, AblationRow, StartFrame
 from glus.config.data import (
     DataConfig,
     DatasetConfig,
@@ -24,7 +23,7 @@ from glus.config.inference import (
     Window,
     override_settings,
 )
-from glus.config.loading import load_config, read_config, to_yaml
+from glus.config.loading import leaves, load_config, read_config, to_yaml
 from glus.config.model import (
     ClipConfig,
     FuserGamma,
@@ -39,6 +38,10 @@ from glus.config.model import (
     VisionConfig,
 )
 from glus.config.programs import (
+    AblateConfig,
+    AblationClaim,
+    AblationConfig,
+    AblationRow,
     CalibrateConfig,
     CheckConfig,
     CompareConfig,
@@ -50,6 +53,7 @@ from glus.config.programs import (
     ScoreConfig,
     ScoreFramesConfig,
     ShowConfig,
+    StartFrame,
     SubmitConfig,
 )
 from glus.config.training import (

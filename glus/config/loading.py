@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -143,6 +143,14 @@ def _check(config: Any, prefix: str) -> None:
                 _check(entry, f"{name}.")
             elif "test" in declared.metadata and entry is not None:
                 require(declared.metadata["test"](entry), name, declared.metadata["expected"], entry)
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values in nested dictionaries under dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def to_yaml(config: object) -> str:

@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from rich.progress import BarColumn, Progress, TextColumn
 
 from glus import distributed
-from glus.config import DatasetConfig, ModelFolderConfig, PredictConfig, PredictionForm, ScoreFramesConfig
+from glus.config import DatasetConfig, ModelFolderConfig, PredictConfig, PredictionForm, ScoreFramesConfig, leaves
 from glus.console import console
 from glus.data.benchmarks.index import require_texts
 from glus.data.predictions import is_predicted, write_predictions
@@ -187,7 +187,7 @@ class Job(ABC, Generic[Conclusion]):
     def _check_or_write_identity(self, identity: Identity, about: dict[str, Any]) -> None:
         self._file.seek(0)
         try:
-            old, new = _flat(json.load(self._file)["identity"]), _flat(identity)
+            old, new = leaves(json.load(self._file)["identity"]), leaves(identity)
         except json.JSONDecodeError:  # new, or its writer was killed before it could write anything else
             with naming_write_errors(self._mark):
                 self._file.truncate(0)
@@ -201,14 +201,6 @@ class Job(ABC, Generic[Conclusion]):
                 f"output={self.folder} holds {self._results} made otherwise ({lines}); "
                 "choose another output, or delete this one to begin anew"
             )
-
-
-def _flat(values: Identity, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries under dotted keys."""
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return leaves
 
 
 def _num_masks(video: Video) -> int:

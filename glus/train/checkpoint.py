@@ -35,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from glus import distributed
-from glus.config import TrainConfig, load_config
+from glus.config import TrainConfig, leaves, load_config
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
 from glus.models.pretrained import BEST_LINK, TRAINED_FILE, current_names, list_steps
 from glus.models.weight_files import SafetensorsFile
@@ -376,7 +376,7 @@ def _check_config(folder: Path, config: TrainConfig) -> None:
         content["output"] = content.pop("output_dir")
     content["trainer"].pop("eval_videos", None)
     saved = load_config(TrainConfig, OmegaConf.create(content))  # fills in fields added since
-    before, now = _flat(plain_config(saved)), _flat(plain_config(config))
+    before, now = leaves(plain_config(saved)), leaves(plain_config(config))
     differing = [
         f"{key}={now.get(key)!r} (was {before.get(key)!r})"
         for key in sorted({*before, *now})
@@ -387,13 +387,3 @@ def _check_config(folder: Path, config: TrainConfig) -> None:
             f"{folder} was made under a config that gives other results: {'; '.join(differing)}. "
             f"Restore these values to go on, or start a new run from it: model.weights={folder} output=NEW_FOLDER"
         )
-
-
-def _flat(value: object, key: str = "") -> dict[str, object]:
-    """Leaves by dotted key."""
-    if not isinstance(value, dict):
-        return {key: value}
-    leaves: dict[str, object] = {}
-    for name, inner in value.items():
-        leaves |= _flat(inner, f"{key}.{name}" if key else str(name))
-    return leaves
