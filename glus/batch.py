@@ -12,7 +12,7 @@ Shape letters, used as suffixes of tensor names (``embeds_NQC``):
 ``L``  tokens of a conversation, or of all conversations of a video, after every image became ``P`` tokens
 ``M``  visual tokens of a whole batch, in the order of their placeholders
 ``D``  width of the language model
-``C``  width of SAM2
+``C``  width of the segmenter
 ``S``  side of SAM2's square input; ``m = S / 4`` is the side of its mask logits
 ``T``  frames of a video
 ``V``  vocabulary

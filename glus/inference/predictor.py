@@ -93,10 +93,10 @@ def chat_of(glus: Glus, vocabulary: AnyVocabulary) -> Chat:
 class VideoPredictor:
     """Segments videos with a model, for any number of sentences at once.
 
-    Each frame is decoded, seen by CLIP and encoded by SAM2 once, for all sentences and prompts; what prompts have in
-    common is read once (``asking.Prompter``). What the LLM reads depends on no answer, so the prompts of many
-    frames are read together, and sentences never influence each other: alone or together, they get the same masks.
-    Frames are processed ``inference.chunk_frames`` at a time; what no later prompt or memory can reach is freed.
+    Each frame is decoded, seen by the MLLM and encoded by the segmenter once, for all sentences and prompts; what
+    prompts have in common is read once (``asking.Prompter``). What the LLM reads depends on no answer, so the prompts
+    of many frames are read together, and sentences never influence each other: alone or together, they get the same
+    masks. Frames are processed ``inference.chunk_frames`` at a time; what no later prompt or memory can reach is freed.
 
     Args:
         glus: the model, in evaluation mode whenever it predicts.
@@ -161,9 +161,9 @@ class VideoPredictor:
     def score_frames(self, video: VideoSource, texts: Sequence[str]) -> np.ndarray:
         """How well each sentence can be expected to be segmented in each frame, to choose key frames by.
 
-        Where the model has an IoU head, what that says, and SAM2 is not needed. Else the probability of [SEG] times
-        the stability of the mask that the frame gives without memory. 0 where the mask is empty, for want of [SEG] or
-        (without a head) of pixels. CLIP sees each frame once; nothing but the scores grows with the video.
+        Where the model has an IoU head, what that says, without the segmenter. Else the probability of [SEG] times the
+        stability of the mask that the frame gives without memory. 0 where the mask is empty, for want of [SEG] or
+        (without a head) of pixels. The MLLM sees each frame once; nothing but the scores grows with the video.
 
         Args:
             video: T frames.

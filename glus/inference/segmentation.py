@@ -52,7 +52,7 @@ class FrameMasks:
     has_seg: list[bool] = field(default_factory=list)
     """Whether [SEG] was the likeliest answer; where not, the mask is empty unless ``force_seg``."""
     object_scores: list[float] = field(default_factory=list)
-    """Of SAM2 per sentence; 0 where it was not asked."""
+    """Of the segmenter per sentence; 0 where it was not asked."""
 
     def masks(self) -> np.ndarray:
         """(E, H, W) bool."""

@@ -28,7 +28,7 @@ features and memories the rest."""
 CPU_MEMORY_BYTES = 2**30
 
 
-STAGES = ("decode", "clip", "llm", "sam2", "resize")
+STAGES = ("decode", "vision", "llm", "segmenter", "resize")
 """Waiting for frames; visual tokens; prompts; features, masks and memory; masks at the frames' size."""
 
 
@@ -155,7 +155,7 @@ class VideoRun:
         return result
 
     def _mask_not_finite(self, frame: int, row: int) -> ValueError:
-        return not_finite("SAM2's mask", frame, self._texts[row], self._glus.segmenter.dtype)
+        return not_finite("the segmenter's mask", frame, self._texts[row], self._glus.segmenter.dtype)
 
     def score(self, one: Pass) -> np.ndarray:
         """See ``VideoPredictor.score_frames``; ``one`` visits all frames for all sentences."""
@@ -177,7 +177,7 @@ class VideoRun:
     def _stability(self, frames: Sequence[Frame], embeds_RC: torch.Tensor, places_FE: np.ndarray) -> np.ndarray:
         """(F, E): how stable each mask is that a frame gives without memory; 0 if it is empty, NaN if not finite."""
         features, segmenter = self._encode(frames), self._glus.segmenter
-        with self._clock.stage("sam2"):
+        with self._clock.stage("segmenter"):
             prompts_FEC = embeds_RC[to_device(places_FE, self._device)]
             stable = []
             for number, frame in enumerate(frames):
@@ -227,7 +227,7 @@ class VideoRun:
                     f"frame number {frame.index} is {frame.size[0]}x{frame.size[1]}, but the first that was read is "
                     f"{self._size[0]}x{self._size[1]} (height x width); this model's family needs one size per video"
                 )
-        with self._clock.stage("clip"):
+        with self._clock.stage("vision"):
             shown = np.stack([frame.prepared[role] for frame in frames])
             tokens = mllm.see(to_device(shown, self._device).permute(0, 3, 1, 2))
         return dict(zip((frame.index for frame in frames), tokens.unbind(), strict=True))
@@ -235,7 +235,7 @@ class VideoRun:
     def _encode(self, frames: Sequence[Frame]) -> Any:
         """The segmenter's features of a chunk of frames, in one batch."""
         segmenter = self._glus.segmenter
-        with self._clock.stage("sam2"):
+        with self._clock.stage("segmenter"):
             images = [segmenter.prepare_frames(to_device(frame.pixels_HW3, self._device)[None]) for frame in frames]
             return segmenter.encode_frames(torch.cat(images))
 
@@ -256,7 +256,7 @@ class VideoRun:
         features, segmenter = step.features.frame(step.number), self._glus.segmenter
         segmented: list[int] = []
         for group in self._groups(bank, {row: steps[row] for row in rows}, frame):
-            with self._clock.stage("sam2"):
+            with self._clock.stage("segmenter"):
                 prompts = answers.embeds_RC[self._index([places[row] for row in group])]
                 reached = {row: steps[row] for row in group}
                 decoded = segment_step(
@@ -285,7 +285,7 @@ class VideoRun:
             yield from (rows[begin : begin + most] for begin in range(0, len(rows), most))
 
     def _rows_at_a_time(self, frame: Frame) -> int:
-        """Sentences that SAM2 takes together; at least one."""
+        """Sentences that the segmenter takes together; at least one."""
         each = self._glus.segmenter.step_bytes(self._glus.memory_frames, frame.size)
         return max(1, self._memory_budget // each)
 

@@ -21,7 +21,7 @@ class SegHead(nn.Module):
 
     Args:
         width: of the language model (D).
-        prompt_width: of SAM2 (C).
+        prompt_width: of the segmenter (C).
         gain: factor on the initial weights of the second layer.
     """
 
@@ -45,7 +45,7 @@ class IouHead(nn.Module):
 
     Args:
         width: of the language model (D).
-        prompt_width: of SAM2 (C), the hidden width.
+        prompt_width: of the segmenter (C), the hidden width.
     """
 
     def __init__(self, width: int, prompt_width: int):

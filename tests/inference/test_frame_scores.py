@@ -118,5 +118,5 @@ def test_a_mask_that_is_not_finite_gets_no_score(tiny_model: LoadedModel) -> Non
     model = answering(tiny_model)
     with torch.no_grad():
         model.glus.segmenter.sam.sam_mask_decoder.output_hypernetworks_mlps[0].layers[2].bias[0] = torch.inf
-    with pytest.raises(ValueError, match=rf"frame number 0, sentence '{TEXTS[0]}': SAM2's mask is not finite"):
+    with pytest.raises(ValueError, match=rf"frame number 0, sentence '{TEXTS[0]}': the segmenter's mask is not finite"):
         score(model)

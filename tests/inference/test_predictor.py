@@ -287,7 +287,7 @@ def damaged(model: LoadedModel, part: str) -> LoadedModel:
     [
         ("mllm.llama.model.norm.weight", "the LLM's answer"),
         ("seg_head.fc2.bias", "the LLM's answer"),
-        (MASK_BIAS, "SAM2's mask"),
+        (MASK_BIAS, "the segmenter's mask"),
     ],
 )
 def test_what_is_not_finite_is_named_and_gives_no_empty_mask(tiny_model, part, what):
@@ -299,7 +299,7 @@ def test_what_is_not_finite_is_named_and_gives_no_empty_mask(tiny_model, part, w
 def test_of_masks_that_are_not_finite_the_first_frames_own_sentence_is_named(tiny_model):
     """With key frames: only the second sentence is segmented in frame 1."""
     segmenting = predictor(damaged(tiny_model, MASK_BIAS), FramesConfig(2, 2)).segment(ArrayVideo(4), TEXTS[:2], [3, 1])
-    with pytest.raises(ValueError, match=rf"frame number 1, sentence '{TEXTS[1]}': SAM2's mask is not finite"):
+    with pytest.raises(ValueError, match=rf"frame number 1, sentence '{TEXTS[1]}': the segmenter's mask is not finite"):
         list(segmenting)
 
 
