@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain, count, islice
@@ -28,9 +28,18 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from glus.data.tone_mapping import HDR_TRANSFERS, hald_table
-from glus.data.video_crop import Crop, read_crop
-from glus.data.video_index import FrameIndex, Packet, count_gaps, lost_packets, order_by_time
+from glus.data.video_container import (
+    Crop,
+    FrameIndex,
+    Packet,
+    count_gaps,
+    is_heif,
+    lost_packets,
+    order_by_time,
+    read_crop,
+    told_size,
+    why_unreadable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,17 +55,13 @@ DEFAULT_RATE = 25.0
 """Frames per second where the file knows none."""
 MISSING_SECONDS = 0.3
 """At the end of a video that are worth a warning."""
-EBML, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
-"""What a Matroska file begins with, and the element that holds all but its first bytes."""
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
-IDR, SETTINGS = 5, 7
-"""Kinds of units in H.264."""
 EXIF = 31
 """Kind of side data of a frame; PyAV 18 fails at all of them where it knows one not."""
 UNSPECIFIED = 2
 """Matrix of colours, in H.273."""
 MAX_ASLANT = 0.02
 """Of a quarter turn, for want of digits."""
+NO_FRAMES = "holds no video stream, or one without frames; expected a video file"
 COPY_AGAIN = "copy or download it again, or keep what decodes by: ffmpeg -i IN OUT.mp4"
 Frames = Iterator[tuple[int, VideoFrame]]
 """Decoded, each with the number of its packet."""
@@ -74,12 +79,11 @@ class VideoDecoder:
         self._path, self._track = path, _Track(path)
         self._to_rgb = _RgbConverter(path, self._track.crop)
         self._frames: Frames = iter(())
-        self._next = 0  # the frame that decoding on gives
-        shown, first, is_told = self._told_order() or self._counted()
+        self.following = 0
+        """The frame that decoding on gives."""
+        shown, first = self._told_order() or self._counted()
         self._to_rgb(first)  # what cannot be shown is refused now
         self._index = FrameIndex(self._track.packets, shown)
-        self.is_plain = is_told and self._index.is_closed and self._track.is_plain and _is_plain(first, path)
-        """Whether any program counts these frames and finds them again: H.264 in MP4 with nothing special to it."""
         self.frames_per_second = self._index.frames_per_second(self._track.time_base) or self._track.rate
         """Average over the video."""
         self._track.warn(len(shown))
@@ -94,39 +98,39 @@ class VideoDecoder:
             ValueError: it does not decode.
         """
         points = self._index.seek_points(index)
-        is_near = points[0].frame <= self._next + NEAR and self._next <= index
+        is_near = points[0].frame <= self.following + NEAR and self.following <= index
         for point in [None, *points] if is_near else points:
             if point is not None:
-                self._frames, self._next = self._track.decode(point.packet), point.frame
+                self._frames, self.following = self._track.decode(point.packet), point.frame
             frame = self._forward(index)
             if frame is not None:
                 return self._to_rgb(frame)
-        raise ValueError(self._track.damage(self._next, self._index.shown[self._next]))
+        raise ValueError(self._track.damage(self.following, self._index.shown[self.following]))
 
     def _forward(self, index: int) -> VideoFrame | None:
         """Decode up to a frame; None where one is missing on the way."""
         for number, frame in self._frames:
-            if number == self._index.shown[self._next]:
-                self._next += 1
-                if self._next > index:
+            if number == self._index.shown[self.following]:
+                self.following += 1
+                if self.following > index:
                     return frame
-            elif self._index.places.get(number, -1) > self._next:
+            elif self._index.places.get(number, -1) > self.following:
                 break
             # Otherwise it is shown before the frame at which decoding started, and may lack what it refers to.
         self._frames = iter(())
         return None
 
-    def _told_order(self) -> tuple[list[int], VideoFrame, bool] | None:
-        """Packets of all frames, as the container tells them and the first ones prove; the first frame; True."""
+    def _told_order(self) -> tuple[list[int], VideoFrame] | None:
+        """Packets of all frames, as the container tells them and the first ones prove, and the first frame."""
         shown = self._track.told_order()
         frames = list(islice(self._track.decode(), self._track.num_probed)) if shown else []
         if not shown or [number for number, _ in frames] != shown[: self._track.num_probed]:
             return None
         has_fields = any(frame.interlaced_frame for _, frame in frames)
-        return None if has_fields else (shown, frames[0][1], True)
+        return None if has_fields else (shown, frames[0][1])
 
-    def _counted(self) -> tuple[list[int], VideoFrame, bool]:
-        """Packets of all frames that decoding gives; the first frame; False."""
+    def _counted(self) -> tuple[list[int], VideoFrame]:
+        """Packets of all frames that decoding gives, and the first frame."""
         track, shown, first, has_fields = self._track, list[int](), None, False
         log.info("video %s: all its frames are decoded once, to count them", self._path)
         for number, frame in track.decode():
@@ -134,14 +138,14 @@ class VideoDecoder:
             has_fields |= frame.interlaced_frame
             shown.append(number)
         if first is None:
-            raise ValueError(track.damage(0, 0) if track.failures else track.emptiness())
+            raise ValueError(track.damage(0, 0) if track.failures else f"{self._path} {NO_FRAMES}")
         lost = lost_packets(track.packets, shown) if track.is_one_to_one and not has_fields else []
         torn = [number for number, packet in enumerate(track.packets) if not packet.is_whole]
         # What precedes the first frame belongs to one that began before the file did.
         damaged = [number for number in chain(track.failures, lost, torn) if number > shown[0]]
         if damaged:
             raise ValueError(track.damage(sum(number < min(damaged) for number in shown), min(damaged)))
-        return shown, first, False
+        return shown, first
 
 
 class _Track:
@@ -161,15 +165,12 @@ class _Track:
             is_mp4, is_matroska = name.startswith("mov,"), name.startswith("matroska,")
             size = stream.width, stream.height
             self.crop = read_crop(path, is_mp4, stream.index, size) if is_mp4 or is_matroska else None
-            self.is_plain = is_mp4 and codec == "h264" and len(container.streams.video) == 1 and not self.crop
-            """Whether decoding begins anew at every key frame, as far as a look at the packets tells."""
             has_palette = stream.codec_context.pix_fmt == "pal8"  # which comes with the first packet alone
             for packet in _demux(container, stream):
                 is_whole = not packet.is_corrupt or name == "mpegts"
                 self._num_torn += packet.is_corrupt
                 is_key = packet.is_keyframe and not (has_palette and self.packets)
                 self.packets.append(_told(packet, is_whole)._replace(is_key=is_key))
-                self.is_plain &= not packet.is_keyframe or _begins_anew(packet, stream.codec_context.extradata)
             self.is_one_to_one = codec in ONE_FRAME_A_PACKET
             """Whether every packet gives a frame, unless it is a field."""
             self.num_probed = PROBED_MP4 if is_mp4 else PROBED
@@ -178,11 +179,10 @@ class _Track:
             self.rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
             num_listed = len(stream.index_entries)
             self._seconds = (container.duration or 0) / av.time_base if is_matroska else 0
-        num_bytes, told_size = path.stat().st_size, _told_size(path)
-        if num_bytes < told_size:
+        num_bytes, whole = path.stat().st_size, told_size(path)
+        if num_bytes < whole:
             raise ValueError(
-                f"video {path} is cut short: it has {num_bytes:,} of the {told_size:,} bytes that it tells of; "
-                f"{COPY_AGAIN}"
+                f"video {path} is cut short: it has {num_bytes:,} of the {whole:,} bytes that it tells of; {COPY_AGAIN}"
             )
         if len(self.packets) < num_listed:
             raise ValueError(
@@ -212,10 +212,6 @@ class _Track:
         """What to say of a frame that does not come of its packet."""
         why = self.failures.get(packet, "its data give no picture")
         return f"frame {frame} of video {self._path} does not decode: {why}; {COPY_AGAIN}"
-
-    def emptiness(self) -> str:
-        """What to say of a track without frames."""
-        return f"{self._path} holds no video stream, or one without frames; expected a video file"
 
     def warn(self, num_frames: int) -> None:
         """Say where frames seem to be missing that nothing else tells of."""
@@ -296,7 +292,7 @@ class _RgbConverter:
 
     def _filters(self, frame: VideoFrame) -> tuple[Graph, FilterContext]:
         """A graph for frames like this one, and where they enter it."""
-        graph, is_hdr = Graph(), _is_hdr(frame)
+        graph, is_hdr = Graph(), frame.color_trc in HDR_TRANSFERS
         source = _add_source(graph, frame)
         cut = "iw-{0}-{1}:ih-{2}-{3}:{0}:{2}".format(*self._crop) if self._crop else ""
         filters = [graph.add("crop", cut)] if cut else []
@@ -370,9 +366,7 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream]:
     Raises:
         ValueError: FFmpeg cannot read it, or knows no such track or not its codec.
     """
-    with path.open("rb") as file:
-        beginning = file.read(12)
-    if beginning[4:8] == b"ftyp" and beginning[8:] in HEIF_BRANDS:
+    if is_heif(path):
         raise ValueError(
             f"video {path} is a HEIF or AVIF picture, of which FFmpeg may decode a part only; store it as JPEG, or as "
             f"MP4 if it moves"
@@ -381,11 +375,11 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream]:
         # An absolute path, because FFmpeg takes what stands before a colon for a protocol.
         container = av.open(str(path.absolute()), metadata_errors="replace")
     except FFmpegError as error:
-        raise ValueError(f"video {path} does not decode: {_unreadable(path) or _words(error)}") from error
+        raise ValueError(f"video {path} does not decode: {why_unreadable(path) or _words(error)}") from error
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
     if not streams:
-        raise ValueError(f"{path} holds no video stream, or one without frames; expected a video file")
+        raise ValueError(f"{path} {NO_FRAMES}")
     stream = max(streams, key=_prominence)
     if stream.codec_context is None:
         raise ValueError(
@@ -421,68 +415,69 @@ def _told(packet: AvPacket, is_whole: bool) -> Packet:
     return Packet(*where, packet.is_keyframe, packet.size > 0 and not packet.is_discard, is_whole)
 
 
-def _begins_anew(packet: AvPacket, settings: bytes | None) -> bool:
-    """Whether a packet of H.264 in MP4 makes the decoder forget what was before, and leaves the settings as they are.
-
-    Other key frames may refer to what was before, and become right bit by bit only.
-
-    Source: ISO/IEC 14496-15, 5.3.3 (settings) and 5.3.2 (units with their lengths before them).
-    """
-    if not settings or len(settings) < 5:
-        return False
-    data, width, at = bytes(packet), (settings[4] & 3) + 1, 0
-    kinds = set()
-    while at + width < len(data):
-        kinds.add(data[at + width] & 31)
-        at += width + int.from_bytes(data[at : at + width], "big")
-    return IDR in kinds and SETTINGS not in kinds
-
-
 def _identity(packet: Packet) -> tuple[int | None, ...]:
     """What a packet keeps after a jump, before which the container may not tell its dts."""
     return packet.position, packet.size, packet.pts
-
-
-def _is_hdr(frame: VideoFrame) -> bool:
-    return frame.color_trc in HDR_TRANSFERS
-
-
-def _is_plain(frame: VideoFrame, path: Path) -> bool:
-    """8-bit 4:2:0 that is neither turned nor HDR: whatever converts it to RGB gives the same."""
-    return frame.format.name in ("yuv420p", "yuvj420p") and not _turns(frame, path) and not _is_hdr(frame)
 
 
 def _words(error: FFmpegError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _told_size(path: Path) -> int:
-    """Bytes of a file as AVI and Matroska begin with them; 0 where they do not know.
+# --------------------------------------------------------------------------------------- HDR colours on an SDR screen
+#
+# One table for all colours. Light is taken as BT.2100 defines it. Up to ``KNEE`` of SDR white, which BT.2408 puts at
+# 203 cd/m2, it stays what it is; brighter light, up to the 1000 cd/m2 that nearly all HDR is mastered for, is
+# compressed into the rest by its largest component, so that hues stay. Colours beyond BT.709 are cut off.
 
-    Source: RIFF; RFC 8794, 4 to 6 (element sizes) and RFC 9559, 5.1 (Segment).
-    """
-    with path.open("rb") as file:
-        data = file.read(4096)
-    if data[:4] == b"RIFF":
-        return int.from_bytes(data[4:8], "little") + 8
-    at = data.find(SEGMENT) + len(SEGMENT)
-    if data[:4] != EBML or at < len(SEGMENT) or at >= len(data):
-        return 0
-    width = 9 - data[at].bit_length()  # leading zero bits tell how many bytes follow
-    size = int.from_bytes(data[at : at + width], "big") & ((1 << 7 * width) - 1)
-    return at + width + size if size != (1 << 7 * width) - 1 else 0  # all ones: unknown, as in a live recording
+HALD_LEVEL = 8
+"""Of FFmpeg's haldclut: its cube is the edge of a table of 64 levels per colour, which is a picture of 512 x 512."""
+SDR_WHITE, PEAK = 203.0, 1000.0
+"""cd/m2."""
+KNEE = 0.7
+"""Of SDR white."""
+SDR_GAMMA = 2.4
+"""BT.1886."""
+BT709_OF_BT2020 = np.array(
+    [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]]
+)
+"""Linear BT.709 of linear BT.2020 (BT.2087)."""
+LUMINANCE = np.array([0.2627, 0.6780, 0.0593])
+"""Of linear BT.2020."""
 
 
-def _unreadable(path: Path) -> str:
-    """Why a file may be unreadable, by its beginning; empty if nothing tells."""
-    with path.open("rb") as file:
-        beginning = file.read(64).lstrip().lower()
-    if not beginning:
-        return "the file is empty"
-    if beginning.startswith((b"<!doctype", b"<html")):
-        return "it is a web page: the download went wrong"
-    if beginning.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer: git lfs pull fetches the file"
-    if beginning[4:8] == b"ftyp":
-        return "an MP4 without index, as an interrupted recording or download leaves it: copy or download it again"
-    return ""
+def pq_light(signal: np.ndarray) -> np.ndarray:
+    """cd/m2 of signals from 0 to 1 (SMPTE ST 2084)."""
+    root = signal ** (1 / 78.84375)
+    return 10000 * (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (1 / 0.1593017578125)
+
+
+def hlg_light(signal: np.ndarray) -> np.ndarray:
+    """cd/m2 on a screen of ``PEAK``, of signals (..., 3) from 0 to 1 (BT.2100)."""
+    scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12)
+    return PEAK * (scene @ LUMINANCE)[..., None] ** 0.2 * scene
+
+
+HDR_TRANSFERS: dict[int, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    16: ("PQ", pq_light),
+    18: ("HLG", hlg_light),
+}
+"""Number of the transfer function in H.273 -> its name, and the light of a signal (..., 3)."""
+
+
+def hald_table(light_of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """(512, 512, 3) uint16: SDR's signal for every colour of HDR, in the order of FFmpeg's haldclut (red fastest)."""
+    levels = np.linspace(0, 1, HALD_LEVEL**2)
+    blue, green, red = np.meshgrid(levels, levels, levels, indexing="ij")
+    light = light_of(np.stack([red, green, blue], axis=-1).reshape(-1, 3)) / SDR_WHITE
+    light = np.maximum(light @ BT709_OF_BT2020.T, 0)
+    brightest = np.maximum(light.max(axis=-1, keepdims=True), 1e-9)
+    signal = (light * _compressed(brightest) / brightest) ** (1 / SDR_GAMMA)
+    side = HALD_LEVEL**3
+    return np.rint(65535 * np.clip(signal, 0, 1)).astype(np.uint16).reshape(side, side, 3)
+
+
+def _compressed(light: np.ndarray) -> np.ndarray:
+    """From 0 to ``PEAK`` into 0 to 1: the same up to the knee, then a curve that leaves it without a corner."""
+    above, end = (np.maximum(light - KNEE, 0) / (1 - KNEE), (PEAK / SDR_WHITE - KNEE) / (1 - KNEE))
+    return np.minimum(light, KNEE) + (1 - KNEE) * np.minimum(above * (1 + above / end**2) / (1 + above), 1)
