@@ -191,131 +191,28 @@ class VideoSource(Protocol):
     def __len__(self) -> int:
         """Number of frames."""
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int, /) -> np.ndarray:
         """(H, W, 3) uint8 RGB of a frame."""
 
 
-class DatasetVideo:
-    """One video of a benchmark as a ``VideoSource``."""
+class FrameList:
+    """A ``VideoSource`` of named frames that a function reads by their index."""
 
-    reads_in_parallel = True
+    def __init__(self, names: Sequence[str], read: Callable[[int], np.ndarray], reads_in_parallel: bool = True):
+        self.names, self.read, self.reads_in_parallel = tuple(names), read, reads_in_parallel
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class DatasetVideo(FrameList):
+    """One video of a benchmark."""
 
     def __init__(self, store: FrameStore, video: str, names: Sequence[str]):
-        self._store, self._video = store, video
-        self.names = tuple(names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of frame ``index``."""
-        return self._store.read(self._video, self.names[index])
+        super().__init__(names, lambda index: store.read(video, names[index]))
 
 
-class FolderVideo:
-    """The pictures of a folder, whatever their names, in natural order (``img2`` before ``img10``).
-
-    What lies there beside them is left out, which the log says with the names.
-
-    Raises:
-        FileNotFoundError: the folder does not exist, holds no picture, or a link to one that does not exist.
-        ValueError: two pictures differ in their suffix alone, so that their masks would get one name.
-    """
-
-    reads_in_parallel = True
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise FileNotFoundError(f"no folder of frames at {self.path}")
-        entries = sorted(self.path.iterdir(), key=lambda entry: (_natural(entry.stem), entry.name))
-        # Names that begin with a dot are notes of the system, such as the ._00004.jpg of a Mac.
-        self._files = [e for e in entries if e.suffix.lower() in SUFFIXES and e.name[0] != "." and _is_file(e)]
-        if not self._files:
-            raise FileNotFoundError(
-                f"folder {self.path} holds no frames; expected files ending in {', '.join(SUFFIXES)}"
-            )
-        lost = [file for file in self._files if not file.exists()]
-        if lost:
-            raise FileNotFoundError(f"{lost[0]} is a link to {os.readlink(lost[0])}, which does not exist")
-        self.names = tuple(file.stem for file in self._files)
-        twice = [name for name, count in Counter(self.names).items() if count > 1]
-        if twice:
-            raise ValueError(f"folder {self.path} holds several pictures called {twice[0]!r}; expected one per name")
-        others = [entry.name for entry in entries if entry not in set(self._files)]
-        if others:
-            named = ", ".join(others[:_LISTED]) + (", ..." if len(others) > _LISTED else "")
-            log.warning(
-                "%s: %d pictures are read; %d other entries are left out: %s",
-                self.path,
-                len(self._files),
-                len(others),
-                named,
-            )
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def read(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of frame ``index``."""
-        return read_image(self._files[index], f"{self.path.name}/{self.names[index]}")
-
-
-class PictureVideo:
-    """One picture as a video of one frame, the pages of a TIFF, or the frames of an animated WebP, which FFmpeg 8 does
-    not decode.
-
-    Raises:
-        ValueError: the file does not decode.
-    """
-
-    reads_in_parallel = False  # the frames of an animation build upon each other
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        with open_image(self.path, self.path.name) as image:
-            num_frames = num_pictures(image)
-        self._animation = Image.open(self.path) if num_frames > 1 else None
-        self._lock = threading.Lock()
-        self.names = tuple(f"{index:05d}" for index in range(num_frames))
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of frame ``index``."""
-        if self._animation is None:
-            return read_image(self.path, self.path.name)
-        with self._lock:
-            try:
-                self._animation.seek(index)
-                return _upright_rgb(self._animation)
-            except (OSError, EOFError, SyntaxError, ValueError) as error:
-                raise ValueError(f"frame {index} of video {self.path} does not decode: {error}") from error
-
-
-class MemoryVideo:
-    """Frames in memory, called 00000, 00001, ...
-
-    Args:
-        frames: T of them, each (H, W, 3) uint8 RGB.
-    """
-
-    reads_in_parallel = False
-
-    def __init__(self, frames: Sequence[np.ndarray]):
-        self._frames = frames
-        self.names = tuple(f"{index:05d}" for index in range(len(frames)))
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of frame ``index``."""
-        return self._frames[index]
-
-
-class VideoPart:
+class VideoPart(FrameList):
     """Some frames of a video, which keep the names that they have in it.
 
     Args:
@@ -330,19 +227,12 @@ class VideoPart:
         if frames.step is not None and frames.step < 1:
             raise ValueError(f"every {frames.step}. frame: expected 1 (all) or more")
         self.whole = whole
-        self.numbers = range(len(whole))[frames]
-        if not self.numbers:
+        self.numbers = numbers = range(len(whole))[frames]
+        if not numbers:
             asked = f"from {frames.start or 0} to before {len(whole) if frames.stop is None else frames.stop}"
             raise ValueError(f"no frame {asked}: the video has frames 0 to {len(whole) - 1}")
-        self.names = tuple(whole.names[number] for number in self.numbers)
-        self.reads_in_parallel = whole.reads_in_parallel
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def read(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of frame ``index`` of the part."""
-        return self.whole.read(self.numbers[index])
+        names = [whole.names[number] for number in numbers]
+        super().__init__(names, lambda index: whole.read(numbers[index]), whole.reads_in_parallel)
 
 
 VideoInput = str | Path | VideoSource | Sequence[Any] | np.ndarray | Any
@@ -363,18 +253,22 @@ def open_video(video: VideoInput) -> VideoSource:
     """
     if isinstance(video, str | Path):
         return _open_path(video)
-    if isinstance(video, Image.Image):
-        return MemoryVideo([_frame(video, 0)])
-    if isinstance(video, Sequence) and not hasattr(video, "reads_in_parallel"):
-        return MemoryVideo([_frame(frame, number) for number, frame in enumerate(video)])
     if hasattr(video, "reads_in_parallel"):
         return cast(VideoSource, video)
-    if hasattr(video, "shape") and len(video.shape) in (3, 4):
-        frames = video if len(video.shape) == 4 else [video]
-        return MemoryVideo([_frame(frame, number) for number, frame in enumerate(frames)])
-    raise ValueError(
-        f"a video of type {type(video).__name__}: expected a path, an array (T, H, W, 3), a list of frames or a picture"
-    )
+    if isinstance(video, Image.Image) or len(getattr(video, "shape", ())) == 3:
+        video = [video]
+    if not isinstance(video, Sequence) and len(getattr(video, "shape", ())) != 4:
+        raise ValueError(
+            f"a video of type {type(video).__name__}: expected a path, an array (T, H, W, 3), a list of frames or a "
+            "picture"
+        )
+    frames = [_frame(frame, number) for number, frame in enumerate(video)]
+    return FrameList(_numbered(len(frames)), frames.__getitem__, reads_in_parallel=False)
+
+
+def _numbered(count: int) -> list[str]:
+    """Names of frames that have none."""
+    return [f"{index:05d}" for index in range(count)]
 
 
 def _frame(frame: Any, number: int) -> np.ndarray:
@@ -399,12 +293,61 @@ def _open_path(path: str | Path) -> VideoSource:
         raise FileNotFoundError("no video: its name is empty; expected a folder of frames or a video file")
     path = expanded(path)
     if path.is_dir():
-        return FolderVideo(path)
+        return _open_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"no video at {path}; expected a folder of frames or a video file")
     if not path.is_file():
         raise ValueError(f"video {path} is a pipe or a device, and is to be read more than once: save it to a file")
-    return PictureVideo(path) if _is_picture(path) else FileVideo(path)
+    return _open_picture(path) if _is_picture(path) else FileVideo(path)
+
+
+def _open_folder(folder: Path) -> VideoSource:
+    """The pictures of a folder, whatever their names, in natural order (``img2`` before ``img10``).
+
+    What lies there beside them is left out, which the log says with the names.
+
+    Raises:
+        FileNotFoundError: the folder holds no picture, or a link to one that does not exist.
+        ValueError: two pictures differ in their suffix alone, so that their masks would get one name.
+    """
+    entries = sorted(folder.iterdir(), key=lambda entry: (_natural(entry.stem), entry.name))
+    # Names that begin with a dot are notes of the system, such as the ._00004.jpg of a Mac.
+    files = [e for e in entries if e.suffix.lower() in SUFFIXES and e.name[0] != "." and _is_file(e)]
+    if not files:
+        raise FileNotFoundError(f"folder {folder} holds no frames; expected files ending in {', '.join(SUFFIXES)}")
+    lost = [file for file in files if not file.exists()]
+    if lost:
+        raise FileNotFoundError(f"{lost[0]} is a link to {os.readlink(lost[0])}, which does not exist")
+    names = [file.stem for file in files]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"folder {folder} holds several pictures called {twice[0]!r}; expected one per name")
+    others = [entry.name for entry in entries if entry not in set(files)]
+    if others:
+        named = ", ".join(others[:_LISTED]) + (", ..." if len(others) > _LISTED else "")
+        message = "%s: %d pictures are read; %d other entries are left out: %s"
+        log.warning(message, folder, len(files), len(others), named)
+    return FrameList(names, lambda index: read_image(files[index], f"{folder.name}/{names[index]}"))
+
+
+def _open_picture(path: Path) -> VideoSource:
+    """One picture as a video of one frame, the pages of a TIFF, or the frames of an animated WebP, which FFmpeg 8 does
+    not decode; ValueError if the file does not decode."""
+    with open_image(path, path.name) as image:
+        names = _numbered(num_pictures(image))
+    if len(names) == 1:
+        return FrameList(names, lambda index: read_image(path, path.name), reads_in_parallel=False)
+    animation, lock = Image.open(path), threading.Lock()  # its frames build upon each other
+
+    def read(index: int) -> np.ndarray:
+        with lock:
+            try:
+                animation.seek(index)
+                return _upright_rgb(animation)
+            except (OSError, EOFError, SyntaxError, ValueError) as error:
+                raise ValueError(f"frame {index} of video {path} does not decode: {error}") from error
+
+    return FrameList(names, read, reads_in_parallel=False)
 
 
 def _is_picture(path: Path) -> bool:

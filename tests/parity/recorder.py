@@ -20,7 +20,7 @@ from PIL import Image
 from glus.config import FramesConfig, FuserGamma, InferenceConfig, LossConfig
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import separate_rows, unpack_conversations
-from glus.data.frames import FolderVideo
+from glus.data.frames import VideoSource, open_video
 from glus.data.sampling import context_indices_eval, draw_turns
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
@@ -110,11 +110,11 @@ def record(folder: Path, model: LoadedModel, overrides: dict[str, Any]) -> None:
     write_json(folder / "fixture.json", {**settings, **places, "sam2": sam2, "dtype": "float32"})
     write_json(folder / "sam2.json", {"variant": "sam2_hiera_t", "overrides": overrides})
     torch.save({"model": model.glus.segmenter.sam.state_dict()}, folder / "sam2.pt")
-    fail_row = set_heads(model, FolderVideo(folder / "frames"))
+    fail_row = set_heads(model, open_video(folder / "frames"))
     np.save(folder / "inference" / FAIL_ROW, fail_row)
     save_release(folder / "checkpoint", model, None, safetensors=False, shard_bytes=SHARD_BYTES)
     fixture = read_fixture(folder)
-    record_inference(folder / "inference", fixture, FolderVideo(folder / "frames"))
+    record_inference(folder / "inference", fixture, open_video(folder / "frames"))
     record_preprocess(folder / "preprocess", fixture, rng)
     record_metrics(folder / "metrics", rng)
     record_training(folder / "training", fixture, rng)
@@ -133,7 +133,7 @@ def predictor(model: LoadedModel, case: CaseSettings, force_seg: bool = False) -
     return VideoPredictor(model.glus, tokenizer, FramesConfig(CONTEXT, QUERY), inference)
 
 
-def set_heads(model: LoadedModel, video: FolderVideo) -> np.ndarray:
+def set_heads(model: LoadedModel, video: VideoSource) -> np.ndarray:
     """Let [SEG] win in every window, and return a row of the head with which it does in some windows alone."""
     states = {}
     for case in cases():
@@ -152,7 +152,7 @@ def set_heads(model: LoadedModel, video: FolderVideo) -> np.ndarray:
     return fail_row.numpy()
 
 
-def record_inference(folder: Path, fixture: Fixture, video: FolderVideo) -> None:
+def record_inference(folder: Path, fixture: Fixture, video: VideoSource) -> None:
     """All cases, and the probes of the first."""
     entries = []
     for number, case in enumerate(cases()):
