@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from glus.data.chat.chatml import ChatmlChat, Grid
 from glus.data.chat.llava import LlavaChat
+from glus.data.chat.tree import Chat
 from glus.tokens import AnyVocabulary, ChatStyle, JsonVocabulary, Vocabulary
 from glus.types import Role
-
-Chat = LlavaChat | ChatmlChat
 
 
 def open_chat(vocabulary: AnyVocabulary, style: ChatStyle, grid: Grid, reads_at_seg: bool = False) -> Chat:

@@ -12,16 +12,15 @@ placeholders, the end token, and a newline where the family has it::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from glus.batch import Conversation
-from glus.data.chat.tree import TokenTree, prompt_tree, single_path
-from glus.data.sampling import ANSWERS, CONTEXT, QUESTIONS, Turn, inference_turn
+from glus.data.chat.tree import Chat
+from glus.data.sampling import ANSWERS, CONTEXT, QUESTIONS, Turn
 from glus.tokens import IMAGE_ID, SEG, ChatStyle, JsonVocabulary
 from glus.types import Role
 
@@ -34,7 +33,7 @@ LARGEST = (4096, 4096)
 
 
 @dataclass(frozen=True)
-class ChatmlChat:
+class ChatmlChat(Chat):
     """Turns of a conversation -> token ids with placeholders for each frame, and their positions."""
 
     vocabulary: JsonVocabulary
@@ -47,50 +46,14 @@ class ChatmlChat:
     """Height and width of the frames that are shown."""
 
     @property
-    def tokens_per_frame(self) -> int:
-        """P of a query frame."""
+    def tokens_per_frame(self) -> int:  # type: ignore[override]
+        """See ``Chat``."""
         rows, columns = self.grid(self.size, Role.query)
         return rows * columns
 
     def sized(self, size: tuple[int, int]) -> ChatmlChat:
-        """The grammar for frames of ``size`` (H, W)."""
+        """See ``Chat``."""
         return replace(self, size=size)
-
-    def train(self, turns: Sequence[Turn], num_context: int, name: str) -> Conversation:
-        """See ``LlavaChat.train``."""
-        ids = self._opening(num_context)
-        for number, turn in enumerate(turns):
-            ids += [*(self._user() if number else ()), *self._turn(turn)]
-        before = np.flatnonzero(np.array(ids) == self.vocabulary.seg_id) - 1
-        if len(before) != len(turns):
-            raise ValueError(f"conversation of {name} holds {len(before)} [SEG] for {len(turns)} query frames")
-        return self._conversation(ids, before, num_context)
-
-    def window(self, text: str, num_context: int, num_query: int, trailing_space: bool = True) -> Conversation:
-        """See ``LlavaChat.window``; the lone "▁" is LLaVA's own, and a prompt ends here as training has it."""
-        turn = inference_turn(text)
-        ids = self._opening(num_context)
-        for _ in range(num_query - 1):
-            ids += [*self._turn(turn), *self._user()]
-        ids += self._question(turn)
-        last = np.array([len(ids) - 1], np.int64)
-        return self._conversation([*ids, *self._seg_if_read()], last, num_context)
-
-    def opening(self, num_context: int) -> TokenTree:
-        """See ``LlavaChat.opening``."""
-        ids = np.array(self._opening(num_context), np.int64)
-        return single_path(ids, self._places(ids, num_context))
-
-    def prompt_tree(self, text: str, num_query: int, asked: Sequence[int], trailing_space: bool = True) -> TokenTree:
-        """See ``LlavaChat.prompt_tree``."""
-        turn = inference_turn(text)
-        question, whole_turn = self._question(turn), [*self._turn(turn), *self._user()]
-        prompt = [*question, *self._seg_if_read()]
-        reads = 2 if self.reads_at_seg else 1
-        return prompt_tree(whole_turn, question, prompt, num_query, asked, lambda ids: self._places(ids, 0), reads)
-
-    def _seg_if_read(self) -> list[int]:
-        return [self.vocabulary.seg_id] * self.reads_at_seg
 
     def _opening(self, num_context: int) -> list[int]:
         system = self._text(f"system\n{self.style.system or SYSTEM_LINE}")
@@ -104,7 +67,6 @@ class ChatmlChat:
         return [self._id(START), *self._text("user\n")]
 
     def _question(self, turn: Turn) -> list[int]:
-        """A query frame, its question, and the answer up to [SEG]."""
         lead = turn.answer.partition(SEG)[0]
         lead = lead.rstrip() if self.vocabulary.strips_before_seg else lead
         asked = self._image(Role.query) + self._text(f"{self.style.after_image}{turn.question}")
@@ -124,15 +86,9 @@ class ChatmlChat:
     def _text(self, text: str) -> list[int]:
         return self.vocabulary.encode(text)
 
-    def _conversation(self, ids: list[int], before: np.ndarray, num_context: int) -> Conversation:
-        array = np.array(ids, np.int64)
-        axes = self._places(array, num_context) if self.style.has_axes else None
-        return Conversation(array, before, axes, self.reads_at_seg)
-
-    def _places(self, input_ids: np.ndarray, num_context: int) -> np.ndarray:
-        """Positions of tokens whose first ``num_context`` frames are context frames."""
+    def _positions(self, input_ids: np.ndarray, num_context: int) -> np.ndarray:
         if not self.style.has_axes:
-            return np.arange(len(input_ids))
+            return super()._positions(input_ids, num_context)
         context, query = (self.grid(self.size, role) for role in Role)
         is_image = input_ids == IMAGE_ID
         count = int((is_image & ~np.r_[False, is_image[:-1]]).sum())

@@ -14,15 +14,13 @@ IMAGE for <im_start>, P placeholders, <im_end>::
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 
-from glus.batch import Conversation
-from glus.data.chat.tree import TokenTree, prompt_tree, single_path
-from glus.data.sampling import ANSWERS, CONTEXT, QUESTIONS, Turn, clean_expression, inference_turn
+from glus.data.chat.tree import Chat
+from glus.data.sampling import ANSWERS, CONTEXT, QUESTIONS, Turn, clean_expression
 from glus.tokens import IMAGE_ID, Vocabulary, write_added_tokens
 
 SYSTEM = (
@@ -33,7 +31,7 @@ USER = "USER:"
 ASSISTANT = "ASSISTANT:"
 
 
-class LlavaChat:
+class LlavaChat(Chat):
     """Turns of a conversation -> token ids in which every image is ``tokens_per_frame`` placeholders.
 
     Args:
@@ -42,6 +40,8 @@ class LlavaChat:
         reads_at_seg: see ``Conversation.is_read_at_seg``.
     """
 
+    vocabulary: Vocabulary
+
     def __init__(self, vocabulary: Vocabulary, tokens_per_frame: int, reads_at_seg: bool = False):
         if tokens_per_frame < 1:
             raise ValueError(f"tokens_per_frame={tokens_per_frame}: expected at least 1")
@@ -49,97 +49,28 @@ class LlavaChat:
         self.tokens_per_frame = tokens_per_frame
         self.reads_at_seg = reads_at_seg
 
-    def sized(self, size: tuple[int, int]) -> LlavaChat:
-        """The grammar for frames of ``size`` (H, W): the same for all."""
-        return self
-
-    def train(self, turns: Sequence[Turn], num_context: int, name: str) -> Conversation:
-        """A whole conversation, one turn per query frame.
-
-        Args:
-            turns: Q questions and answers.
-            num_context: K.
-            name: the sample, for messages.
-
-        Raises:
-            ValueError: the conversation does not hold exactly one [SEG] per turn.
-        """
-        ids = self._opening(num_context)
-        for number, turn in enumerate(turns):
-            if number > 0:
-                ids += self.vocabulary.encode(USER)
-            ids += self._turn(turn)
-        return self._conversation(ids, len(turns), name)
-
-    def window(self, text: str, num_context: int, num_query: int, trailing_space: bool = True) -> Conversation:
-        """The prompt of one step at inference; the next token the model predicts is to be [SEG].
-
-        No prompt depends on what the model answered before, so all prompts of a video are known in advance.
-
-        Args:
-            text: the expression as written; it is cleaned as the released GLUS does at inference.
-            num_context: K.
-            num_query: frames of the window, 1..Q; the last one is segmented.
-            trailing_space: end in the lone "▁" that the released prompt ends in. It never stands there in training.
-
-        Returns:
-            Ids whose last position is the only ``seg_positions`` (the last but one where [SEG] is read itself).
-        """
-        turn = inference_turn(text)
-        ids = self._opening(num_context)
-        for _ in range(num_query - 1):
-            ids += self._turn(turn) + self.vocabulary.encode(USER)
-        ids += self._question(turn, " " if trailing_space else "")
-        last = np.array([len(ids) - 1], np.int64)
-        ids += [self.vocabulary.seg_id] * self.reads_at_seg
-        return Conversation(np.array(ids, np.int64), last, None, self.reads_at_seg)
-
-    def opening(self, num_context: int) -> TokenTree:
-        """What every prompt of a video begins with, whatever its sentence and query frames."""
-        return single_path(np.array(self._opening(num_context), np.int64))
-
-    def prompt_tree(self, text: str, num_query: int, asked: Sequence[int], trailing_space: bool = True) -> TokenTree:
-        """The windows of the turns ``asked`` (numbers from 0), which all begin at the same query frame, in one row
-        after ``opening``: each is a path. Positions count from the first token after the opening. Endings are the lone
-        "▁", and [SEG] where it is read itself.
-
-        Args:
-            text: the expression as written.
-            num_query: turns; the last one must be asked.
-            asked: ascending.
-            trailing_space: see ``window``.
-        """
-        turn = inference_turn(text)
-        whole_turn = [*self._turn(turn), *self.vocabulary.encode(USER)]
-        prompt = self._question(turn, " " if trailing_space else "") + [self.vocabulary.seg_id] * self.reads_at_seg
-        reads = 2 if self.reads_at_seg else 1
-        return prompt_tree(whole_turn, self._question(turn), prompt, num_query, asked, num_reads=reads)
-
     def _image(self) -> list[int]:
         return [self.vocabulary.image_start_id, *[IMAGE_ID] * self.tokens_per_frame, self.vocabulary.image_end_id]
 
     def _opening(self, num_context: int) -> list[int]:
-        """What stands before the first query frame; equal for all expressions and steps of a video."""
         ids = [self.vocabulary.bos_id, *self.vocabulary.encode(f"{SYSTEM} {USER}")]
         if num_context > 0:
             ids += self._image() * num_context + self.vocabulary.encode(CONTEXT)
         return ids
 
+    def _user(self) -> list[int]:
+        return self.vocabulary.encode(USER)
+
+    def _prompt(self, turn: Turn, trailing_space: bool) -> list[int]:
+        return self._question(turn, " " if trailing_space else "")
+
     def _question(self, turn: Turn, ending: str = "") -> list[int]:
-        """A query frame, its question, and the answer up to [SEG]."""
         lead = f" {turn.lead}" if turn.lead else ""
         return self._image() + self.vocabulary.encode(f"{turn.question} {ASSISTANT}{lead}{ending}")
 
     def _turn(self, turn: Turn) -> list[int]:
         ids = [*self._question(turn), self.vocabulary.seg_id]
         return [*ids, *self.vocabulary.encode(turn.tail), self.vocabulary.eos_id]
-
-    def _conversation(self, ids: list[int], num_query: int, name: str) -> Conversation:
-        array = np.array(ids, np.int64)
-        positions = np.flatnonzero(array == self.vocabulary.seg_id)
-        if len(positions) != num_query:
-            raise ValueError(f"conversation of {name} holds {len(positions)} [SEG] for {num_query} query frames")
-        return Conversation(array, positions - 1, None, self.reads_at_seg)
 
 
 def train_vocabulary(folder: str | Path, sentences: Iterable[str], size: int, whole_templates: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Trees of tokens: what conversations or prompts have in common stands once, in training and at inference.
+"""Conversations and prompts of any family, as trees of tokens: what they have in common stands once.
 
 All conversations of a video begin alike: the opening with the context frames, the first query frame, and as much of
 the first question as happens to be equal. An LLM that looks back only gives these tokens the same states in each of
@@ -12,7 +12,8 @@ A conversation is a *path* through its row. Where the paths are is all that atte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 
 from glus.batch import Conversation, TokenRows
-from glus.tokens import IMAGE_ID, placeholders
+from glus.data.sampling import Turn, inference_turn
+from glus.tokens import IMAGE_ID, AnyVocabulary, placeholders
 
 LENGTH_MULTIPLE = 64
 """Rows and paths of training are padded to a multiple of it, so that an epoch has few different lengths: kernels and
@@ -95,45 +97,130 @@ def shared_tree(conversations: Sequence[Conversation]) -> TokenTree:
     )
 
 
-def prompt_tree(
-    whole_turn: Sequence[int],
-    question: Sequence[int],
-    prompt: Sequence[int],
-    num_query: int,
-    asked: Sequence[int],
-    place: Callable[[np.ndarray], np.ndarray] = lambda ids: np.arange(len(ids)),
-    num_reads: int = 1,
-) -> TokenTree:
-    """The prompts of some turns, which all begin at the same query frame, in one row: each is a path.
+class Chat(ABC):
+    """Turns of a conversation -> token ids with placeholders for each frame; a family says how parts are written."""
 
-    A prompt may end in tokens that the conversation itself does not have at this place. Such endings stand behind the
-    turns, are seen by nothing but themselves, and see the turns up to where they belong.
+    vocabulary: AnyVocabulary
+    """The model's own."""
+    tokens_per_frame: int
+    """P of a query frame."""
+    reads_at_seg: bool
+    """See ``Conversation.is_read_at_seg``."""
 
-    Args:
-        whole_turn: a query frame, its question, the answer, and what leads to the next turn.
-        question: what a turn begins with, up to where its answer is read, as a conversation goes on.
-        prompt: the same as a prompt ends; it has words in common with ``question``.
-        num_query: turns; the last one must be asked.
-        asked: numbers of turns from 0, ascending.
-        place: positions of the tokens of the turns.
-        num_reads: states that are wanted of each prompt: those of its last tokens.
-    """
-    shared = common_prefix([question, prompt])
-    ids, ending = [*list(whole_turn) * (num_query - 1), *question[:shared]], list(prompt[shared:])
-    positions, paths = [place(np.array(ids, np.int64))], []
-    length = len(ids)
-    for number in asked:
-        end = number * len(whole_turn) + shared
-        paths.append(np.r_[:end, length : length + len(ending)])
-        begin = positions[0][end - 1].max() + 1  # the last token before it is a word
-        after = np.arange(begin, begin + len(ending))
-        positions.append(after if positions[0].ndim == 1 else np.repeat(after[:, None], 3, axis=1))
-        ids, length = ids + ending, length + len(ending)
-    array = np.array(ids, np.int64)
-    visual = np.arange(len(placeholders(array)))
-    reads = np.concatenate([path[-num_reads:] for path in paths])
-    # Without endings the paths of earlier turns are beginnings of the last one's.
-    return TokenTree(array, np.concatenate(positions), visual, tuple(paths if ending else paths[-1:]), reads)
+    def sized(self, size: tuple[int, int]) -> Chat:
+        """The grammar for frames of ``size`` (H, W)."""
+        return self
+
+    def train(self, turns: Sequence[Turn], num_context: int, name: str) -> Conversation:
+        """A whole conversation, one turn per query frame.
+
+        Args:
+            turns: Q questions and answers.
+            num_context: K.
+            name: the sample, for messages.
+
+        Raises:
+            ValueError: the conversation does not hold exactly one [SEG] per turn.
+        """
+        ids = self._opening(num_context)
+        for number, turn in enumerate(turns):
+            ids += [*(self._user() if number else ()), *self._turn(turn)]
+        before = np.flatnonzero(np.array(ids) == self.vocabulary.seg_id) - 1
+        if len(before) != len(turns):
+            raise ValueError(f"conversation of {name} holds {len(before)} [SEG] for {len(turns)} query frames")
+        return self._conversation(ids, before, num_context)
+
+    def window(self, text: str, num_context: int, num_query: int, trailing_space: bool = True) -> Conversation:
+        """The prompt of one step at inference; the next token the model predicts is to be [SEG].
+
+        No prompt depends on what the model answered before, so all prompts of a video are known in advance.
+
+        Args:
+            text: the expression as written; it is cleaned as the released GLUS does at inference.
+            num_context: K.
+            num_query: frames of the window, 1..Q; the last one is segmented.
+            trailing_space: end in the lone "▁" that the released prompt ends in. It never stands there in training, and
+                is LLaVA's own.
+
+        Returns:
+            Ids whose last position is the only ``seg_positions`` (the last but one where [SEG] is read itself).
+        """
+        turn = inference_turn(text)
+        earlier = [*self._turn(turn), *self._user()] * (num_query - 1)
+        ids = [*self._opening(num_context), *earlier, *self._prompt(turn, trailing_space)]
+        last = np.array([len(ids) - 1], np.int64)
+        return self._conversation([*ids, *self._seg_if_read()], last, num_context)
+
+    def opening(self, num_context: int) -> TokenTree:
+        """What every prompt of a video begins with, whatever its sentence and query frames."""
+        ids = np.array(self._opening(num_context), np.int64)
+        return single_path(ids, self._positions(ids, num_context))
+
+    def prompt_tree(self, text: str, num_query: int, asked: Sequence[int], trailing_space: bool = True) -> TokenTree:
+        """The windows of the turns ``asked``, which all begin at the same query frame, in one row after ``opening``:
+        each is a path. Positions count from the first token after the opening.
+
+        A prompt may end in tokens that the conversation itself does not have at this place: the lone "▁", and [SEG]
+        where it is read itself. Such endings stand behind the turns, are seen by nothing but themselves, and see the
+        turns up to where they belong.
+
+        Args:
+            text: the expression as written.
+            num_query: turns; the last one must be asked.
+            asked: numbers of turns from 0, ascending.
+            trailing_space: see ``window``.
+        """
+        turn = inference_turn(text)
+        whole_turn, question = [*self._turn(turn), *self._user()], self._question(turn)
+        prompt = [*self._prompt(turn, trailing_space), *self._seg_if_read()]
+        shared = common_prefix([question, prompt])
+        ids, ending = [*whole_turn * (num_query - 1), *question[:shared]], prompt[shared:]
+        positions, paths = [self._positions(np.array(ids, np.int64), 0)], []
+        length = len(ids)
+        for number in asked:
+            end = number * len(whole_turn) + shared
+            paths.append(np.r_[:end, length : length + len(ending)])
+            begin = positions[0][end - 1].max() + 1  # the last token before it is a word
+            after = np.arange(begin, begin + len(ending))
+            positions.append(after if positions[0].ndim == 1 else np.repeat(after[:, None], 3, axis=1))
+            ids, length = ids + ending, length + len(ending)
+        array = np.array(ids, np.int64)
+        visual = np.arange(len(placeholders(array)))
+        reads = np.concatenate([path[-2 if self.reads_at_seg else -1 :] for path in paths])
+        # Without endings the paths of earlier turns are beginnings of the last one's.
+        return TokenTree(array, np.concatenate(positions), visual, tuple(paths if ending else paths[-1:]), reads)
+
+    @abstractmethod
+    def _opening(self, num_context: int) -> list[int]:
+        """What stands before the first query frame."""
+
+    @abstractmethod
+    def _user(self) -> list[int]:
+        """What stands between two turns."""
+
+    @abstractmethod
+    def _question(self, turn: Turn) -> list[int]:
+        """A query frame, its question, and the answer up to [SEG]."""
+
+    @abstractmethod
+    def _turn(self, turn: Turn) -> list[int]:
+        """The question and the whole answer."""
+
+    def _prompt(self, turn: Turn, trailing_space: bool) -> list[int]:
+        """The question as a prompt ends; by default as training has it."""
+        return self._question(turn)
+
+    def _positions(self, input_ids: np.ndarray, num_context: int) -> np.ndarray:
+        """Of tokens whose first ``num_context`` frames are context frames: (L,), or (L, 3) where a token has three."""
+        return np.arange(len(input_ids))
+
+    def _seg_if_read(self) -> list[int]:
+        return [self.vocabulary.seg_id] * self.reads_at_seg
+
+    def _conversation(self, ids: list[int], before: np.ndarray, num_context: int) -> Conversation:
+        array = np.array(ids, np.int64)
+        positions = self._positions(array, num_context)
+        return Conversation(array, before, positions if positions.ndim == 2 else None, self.reads_at_seg)
 
 
 def token_rows(trees: Sequence[TokenTree], pad_id: int, multiple: int = 1) -> TokenRows:
