@@ -4,7 +4,7 @@
 - ``PaletteMasks``: a PNG per frame whose pixels are object ids;
 - ``FolderMasks``: a folder per object or sentence, with a PNG of 0 and 255 per frame;
 
-Outlines of pictures are read beside their sentences: ``PolygonMasks`` (refcoco.py), ``ShapeMasks`` (reason_seg.py).
+Outlines of pictures are read beside their sentences: ``PolygonMasks`` and ``ShapeMasks`` (outlines.py).
 
 Pixels of a PNG are read as the numbers that the file holds. A conversion to colour or grey would lose them: OpenCV
 turns the palette indices 0, 1, 2 of Ref-YouTube-VOS into 0, 38, 75.

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from glus.config import DatasetConfig, Protocol
-from glus.data.benchmarks.mevis import REF_SAV_GROUPS, REVOS_GROUPS
+from glus.data.benchmarks.meta_expressions import REF_SAV_GROUPS, REVOS_GROUPS
 from glus.data.masks import PaletteMasks, Size, runs_of
 from glus.evaluation.packed import BitMasks, JFScores, TargetReader, compare, region_counts
 from glus.evaluation.report import ExpressionScore, ObjectScore, ScoreTable, by_group, mean_jf, mean_of, summarize

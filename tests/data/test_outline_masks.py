@@ -13,7 +13,7 @@ import pytest
 from pycocotools import mask as coco
 
 from glus.data.benchmarks.index import open_masks, read_expressions
-from glus.data.benchmarks.reason_seg import Shape, draw_shapes
+from glus.data.benchmarks.outlines import Shape, draw_shapes
 from glus.data.masks import MaskStore
 from glus.types import Expression
 from tests.edits import edit_json

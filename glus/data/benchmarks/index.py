@@ -11,15 +11,18 @@ from pathlib import Path, PurePosixPath
 
 from glus.config import DatasetConfig, Layout
 from glus.data.benchmarks.groundmore import FRAME_FOLDER, GroundMoreMasks, read_groundmore
-from glus.data.benchmarks.mevis import read_lvvis, read_mevis, read_ref_sav, read_revos
-from glus.data.benchmarks.reason_seg import ShapeMasks, read_reason_seg
-from glus.data.benchmarks.refcoco import REFS, PolygonMasks, read_refcoco
-from glus.data.benchmarks.youtube import (
+from glus.data.benchmarks.meta_expressions import (
+    REF_SAV_GROUPS,
+    REVOS_GROUPS,
     read_long_rvos,
+    read_lvvis,
+    read_mevis,
     read_reason_vos,
     read_ref_youtube_vos,
     read_ref_youtube_vos_valid,
+    read_typed,
 )
+from glus.data.benchmarks.outlines import REFS, PolygonMasks, ShapeMasks, read_reason_seg, read_refcoco
 from glus.data.masks import FolderMasks, MaskStore, PaletteMasks, RleMasks
 from glus.files import field, read_json
 from glus.types import Expression, Video, require_utf8
@@ -53,6 +56,7 @@ _JSON, _RLE, _PNG = "{split}/meta_expressions.json", "{split}/mask_dict.json", "
 _V2 = ("{split}/meta_expressions_v2.json", "{split}/meta_expressions_v2_release.json")
 _YOUTUBE = ("meta_expressions/{split}/meta_expressions.json",)
 _OBJECTS, _SENTENCES = partial(FolderMasks, absent_is_empty=True), partial(FolderMasks, absent_is_empty=False)
+_REVOS, _REF_SAV = partial(read_typed, groups=REVOS_GROUPS), partial(read_typed, groups=REF_SAV_GROUPS)
 _TRAIN2014 = "../images/mscoco/images/train2014"
 
 LAYOUTS: dict[Layout, Benchmark] = {
@@ -63,12 +67,12 @@ LAYOUTS: dict[Layout, Benchmark] = {
         read_ref_youtube_vos_valid, _SENTENCES, _YOUTUBE, _PNG, zip_folder="Annotations/"
     ),
     Layout.ref_davis17: Benchmark(read_ref_youtube_vos, PaletteMasks, _YOUTUBE, _PNG),
-    Layout.revos: Benchmark(read_revos, RleMasks, ("meta_expressions_{split}_.json",), "mask_dict.json", "JPEGImages"),
+    Layout.revos: Benchmark(_REVOS, RleMasks, ("meta_expressions_{split}_.json",), "mask_dict.json", "JPEGImages"),
     Layout.reason_vos: Benchmark(read_reason_vos, _SENTENCES, ("meta_expressions.json",), "Annotations", "JPEGImages"),
     Layout.lvvis: Benchmark(read_lvvis, RleMasks, (_JSON,), _RLE),
     Layout.long_rvos: Benchmark(read_long_rvos, _OBJECTS, (_JSON,), _PNG),
     Layout.refcoco: Benchmark(read_refcoco, PolygonMasks, REFS, "instances.json", _TRAIN2014, is_flat=True),
-    Layout.ref_sav: Benchmark(read_ref_sav, RleMasks, ("meta_expressions_{split}.json",), "mask_dict.json", "videos"),
+    Layout.ref_sav: Benchmark(_REF_SAV, RleMasks, ("meta_expressions_{split}.json",), "mask_dict.json", "videos"),
     Layout.groundmore: Benchmark(
         read_groundmore,
         GroundMoreMasks,
