@@ -123,37 +123,40 @@ def check_dataset(
     except ValueError as error:
         rows[Check.files] = CheckRow(str(expression_path(dataset)))
         return DataReport(dataset, rows | {Check.sentences: CheckRow("expression file", errors=[str(error)])})
-    names_objects = any(expression.annotation_ids for expression in expressions)
-    folder = image_folder(dataset)
-    no_frames = "" if folder.is_dir() else f"dataset {dataset.name!r} has no folder of frames; expected {folder}"
-    no_masks = _why_no_masks(dataset) if names_objects else ""
-    rows[Check.files] = CheckRow(
-        "expression file, frames, masks", errors=[line for line in (no_frames, no_masks) if line]
-    )
-    if not names_objects:
-        message = f"{dataset.split} names no objects: it can be predicted, but not scored or trained on"
-        rows[Check.files] = CheckRow("expression file, frames", errors=rows[Check.files].errors, warnings=[message])
+    checker = VideoChecker(None, None, {}, alignment)
+    rows[Check.files] = _check_files(dataset, expressions, checker)
     rows[Check.counts] = _check_counts(dataset, expressions)
     rows[Check.sentences] = _check_sentences(dataset, expressions)
     rows[Check.leaks] = _check_leaks(expressions, against)
-    frames = None if no_frames else FrameStore(dataset)
-    masks = open_masks(dataset) if names_objects and not no_masks else None
-    listed: dict[str, set[int]] = {}
-    if isinstance(masks, PaletteMasks):
-        try:
-            listed = masks.listed_objects()
-        except ValueError as error:
-            rows[Check.files].errors.append(str(error))
-    videos = by_video(expressions)
-    found = map_in_processes(VideoChecker(frames, masks, listed, alignment), videos, num_workers)
-    total = VideoFindings()
-    for findings in progress(found, len(videos)):
+    videos, total = by_video(expressions), VideoFindings()
+    for findings in progress(map_in_processes(checker, videos, num_workers), len(videos)):
         total.add(findings)
-    no_frames = "" if frames else "there is no folder of frames"
-    rows |= total.rows(len(videos), no_frames, no_frames or ("" if masks else "there are no masks"))
+    no_frames = "" if checker.frames else "there is no folder of frames"
+    rows |= total.rows(len(videos), no_frames, no_frames or ("" if checker.masks else "there are no masks"))
     if not alignment:
         rows[Check.alignment] = CheckRow(skipped="alignment=true")
     return DataReport(dataset, rows)
+
+
+def _check_files(dataset: DatasetConfig, expressions: Sequence[Expression], checker: VideoChecker) -> CheckRow:
+    """Whether frames and masks are there, which the checker of videos is given then."""
+    row, folder = CheckRow("expression file, frames, masks"), image_folder(dataset)
+    if folder.is_dir():
+        checker.frames = FrameStore(dataset)
+    else:
+        row.errors.append(f"dataset {dataset.name!r} has no folder of frames; expected {folder}")
+    if not any(expression.annotation_ids for expression in expressions):
+        row.examined = "expression file, frames"
+        row.warnings.append(f"{dataset.split} names no objects: it can be predicted, but not scored or trained on")
+        return row
+    masks = open_masks(dataset)
+    try:
+        masks.open()
+        checker.masks = masks
+        checker.listed = masks.listed_objects() if isinstance(masks, PaletteMasks) else {}
+    except (FileNotFoundError, ValueError) as error:
+        row.errors.append(str(error))
+    return row
 
 
 def _check_checksums(dataset: DatasetConfig) -> CheckRow:
@@ -231,15 +234,6 @@ def _check_leaks(expressions: Sequence[Expression], against: Sequence[DatasetCon
             if (name := PurePosixPath(video).name) in own:
                 row.errors.append(f"video {own[name]} is also in {other.name} ({other.split}), as {video}")
     return row
-
-
-def _why_no_masks(dataset: DatasetConfig) -> str:
-    """Empty if there are masks."""
-    try:
-        open_masks(dataset).open()
-    except (FileNotFoundError, ValueError) as error:
-        return str(error)
-    return ""
 
 
 # ------------------------------------------------------------------------------------------- frames and masks
