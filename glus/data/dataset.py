@@ -14,6 +14,7 @@ from glus import distributed
 from glus.batch import Batch, TrainSample
 from glus.config import FramesConfig
 from glus.data import sampling
+from glus.data.benchmarks.index import by_video
 from glus.data.chat import Chat
 from glus.data.chat.tree import pack_conversations
 from glus.data.frames import FrameStore
@@ -46,25 +47,16 @@ class RefVOSDataset:
         ValueError: no expression, or two expressions of a video list different frames.
     """
 
-    def __init__(
-        self,
-        expressions: Sequence[Expression],
-        frames: FrameStore,
-        masks: MaskStore,
-    ):
+    def __init__(self, expressions: Sequence[Expression], frames: FrameStore, masks: MaskStore):
         if not expressions:
             raise ValueError(f"dataset {frames.name!r} has no expression to train on")
         self.name = frames.name
         self._frames, self._masks = frames, masks
-        by_video: dict[str, list[Expression]] = {}
-        for expression in expressions:
-            known = by_video.setdefault(expression.video, [])
-            if known and known[0].frames != expression.frames:
-                raise ValueError(
-                    f"{expression.name} lists other frames than {known[0].name}; expected those of the video"
-                )
-            known.append(expression)
-        self._videos = list(by_video.values())
+        self._videos = by_video(expressions)
+        for first, *others in self._videos:
+            for other in others:
+                if other.frames != first.frames:
+                    raise ValueError(f"{other.name} lists other frames than {first.name}; expected those of the video")
 
     def __len__(self) -> int:
         """Number of videos."""
@@ -94,15 +86,10 @@ class RefVOSDataset:
             query_pixels=_prepared(pixels, query, settings.prepare, Role.query),
             query_frames=np.stack([pixels[i] for i in query]),
             conversations=[chat.train(drawn, want.num_context, e.name) for drawn, e in zip(turns, chosen, strict=True)],
-            target_masks=[self._read_masks(e, query, (height, width)) for e in chosen],
+            target_masks=[self._masks.read(e, query, (height, width)) for e in chosen],
             object_keys=[[_key(e, i) for i in query] for e in chosen],
             names=[e.name for e in chosen],
         )
-
-    def _read_masks(self, expression: Expression, query: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-        """(Q, H, W) uint8, each frame's read once though a picture is every query frame."""
-        distinct, rows = np.unique(query, return_inverse=True)
-        return self._masks.read(expression, distinct.tolist(), size)[rows]
 
     def _read_frames(self, expression: Expression, indices: Sequence[int]) -> dict[int, np.ndarray]:
         """Each frame decoded once, (H, W, 3) uint8; all of one size."""

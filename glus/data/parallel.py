@@ -1,4 +1,4 @@
-"""Work shared by processes."""
+"""Speed on a CPU: loops that are compiled, work that is shared by processes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 import cv2
+import numba
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
 def map_in_processes(worker: Callable[[Item], Result], items: Sequence[Item], num_workers: int) -> Iterator[Result]:
@@ -53,3 +55,24 @@ def _start(worker: Callable[[Any], Any]) -> None:
 def _run(item: Any) -> Any:
     assert _worker is not None
     return _worker(item)
+
+
+def njit(cache: bool = False, nogil: bool = False) -> Callable[[Kernel], Kernel]:
+    """``numba.njit``, whose ``cache=True`` keeps code on disk only where there is a place for it.
+
+    numba takes ``NUMBA_CACHE_DIR``, the folder of the source, or the user's cache folder. Where none can be written (a
+    read-only container or installation), it refuses to make the function; here it is compiled in every process anew.
+
+    Args:
+        cache: keep the code for later processes.
+        nogil: release the interpreter's lock.
+    """
+
+    def compiled(function: Kernel) -> Kernel:
+        try:
+            kernel: Any = numba.njit(cache=cache, nogil=nogil)(function)
+        except RuntimeError:  # numba's "no locator available"
+            kernel = numba.njit(nogil=nogil)(function)
+        return kernel
+
+    return compiled

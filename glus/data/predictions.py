@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image
 
 from glus.config import PredictionForm
-from glus.data.compiled import njit
 from glus.data.masks import Parts, Size, by, decode_rle, encode_rle, unpack_runs
+from glus.data.parallel import njit
 from glus.files import atomic_file, atomic_folder, distinct_keys, naming_write_errors, read_json
 from glus.types import Expression, FrameResult, Video
 

@@ -15,8 +15,8 @@ from functools import cache
 
 import numpy as np
 
-from glus.data.compiled import njit
 from glus.data.masks import MaskStore, Parts, Size
+from glus.data.parallel import njit
 from glus.data.predictions import VideoPredictions
 from glus.types import Expression
 
