@@ -2,7 +2,7 @@
 
 - Packets as numbers alone: which become frames, in which order, and where decoding may begin;
 - what a container cuts off the frames of a track: players obey it, and PyAV does not tell;
-- how long a whole file would be, and why one may be unreadable.
+- how long a whole file would be, and whether it is of the MP4 family.
 """
 
 from __future__ import annotations
@@ -235,23 +235,11 @@ def told_size(path: Path) -> int:
         return next((stop for kind, _, stop in elements if kind == _SEGMENT), 0)
 
 
-def is_heif(path: Path) -> bool:
-    """Whether a file is a HEIF or AVIF picture, by its beginning."""
+def iso_brand(path: Path) -> bytes:
+    """What a file of the MP4 family says that it is, among them pictures (``HEIF_BRANDS``); empty for any other file.
+
+    Source: ISO/IEC 14496-12, 4.3 (FileTypeBox).
+    """
     with path.open("rb") as file:
         beginning = file.read(12)
-    return beginning[4:8] == b"ftyp" and beginning[8:] in HEIF_BRANDS
-
-
-def why_unreadable(path: Path) -> str:
-    """Why a file may be unreadable, by its beginning; empty if nothing tells."""
-    with path.open("rb") as file:
-        beginning = file.read(64).lstrip().lower()
-    if not beginning:
-        return "the file is empty"
-    if beginning.startswith((b"<!doctype", b"<html")):
-        return "it is a web page: the download went wrong"
-    if beginning.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer: git lfs pull fetches the file"
-    if beginning[4:8] == b"ftyp":
-        return "an MP4 without index, as an interrupted recording or download leaves it: copy or download it again"
-    return ""
+    return beginning[8:] if beginning[4:8] == b"ftyp" else b""

@@ -29,17 +29,18 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from glus.data.video_container import (
+    HEIF_BRANDS,
     Crop,
     FrameIndex,
     Packet,
     count_gaps,
-    is_heif,
+    iso_brand,
     lost_packets,
     order_by_time,
     read_crop,
     told_size,
-    why_unreadable,
 )
+from glus.files import stand_in
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class VideoDecoder:
 
     def _told_order(self) -> tuple[list[int], VideoFrame] | None:
         """Packets of all frames, as the container tells them and the first ones prove, and the first frame."""
-        shown = self._track.told_order()
+        shown = order_by_time(self._track.packets) if self._track.tells_order else None
         frames = list(islice(self._track.decode(), self._track.num_probed)) if shown else []
         if not shown or [number for number, _ in frames] != shown[: self._track.num_probed]:
             return None
@@ -170,11 +171,14 @@ class _Track:
                 is_whole = not packet.is_corrupt or name == "mpegts"
                 self._num_torn += packet.is_corrupt
                 is_key = packet.is_keyframe and not (has_palette and self.packets)
-                self.packets.append(_told(packet, is_whole)._replace(is_key=is_key))
+                is_shown = packet.size > 0 and not packet.is_discard
+                where = packet.pts, packet.dts, packet.pos, packet.size
+                self.packets.append(Packet(*where, is_key, is_shown, is_whole))
             self.is_one_to_one = codec in ONE_FRAME_A_PACKET
             """Whether every packet gives a frame, unless it is a field."""
             self.num_probed = PROBED_MP4 if is_mp4 else PROBED
-            self._is_told = self.is_one_to_one and (is_mp4 or is_matroska)
+            self.tells_order = self.is_one_to_one and (is_mp4 or is_matroska)
+            """Whether the container knows the packets of all frames."""
             self.time_base = stream.time_base or Fraction(1)
             self.rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
             num_listed = len(stream.index_entries)
@@ -192,11 +196,8 @@ class _Track:
 
     @cached_property
     def _numbers(self) -> dict[tuple[int | None, ...], int]:
-        return {_identity(packet): number for number, packet in enumerate(self.packets)}
-
-    def told_order(self) -> list[int] | None:
-        """Numbers of the packets of all frames, where the container knows them."""
-        return order_by_time(self.packets) if self._is_told else None
+        """By what a packet keeps after a jump, before which the container may not tell its dts."""
+        return {(packet.position, packet.size, packet.pts): number for number, packet in enumerate(self.packets)}
 
     def decode(self, start: int = 0) -> Frames:
         """What decoding gives from a packet on; after a failure it goes on, as players do."""
@@ -247,7 +248,7 @@ class _Track:
             return None  # not every container can
         packets = _demux(container, stream)
         first = next(packets, None)
-        number = self._numbers.get(_identity(_told(first, True)), start + 1) if first else start + 1
+        number = self._numbers.get((first.pos, first.size, first.pts), start + 1) if first else start + 1
         return enumerate(chain([first], packets), number) if first and number <= start else None
 
     def _decoded(self, stream: VideoStream, packet: AvPacket | None, number: int) -> Frames:
@@ -366,7 +367,8 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream]:
     Raises:
         ValueError: FFmpeg cannot read it, or knows no such track or not its codec.
     """
-    if is_heif(path):
+    brand = iso_brand(path)
+    if brand in HEIF_BRANDS:
         raise ValueError(
             f"video {path} is a HEIF or AVIF picture, of which FFmpeg may decode a part only; store it as JPEG, or as "
             f"MP4 if it moves"
@@ -375,7 +377,9 @@ def _open(path: Path) -> tuple[InputContainer, VideoStream]:
         # An absolute path, because FFmpeg takes what stands before a colon for a protocol.
         container = av.open(str(path.absolute()), metadata_errors="replace")
     except FFmpegError as error:
-        raise ValueError(f"video {path} does not decode: {why_unreadable(path) or _words(error)}") from error
+        no_index = "an MP4 without index, as an interrupted recording or download leaves it: copy or download it again"
+        reason = stand_in(path, is_text=True) or f": {no_index if brand else _words(error)}"
+        raise ValueError(f"video {path} does not decode{reason}") from error
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
     if not streams:
@@ -408,16 +412,6 @@ def _demux(container: InputContainer, stream: VideoStream) -> Iterator[AvPacket]
                 yield packet
     except FFmpegError as error:
         raise ValueError(f"video {container.name} cannot be read to its end: {_words(error)}; {COPY_AGAIN}") from error
-
-
-def _told(packet: AvPacket, is_whole: bool) -> Packet:
-    where = (packet.pts, packet.dts, packet.pos, packet.size)
-    return Packet(*where, packet.is_keyframe, packet.size > 0 and not packet.is_discard, is_whole)
-
-
-def _identity(packet: Packet) -> tuple[int | None, ...]:
-    """What a packet keeps after a jump, before which the container may not tell its dts."""
-    return packet.position, packet.size, packet.pts
 
 
 def _words(error: FFmpegError) -> str:

@@ -351,7 +351,7 @@ def test_a_file_without_frames_is_named(tmp_path: Path) -> None:
     ("data", "words"),
     [
         (b"no video at all", "does not decode: Invalid data"),
-        (b"", "does not decode: the file is empty"),
+        (b"", "does not decode: it is empty"),
         (b"<!DOCTYPE html><html>", "it is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1", "git lfs pull"),
         (b"\0\0\0\x20ftypheic" + bytes(20), "is a HEIF or AVIF picture"),

@@ -245,7 +245,7 @@ def token_rows(trees: Sequence[TokenTree], pad_id: int, multiple: int = 1) -> To
         position_ids_BL=torch.from_numpy(_padded([tree.positions for tree in trees], 0, multiple)),
         placeholders_M=torch.from_numpy(where),
         visual_index_M=torch.from_numpy(visual),
-        reads_R=torch.from_numpy(_through_rows([tree.reads for tree in trees], input_ids.shape[1])),
+        reads_R=torch.from_numpy(np.concatenate([row * input_ids.shape[1] + t.reads for row, t in enumerate(trees)])),
         sees_BLL=None if sees is None else torch.from_numpy(sees),
     )
 
@@ -300,10 +300,6 @@ def common_prefix(sequences: Sequence[Sequence[int] | np.ndarray]) -> int:
     heads = np.array([sequence[:length] for sequence in sequences])
     differs = (heads != heads[0]).any(axis=0)
     return int(differs.argmax()) if differs.any() else length
-
-
-def _through_rows(indices: Sequence[np.ndarray], length: int) -> np.ndarray:
-    return np.concatenate([number * length + own for number, own in enumerate(indices)])
 
 
 def _padded(arrays: Sequence[np.ndarray], fill: int | None, multiple: int = LENGTH_MULTIPLE) -> np.ndarray:
