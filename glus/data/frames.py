@@ -111,7 +111,7 @@ class FrameStore:
         Raises:
             FileNotFoundError: there is none with a known suffix.
         """
-        folder = self.folder if self._layout.is_flat else self.folder / video / self._layout.frame_folder
+        folder = self.folder / self._layout.frame_folder.replace("{video}", video)
         for suffix in SUFFIXES[:3]:  # those of the benchmarks; asking for a file is faster than listing the folder
             path = folder / f"{frame}{suffix}"
             if path.is_file():

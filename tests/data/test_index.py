@@ -139,7 +139,7 @@ def test_expressions_of_a_video_need_not_be_neighbours():
 
 def test_every_layout_has_its_row():
     assert list(LAYOUTS) == list(Layout)
-    assert {layout.value for layout, row in LAYOUTS.items() if row.is_flat} == {"refcoco", "reason_seg"}
+    assert {layout.value for layout, row in LAYOUTS.items() if not row.frame_folder} == {"refcoco", "reason_seg"}
 
 
 def test_a_line_of_a_list_of_videos_is_an_id(tmp_path):

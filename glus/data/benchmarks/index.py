@@ -44,10 +44,8 @@ class Benchmark:
     """File or folder of the masks below ``root``."""
     images: str = "{split}/JPEGImages"
     """Folder of the frames below ``root``."""
-    is_flat: bool = False
-    """Whether frames lie in that folder itself (pictures, each a video of one frame), not in one per video."""
-    frame_folder: str = ""
-    """Folder of the frames below their video's."""
+    frame_folder: str = "{video}"
+    """Folder of a video's frames below that; empty: they lie in it itself (pictures, each a video of one frame)."""
     zip_folder: str | None = None
     """What stands before ``<video>/`` in the zip for the benchmark's server; None if it has none."""
 
@@ -71,17 +69,12 @@ LAYOUTS: dict[Layout, Benchmark] = {
     Layout.reason_vos: Benchmark(read_reason_vos, _SENTENCES, ("meta_expressions.json",), "Annotations", "JPEGImages"),
     Layout.lvvis: Benchmark(read_lvvis, RleMasks, (_JSON,), _RLE),
     Layout.long_rvos: Benchmark(read_long_rvos, _OBJECTS, (_JSON,), _PNG),
-    Layout.refcoco: Benchmark(read_refcoco, PolygonMasks, REFS, "instances.json", _TRAIN2014, is_flat=True),
+    Layout.refcoco: Benchmark(read_refcoco, PolygonMasks, REFS, "instances.json", _TRAIN2014, frame_folder=""),
     Layout.ref_sav: Benchmark(_REF_SAV, RleMasks, ("meta_expressions_{split}.json",), "mask_dict.json", "videos"),
     Layout.groundmore: Benchmark(
-        read_groundmore,
-        GroundMoreMasks,
-        ("{split}_v2.json",),
-        "annotations",
-        "annotations",
-        frame_folder=FRAME_FOLDER,
+        read_groundmore, GroundMoreMasks, ("{split}_v2.json",), "annotations", "annotations", "{video}/" + FRAME_FOLDER
     ),
-    Layout.reason_seg: Benchmark(read_reason_seg, ShapeMasks, ("{split}",), "{split}", "{split}", is_flat=True),
+    Layout.reason_seg: Benchmark(read_reason_seg, ShapeMasks, ("{split}",), "{split}", "{split}", frame_folder=""),
 }
 """MeViS' version 2 has file names of its own, but its documents also speak of version 1's."""
 
