@@ -298,7 +298,12 @@ def _open_path(path: str | Path) -> VideoSource:
         raise FileNotFoundError(f"no video at {path}; expected a folder of frames or a video file")
     if not path.is_file():
         raise ValueError(f"video {path} is a pipe or a device, and is to be read more than once: save it to a file")
-    return _open_picture(path) if _is_picture(path) else FileVideo(path)
+    if path.suffix.lower() in SUFFIXES:
+        with open_image(path, path.name) as image:
+            count, is_animated = num_pictures(image), getattr(image, "is_animated", False)
+            if image.format != "GIF" and not (image.format == "PNG" and is_animated):
+                return _picture_video(path, count)
+    return FileVideo(path)
 
 
 def _open_folder(folder: Path) -> VideoSource:
@@ -311,8 +316,10 @@ def _open_folder(folder: Path) -> VideoSource:
         ValueError: two pictures differ in their suffix alone, so that their masks would get one name.
     """
     entries = sorted(folder.iterdir(), key=lambda entry: (_natural(entry.stem), entry.name))
-    # Names that begin with a dot are notes of the system, such as the ._00004.jpg of a Mac.
-    files = [e for e in entries if e.suffix.lower() in SUFFIXES and e.name[0] != "." and _is_file(e)]
+    # Names that begin with a dot are notes of the system, such as the ._00004.jpg of a Mac. Links to nothing are errors
+    # below; folders are left out, and pipes, for which reading would wait.
+    pictures = (e for e in entries if e.suffix.lower() in SUFFIXES and e.name[0] != ".")
+    files = [e for e in pictures if e.is_file() or not e.exists()]
     if not files:
         raise FileNotFoundError(f"folder {folder} holds no frames; expected files ending in {', '.join(SUFFIXES)}")
     lost = [file for file in files if not file.exists()]
@@ -330,12 +337,11 @@ def _open_folder(folder: Path) -> VideoSource:
     return FrameList(names, lambda index: read_image(files[index], f"{folder.name}/{names[index]}"))
 
 
-def _open_picture(path: Path) -> VideoSource:
-    """One picture as a video of one frame, the pages of a TIFF, or the frames of an animated WebP, which FFmpeg 8 does
-    not decode; ValueError if the file does not decode."""
-    with open_image(path, path.name) as image:
-        names = _numbered(num_pictures(image))
-    if len(names) == 1:
+def _picture_video(path: Path, count: int) -> VideoSource:
+    """What Pillow reads better than FFmpeg: one picture as a video of one frame, the pages of a TIFF, or the frames of
+    an animated WebP, which FFmpeg 8 does not decode."""
+    names = _numbered(count)
+    if count == 1:
         return FrameList(names, lambda index: read_image(path, path.name), reads_in_parallel=False)
     animation, lock = Image.open(path), threading.Lock()  # its frames build upon each other
 
@@ -348,19 +354,6 @@ def _open_picture(path: Path) -> VideoSource:
                 raise ValueError(f"frame {index} of video {path} does not decode: {error}") from error
 
     return FrameList(names, read, reads_in_parallel=False)
-
-
-def _is_picture(path: Path) -> bool:
-    """Of those that Pillow reads better: all but GIFs and animated PNGs."""
-    if path.suffix.lower() not in SUFFIXES:
-        return False
-    with open_image(path, path.name) as image:
-        return image.format != "GIF" and not (image.format == "PNG" and getattr(image, "is_animated", False))
-
-
-def _is_file(entry: Path) -> bool:
-    """Also a link to nothing, which is an error, but no folder, nor a pipe, for which reading would wait."""
-    return entry.is_file() or not entry.exists()
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
