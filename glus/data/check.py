@@ -123,7 +123,7 @@ def check_dataset(
     except ValueError as error:
         rows[Check.files] = CheckRow(str(expression_path(dataset)))
         return DataReport(dataset, rows | {Check.sentences: CheckRow("expression file", errors=[str(error)])})
-    checker = VideoChecker(None, None, {}, alignment)
+    checker = VideoChecker(alignment)
     rows[Check.files] = _check_files(dataset, expressions, checker)
     rows[Check.counts] = _check_counts(dataset, expressions)
     rows[Check.sentences] = _check_sentences(dataset, expressions)
@@ -153,7 +153,8 @@ def _check_files(dataset: DatasetConfig, expressions: Sequence[Expression], chec
     try:
         masks.open()
         checker.masks = masks
-        checker.listed = masks.listed_objects() if isinstance(masks, PaletteMasks) else {}
+        if isinstance(masks, PaletteMasks):
+            checker.listed = masks.listed_objects()
     except (FileNotFoundError, ValueError) as error:
         row.errors.append(str(error))
     return row
@@ -277,12 +278,12 @@ class VideoFindings:
 class VideoChecker:
     """Checks the videos of a split, given all expressions of one; it is sent to worker processes."""
 
-    frames: FrameStore | None
-    masks: MaskStore | None
-    listed: dict[str, set[int]]
-    """Objects of each video that no sentence need be about."""
     alignment: bool
     """Whether to test that masks lie on the objects of their own frames."""
+    frames: FrameStore | None = None
+    masks: MaskStore | None = None
+    listed: dict[str, set[int]] = field(default_factory=dict)
+    """Objects of each video that no sentence need be about."""
 
     def __call__(self, video: Video) -> VideoFindings:
         """What was found in a video."""
