@@ -26,6 +26,7 @@ BORDERS = {
     "deepspeed": "glus/train/engine.py",
     "wandb": "glus/log.py",
     "av": "glus/data/video_decoder.py",
+    "decord": "glus/data/video_file.py",
     "bitsandbytes": "glus/models/mllm/adapters.py",
 }
 """Libraries that one file alone imports."""

@@ -211,6 +211,19 @@ runpy.run_path({str(ROOT / "tools/doctor.py")!r}, run_name="__main__")
     assert done.stderr.endswith("pip install --no-deps -e .\n")
 
 
+@pytest.mark.parametrize(
+    ("machine", "system", "has_wheel"),
+    [("x86_64", "linux", True), ("aarch64", "linux", False), ("arm64", "darwin", False), ("AMD64", "win32", True)],
+)
+def test_decord_is_asked_for_where_it_has_wheels(machine: str, system: str, has_wheel: bool) -> None:
+    """So that the rest installs on ARM, too."""
+    there = {"platform_machine": machine, "sys_platform": system}
+    lines = [line for file in LOCK_FILES for line in file.read_text().splitlines() if line.startswith("decord")]
+    lines += tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    decord = [requirement for requirement in map(doctor.Requirement, lines) if requirement.name == "decord"]
+    assert [one.marker.evaluate(there) for one in decord if one.marker] == [has_wheel] * (len(LOCK_FILES) + 1)
+
+
 def test_every_supported_python_has_a_lock_that_fits_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     supported = doctor.SpecifierSet(project["requires-python"])

@@ -68,9 +68,14 @@ class FrameIndex:
         self.places = {number: place for place, number in reversed(list(enumerate(shown)))}
         """Packet -> the frame that comes of it."""
         earliest = list(accumulate(reversed(shown), min))[::-1]  # packet of this frame and of all after it
+        latest = list(accumulate(shown, max))  # packet of this frame and of all before it
         keys = [number for number, packet in enumerate(packets) if packet.is_key and number in self.places]
         self._points = [SeekPoint(0, 0)]
         self._points += [SeekPoint(self.places[key], key) for key in keys if key and earliest[self.places[key]] == key]
+        self.is_closed = len(self.places) == len(shown) == len(packets) and all(
+            earliest[self.places[key]] == latest[self.places[key]] == key for key in keys
+        )
+        """Every packet is a frame, and none that follows a key frame in the file is shown before it."""
         self._clocks = [packets[number].pts for number in shown], [packet.dts for packet in packets]
 
     def seek_points(self, frame: int) -> list[SeekPoint]:

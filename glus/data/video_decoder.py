@@ -56,6 +56,8 @@ DEFAULT_RATE = 25.0
 """Frames per second where the file knows none."""
 MISSING_SECONDS = 0.3
 """At the end of a video that are worth a warning."""
+IDR, SETTINGS = 5, 7
+"""Kinds of units in H.264."""
 EXIF = 31
 """Kind of side data of a frame; PyAV 18 fails at all of them where it knows one not."""
 UNSPECIFIED = 2
@@ -80,11 +82,12 @@ class VideoDecoder:
         self._path, self._track = path, _Track(path)
         self._to_rgb = _RgbConverter(path, self._track.crop)
         self._frames: Frames = iter(())
-        self.following = 0
-        """The frame that decoding on gives."""
-        shown, first = self._told_order() or self._counted()
+        self._next = 0  # the frame that decoding on gives
+        shown, first, is_told = self._told_order() or self._counted()
         self._to_rgb(first)  # what cannot be shown is refused now
         self._index = FrameIndex(self._track.packets, shown)
+        self.is_plain = is_told and self._index.is_closed and self._track.is_plain and _is_plain(first, path)
+        """Whether any program counts these frames and finds them again: H.264 in MP4 with nothing special to it."""
         self.frames_per_second = self._index.frames_per_second(self._track.time_base) or self._track.rate
         """Average over the video."""
         self._track.warn(len(shown))
@@ -99,39 +102,39 @@ class VideoDecoder:
             ValueError: it does not decode.
         """
         points = self._index.seek_points(index)
-        is_near = points[0].frame <= self.following + NEAR and self.following <= index
+        is_near = points[0].frame <= self._next + NEAR and self._next <= index
         for point in [None, *points] if is_near else points:
             if point is not None:
-                self._frames, self.following = self._track.decode(point.packet), point.frame
+                self._frames, self._next = self._track.decode(point.packet), point.frame
             frame = self._forward(index)
             if frame is not None:
                 return self._to_rgb(frame)
-        raise ValueError(self._track.damage(self.following, self._index.shown[self.following]))
+        raise ValueError(self._track.damage(self._next, self._index.shown[self._next]))
 
     def _forward(self, index: int) -> VideoFrame | None:
         """Decode up to a frame; None where one is missing on the way."""
         for number, frame in self._frames:
-            if number == self._index.shown[self.following]:
-                self.following += 1
-                if self.following > index:
+            if number == self._index.shown[self._next]:
+                self._next += 1
+                if self._next > index:
                     return frame
-            elif self._index.places.get(number, -1) > self.following:
+            elif self._index.places.get(number, -1) > self._next:
                 break
             # Otherwise it is shown before the frame at which decoding started, and may lack what it refers to.
         self._frames = iter(())
         return None
 
-    def _told_order(self) -> tuple[list[int], VideoFrame] | None:
-        """Packets of all frames, as the container tells them and the first ones prove, and the first frame."""
+    def _told_order(self) -> tuple[list[int], VideoFrame, bool] | None:
+        """Packets of all frames, as the container tells them and the first ones prove; the first frame; True."""
         shown = order_by_time(self._track.packets) if self._track.tells_order else None
         frames = list(islice(self._track.decode(), self._track.num_probed)) if shown else []
         if not shown or [number for number, _ in frames] != shown[: self._track.num_probed]:
             return None
         has_fields = any(frame.interlaced_frame for _, frame in frames)
-        return None if has_fields else (shown, frames[0][1])
+        return None if has_fields else (shown, frames[0][1], True)
 
-    def _counted(self) -> tuple[list[int], VideoFrame]:
-        """Packets of all frames that decoding gives, and the first frame."""
+    def _counted(self) -> tuple[list[int], VideoFrame, bool]:
+        """Packets of all frames that decoding gives; the first frame; False."""
         track, shown, first, has_fields = self._track, list[int](), None, False
         log.info("video %s: all its frames are decoded once, to count them", self._path)
         for number, frame in track.decode():
@@ -146,7 +149,7 @@ class VideoDecoder:
         damaged = [number for number in chain(track.failures, lost, torn) if number > shown[0]]
         if damaged:
             raise ValueError(track.damage(sum(number < min(damaged) for number in shown), min(damaged)))
-        return shown, first
+        return shown, first, False
 
 
 class _Track:
@@ -166,6 +169,8 @@ class _Track:
             is_mp4, is_matroska = name.startswith("mov,"), name.startswith("matroska,")
             size = stream.width, stream.height
             self.crop = read_crop(path, is_mp4, stream.index, size) if is_mp4 or is_matroska else None
+            self.is_plain = is_mp4 and codec == "h264" and len(container.streams.video) == 1 and not self.crop
+            """Whether decoding begins anew at every key frame, as far as a look at the packets tells."""
             has_palette = stream.codec_context.pix_fmt == "pal8"  # which comes with the first packet alone
             for packet in _demux(container, stream):
                 is_whole = not packet.is_corrupt or name == "mpegts"
@@ -174,6 +179,7 @@ class _Track:
                 is_shown = packet.size > 0 and not packet.is_discard
                 where = packet.pts, packet.dts, packet.pos, packet.size
                 self.packets.append(Packet(*where, is_key, is_shown, is_whole))
+                self.is_plain &= not packet.is_keyframe or _begins_anew(packet, stream.codec_context.extradata)
             self.is_one_to_one = codec in ONE_FRAME_A_PACKET
             """Whether every packet gives a frame, unless it is a field."""
             self.num_probed = PROBED_MP4 if is_mp4 else PROBED
@@ -412,6 +418,29 @@ def _demux(container: InputContainer, stream: VideoStream) -> Iterator[AvPacket]
                 yield packet
     except FFmpegError as error:
         raise ValueError(f"video {container.name} cannot be read to its end: {_words(error)}; {COPY_AGAIN}") from error
+
+
+def _begins_anew(packet: AvPacket, settings: bytes | None) -> bool:
+    """Whether a packet of H.264 in MP4 makes the decoder forget what was before, and leaves the settings as they are.
+
+    Other key frames may refer to what was before, and become right bit by bit only.
+
+    Source: ISO/IEC 14496-15, 5.3.3 (settings) and 5.3.2 (units with their lengths before them).
+    """
+    if not settings or len(settings) < 5:
+        return False
+    data, width, at = bytes(packet), (settings[4] & 3) + 1, 0
+    kinds = set()
+    while at + width < len(data):
+        kinds.add(data[at + width] & 31)
+        at += width + int.from_bytes(data[at : at + width], "big")
+    return IDR in kinds and SETTINGS not in kinds
+
+
+def _is_plain(frame: VideoFrame, path: Path) -> bool:
+    """8-bit 4:2:0 that is neither turned nor HDR: whatever converts it to RGB gives the same."""
+    is_sdr = frame.color_trc not in HDR_TRANSFERS
+    return frame.format.name in ("yuv420p", "yuvj420p") and not _turns(frame, path) and is_sdr
 
 
 def _words(error: FFmpegError) -> str:

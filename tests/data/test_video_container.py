@@ -53,12 +53,15 @@ def test_decoding_begins_at_key_frames_or_the_beginning() -> None:
     assert index.seek_points(6) == [SeekPoint(6, 4), beginning]
     assert index.seek_points(8) == [SeekPoint(6, 4), beginning]
     assert index.seek_points(9) == [SeekPoint(9, 7), SeekPoint(6, 4), beginning]
+    assert not index.is_closed
+    assert FrameIndex(packets(CLOSED), [0, 2, 1, 3, 5, 4]).is_closed
 
 
 def test_hidden_key_frames_are_no_beginning() -> None:
     index = FrameIndex(packets("0kh 3 1h 2h 6k 4 5"), [1, 5, 6, 4])
     assert index.seek_points(1) == [SeekPoint(0, 0)]
     assert index.seek_points(3) == [SeekPoint(3, 4), SeekPoint(0, 0)]
+    assert not index.is_closed
 
 
 def test_a_key_frame_after_which_earlier_packets_come_is_no_beginning() -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import struct
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,7 +42,6 @@ BASES: dict[str, Sequence[object]] = {
 }
 """Files that others are made of."""
 CASES: dict[str, Sequence[object]] = {
-    "plain.mp4": ("-i", "h264.mp4", *COPY),
     # trimmed without encoding: an edit list hides what precedes the beginning, or players show it
     "trimmed.mp4": ("-ss", 1.1, "-i", "h264.mp4", *COPY),
     "trimmed.mov": ("-ss", 1.1, "-i", "h264.mp4", *COPY),
@@ -119,6 +119,17 @@ CASES: dict[str, Sequence[object]] = {
     "tracks.mp4": (*pattern(1, "96x64"), *pattern(2), "-map", 0, "-map", 1, *X264),
     "gif.gif": pattern(1),
 }  # fmt: skip
+PLAIN = {
+    "late.mp4",
+    "late_times.mp4",
+    "late_sound.mp4",
+    "fragments.mp4",
+    "trimmed_fragments.mp4",
+    "bt709.mp4",
+    "grey.mp4",
+    "one.mp4",
+}
+"""Those of ``CASES`` that decord reads."""
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +166,19 @@ def check_frames(path: Path, monkeypatch: pytest.MonkeyPatch) -> FileVideo:
 def test_frames_are_those_that_ffmpeg_shows(
     bases: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_frames(make(bases, tmp_path / name, CASES[name]), monkeypatch)
+    """B6: also of what decord cannot read, such as AV1 and GIF."""
+    video = check_frames(make(bases, tmp_path / name, CASES[name]), monkeypatch)
+    assert (video._plain is not None) == (name in PLAIN)
 
 
-@pytest.mark.parametrize("width", [48, 72])
+def test_frames_are_the_same_without_decord(bases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no wheels for ARM."""
+    assert FileVideo(bases / "h264.mp4")._plain is not None
+    monkeypatch.setitem(sys.modules, "decord", None)
+    assert check_frames(bases / "h264.mp4", monkeypatch)._plain is None
+
+
+@pytest.mark.parametrize("width", [48, 72])  # decord pads the rows of the narrow one
 def test_a_video_file_is_decoded_by_index(tmp_path: Path, width: int) -> None:
     video = open_video(write_clip(tmp_path / "clip.mp4", 3, width))
     assert isinstance(video, FileVideo)
@@ -235,6 +255,7 @@ def test_what_the_container_cuts_off_is_not_shown(
     ffmpeg(*before, "-i", clip, *sound, *COPY, *live, tmp_path / name)
     video = check_frames(tmp_path / name, monkeypatch)
     assert video.read(0).shape == ((100, 60, 3) if turned else (60, 100, 3))
+    assert video._plain is None
 
 
 @pytest.mark.parametrize("suffix", ["avi", "mov", "mkv"])
@@ -433,6 +454,7 @@ def test_damage_is_found_where_frames_are_counted(tmp_path: Path, suffix: str, w
 
 
 def test_the_frame_that_is_damaged_is_named_and_others_are_read(tmp_path: Path) -> None:
+    """By PyAV, where decord fails."""
     clip = tmp_path / "clip.mp4"
     ffmpeg(*pattern(3), *X264, "-bf", 0, "-x264-params", "scenecut=0", clip)
     video = FileVideo(clip)
@@ -442,10 +464,12 @@ def test_the_frame_that_is_damaged_is_named_and_others_are_read(tmp_path: Path) 
     data[packet.position : (packet.position or 0) + packet.size] = bytes(packet.size)
     clip.write_bytes(data)
     video = FileVideo(clip)
+    assert video._plain is not None
     assert all(difference(video.read(index), whole[index]) <= 1 for index in (*range(60, 90), *range(40)))
     for index in (40, 59):
         with pytest.raises(ValueError, match=r"frame 40 of video .* does not decode: Invalid data found"):
             video.read(index)
+    assert video._plain is None
 
 
 def test_frames_that_are_lost_are_announced(bases: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
