@@ -14,8 +14,7 @@ from omegaconf import DictConfig
 
 from glus.config import SubmitConfig
 from glus.config.jobs import Jobs
-from glus.evaluation.lmms_eval import NOT_COMPARABLE, write_lmms_eval
-from glus.evaluation.submission import build_submission
+from glus.evaluation.submission import NOT_COMPARABLE, build_submission, write_lmms_eval
 
 
 def submit(config: SubmitConfig) -> None:

@@ -22,7 +22,7 @@ of that row alone, and counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -32,7 +32,7 @@ from rich.console import Console
 
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import open_masks
-from glus.data.evidence import Variant, decided_frames, read_evidence, variant_of
+from glus.data.evidence import decided_frames, read_evidence, variant_of
 from glus.data.frames import FrameStore
 from glus.data.parallel import map_in_processes
 from glus.data.predictions import check_predictions_dir, open_predictions
@@ -76,8 +76,11 @@ class Comparison:
         Then ``MEAN_OF_KINDS`` (unweighted over the groups, also of their margins) and ``MEAN_OF_PRESENT`` (the same
         without the group ``absent``); None where no expression has the row, or not every group has its look-alikes.
         """
-        table = {name: _means(scores, 100) for name, scores in self._groups().items()}
-        table = {name: {**rows, "margin": margin(rows)} for name, rows in table.items()}
+        table = {}
+        for name, scores in self._groups().items():
+            found = {row: [score[row] for score in scores if row in score] for row in ROWS}
+            means = {row: 100 * float(np.mean(values)) if values else None for row, values in found.items()}
+            table[name] = {**means, "margin": margin(means)}
         present = [rows for name, rows in table.items() if name != ABSENT]
         return {**table, MEAN_OF_KINDS: _over_groups(list(table.values())), MEAN_OF_PRESENT: _over_groups(present)}
 
@@ -149,43 +152,37 @@ class VideoComparer:
         names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
         is_alike = [(expression.video, expression.exp_id) in self.evidence for expression in video]
         alike = {name for e, has_twin in zip(video, is_alike, strict=True) for name in e.annotation_ids if has_twin}
-        decided = {label: [self._decided(e, variant) for e in video] for label, variant in self.variants.items()}
         found: dict[str, list[list[RowScores]]] = {label: [[] for _ in video] for label in opened}
-        hint = "a comparison needs complete predictions: see score.py"
         for frames in chunks(len(video[0].frames)):
             targets = TargetReader(self.masks, frames, size)
-            objects = [targets(replace(video[0], annotation_ids=(name,))) for name in names]
-            pair = {name: mask for name, mask in zip(names, objects, strict=True) if name in alike}
+            objects = {name: targets(replace(video[0], annotation_ids=(name,))) for name in names}
+            pair = {name: mask for name, mask in objects.items() if name in alike}
             blind = [
-                _blind_scores(objects, targets(e))
-                | (_look_alike_scores(list(pair.values()), targets(e)) if has_twin else {})
+                _blind_scores(objects.values(), targets(e))
+                | (_object_scores(pair.values(), targets(e), LOOK_ALIKES) if has_twin else {})
                 for e, has_twin in zip(video, is_alike, strict=True)
             ]
             for label, predictions in opened.items():
-                answers = [read_complete(predictions, expression, frames, size, hint) for expression in video]
+                answers = [read_complete(predictions, expression, frames, size) for expression in video]
                 for index, expression in enumerate(video):
                     scores = _model_scores(video, answers, index, targets(expression)) | blind[index]
-                    decided_T = decided[label][index]
-                    if decided_T is not None:
-                        guess = np.maximum(*(scores[row] for row in LOOK_ALIKES))
-                        scores["ceiling"] = np.where(decided_T[list(frames)], 1.0, guess)
                     foils = [_jf(answers[index], pair[name]) for name in pair.keys() - {*expression.annotation_ids}]
                     scores |= {_FOIL: np.max(foils, axis=0)} if is_alike[index] and foils else {}
                     found[label][index].append(scores)
-        return {label: [_averaged(joined(scores)) for scores in of_video] for label, of_video in found.items()}
+        return {
+            label: [self._over_frames(e, label, joined(scores)) for e, scores in zip(video, of_video, strict=True)]
+            for label, of_video in found.items()
+        }
 
-    def _decided(self, expression: Expression, variant: Variant | None) -> np.ndarray | None:
-        """(T,) bool, where it is known when the look-alikes differ and what the model sees."""
-        evidence = self.evidence.get((expression.video, expression.exp_id))
-        return (
-            None if evidence is None or variant is None else decided_frames(evidence, len(expression.frames), variant)
-        )
-
-
-def _averaged(rows: RowScores) -> tuple[Scores, np.ndarray | None]:
-    """The means over all frames, and in which the answer fits the object better than the other look-alike."""
-    chosen_T = rows["model"] > rows[_FOIL] if _FOIL in rows else None
-    return {row: float(np.mean(jf_T)) for row, jf_T in rows.items() if row != _FOIL}, chosen_T
+    def _over_frames(self, expression: Expression, label: str, rows: RowScores) -> tuple[Scores, np.ndarray | None]:
+        """The means over all frames, and in which the answer fits the object better than the other look-alike."""
+        evidence, variant = self.evidence.get((expression.video, expression.exp_id)), self.variants[label]
+        if evidence is not None and variant is not None:
+            decided_T = decided_frames(evidence, len(expression.frames), variant)
+            rows["ceiling"] = np.where(decided_T, 1.0, np.maximum(*(rows[row] for row in LOOK_ALIKES)))
+        foil_T = rows.pop(_FOIL, None)
+        chosen_T = None if foil_T is None else rows["model"] > foil_T
+        return {row: float(np.mean(jf_T)) for row, jf_T in rows.items()}, chosen_T
 
 
 def rows_as_csv(comparisons: Mapping[str, Comparison]) -> str:
@@ -243,31 +240,26 @@ def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, target:
     return rows | ({"other_sentence": np.mean(others, axis=0)} if others else {})
 
 
-def _blind_scores(objects: Sequence[BitMasks], target: BitMasks) -> RowScores:
+def _blind_scores(objects: Collection[BitMasks], target: BitMasks) -> RowScores:
     """Rows made of the ground truth of the video's objects alone."""
-    nothing = BitMasks(np.zeros_like(target.words_TWh), target.height)
-    union = BitMasks(reduce(np.bitwise_or, (mask.words_TWh for mask in objects), nothing.words_TWh), target.height)
-    scores = {"all_objects": _jf(union, target), "empty": _jf(nothing, target)}
+    nothing = BitMasks.empty(target.shape[0], target.shape[1:])
+    return {**_object_scores(objects, target, ("all_objects", "random_object")), "empty": _jf(nothing, target)}
+
+
+def _object_scores(objects: Collection[BitMasks], target: BitMasks, rows: tuple[str, str]) -> RowScores:
+    """All of the objects at once, and where there are any, one of them at random."""
+    nothing = np.zeros_like(target.words_TWh)
+    union = BitMasks(reduce(np.bitwise_or, (mask.words_TWh for mask in objects), nothing), target.height)
+    scores = {rows[0]: _jf(union, target)}
     if objects:
-        scores["random_object"] = np.mean([_jf(mask, target) for mask in objects], axis=0)
+        scores[rows[1]] = np.mean([_jf(mask, target) for mask in objects], axis=0)
     return scores
-
-
-def _look_alike_scores(pair: Sequence[BitMasks], target: BitMasks) -> RowScores:
-    rows = _blind_scores(pair, target)
-    return dict(zip(LOOK_ALIKES, (rows["all_objects"], rows["random_object"]), strict=True))
 
 
 def _jf(prediction: BitMasks, target: BitMasks) -> np.ndarray:
     """(F,) float64: J&F of each frame."""
     scores = compare(prediction, target)
     return (scores.j_T + scores.f_T) / 2
-
-
-def _means(scores: Sequence[Scores], scale: float) -> dict[str, float | None]:
-    """By row, the unweighted mean over those that have it; None where none has."""
-    values = {row: [score[row] for score in scores if row in score] for row in ROWS}
-    return {row: scale * float(np.mean(found)) if found else None for row, found in values.items()}
 
 
 def _over_groups(groups: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:

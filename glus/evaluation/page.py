@@ -8,7 +8,6 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +20,25 @@ from matplotlib.figure import Figure
 from glus.config import DatasetConfig, QuerySampling, Window
 from glus.data.benchmarks.index import open_masks, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
+from glus.data.masks import MaskStore, Size
 from glus.data.predictions import open_predictions, read_answers
 from glus.data.sampling import clip_window, context_indices_eval, query_window
 from glus.evaluation.packed import read_complete
-from glus.evaluation.runs import (
-    ScoredRun,
-    common_sentences,
-    compare_runs,
-    different_settings,
-    most_changed,
-)
-from glus.painter import Painter, palette
+from glus.evaluation.runs import ScoredRun, common_sentences, compare_runs, different_settings, most_changed
+from glus.painter import SENTENCE_COLOURS, Colour, Painter, numbers, palette
 from glus.pictures import fit, side_by_side, strip, titled, write_movie
-from glus.types import Expression
+from glus.types import Expression, Video
 
 MAX_PICTURE_BYTES = 14 * 2**20
 """Of all pictures and movies, before they become text that is a third longer; then no more movies are put in."""
 _MOVIE_SIDE, _STRIP_SIDE, _STRIP_FRAMES = 320, 200, 6
 """Longer sides of frames in pixels, and frames of a strip."""
 _FRAMES_PER_SECOND = 8
+TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+"""Of pages."""
 
 MemoryRule = Callable[[int, int, int], list[int]]
 """``models.glus.memory_frames``, which this package does not import: it would load torch."""
-
-
-@dataclass
-class SentencePage:
-    """What the page shows of a sentence."""
-
-    expression: Expression
-    why: str
-    scores: list[tuple[str, float]]
-    """Label of a run, J&F in percent."""
-    strip: str
-    movie: str
-    """Data URIs; a movie may be left out: ""."""
-    traces: list[AnswerTrace] = field(default_factory=list)
-
-
-@dataclass
-class AnswerTrace:
-    """What one run's model saw and answered."""
-
-    label: str
-    plot: str
-    """SVG: P([SEG]) and area over the frames."""
-    context: list[str]
-    """Names of the context frames."""
-    rows: list[tuple[str, str, str, str, str]]
-    """Of some frames: name, query frames of the prompt, memories read, P([SEG]), share of the frame that is covered."""
 
 
 def build_page(
@@ -91,8 +60,7 @@ def build_page(
     Raises:
         FileNotFoundError, ValueError: the dataset is not there, or a prediction cannot be read.
     """
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
-    return environment.get_template("page.html").render(
+    return TEMPLATES.get_template("page.html").render(
         preface=preface,
         title=f"{runs[0].report['dataset']} ({runs[0].report['split']})",
         runs=runs,
@@ -107,12 +75,13 @@ def build_page(
 
 def training_curves(runs: Sequence[ScoredRun]) -> str:
     """SVG of loss and validation over the steps, for the runs whose training is still there; else ""."""
-    logs = {run.label: _records(run.training / "metrics.jsonl") for run in runs if run.training}
-    if not logs:
+    files = {run.label: run.training / "metrics.jsonl" for run in runs if run.training}
+    if not files:
         return ""
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     axes = figure.subplots(1, 2)
-    for label, records in logs.items():
+    for label, file in files.items():
+        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         for axis, key in zip(axes, ("total", "valid/J&F"), strict=True):
             points = [(record["step"], record[key]) for record in records if key in record]
             if points:
@@ -123,10 +92,6 @@ def training_curves(runs: Sequence[ScoredRun]) -> str:
     axes[0].set_yscale("log")
     axes[0].legend()
     return svg_text(figure)
-
-
-def _records(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _costs(runs: Sequence[ScoredRun]) -> list[tuple[str, list[str]]]:
@@ -142,8 +107,13 @@ def _costs(runs: Sequence[ScoredRun]) -> list[tuple[str, list[str]]]:
 
 def _sentences(
     dataset: DatasetConfig, runs: Sequence[ScoredRun], names: Sequence[str], memory_rule: MemoryRule, count: int
-) -> Iterator[SentencePage]:
-    """Best and worst of the last run, and most changed, each once."""
+) -> Iterator[dict[str, Any]]:
+    """What the page shows of a sentence, best and worst of the last run and most changed, each once.
+
+    Yields:
+        ``expression``, ``why``, ``scores`` (label of a run, J&F in percent), ``strip`` and ``movie`` (data URIs; ""
+        where the page has reached its size), ``traces`` (see ``_trace``).
+    """
     ranked = sorted(names, key=lambda name: runs[-1].scores[name].jf)
     changed = most_changed(runs[0], runs[-1], names)[:count] if len(runs) > 1 else []
     chosen: dict[str, str] = {}
@@ -154,54 +124,89 @@ def _sentences(
     for name, why in chosen.items():
         expression = expressions[name]
         video = DatasetVideo(frames, expression.video, expression.frames)
-
-        def read(wanted: Sequence[int], size: tuple[int, int], e: Expression = expression) -> dict[str, np.ndarray]:
-            """Source -> (F, H, W) bool."""
-            truth = {"ground truth": masks.read(e, wanted, size) > 0}
-            found = {run.label: open_predictions(run.folder, [e]) for run in runs}
-            hint = "the page needs complete predictions"
-            return truth | {k: read_complete(p, e, wanted, size, hint).to_dense() > 0 for k, p in found.items()}
-
-        picture = _jpeg(_strip(expression, video, read))
-        movie = _movie(video, read) if used < MAX_PICTURE_BYTES else b""
+        read = open_sources(masks, {run.label: run.folder for run in runs}, [expression])
+        row = draw_strip(expression.text, expression, video, read, _STRIP_FRAMES, long_side=_STRIP_SIDE)
+        picture = cv2.imencode(".jpg", row[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+        movie = _movie(expression, video, read) if used < MAX_PICTURE_BYTES else b""
         used += len(picture) + len(movie)
-        scores = [(run.label, run.scores[name].jf) for run in runs]
-        traces = [trace(run, expression, memory_rule) for run in runs if run.made_by]
-        yield SentencePage(expression, why, scores, _uri(picture, "image/jpeg"), _uri(movie, "video/mp4"), traces)
+        yield {
+            "expression": expression,
+            "why": why,
+            "scores": [(run.label, run.scores[name].jf) for run in runs],
+            "strip": _uri(picture, "image/jpeg"),
+            "movie": _uri(movie, "video/mp4"),
+            "traces": [_trace(run, expression, memory_rule) for run in runs if run.made_by],
+        }
 
 
-ReadMasks = Callable[[Sequence[int], tuple[int, int]], Mapping[str, np.ndarray]]
+ReadMasks = Callable[[Expression, Sequence[int], Size], dict[str, np.ndarray]]
+"""From a sentence, frames and their size to (F, H, W) bool masks by source."""
 
 
-def _strip(expression: Expression, video: DatasetVideo, read: ReadMasks) -> np.ndarray:
-    chosen = sorted(set(context_indices_eval(len(video), _STRIP_FRAMES)))
+def open_sources(truth: MaskStore | None, folders: Mapping[str, Path], sentences: Video) -> ReadMasks:
+    """A reader of all masks of some sentences about one video, which raises ValueError where one is missing.
+
+    Args:
+        truth: the source "ground truth", which comes first; None where it is not public.
+        folders: of predictions, by what they are called.
+        sentences: about the video.
+    """
+    opened = {source: open_predictions(folder, sentences) for source, folder in folders.items()}
+
+    def read(expression: Expression, frames: Sequence[int], size: Size) -> dict[str, np.ndarray]:
+        true = {} if truth is None else {"ground truth": truth.read(expression, frames, size) > 0}
+        found = {source: read_complete(one, expression, frames, size) for source, one in opened.items()}
+        return true | {source: masks.to_dense() > 0 for source, masks in found.items()}
+
+    return read
+
+
+def draw_strip(
+    text: str,
+    expression: Expression,
+    video: DatasetVideo,
+    read: ReadMasks,
+    num_frames: int,
+    colour: Colour = SENTENCE_COLOURS[0],
+    long_side: int = 256,
+) -> np.ndarray:
+    """``strip`` of a sentence, over frames spread over the video, with a row for each source of masks."""
+    chosen = sorted(set(context_indices_eval(len(video), num_frames)))
     frames = [video.read(index) for index in chosen]
-    rows = dict(read(chosen, frames[0].shape[:2]))
-    return strip(expression.text, [video.names[index] for index in chosen], frames, rows, long_side=_STRIP_SIDE)
+    rows = read(expression, chosen, frames[0].shape[:2])
+    return strip(text, [video.names[index] for index in chosen], frames, rows, colour, long_side)
 
 
-def _movie(video: DatasetVideo, read: ReadMasks) -> bytes:
-    """MP4 of every frame, a panel per source of masks."""
+def movie_frames(sentences: Video, video: DatasetVideo, read: ReadMasks, long_side: int) -> Iterator[np.ndarray]:
+    """Every frame of a video, once for each source of masks, with all sentences in their colours."""
+    painters = defaultdict[str, Painter](lambda: Painter(numbers(len(sentences)), palette(len(sentences))))
+    for index, name in enumerate(video.names):
+        frame = video.read(index)
+        masks = [read(expression, [index], frame.shape[:2]) for expression in sentences]
+        panels = []
+        for source in masks[0]:
+            scaled = fit(frame, np.concatenate([of_one[source] for of_one in masks]), long_side)
+            panels.append(titled(painters[source].draw(*scaled, name), source))
+        yield side_by_side(panels)
 
-    def pictures() -> Iterator[np.ndarray]:
-        painters = defaultdict[str, Painter](lambda: Painter([""], palette(1)))
-        for index, name in enumerate(video.names):
-            frame = video.read(index)
-            masks = read([index], frame.shape[:2])
-            panels = {key: painters[key].draw(*fit(frame, mask, _MOVIE_SIDE), name) for key, mask in masks.items()}
-            yield side_by_side([titled(panel, source) for source, panel in panels.items()])
 
+def _movie(expression: Expression, video: DatasetVideo, read: ReadMasks) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "movie.mp4"
-        write_movie(path, pictures(), _FRAMES_PER_SECOND)
+        write_movie(path, movie_frames([expression], video, read, _MOVIE_SIDE), _FRAMES_PER_SECOND)
         return path.read_bytes()
 
 
-def trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> AnswerTrace:
-    """What the model saw for a sentence: frames of its prompts, memories, and what it answered.
+def _trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> dict[str, Any]:
+    """What one run's model saw of a sentence, and what it answered.
 
     Where sentences start from key frames of their own, prompts and memories count from those, which predictions do not
     hold: then only the context frames are named.
+
+    Returns:
+        ``label`` of the run; ``plot``, an SVG of P([SEG]) and area over the frames; ``context``, the names of these
+        frames; ``rows`` of some frames: name, query frames of the prompt, memories read, P([SEG]), share of the frame
+        that is covered.
     """
     settings, names = run.made_by["identity"], expression.frames
     frames, inference, memory = settings["frames"], settings["inference"], settings["model"]["memory"]
@@ -217,11 +222,11 @@ def trace(run: ScoredRun, expression: Expression, memory_rule: MemoryRule) -> An
                 sampling = QuerySampling(frames["query_sampling"])
                 shown = query_window(order, index, frames["num_query"], sampling)
             read = memory_rule(index, memory["num_frames"], inference["memory_stride"]) if memory["enabled"] else []
-            query, recalled = (", ".join(names[number] for number in numbers) or "-" for numbers in (shown, read))
+            query, recalled = (", ".join(names[number] for number in chosen) or "-" for chosen in (shown, read))
         answer = answers[index]
         rows.append((names[index], query, recalled, f"{answer['score']:.3f}", f"{100 * answer['area']:.1f} %"))
     context = [names[number] for number in context_indices_eval(len(names), frames["num_context"])]
-    return AnswerTrace(run.label, _timeline(answers, names, context), context, rows)
+    return {"label": run.label, "plot": _timeline(answers, names, context), "context": context, "rows": rows}
 
 
 def _timeline(answers: Sequence[Mapping[str, Any]], names: Sequence[str], context: Sequence[str]) -> str:
@@ -243,10 +248,6 @@ def svg_text(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "glus"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def _jpeg(picture_HW3: np.ndarray) -> bytes:
-    return cv2.imencode(".jpg", picture_HW3[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
 def _uri(data: bytes, kind: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from glus.config import DatasetConfig
 from glus.data.benchmarks.index import open_masks, read_expressions
 from glus.data.frames import FrameStore
-from glus.evaluation.lmms_eval import innermost, write_lmms_eval
+from glus.evaluation.submission import innermost, write_lmms_eval
 
 
 def records(dataset: DatasetConfig) -> list[dict[str, Any]]:

@@ -178,8 +178,8 @@ def test_read_complete(written: Written, tmp_path: Path) -> None:
     folder = write_png(tmp_path / "predictions", written.dataset, true_masks(written))
     video = read_scored_videos(written.dataset)[0]
     truth = written.truth[video[0].video, video[0].exp_id].masks_THW
-    masks = read_complete(open_predictions(folder, video), video[0], [1, 3], truth.shape[1:], "see there")
+    masks = read_complete(open_predictions(folder, video), video[0], [1, 3], truth.shape[1:])
     assert (masks.to_dense() == truth[[1, 3]]).all()
     (folder / "valid_u0/0/00003.png").unlink()
-    with pytest.raises(ValueError, match=r"frame 00003: .* is missing \(see there\)"):
-        read_complete(open_predictions(folder, video), video[0], [1, 3], truth.shape[1:], "see there")
+    with pytest.raises(ValueError, match=r"frame 00003: .* is missing .*needs complete predictions: see score\.py"):
+        read_complete(open_predictions(folder, video), video[0], [1, 3], truth.shape[1:])
