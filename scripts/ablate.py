@@ -4,8 +4,8 @@
     python scripts/ablate.py ablation=inference seeds=[0] start=assets/glus_shapes
 
 Rows and claims are in ``configs/ablation``. All rows start from one model and see the same samples. The same command
-goes on after a kill; started several times, on machines that share a disk, the commands share the work. Writes
-``<output>/summary.json``, ``claims.json``, ``curves.json``, ``scores.json`` and ``ablation.html``.
+goes on after a kill; started several times, on machines that share a disk, the commands share the work. Writes all
+tables, every sentence's score and a page into ``output``, and prints where they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -194,8 +194,8 @@ def write_start_frames(config: AblateConfig, start: StartFrame, seed: int, file:
     write_key_frames(file, [(e, int(rng.integers(count)) if is_random else count // 2) for e, count in lengths])
 
 
-def tabulate(config: AblateConfig) -> AblationTables:
-    """Read all predictions of the ablation, and write what follows from them."""
+def tabulate(config: AblateConfig) -> tuple[AblationTables, list[Path]]:
+    """Read all predictions of the ablation, and write what follows from them; returns also the files."""
     output, rows = Path(config.output), config.ablation.rows
     folders = {(row, seed): _folder(config, row, seed) / "predictions" for row in rows for seed in config.seeds}
     labels = {f"{row}/{seed}": folder for (row, seed), folder in folders.items()}
@@ -203,18 +203,20 @@ def tabulate(config: AblateConfig) -> AblationTables:
     tables = AblationTables(
         config.ablation, {row: [compared[f"{row}/{seed}"] for seed in config.seeds] for row in rows}
     )
-    contents = {"summary": tables.summary(), "claims": tables.claims(), "curves": tables.curves()}
+    contents = {"summary": tables.summary, "claims": tables.claims(), "curves": tables.curves()}
+    written = []
     for name, content in {**contents, "scores": tables.scores()}.items():
-        write_text(output / f"{name}.json", json.dumps(content, indent=None if name == "scores" else 1) + "\n")
+        written.append(output / f"{name}.json")
+        write_text(written[-1], json.dumps(content, indent=None if name == "scores" else 1) + "\n")
     first = [folders[row, config.seeds[0]] for row in rows]
     for folder in first:
         report = score_predictions(config.dataset, folder, Missing.error, config.processes, config.max_videos)
         write_report(report, folder)
     runs = [replace(run, label=row) for run, row in zip(read_runs(first), rows, strict=True)]
-    section = ablation_section(tables)
-    page = build_page(config.dataset, runs, memory_frames, config.num_sentences, section)
-    write_text(output / "ablation.html", page)
-    return tables
+    page = build_page(config.dataset, runs, memory_frames, config.num_sentences, ablation_section(tables))
+    written.append(output / "ablation.html")
+    write_text(written[-1], page)
+    return tables, written
 
 
 def ablate(config: AblateConfig) -> int:
@@ -230,21 +232,15 @@ def ablate(config: AblateConfig) -> int:
     tasks = plan_tasks(config)
     print(f"{len(tasks)} tasks, {config.processes} at a time", flush=True)
     run_tasks(tasks, config.processes, config.gpus)
-    tables = tabulate(config)
+    tables, written = tabulate(config)
     console = Console(width=None if sys.stdout.isatty() else 200)
     print_rows(console, "J&F in percent, mean ± sd over seeds", "row", tables.printed())
     if differences := tables.differences():
         print_rows(console, "differences, 95 % interval over videos and seeds", "rows", differences)
     for verdict in tables.verdicts:
         console.print(verdict.text(), markup=False, highlight=False)
-    for name in _written(config):
-        print(name)
+    print(*written, sep="\n")
     return int(any(verdict.has_passed is False for verdict in tables.verdicts))
-
-
-def _written(config: AblateConfig) -> Iterator[Path]:
-    names = ("summary.json", "claims.json", "curves.json", "scores.json", "ablation.html")
-    return (Path(config.output) / name for name in names)
 
 
 ConfigStore.instance().store("schema", AblateConfig)

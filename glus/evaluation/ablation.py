@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from glus.config import AblationClaim, AblationConfig
 from glus.evaluation.baselines import UNGROUPED, Comparison
-from glus.evaluation.page import svg_text
+from glus.evaluation.page import TEMPLATES, svg_text
 from glus.evaluation.runs import Difference, bootstrap
 
 MEAN = "mean"
@@ -24,25 +22,6 @@ DETECTABLE = 2.8 / (2 * 1.96)
 
 Results = Mapping[str, Sequence[Comparison]]
 """Row -> what its models answered, one for each seed, all to the same sentences."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """J&F in percent of one row on one kind of sentence."""
-
-    mean: float
-    sd: float | None
-    """Over seeds; None for one seed."""
-    difference: float | None
-    """To the row that it is held against, with its interval; None where there is none."""
-    low: float | None
-    high: float | None
-    chance: float | None
-    """One of the look-alikes at random; None where not all sentences have one."""
-    ceiling: float | None
-    """What the frames that the row sees can decide; see ``glus/data/evidence.py``."""
-    oracle: float
-    """The model's own masks, were the choice always right."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +44,8 @@ class Verdict:
     def text(self) -> str:
         """In a line."""
         word = {True: "passed", False: "FAILED", None: "reported"}[self.has_passed]
-        claim, change = self.claim, self.difference
-        return (
-            f"{word}: {claim.worse} -> {claim.better} on {claim.kind}: {change.mean:+.1f} "
-            f"[{change.low:+.1f}, {change.high:+.1f}], detectable {self.detectable:.1f}"
-        )
+        pair = f"{self.claim.worse} -> {self.claim.better} on {self.claim.kind}"
+        return f"{word}: {pair}: {self.difference}, detectable {self.detectable:.1f}"
 
 
 class AblationTables:
@@ -91,12 +67,20 @@ class AblationTables:
         unknown = [claim.kind for claim in config.claims if claim.kind not in self.kinds]
         if unknown:
             raise ValueError(f"ablation.claims: no sentence of kind {unknown[0]!r}, only {', '.join(self.kinds)}")
-        self.cells = {row: {kind: self._cell(row, kind) for kind in self.kinds} for row in results}
-        self.verdicts = [Verdict(c, self._difference(c.worse, c.better, c.kind)) for c in config.claims]
+        self._changes = {
+            row: {kind: self._difference(against, row, kind) for kind in self.kinds}
+            for row, against in ((row, config.rows[row].against) for row in results)
+            if against is not None
+        }
+        self.summary = {row: {kind: self._cell(row, kind) for kind in self.kinds} for row in results}
+        """By row and kind, J&F in percent and what stands beside it.
 
-    def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """``{row: {kind: {"mean", "sd", "difference", "low", "high", ...}}}``."""
-        return {row: {kind: asdict(cell) for kind, cell in cells.items()} for row, cells in self.cells.items()}
+        ``mean``, and ``sd`` over seeds (None for one); ``difference``, ``low`` and ``high`` to the row that it is held
+        against (None where there is none); ``chance``: one of the look-alikes at random (None where not all sentences
+        have one); ``ceiling``: what the frames that the row sees can decide, see ``glus/data/evidence.py``; ``oracle``:
+        the model's own masks, were the choice always right.
+        """
+        self.verdicts = [Verdict(c, self._difference(c.worse, c.better, c.kind)) for c in config.claims]
 
     def claims(self) -> list[dict[str, Any]]:
         """One entry for each claim."""
@@ -130,20 +114,17 @@ class AblationTables:
         return {"sentences": sentences, "rows": {row: self._scores(row).round(2).tolist() for row in self._results}}
 
     def printed(self) -> dict[str, dict[str, str]]:
-        """The cells for people, ``96.5 ± 0.3``, by row."""
+        """The means for people, ``96.5 ± 0.3``, by row."""
         return {
-            row: {kind: f"{c.mean:.1f}" + ("" if c.sd is None else f" ± {c.sd:.1f}") for kind, c in cells.items()}
-            for row, cells in self.cells.items()
+            row: {k: f"{c['mean']:.1f}" + ("" if c["sd"] is None else f" ± {c['sd']:.1f}") for k, c in cells.items()}
+            for row, cells in self.summary.items()
         }
 
     def differences(self) -> dict[str, dict[str, str]]:
-        """``+30.5 [22.6, 39.0]``, for the rows that are held against another."""
+        """``+30.5 [+22.6, +39.0]``, for the rows that are held against another."""
         return {
-            f"{self._config.rows[row].against} -> {row}": {
-                kind: f"{c.difference:+.1f} [{c.low:+.1f}, {c.high:+.1f}]" for kind, c in cells.items()
-            }
-            for row, cells in self.cells.items()
-            if self._config.rows[row].against is not None
+            f"{self._config.rows[row].against} -> {row}": {kind: str(change) for kind, change in changes.items()}
+            for row, changes in self._changes.items()
         }
 
     def _scores(self, row: str, name: str = "model") -> np.ndarray:
@@ -156,15 +137,17 @@ class AblationTables:
             return np.mean([self._of_kind(scores_SN, each) for each in self.kinds[:-1]], axis=0)
         return scores_SN[:, [each == kind for each in self._kinds]].mean(1)
 
-    def _cell(self, row: str, kind: str) -> Cell:
-        scores_S, against = self._of_kind(self._scores(row), kind), self._config.rows[row].against
-        change = None if against is None else self._difference(against, row, kind)
-        difference, low, high = (None, None, None) if change is None else (change.mean, change.low, change.high)
-        beside = [float(self._of_kind(self._scores(row, name), kind).mean()) for name in _BESIDE]
-        chance, ceiling, oracle = (None if np.isnan(value) else value for value in beside)
-        assert oracle is not None, "a model answers every sentence"
-        sd = float(scores_S.std(ddof=1)) if len(scores_S) > 1 else None
-        return Cell(float(scores_S.mean()), sd, difference, low, high, chance, ceiling, oracle)
+    def _cell(self, row: str, kind: str) -> dict[str, float | None]:
+        scores_S, change = self._of_kind(self._scores(row), kind), self._changes.get(row, {}).get(kind)
+        beside = {key: float(self._of_kind(self._scores(row, name), kind).mean()) for key, name in _BESIDE.items()}
+        return {
+            "mean": float(scores_S.mean()),
+            "sd": float(scores_S.std(ddof=1)) if len(scores_S) > 1 else None,
+            "difference": None if change is None else change.mean,
+            "low": None if change is None else change.low,
+            "high": None if change is None else change.high,
+            **{key: None if np.isnan(value) else value for key, value in beside.items()},
+        }
 
     def _difference(self, worse: str, better: str, kind: str) -> Difference:
         changes_SN = self._scores(better) - self._scores(worse)
@@ -173,7 +156,8 @@ class AblationTables:
         return bootstrap(changes_SN[:, chosen], videos, kinds)
 
 
-_BESIDE = ("random_look_alike", "ceiling", "oracle")
+_BESIDE = {"chance": "random_look_alike", "ceiling": "ceiling", "oracle": "oracle"}
+"""Answers that stand beside a mean."""
 
 
 def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
@@ -195,12 +179,11 @@ def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 def ablation_section(tables: AblationTables) -> str:
     """HTML of the tables, for the report page."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     curves = tables.curves()
-    return environment.get_template("ablation.html").render(
+    return TEMPLATES.get_template("ablation.html").render(
         kinds=tables.kinds,
         rows=tables.printed(),
-        cells=tables.cells,
+        cells=tables.summary,
         differences=tables.differences(),
         verdicts=tables.verdicts,
         curves=plot_curves(curves) if curves else "",

@@ -48,7 +48,7 @@ def tables() -> AblationTables:
 
 
 def test_cells_are_means_over_seeds_with_what_stands_beside(tables: AblationTables) -> None:
-    summary = tables.summary()
+    summary = tables.summary
     assert list(summary) == ["a", "b", "c"]
     assert list(summary["a"]) == ["easy", "hard", "mean"]
     hard = summary["a"]["hard"]
@@ -80,7 +80,7 @@ def test_all_cells_follow_from_the_scores(tables: AblationTables) -> None:
     assert scores["sentences"][:2] == [["v0", "0", "easy"], ["v0", "1", "hard"]]
     for row, seeds in scores["rows"].items():
         of_kind = [[value for value, kind in zip(seed, kinds, strict=True) if kind == "hard"] for seed in seeds]
-        assert np.mean(of_kind) == pytest.approx(tables.summary()[row]["hard"]["mean"])
+        assert np.mean(of_kind) == pytest.approx(tables.summary[row]["hard"]["mean"])
 
 
 def test_curves_and_page(tables: AblationTables) -> None:
@@ -95,7 +95,7 @@ def test_curves_and_page(tables: AblationTables) -> None:
 def test_one_seed_has_no_deviation() -> None:
     config = AblationConfig(rows={"a": AblationRow()})
     tables = AblationTables(config, {"a": [comparison(0.8, 0.4)]})
-    assert tables.summary()["a"]["hard"]["sd"] is None
+    assert tables.summary["a"]["hard"]["sd"] is None
     assert tables.printed()["a"]["hard"] == "40.0"
     assert tables.differences() == {}
 
