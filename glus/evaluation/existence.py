@@ -54,7 +54,7 @@ class Decision:
     @property
     def final(self) -> float:
         """The mean of those that exist: the Final of MeViS v2, whose J&F counts the expressions without an object."""
-        return mean_of(value for value in (self.jf, self.n_acc, self.t_acc) if not np.isnan(value))
+        return mean_of((self.jf, self.n_acc, self.t_acc))
 
     def row(self) -> dict[str, float]:
         """Of a table."""

@@ -50,8 +50,6 @@ class Measured:
     """A line for each of these."""
     observed: Observed
     """What the benchmark measures besides, for the whole video."""
-    emptied_T: np.ndarray
-    """J&F that empty masks would get; nothing unless a decision on existence is looked at."""
 
     @property
     def visible_T(self) -> np.ndarray:

@@ -26,14 +26,8 @@ from glus.data.predictions import (
     open_predictions,
     unexpected_files,
 )
-from glus.evaluation.existence import (
-    Thresholds,
-    Undecided,
-    check_undecided,
-    existence_table,
-    read_existence,
-)
-from glus.evaluation.packed import BitMasks, JFScores, TargetReader, compare, read_packed
+from glus.evaluation.existence import Thresholds, Undecided, check_undecided, existence_table, read_existence
+from glus.evaluation.packed import JFScores, TargetReader, compare, read_packed
 from glus.evaluation.protocols import PROTOCOLS, Measured, Observed
 from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, ScoreReport
 from glus.types import Expression, Video
@@ -206,9 +200,10 @@ class VideoScorer:
         expression, frames = measured.expression, measured.frames
         existence_T = read_existence(self.predictions_dir, expression)[scored[expression]]
         kept_T = (frames.j_T + frames.f_T) / 2
-        return Undecided(
-            bool(expression.annotation_ids), existence_T, kept_T, measured.emptied_T, frames.prediction_T > 0
-        )
+        # J = F = 0, but for F against an object that fills the frame: neither has a boundary then.
+        is_full_T = frames.target_T == measured.size[0] * measured.size[1]
+        emptied_T = np.select([frames.target_T == 0, is_full_T], [1.0, 0.5])
+        return Undecided(bool(expression.annotation_ids), existence_T, kept_T, emptied_T, frames.prediction_T > 0)
 
     def _measure(self, scored: dict[Expression, np.ndarray], predictions: VideoPredictions) -> list[Measured]:
         """What is counted of each expression in the frames that are scored."""
@@ -218,7 +213,6 @@ class VideoScorer:
         size = self.frames.size(video[0].video, video[0].frames[0])
         scores: list[list[JFScores]] = [[] for _ in video]
         unusable: list[dict[int, str]] = [{} for _ in video]
-        emptied: list[list[np.ndarray]] = [[] for _ in video]
         observed: list[Observed] = []
         for span in chunks(max(len(expression.frames) for expression in video)):
             targets = TargetReader(self.masks, span, size)
@@ -227,11 +221,7 @@ class VideoScorer:
                 inside = frames[(frames >= span.start) & (frames < span.stop)].tolist()
                 answer, lines = read_packed(predictions, expression, inside, size)
                 void = targets.ignored(expression, inside) if self.protocol.is_ignoring else None
-                target = targets(expression, inside)
-                scores[index].append(compare(answer, target, void))
-                if self.is_deciding:
-                    nothing = compare(BitMasks.empty(len(inside), size), target, void)
-                    emptied[index].append((nothing.j_T + nothing.f_T) / 2)
+                scores[index].append(compare(answer, targets(expression, inside), void))
                 unusable[index] |= lines
                 answers.append(answer)
             observed.append(self.protocol.observe(video, answers, targets))
@@ -242,8 +232,7 @@ class VideoScorer:
             jf = JFScores(**joined([vars(part) for part in scores[index]]))
             jf = replace(jf, j_T=np.where(unusable_T, 0.0, jf.j_T), f_T=np.where(unusable_T, 0.0, jf.f_T))
             problems = tuple(unusable[index].values())
-            emptied_T = np.concatenate([[], *emptied[index]])
-            measured.append(Measured(expression, index, size, jf, unusable_T, problems, of_video, emptied_T))
+            measured.append(Measured(expression, index, size, jf, unusable_T, problems, of_video))
         return measured
 
     def _score(self, measured: Measured, predictions: VideoPredictions) -> ExpressionScore:
