@@ -197,9 +197,8 @@ def write_start_frames(config: AblateConfig, start: StartFrame, seed: int, file:
 def tabulate(config: AblateConfig) -> tuple[AblationTables, list[Path]]:
     """Read all predictions of the ablation, and write what follows from them; returns also the files."""
     output, rows = Path(config.output), config.ablation.rows
-    folders = {(row, seed): _folder(config, row, seed) / "predictions" for row in rows for seed in config.seeds}
-    labels = {f"{row}/{seed}": folder for (row, seed), folder in folders.items()}
-    compared = compare_predictions(config.dataset, labels, config.processes, config.max_videos)
+    folders = {f"{row}/{seed}": _folder(config, row, seed) / "predictions" for row in rows for seed in config.seeds}
+    compared = compare_predictions(config.dataset, folders, config.processes, config.max_videos)
     tables = AblationTables(
         config.ablation, {row: [compared[f"{row}/{seed}"] for seed in config.seeds] for row in rows}
     )
@@ -208,7 +207,7 @@ def tabulate(config: AblateConfig) -> tuple[AblationTables, list[Path]]:
     for name, content in {**contents, "scores": tables.scores()}.items():
         written.append(output / f"{name}.json")
         write_text(written[-1], json.dumps(content, indent=None if name == "scores" else 1) + "\n")
-    first = [folders[row, config.seeds[0]] for row in rows]
+    first = [folders[f"{row}/{config.seeds[0]}"] for row in rows]
     for folder in first:
         report = score_predictions(config.dataset, folder, Missing.error, config.processes, config.max_videos)
         write_report(report, folder)

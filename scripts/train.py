@@ -68,7 +68,8 @@ def build_and_fit(config: TrainConfig) -> bool:
     check_starting_weights(config.model)
     start = distributed.on_main(lambda: find_start(config))
     if start and read_state(start)["state"]["step"] >= trainer.steps:
-        log.info("%s is finished: %d steps are done. A new run from it: %s", run, trainer.steps, _new_run(start))
+        new_run = f"model.weights={start} output=NEW_FOLDER"
+        log.info("%s is finished: %d steps are done. A new run from it: %s", run, trainer.steps, new_run)
         return True
     distributed.on_main(lambda: log_to_file(run))
 
@@ -156,10 +157,6 @@ def tell_what_follows(config: TrainConfig) -> None:
     log.info("next     glus predict dataset=%s weights=%s output=%s/predictions", dataset, weights, run)
     log.info("         glus score dataset=%s predictions=%s/predictions", dataset, run)
     log.info("         glus export --weights %s --output %s_export", weights, run)
-
-
-def _new_run(start: Path) -> str:
-    return f"model.weights={start} output=NEW_FOLDER"
 
 
 def compile_layers(glus: Glus, config: TrainConfig) -> None:

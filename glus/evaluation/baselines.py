@@ -166,7 +166,8 @@ class VideoComparer:
                 answers = [read_complete(predictions, expression, frames, size) for expression in video]
                 for index, expression in enumerate(video):
                     scores = _model_scores(video, answers, index, targets(expression)) | blind[index]
-                    foils = [_jf(answers[index], pair[name]) for name in pair.keys() - {*expression.annotation_ids}]
+                    others = pair.keys() - {*expression.annotation_ids}
+                    foils = [compare(answers[index], pair[name]).jf_T for name in others]
                     scores |= {_FOIL: np.max(foils, axis=0)} if is_alike[index] and foils else {}
                     found[label][index].append(scores)
         return {
@@ -230,7 +231,7 @@ def margin(rows: Mapping[str, float | None]) -> float | None:
 def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, target: BitMasks) -> RowScores:
     """Rows made of the model's answers: to this expression, to those about entirely different objects, to any."""
     own = set(video[index].annotation_ids)
-    scores = [_jf(answer, target) for answer in answers]
+    scores = [compare(answer, target).jf_T for answer in answers]
     others = [
         score
         for expression, score in zip(video, scores, strict=True)
@@ -243,23 +244,17 @@ def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, target:
 def _blind_scores(objects: Collection[BitMasks], target: BitMasks) -> RowScores:
     """Rows made of the ground truth of the video's objects alone."""
     nothing = BitMasks.empty(target.shape[0], target.shape[1:])
-    return {**_object_scores(objects, target, ("all_objects", "random_object")), "empty": _jf(nothing, target)}
+    return {**_object_scores(objects, target, ("all_objects", "random_object")), "empty": compare(nothing, target).jf_T}
 
 
 def _object_scores(objects: Collection[BitMasks], target: BitMasks, rows: tuple[str, str]) -> RowScores:
     """All of the objects at once, and where there are any, one of them at random."""
     nothing = np.zeros_like(target.words_TWh)
     union = BitMasks(reduce(np.bitwise_or, (mask.words_TWh for mask in objects), nothing), target.height)
-    scores = {rows[0]: _jf(union, target)}
+    scores = {rows[0]: compare(union, target).jf_T}
     if objects:
-        scores[rows[1]] = np.mean([_jf(mask, target) for mask in objects], axis=0)
+        scores[rows[1]] = np.mean([compare(mask, target).jf_T for mask in objects], axis=0)
     return scores
-
-
-def _jf(prediction: BitMasks, target: BitMasks) -> np.ndarray:
-    """(F,) float64: J&F of each frame."""
-    scores = compare(prediction, target)
-    return (scores.j_T + scores.f_T) / 2
 
 
 def _over_groups(groups: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:

@@ -113,6 +113,11 @@ class JFScores:
     target_T: np.ndarray
     """int64: pixels of the target."""
 
+    @property
+    def jf_T(self) -> np.ndarray:
+        """J&F, the mean of both."""
+        return (self.j_T + self.f_T) / 2
+
 
 def compare(prediction: BitMasks, target: BitMasks, void: BitMasks | None = None) -> JFScores:
     """J and F of each frame, equal to the last bit to the official procedure (tools/benchmark_scoring.py).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from glus.config import DatasetConfig, Protocol
 from glus.data.benchmarks.meta_expressions import REF_SAV_GROUPS, REVOS_GROUPS
 from glus.data.masks import PaletteMasks, Size, runs_of
 from glus.evaluation.packed import BitMasks, JFScores, TargetReader, compare, region_counts
-from glus.evaluation.report import ExpressionScore, ObjectScore, ScoreTable, by_group, mean_jf, mean_of, summarize
+from glus.evaluation.report import ExpressionScore, Mean, ObjectScore, ScoreTable, by_group, mean_jf, mean_of, summarize
 from glus.files import read_object
 from glus.types import Expression, Video
 
@@ -146,10 +146,8 @@ class LongRvosProtocol(JFProtocol):
 
     def tables(self, scores: Sequence[ExpressionScore], objects: Sequence[ObjectScore]) -> list[ScoreTable]:
         """A row per type of expression and one over all."""
-        rows: dict[str, dict[str, float]] = {}
-        for name, chosen in {**by_group(scores), "overall": list(scores)}.items():
-            tiou, viou = (mean_of(score.measures[key] for score in chosen) for key in ("tiou", "viou"))
-            rows[name] = {**mean_jf(chosen), "tIoU": tiou, "vIoU": viou, "num": len(chosen)}
+        groups = {**by_group(scores), "overall": list(scores)}
+        rows = {name: _row(chosen, {"tIoU": "tiou", "vIoU": "viou"}) for name, chosen in groups.items()}
         note = "overall: mean over all expressions, as the official script."
         return [ScoreTable("long_rvos", "Long-RVOS", rows, note)]
 
@@ -237,7 +235,7 @@ class RevosProtocol(JFProtocol):
         """The script's own numbers, and the same without its rounding."""
         note = "overall: mean of both groups. A255, R255: only to compare with papers that scored 0/255 masks."
         official, exact = (
-            _two_groups(scores, REVOS_MEAN_GROUPS, REVOS_MEASURES, is_rounding) for is_rounding in (True, False)
+            _two_groups(scores, REVOS_MEAN_GROUPS, REVOS_MEASURES, mean) for mean in (_rounded_mean, mean_of)
         )
         return [
             ScoreTable("revos", "ReVOS (official: percents of expressions rounded first)", official, note),
@@ -271,23 +269,25 @@ def _overlap(expression: Expression, answer: BitMasks, targets: TargetReader) ->
     return np.array(shared, np.int64).reshape(-1, len(targets.frames)).sum(axis=0)
 
 
+def _row(scores: Sequence[ExpressionScore], measures: Mapping[str, str], mean: Mean = mean_of) -> dict[str, float]:
+    """The means of J, F and further measures (by column)."""
+    others = {column: mean(score.measures[name] for score in scores) for column, name in measures.items()}
+    return {**mean_jf(scores, mean), **others, "num": len(scores)}
+
+
 def _two_groups(
-    scores: Sequence[ExpressionScore], groups: Sequence[str], measures: Mapping[str, str], is_rounding: bool
+    scores: Sequence[ExpressionScore], groups: Sequence[str], measures: Mapping[str, str], mean: Mean
 ) -> dict[str, dict[str, float]]:
-    """Of two groups and overall, the means of J, F and further measures (by column)."""
-
-    def mean(values: Sequence[float | None]) -> float:
-        return mean_of(float(np.round(100 * v, 2)) / 100 if is_rounding and v is not None else v for v in values)
-
-    rows: dict[str, dict[str, float]] = {}
-    for group in groups:
-        chosen = [score for score in scores if score.group == group]
-        j, f = mean([score.j for score in chosen]), mean([score.f for score in chosen])
-        others = {column: mean([score.measures[name] for score in chosen]) for column, name in measures.items()}
-        rows[group] = {"J": j, "F": f, "J&F": (j + f) / 2, **others, "num": len(chosen)}
+    """A row for each of two groups, and their mean."""
+    rows = {group: _row([score for score in scores if score.group == group], measures, mean) for group in groups}
     first, second = rows.values()
     overall = {column: (first[column] + second[column]) / 2 for column in first}
     return {**rows, "overall": {**overall, "num": int(first["num"] + second["num"])}}
+
+
+def _rounded_mean(values: Iterable[float | None]) -> float:
+    """Of percents with two decimals, as shares of 1."""
+    return mean_of(None if value is None else float(np.round(100 * value, 2)) / 100 for value in values)
 
 
 class RefSavProtocol(JFProtocol):
@@ -308,7 +308,7 @@ class RefSavProtocol(JFProtocol):
 
     def tables(self, scores: Sequence[ExpressionScore], objects: Sequence[ObjectScore]) -> list[ScoreTable]:
         """The script's own numbers."""
-        rows = _two_groups(scores, REF_SAV_GROUPS, {"A": "accuracy"}, is_rounding=True)
+        rows = _two_groups(scores, REF_SAV_GROUPS, {"A": "accuracy"}, _rounded_mean)
         return [ScoreTable("ref_sav", "Ref-SAV (percents of expressions rounded first)", rows)]
 
 

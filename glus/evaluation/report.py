@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -218,9 +218,12 @@ def mean_of(values: Iterable[float | None]) -> float:
     return float(np.mean(numbers)) if numbers.size else math.nan
 
 
-def mean_jf(scores: Sequence[ExpressionScore | ObjectScore]) -> dict[str, float]:
+Mean = Callable[[Iterable[float | None]], float]
+
+
+def mean_jf(scores: Sequence[ExpressionScore | ObjectScore], mean: Mean = mean_of) -> dict[str, float]:
     """The columns J, F and J&F of a row of a benchmark's table."""
-    j, f = mean_of(score.j for score in scores), mean_of(score.f for score in scores)
+    j, f = mean(score.j for score in scores), mean(score.f for score in scores)
     return {"J": j, "F": f, "J&F": (j + f) / 2}
 
 

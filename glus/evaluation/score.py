@@ -199,11 +199,10 @@ class VideoScorer:
         """Raises FileNotFoundError or ValueError where the predictions do not say what exists."""
         expression, frames = measured.expression, measured.frames
         existence_T = read_existence(self.predictions_dir, expression)[scored[expression]]
-        kept_T = (frames.j_T + frames.f_T) / 2
         # J = F = 0, but for F against an object that fills the frame: neither has a boundary then.
         is_full_T = frames.target_T == measured.size[0] * measured.size[1]
         emptied_T = np.select([frames.target_T == 0, is_full_T], [1.0, 0.5])
-        return Undecided(bool(expression.annotation_ids), existence_T, kept_T, emptied_T, frames.prediction_T > 0)
+        return Undecided(bool(expression.annotation_ids), existence_T, frames.jf_T, emptied_T, frames.prediction_T > 0)
 
     def _measure(self, scored: dict[Expression, np.ndarray], predictions: VideoPredictions) -> list[Measured]:
         """What is counted of each expression in the frames that are scored."""
