@@ -21,9 +21,8 @@ from rich.console import Console
 
 from glus.config import CalibrateConfig
 from glus.config.jobs import Jobs
-from glus.evaluation.existence import Decision
 from glus.evaluation.report import percents, print_rows
-from glus.evaluation.score import calibrate
+from glus.evaluation.score import Decision, calibrate
 from glus.files import write_text
 
 SHOWN = [0.0, *np.linspace(0.1, 0.9, 9).round(1).tolist()]

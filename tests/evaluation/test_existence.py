@@ -12,9 +12,8 @@ import pytest
 from glus.config import Layout, Missing, PredictionForm
 from glus.data.benchmarks.index import by_video, read_expressions
 from glus.data.predictions import write_predictions
-from glus.evaluation.existence import Thresholds, Undecided
 from glus.evaluation.report import summarize
-from glus.evaluation.score import calibrate, score_predictions
+from glus.evaluation.score import Thresholds, Undecided, calibrate, score_predictions
 from glus.types import FrameResult
 from tests.evaluation.predicted import true_masks
 from tests.layouts import WRITERS, Written
