@@ -81,9 +81,9 @@ def annotate(texts: Sequence[str], frames: Iterable[tuple[str, np.ndarray, np.nd
         yield np.concatenate([painter.draw(frame, masks, name), *below])
 
 
-def side_by_side(pictures: Sequence[np.ndarray], gap: int = 6) -> np.ndarray:
-    """Pictures of equal height next to each other."""
-    space = np.full((pictures[0].shape[0], gap, 3), PAPER, np.uint8)
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of equal height next to each other, six pixels apart."""
+    space = np.full((pictures[0].shape[0], 6, 3), PAPER, np.uint8)
     parts = [part for picture in pictures for part in (space, picture)]
     return np.concatenate(parts[1:], axis=1)
 

@@ -125,15 +125,11 @@ def announce(config: TrainConfig, glus: Glus, accumulation: int, start: Path | N
     total = sum(parameter.numel() for parameter in glus.parameters())
     trained = sum(parameter.numel() for parameter in glus.parameters() if parameter.requires_grad)
     log.info("run      %s%s", config.output, f", goes on from {start}" if start else "")
-    device = f"{distributed.device_name()}, {count} {_plural(count, 'process')}"
-    log.info("device   %s, %s", device, config.model.precision.value)
-    parts = f"{trainer.micro_batch_size} x {count} {_plural(count, 'process')} x {accumulation} accumulated"
+    processes = f"{count} process{'' if count == 1 else 'es'}"
+    log.info("device   %s, %s, %s", distributed.device_name(), processes, config.model.precision.value)
+    parts = f"{trainer.micro_batch_size} x {processes} x {accumulation} accumulated"
     log.info("batch    %d videos a step = %s", trainer.global_batch_size, parts)
     log.info("trained  %s of %s parameters (%.1f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
-
-
-def _plural(count: int, noun: str) -> str:
-    return noun if count == 1 else f"{noun}es"
 
 
 def tell_what_follows(config: TrainConfig) -> None:

@@ -1,4 +1,5 @@
-"""The report page: scored runs side by side, in one HTML file that needs no network."""
+"""The report page: scored runs side by side, in one HTML file that needs no network; strips and movies of sentences are
+drawn for it as for ``show.py``."""
 
 from __future__ import annotations
 
@@ -39,6 +40,8 @@ TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).par
 
 MemoryRule = Callable[[int, int, int], list[int]]
 """``models.glus.memory_frames``, which this package does not import: it would load torch."""
+ReadMasks = Callable[[Expression, Sequence[int], Size], dict[str, np.ndarray]]
+"""From a sentence, frames and their size to (F, H, W) bool masks by source."""
 
 
 def build_page(
@@ -139,10 +142,6 @@ def _sentences(
         }
 
 
-ReadMasks = Callable[[Expression, Sequence[int], Size], dict[str, np.ndarray]]
-"""From a sentence, frames and their size to (F, H, W) bool masks by source."""
-
-
 def open_sources(truth: MaskStore | None, folders: Mapping[str, Path], sentences: Video) -> ReadMasks:
     """A reader of all masks of some sentences about one video, which raises ValueError where one is missing.
 
@@ -154,9 +153,10 @@ def open_sources(truth: MaskStore | None, folders: Mapping[str, Path], sentences
     opened = {source: open_predictions(folder, sentences) for source, folder in folders.items()}
 
     def read(expression: Expression, frames: Sequence[int], size: Size) -> dict[str, np.ndarray]:
-        true = {} if truth is None else {"ground truth": truth.read(expression, frames, size) > 0}
-        found = {source: read_complete(one, expression, frames, size) for source, one in opened.items()}
-        return true | {source: masks.to_dense() > 0 for source, masks in found.items()}
+        masks = {} if truth is None else {"ground truth": truth.read(expression, frames, size) > 0}
+        for source, predictions in opened.items():
+            masks[source] = read_complete(predictions, expression, frames, size).to_dense() > 0
+        return masks
 
     return read
 

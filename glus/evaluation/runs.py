@@ -26,7 +26,6 @@ class SentenceScore:
     """J&F of one expression, in percent."""
 
     video: str
-    exp_id: str
     text: str
     group: str
     jf: float
@@ -85,14 +84,12 @@ def read_run(folder: str | Path, label: str = "") -> ScoredRun:
             raise FileNotFoundError(f"{folder} has no {name}: score it first (glus score predictions={folder} ...)")
     with (folder / "per_expression.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["is_counted"] == "True"]
-    names = [(f"{row['video']}/{row['exp_id']}", row) for row in rows]
-    scores = {
-        name: SentenceScore(row["video"], row["exp_id"], row["text"], row["group"], 100 * float(row["jf"]))
-        for name, row in names
-    }
+    names = [f"{row['video']}/{row['exp_id']}" for row in rows]
+    scores = [SentenceScore(row["video"], row["text"], row["group"], 100 * float(row["jf"])) for row in rows]
     made_by = _read_if_there(folder / "predict.json")
     cost = _read_if_there(folder / "cost.json") or _read_if_there(folder / "summary.json")  # its name before 2026-12
-    return ScoredRun(label or folder.name, folder, scores, read_object(folder / "report.json"), made_by, cost)
+    report, by_name = read_object(folder / "report.json"), dict(zip(names, scores, strict=True))
+    return ScoredRun(label or folder.name, folder, by_name, report, made_by, cost)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[ScoredRun]:

@@ -44,7 +44,7 @@ SETTINGS = {
 
 
 def run_of(label: str, scores: dict[str, float]) -> ScoredRun:
-    rows = {name: SentenceScore(*name.split("/"), name, "k", score) for name, score in scores.items()}
+    rows = {name: SentenceScore(name.split("/")[0], name, "k", score) for name, score in scores.items()}
     return ScoredRun(label, Path(label), rows, {}, {}, {})
 
 
