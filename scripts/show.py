@@ -19,6 +19,7 @@ from glus.config import ShowConfig
 from glus.config.jobs import Jobs
 from glus.data.benchmarks.index import by_video, open_masks, read_expressions
 from glus.data.frames import DatasetVideo, FrameStore
+from glus.data.predictions import check_predictions_dir
 from glus.evaluation.page import draw_strip, movie_frames, open_sources
 from glus.painter import palette
 from glus.pictures import check_movies, legend, write_movie
@@ -68,8 +69,7 @@ def show(config: ShowConfig) -> list[Path]:
         OSError: no movie can be written.
     """
     check_movies(config.frames_per_second)
-    if not Path(config.predictions).is_dir():
-        raise FileNotFoundError(f"no folder of predictions at {config.predictions}")
+    check_predictions_dir(config.predictions)
     expressions = read_expressions(config.dataset)
     is_public = any(expression.annotation_ids for expression in expressions)
     truth, frames = open_masks(config.dataset) if is_public else None, FrameStore(config.dataset)
@@ -78,11 +78,11 @@ def show(config: ShowConfig) -> list[Path]:
         video = DatasetVideo(frames, chosen[0].video, chosen[0].frames)
         read = open_sources(truth, {"prediction": Path(config.predictions)}, chosen)
         folder = Path(config.output) / chosen[0].video
-        folder.mkdir(parents=True, exist_ok=True)
         for one, colour in zip(chosen, palette(len(chosen)), strict=True):
             text = f"{one.text}  ({one.group})" if one.group else one.text
             picture = draw_strip(text, one, video, read, config.num_frames, colour)
             written.append(folder / f"{one.exp_id}.png")
+            written[-1].parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(written[-1])
         for suffix in (".mp4", ".gif"):
             pictures = with_legend(chosen, movie_frames(chosen, video, read, MOVIE_SIDE))
