@@ -22,10 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import hydra
 import numpy as np
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
 from rich.console import Console
 
 from glus.config import AblateConfig, AblationRow, Missing, StartFrame
@@ -242,15 +239,5 @@ def ablate(config: AblateConfig) -> int:
     return int(any(verdict.has_passed is False for verdict in tables.verdicts))
 
 
-ConfigStore.instance().store("schema", AblateConfig)
-_JOBS = Jobs("ablate", AblateConfig, "output")
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="ablate")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``AblateConfig``."""
-    _JOBS.take(cfg)
-
-
 if __name__ == "__main__":
-    _JOBS.run(main, ablate)
+    Jobs("ablate", AblateConfig, "output").start(ablate)

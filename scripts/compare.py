@@ -13,9 +13,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
 from glus.config import CompareConfig
 from glus.config.jobs import Jobs
 from glus.console import tables
@@ -45,14 +42,5 @@ def write_comparison(config: CompareConfig) -> None:
     print(f"{output}\n{output.with_suffix('.csv')}")
 
 
-_JOBS = Jobs("compare", CompareConfig, "output", is_file=True)
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="compare")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``CompareConfig``."""
-    _JOBS.take(cfg)
-
-
 if __name__ == "__main__":
-    _JOBS.run(main, write_comparison)
+    Jobs("compare", CompareConfig, "output", is_file=True).start(write_comparison)

@@ -16,10 +16,6 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
-import hydra
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
-
 from glus import distributed
 from glus.config import PredictConfig
 from glus.config.jobs import Jobs
@@ -77,16 +73,6 @@ def predict_video(
     return job.write(video, results, predictor.seconds)
 
 
-ConfigStore.instance().store("schema", PredictConfig)
-_JOBS = Jobs("predict", PredictConfig, "output")
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="predict")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``PredictConfig``."""
-    _JOBS.take(cfg)
-
-
 def predict_and_tell(config: PredictConfig) -> None:
     """Predict, and print what has come out."""
     setup_logging()
@@ -111,4 +97,4 @@ def print_predicted(configs: dict[str, PredictConfig], finished: Collection[str]
 
 
 if __name__ == "__main__":
-    _JOBS.run(main, predict_and_tell, print_predicted)
+    Jobs("predict", PredictConfig, "output").start(predict_and_tell, print_predicted)

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
 from glus.config import ReportConfig
 from glus.config.jobs import Jobs
 from glus.evaluation.page import build_page
@@ -32,14 +29,5 @@ def report_runs(config: ReportConfig) -> None:
     print(config.output)
 
 
-_JOBS = Jobs("report", ReportConfig, "output", is_file=True)
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="report")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``ReportConfig``."""
-    _JOBS.take(cfg)
-
-
 if __name__ == "__main__":
-    _JOBS.run(main, report_runs)
+    Jobs("report", ReportConfig, "output", is_file=True).start(report_runs)

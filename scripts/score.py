@@ -13,9 +13,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
 from glus.config import ScoreConfig
 from glus.config.jobs import Jobs
 from glus.console import tables
@@ -48,15 +45,6 @@ def score(config: ScoreConfig) -> int:
     return int(bool(report.problems or report.unscorable))
 
 
-_JOBS = Jobs("score", ScoreConfig, "output", reads="predictions")
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="score")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``ScoreConfig``."""
-    _JOBS.take(cfg)
-
-
 def print_scored(configs: dict[str, ScoreConfig], finished: Collection[str]) -> None:
     """A line for each of several splits."""
     rows = {}
@@ -76,4 +64,4 @@ def print_scored(configs: dict[str, ScoreConfig], finished: Collection[str]) -> 
 
 
 if __name__ == "__main__":
-    _JOBS.run(main, score, print_scored)
+    Jobs("score", ScoreConfig, "output", reads="predictions").start(score, print_scored)

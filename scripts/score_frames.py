@@ -14,10 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-import hydra
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
-
 from glus import distributed
 from glus.config import ScoreFramesConfig
 from glus.config.jobs import Jobs
@@ -54,16 +50,6 @@ def score_video(predictor: VideoPredictor, job: FrameScoreJob, frames: FrameStor
     yield scores_ET.size
 
 
-ConfigStore.instance().store("schema", ScoreFramesConfig)
-_JOBS = Jobs("score_frames", ScoreFramesConfig, "output")
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="score_frames")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``ScoreFramesConfig``."""
-    _JOBS.take(cfg)
-
-
 def choose_and_tell(config: ScoreFramesConfig) -> None:
     """Choose key frames, and print what has come out."""
     setup_logging()
@@ -76,4 +62,4 @@ def choose_and_tell(config: ScoreFramesConfig) -> None:
 
 
 if __name__ == "__main__":
-    _JOBS.run(main, choose_and_tell)
+    Jobs("score_frames", ScoreFramesConfig, "output").start(choose_and_tell)

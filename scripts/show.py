@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import hydra
 import numpy as np
-from omegaconf import DictConfig
 from PIL import Image
 
 from glus.config import ShowConfig
@@ -91,14 +89,5 @@ def show(config: ShowConfig) -> list[Path]:
     return written
 
 
-_JOBS = Jobs("show", ShowConfig, "output")
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="show")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``ShowConfig``."""
-    _JOBS.take(cfg)
-
-
 if __name__ == "__main__":
-    _JOBS.run(main, lambda config: print(*show(config), sep="\n"))
+    Jobs("show", ShowConfig, "output").start(lambda config: print(*show(config), sep="\n"))

@@ -9,9 +9,6 @@ lmms-eval's second stage makes masks by SAM 2.1, whose J&F is not comparable wit
 
 from __future__ import annotations
 
-import hydra
-from omegaconf import DictConfig
-
 from glus.config import SubmitConfig
 from glus.config.jobs import Jobs
 from glus.evaluation.submission import NOT_COMPARABLE, build_submission, write_lmms_eval
@@ -29,14 +26,5 @@ def submit(config: SubmitConfig) -> None:
     print(f"{made.path}: {made.num_masks} masks of {made.num_expressions} expressions in {made.num_videos} videos")
 
 
-_JOBS = Jobs("submit", SubmitConfig, "output", is_file=True)
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="submit")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``SubmitConfig``."""
-    _JOBS.take(cfg)
-
-
 if __name__ == "__main__":
-    _JOBS.run(main, submit)
+    Jobs("submit", SubmitConfig, "output", is_file=True).start(submit)

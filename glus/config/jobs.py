@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import inspect
 import io
 import logging
 import os
@@ -23,7 +22,7 @@ from omegaconf import OmegaConf
 from glus.config.loading import load_config
 from glus.config.overrides import check_overrides, print_help
 from glus.console import log_to_console, tables
-from glus.files import check_target, expanded
+from glus.files import PROJECT, check_target, expanded
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +145,7 @@ class Jobs:
         sys.argv[1:] = [re.sub(r"=([\w./-]*&[\w./&-]*)$", r"='\1'", argument) for argument in sys.argv[1:]]
         if {"--help", "-h"} & set(sys.argv[1:]):
             sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in ("--help", "-h")]
-            self._about = inspect.unwrap(compose).__globals__["__doc__"]
+            self._about = sys.modules["__main__"].__doc__
         try:
             check_overrides(self._program, self._schema, sys.argv[1:])
             self._spread_datasets()
@@ -165,6 +164,19 @@ class Jobs:
         if self._datasets and conclude:
             conclude({self._name(job): job.config for job in self._jobs}, self._finished)
         sys.exit(self._status)
+
+    def start(
+        self,
+        task: Callable[..., int | None],
+        conclude: Callable[[dict[str, Any], Collection[str]], None] | None = None,
+    ) -> None:
+        """``run``, with configs that Hydra composes of the program's file, its schema and the command line."""
+        import hydra  # at the entry alone
+        from hydra.core.config_store import ConfigStore
+
+        ConfigStore.instance().store("schema", self._schema)
+        compose = hydra.main(version_base="1.3", config_path=str(PROJECT / "configs"), config_name=self._program)
+        self.run(compose(self.take), task, conclude)
 
     def _spread_datasets(self) -> None:
         """Make a sweep of ``dataset=[a,b]``, which Hydra would compose into one split.
