@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from glus.config import leaves
 from glus.evaluation.report import MEANS, print_rows
 from glus.files import read_object
 
@@ -234,13 +235,13 @@ def different_settings(runs: Sequence[ScoredRun]) -> dict[str, list[str]]:
 
     Of a model that came without its training (an export, a published one) one line says so.
     """
-    trainings = [dict(_training_settings(run)) for run in runs]
+    trainings = [_training_settings(run) for run in runs]
     recorded = [training for training in trainings if training]
     told = {key for key in dict.fromkeys(itertools.chain(*recorded)) if len({str(t.get(key)) for t in recorded}) > 1}
     every = [
         {"train": "recorded" if training else "not recorded"}
         | {key: value for key, value in training.items() if key in told}
-        | dict(_flat(run.made_by.get("identity", {})))
+        | leaves(run.made_by.get("identity", {}))
         for run, training in zip(runs, trainings, strict=True)
     ]
     keys = dict.fromkeys(key for settings in every for key in settings)
@@ -248,21 +249,11 @@ def different_settings(runs: Sequence[ScoredRun]) -> dict[str, list[str]]:
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
 
-def _training_settings(run: ScoredRun) -> Iterator[tuple[str, Any]]:
+def _training_settings(run: ScoredRun) -> dict[str, Any]:
+    """By dotted key; nothing where the training is not there, or what is there is an export."""
     file = run.training and run.training / "config.yaml"
-    if file and file.is_file():
-        settings = OmegaConf.to_container(OmegaConf.load(file))
-        assert isinstance(settings, dict)
-        if "trainer" in settings:  # else it is an export's
-            yield from _flat(settings, "train.")
-
-
-def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    settings: Any = OmegaConf.to_container(OmegaConf.load(file)) if file and file.is_file() else {}
+    return leaves(settings, "train.") if "trainer" in settings else {}
 
 
 def _read_if_there(file: Path) -> dict[str, Any]:
