@@ -13,11 +13,10 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image, ImageFont, features
 
 import glus.fonts
-from glus.fonts import BUNDLED, ascent, draw_text, text_width, wrap
+from glus.fonts import ascent, dejavu, draw_text, text_width, wrap
 
-ROOT = Path(__file__).parents[1]
 CHINESE, BOX = "漢", "\ue000"
-"""A character that the bundled font lacks, and one that none has."""
+"""A character that DejaVu Sans lacks, and one that none has."""
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +133,7 @@ def test_bitmaps_of_one_size_are_scaled(folder: Path, monkeypatch: pytest.Monkey
     truetype = ImageFont.truetype
 
     def opened(path: str, size: int, index: int) -> ImageFont.FreeTypeFont:
-        if path != BUNDLED.path and size != 109:
+        if path != dejavu().path and size != 109:
             raise OSError("invalid pixel size")
         return truetype(path, size, index)
 
@@ -188,11 +187,3 @@ def test_lines_break_between_words_and_within_what_has_no_spaces() -> None:
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
         assert max(text_width(line, 10) for line in lines) <= 100
         assert len(lines) > 1
-
-
-def test_font_and_licence_are_in_the_wheel() -> None:
-    from hatchling.builders.wheel import WheelBuilder  # what packs the wheel; the other tests do not need it
-
-    packed = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
-    assert {"glus/fonts/DejaVuSans.ttf", "glus/fonts/LICENSE_DEJAVU"} <= packed
-    assert Path(BUNDLED.path).stat().st_size < 800_000

@@ -1,6 +1,6 @@
-"""Text in any script: the bundled DejaVu Sans, and a font of the system for each character that it lacks.
+"""Text in any script: DejaVu Sans, which matplotlib brings, and a font of the system for each character that it lacks.
 
-DejaVu Sans (free, licence beside it) holds Latin, Cyrillic, Greek, Arabic, Hebrew and more; Chinese, Japanese, Korean,
+DejaVu Sans holds Latin, Cyrillic, Greek, Arabic, Hebrew and more; Chinese, Japanese, Korean,
 Devanagari and coloured emoji are left to the system. raqm, which Pillow comes with, joins letters and puts those that
 are read from the right into their order; it needs the library FriBidi.
 """
@@ -48,7 +48,12 @@ class Face:
     """Within a collection of fonts."""
 
 
-BUNDLED = Face(str(Path(__file__).with_name("DejaVuSans.ttf")))
+@cache
+def dejavu() -> Face:
+    """DejaVu Sans."""
+    import matplotlib  # takes a quarter of a second, which most programs need not
+
+    return Face(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"))
 
 
 def text_width(text: str, size: int) -> float:
@@ -58,7 +63,7 @@ def text_width(text: str, size: int) -> float:
 
 def ascent(size: int) -> int:
     """Pixels between a line's top and its baseline."""
-    return _sized(BUNDLED, size)[0].getmetrics()[0]
+    return _sized(dejavu(), size)[0].getmetrics()[0]
 
 
 def draw_text(
@@ -125,7 +130,7 @@ def _needs_raqm(character: str) -> bool:
 
 @cache
 def _face_of(character: str) -> Face:
-    for face in chain([BUNDLED], _system_faces(character)):
+    for face in chain([dejavu()], _system_faces(character)):
         if ord(character) in _characters(face):
             return face
     name = unicodedata.name(character, "UNKNOWN")
@@ -134,7 +139,7 @@ def _face_of(character: str) -> Face:
     _warn_once(
         package, f"no font has {character!r} ({name}), a box stands for it: install one, such as Debian's {package}"
     )
-    return BUNDLED
+    return dejavu()
 
 
 def _system_faces(character: str) -> Iterator[Face]:
