@@ -41,12 +41,7 @@ from glus.data.masks import Size, unpack_runs
 from glus.evaluation.packed import BitMasks, compare
 from glus.evaluation.score import score_predictions
 from tools.benchmarks.machine import installed_version
-from tools.benchmarks.measuring import (
-    Report,
-    case_table,
-    command_line,
-    finish,
-)
+from tools.benchmarks.measuring import Report, case_table, command_line, finish, read_size
 
 SHARES = (0.005, 0.2)
 """Smallest and largest share of the frame that an object covers."""
@@ -256,12 +251,6 @@ def report_speed(headline: str, in_memory: dict[str, dict[str, float]], end_to_e
         case_table("From PNG files to scores, likewise", {headline: end_to_end}),
     ]
     return Report(tables, values)
-
-
-def read_size(text: str) -> Size:
-    """``720x1280``."""
-    height, width = (int(side) for side in text.split("x"))
-    return height, width
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

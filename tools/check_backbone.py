@@ -12,43 +12,236 @@ Exits with 1 if anything falls short.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
+from torch import nn
 
 if not __package__:  # run by its path: Python looks beside this file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from glus.config import TrainConfig, load_config
-from tools.backbones.compare import Deviation, compare_backbone
+from glus import distributed
+from glus.batch import Batch, Conversation, TrainSample
+from glus.config import FramesConfig, InferenceConfig, ModelConfig, TrainConfig, load_config
+from glus.config.jobs import user_errors
+from glus.data.chat import Chat
+from glus.data.dataset import collate
+from glus.data.sampling import Turn, draw_turns, inference_turn
+from glus.inference.asking import Prompt, Prompter
+from glus.inference.predictor import chat_of
+from glus.models.build import FAMILIES
+from glus.models.glus import Glus
+from glus.tokens import open_vocabulary
+from glus.types import Role
+from tools.backbones.references import SENTENCES, Reference, Shown, make_vocabulary_folder, open_reference
+from tools.benchmarks.measuring import ROOT, Report, Table, command_line, finish, goal_at_most, read_size
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
+STATES_GATE, GRADIENTS_GATE, VISUAL_GATE = 5e-6, 1e-5, 1e-6
+"""Largest difference over the largest value, in float32."""
+WEIGHT_NOISE = 0.03
+"""Added to every weight, so that those that begin at 0 or 1 matter."""
 
 
-def frame_size(text: str) -> tuple[int, int]:
-    """``90x160`` -> (90, 160): height and width."""
-    height, _, width = text.partition("x")
-    return int(height), int(width)
+class Deviation(NamedTuple):
+    """One comparison."""
+
+    what: str
+    value: float
+    gate: float
+    how: str
+    """How many were compared."""
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
+@dataclass(frozen=True)
+class MadeVideo:
+    """Frames of a made-up video, and its conversations in training."""
+
+    size: tuple[int, int]
+    context: list[np.ndarray]
+    query: list[np.ndarray]
+    turns: list[list[Turn]]
+    conversations: list[Conversation]
+
+    @property
+    def shown(self) -> Shown:
+        """Frames in the order that a conversation shows them."""
+        return [*((frame, Role.context) for frame in self.context), *((frame, Role.query) for frame in self.query)]
+
+
+def compare_backbone(
+    config: ModelConfig, frames: FramesConfig, sizes: Sequence[tuple[int, int]], folder: Path, seed: int
+) -> list[Deviation]:
+    """All comparisons of a model with random weights.
+
+    Args:
+        config: of the model.
+        frames: how many context and query frames a conversation shows.
+        sizes: height and width of each video's frames.
+        folder: for the vocabulary.
+        seed: of weights, frames and words.
+    """
+    model = _plain(config, folder)
+    make_vocabulary_folder(model, folder)
+    glus = _build(model)
+    chat = chat_of(glus, open_vocabulary(folder))
+    reference = open_reference(model, glus.mllm, chat)
+    rng = distributed.generator(seed)
+    videos = [_video(frames, chat.sized(size), size, rng) for size in sizes]
+    rows = [*_compare_ids(videos, reference), *_compare_frames(videos, glus, reference)]
+    rows += _compare_training(videos, glus, chat, reference)
+    return [*rows, *_compare_inference(videos, glus, chat, reference)]
+
+
+def _plain(config: ModelConfig, folder: Path) -> ModelConfig:
+    """Without adapters and files; in float32."""
+    llm = replace(config.llm, lora_rank=0, weights=None, tokenizer=str(folder))
+    return replace(config, llm=llm)
+
+
+def _build(config: ModelConfig) -> Glus:
+    draw_connector, build = FAMILIES[config.family]
+    mllm: Any = build(config, draw_connector(config), False, False)
+    with torch.no_grad():
+        for parameter in mllm.parameters():
+            parameter.add_(WEIGHT_NOISE * torch.randn_like(parameter))
+    segmenter: Any = SimpleNamespace(note_trained=lambda: None)
+    head: Any = nn.Identity()  # so that an answer's embedding is its state
+    return Glus(mllm, head, segmenter, seg_state=config.seg_state).eval()
+
+
+def _video(want: FramesConfig, chat: Chat, size: tuple[int, int], rng: np.random.Generator) -> MadeVideo:
+    num_context, num_query = want.num_context, want.num_query
+    frames = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(num_context + num_query)]
+    turns = [draw_turns(text, num_query, rng) for text in SENTENCES[:3]]
+    conversations = [chat.train(own, num_context, "check") for own in turns]
+    return MadeVideo(size, frames[:num_context], frames[num_context:], turns, conversations)
+
+
+def _compare_ids(videos: Sequence[MadeVideo], reference: Reference) -> Iterator[Deviation]:
+    pairs = [(v, turns, ours) for v in videos for turns, ours in zip(v.turns, v.conversations, strict=True)]
+    with torch.inference_mode():
+        wrong = sum(ours.input_ids.tolist() != reference.input_ids(turns, v.shown) for v, turns, ours in pairs)
+    yield Deviation("conversations whose token ids differ", wrong, 0, f"of {len(pairs)}")
+
+
+def _compare_frames(videos: Sequence[MadeVideo], glus: Glus, reference: Reference) -> Iterator[Deviation]:
+    shown = [one for video in videos for one in video.shown]
+    with torch.inference_mode():
+        differences = [_difference(_seen(glus, *one), reference.visual(*one)) for one in shown]
+    yield Deviation("visual tokens of processed frames", max(differences), VISUAL_GATE, f"{len(shown)} frames")
+
+
+def _batch(videos: Sequence[MadeVideo], glus: Glus, pad_id: int) -> Batch:
+    """The training path: conversations of a video in one row, what they share once."""
+
+    def prepared(frames: Sequence[np.ndarray], role: Role, like: np.ndarray) -> np.ndarray:
+        return np.stack([glus.mllm.prepare(frame, role) for frame in (like, *frames)])[1:]
+
+    def sample(video: MadeVideo) -> TrainSample:
+        like, count = video.query[0], len(video.query)
+        return TrainSample(
+            context_pixels=prepared(video.context, Role.context, like),
+            query_pixels=prepared(video.query, Role.query, like),
+            query_frames=np.stack(video.query),
+            conversations=video.conversations,
+            target_masks=[np.zeros((count, 1, 1), np.uint8)] * len(video.conversations),
+            object_keys=[],
+            names=[],
+        )
+
+    return collate([sample(video) for video in videos], pad_id)
+
+
+def _compare_training(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> Iterator[Deviation]:
+    batch = _batch(videos, glus, chat.vocabulary.pad_id)
+    ours, _ = glus.mllm.states(batch.rows, glus.see(batch))
+    theirs = torch.cat([
+        reference.states(conversation.input_ids, video.shown)[conversation.reads]
+        for video in videos for conversation in video.conversations
+    ])  # fmt: skip
+    tokens = sum(len(c.input_ids) for v in videos for c in v.conversations)
+    assert batch.rows.paths_NC is not None
+    packed = len(batch.rows.paths_NC.unique())
+    yield Deviation("states, training path", _difference(ours, theirs), STATES_GATE, f"{packed} for {tokens} tokens")
+    weights = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(0))
+    logits = [glus.mllm.decoder.logits(ours), theirs @ _head(reference).T]
+    for states, answers in ((ours, logits[0]), (theirs, logits[1])):
+        ((states * weights).sum() + answers.logsumexp(-1).sum()).backward()
+    mllm: Any = glus.mllm
+    mine = {name: p for name, p in mllm.named_parameters() if p.grad is not None}
+    own = {name: p for name, p in reference.parameters().items() if p.grad is not None}
+    shared = mine.keys() & own.keys()
+    lost = len(own.keys() - mine.keys())
+    largest = max(float(own[name].grad.abs().max()) for name in shared)  # type: ignore[union-attr]
+    worst = max(_difference(mine[n].grad, own[n].grad, 1e-3 * largest) for n in shared)  # type: ignore[arg-type]
+    yield Deviation("parameters that get no gradient", lost, 0, f"of {len(own)}")
+    yield Deviation("gradients", worst, GRADIENTS_GATE, f"{len(shared)} parameters")
+
+
+def _head(reference: Reference) -> torch.Tensor:
+    names = reference.parameters()
+    head = next((value for name, value in names.items() if name.endswith("lm_head.weight")), None)
+    return head if head is not None else next(v for n, v in names.items() if n.endswith("embed_tokens.weight"))
+
+
+def _compare_inference(
+    videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference
+) -> Iterator[Deviation]:
+    differences, read = [], 0
+    with torch.inference_mode():
+        for video in videos:
+            sized = chat.sized(video.size)
+            tokens = {role: [_seen(glus, frame, role) for frame, own in video.shown if own is role] for role in Role}
+            settings = InferenceConfig(trailing_space=False)
+            args = (tokens[Role.context], settings, torch.device("cpu"))
+            prompter = Prompter(glus, sized, SENTENCES[:3], *args)
+            frames = tuple(range(len(video.query)))
+            asked = tuple(frame for frame in frames if frame % 2 == 0 or frame == frames[-1])
+            prompts = [Prompt(row, frames, asked) for row in range(3)]
+            answers = prompter.ask(prompts, dict(enumerate(tokens[Role.query])))
+            for row, turn in product(range(3), asked):
+                window = sized.window(SENTENCES[row], len(video.context), turn + 1, trailing_space=False)
+                shown = video.shown[: len(video.context) + turn + 1]
+                theirs = reference.states(window.input_ids, shown)[-1]
+                differences.append(_difference(answers.embeds_RC[answers.places[row, turn]], theirs))
+                read += len(window.input_ids)
+    yield Deviation(
+        "states, inference path", max(differences), STATES_GATE, f"{len(differences)} prompts, {read} tokens"
     )
-    parser.add_argument("overrides", nargs="+", help="model=..., model.llm.architecture.num_hidden_layers=3, ...")
-    parser.add_argument("--frames", nargs="+", type=frame_size, default=[(96, 160), (150, 90)], metavar="HxW",
-                        help="sizes of the videos' frames (default: 96x160 150x90)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    return parser.parse_intermixed_args(arguments)
+    wrong = sum(_begins_otherwise(chat, *one, reference) for one in product(videos, SENTENCES))
+    yield Deviation("prompts that the family begins otherwise", wrong, 0, f"of {len(videos) * len(SENTENCES)}")
+
+
+def _begins_otherwise(chat: Chat, video: MadeVideo, text: str, reference: Reference) -> bool:
+    """Whether the longest prompt of a sentence is not how the family writes the conversation up to the answer."""
+    sized = chat.sized(video.size)
+    ours = sized.window(text, len(video.context), len(video.query), trailing_space=False).input_ids.tolist()
+    with torch.inference_mode():
+        whole = reference.input_ids([inference_turn(text)] * len(video.query), video.shown)
+    return whole[: len(ours)] != ours
+
+
+def _seen(glus: Glus, frame: np.ndarray, role: Role) -> torch.Tensor:
+    return glus.mllm.see(torch.from_numpy(glus.mllm.prepare(frame, role)).permute(2, 0, 1)[None])[0]
+
+
+def _difference(ours: torch.Tensor, theirs: torch.Tensor, floor: float = 1e-12) -> float:
+    """Largest difference over the largest value, which counts as at least ``floor``; infinite if shapes differ."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    ours, theirs = ours.detach(), theirs.detach()
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=floor))
 
 
 def compose_config(overrides: list[str]) -> TrainConfig:
@@ -59,33 +252,34 @@ def compose_config(overrides: list[str]) -> TrainConfig:
     """
     ConfigStore.instance().store("schema", TrainConfig)
     try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             return load_config(TrainConfig, compose("train", overrides))
     except HydraException as error:
         raise ValueError(str(error)) from error
 
 
-def print_comparisons(rows: list[Deviation]) -> None:
-    """A line for each."""
-    for row in rows:
-        print(f"{'ok  ' if row.passes else 'FAIL'}  {row.what:<44} {row.value:<10.3g} gate {row.gate:<8.2g} {row.how}")
+def report_deviations(rows: Sequence[Deviation]) -> Report:
+    """A line for each, and as data with whether it passes."""
+    goals = [goal_at_most(row.what, row.value, row.gate) for row in rows]
+    table = [(row.what, f"{row.value:.3g}", f"{row.gate:.2g}", row.how) for row in rows]
+    values = [{**row._asdict(), "passes": goal.is_met} for row, goal in zip(rows, goals, strict=True)]
+    return Report([Table("", ("", "largest difference", "gate", "compared"), table)], values, goals)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point: 0 if all passes."""
-    options = parse_arguments(arguments)
-    try:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = command_line(__doc__)
+    parser.add_argument("overrides", nargs="+", help="model=..., model.llm.architecture.num_hidden_layers=3, ...")
+    sizes = [(96, 160), (150, 90)]
+    parser.add_argument("--frames", nargs="+", type=read_size, default=sizes, metavar="HxW", help="of the videos")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_intermixed_args(arguments)
+    with user_errors(), TemporaryDirectory() as folder:
         config = compose_config(options.overrides)
         torch.manual_seed(options.seed)
-        with TemporaryDirectory() as folder:
-            rows = compare_backbone(config.model, config.frames, options.frames, Path(folder), options.seed)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print_comparisons(rows)
-    if options.json:
-        options.json.write_text(json.dumps([{**vars(row), "passes": row.passes} for row in rows], indent=1) + "\n")
-    return 0 if all(row.passes for row in rows) else 1
+        rows = compare_backbone(config.model, config.frames, options.frames, Path(folder), options.seed)
+        finish(report_deviations(rows), options.json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

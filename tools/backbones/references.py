@@ -45,9 +45,6 @@ class Reference(Protocol):
     def input_ids(self, turns: Sequence[Turn], shown: Shown) -> list[int]:
         """Of a whole conversation, ``IMAGE_ID`` at visual tokens."""
 
-    def pixels(self, frame_HW3: np.ndarray, role: Role) -> torch.Tensor:
-        """What the family's processor makes of a frame."""
-
     def visual(self, frame_HW3: np.ndarray, role: Role) -> torch.Tensor:
         """Visual tokens (P, ...) of a frame."""
 
@@ -93,34 +90,7 @@ def _eager(module: Any) -> Any:
     return other.eval()
 
 
-class _ChatTemplate:
-    """Token ids by a chat template and the tokenizer that transformers has for the family."""
-
-    def __init__(self, folder: Path, image: str, placeholder: str):
-        from transformers import AddedToken, Qwen2Tokenizer
-
-        self._tokenizer = Qwen2Tokenizer.from_pretrained(str(folder))
-        self._tokenizer.add_tokens([AddedToken(SEG, special=True)])
-        self._tokenizer.chat_template = MESSAGES.replace("IMAGE", image)
-        self._placeholder = placeholder
-        self.image_id = int(self._tokenizer.convert_tokens_to_ids(placeholder))
-
-    def __call__(self, turns: Sequence[Turn], counts: Sequence[int], num_context: int) -> list[int]:
-        """Args: the turns; visual tokens of each frame; how many frames are context."""
-        picture = {"type": "image"}
-        context = [picture] * num_context + ([{"type": "text", "text": CONTEXT}] if num_context else [])
-        messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM_LINE}]
-        for number, turn in enumerate(turns):
-            asked = [*(context if number == 0 else ()), picture, {"type": "text", "text": turn.question}]
-            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": turn.answer}]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False)
-        pieces = text.split(self._placeholder)
-        repeated = [piece + self._placeholder * count for piece, count in zip(pieces, [*counts, 0], strict=True)]
-        ids = self._tokenizer("".join(repeated), add_special_tokens=False).input_ids
-        return [IMAGE_ID if number == self.image_id else number for number in ids]
-
-
-class LlavaReference:
+class LlavaReference(Reference):
     """CLIP and LLaMA of transformers, put together as LISA does. Its conversations are no template of transformers:
     what they are compared with is the text, piece by piece, through the SentencePiece model."""
 
@@ -147,13 +117,10 @@ class LlavaReference:
             ids += [*(words(USER) if number else []), *image, *asked, added[SEG], *words(right.strip()), 2]
         return ids
 
-    def pixels(self, frame_HW3: np.ndarray, role: Role) -> torch.Tensor:
-        """See ``Reference``."""
-        return self._processor(frame_HW3, return_tensors="pt")["pixel_values"][0]
-
     def visual(self, frame_HW3: np.ndarray, role: Role) -> torch.Tensor:
         """See ``Reference``."""
-        seen = self._tower(pixel_values=self.pixels(frame_HW3, role)[None], output_hidden_states=True)
+        pixels = self._processor(frame_HW3, return_tensors="pt")["pixel_values"]
+        seen = self._tower(pixel_values=pixels, output_hidden_states=True)
         patches = seen.hidden_states[self._clip.select_layer][0, 1:]
         return self._projector(patches.unflatten(0, (-1, self._clip.pool)).mean(1))
 
@@ -170,21 +137,48 @@ class LlavaReference:
         return {**llama, **{f"projector.{name}": value for name, value in self._projector.named_parameters()}}
 
 
-class _Whole:
-    """A family that transformers has as one class."""
+class _Whole(Reference):
+    """A family that transformers has as one class, beside a chat template and a tokenizer."""
 
-    def __init__(self, config: ModelConfig, mllm: Any, template: _ChatTemplate):
-        self.net = _eager(mllm.net)
-        self.net.config.image_token_id = template.image_id
-        self.vision, self.template = config.vision, template
+    image: str
+    """What the template and the processor have for a picture, if it is one token; each is a placeholder."""
+    placeholder: str
+
+    def __init__(self, config: ModelConfig, mllm: Any, chat: Chat):
+        from transformers import AddedToken, Qwen2Tokenizer
+
+        self.tokenizer = Qwen2Tokenizer.from_pretrained(str(chat.vocabulary.folder))
+        self.tokenizer.add_tokens([AddedToken(SEG, special=True)])
+        self.tokenizer.chat_template = MESSAGES.replace("IMAGE", self.image)
+        self.image_id = int(self.tokenizer.convert_tokens_to_ids(self.placeholder))
+        self.net, self.vision = _eager(mllm.net), config.vision
+        self.net.config.image_token_id = self.image_id
 
     def parameters(self) -> Mapping[str, torch.nn.Parameter]:
         """See ``Reference``."""
         return {f"net.{name}": value for name, value in self.net.named_parameters()}
 
+    def input_ids(self, turns: Sequence[Turn], shown: Shown) -> list[int]:
+        """See ``Reference``."""
+        picture, num_context = {"type": "image"}, len(shown) - len(turns)
+        context = [picture] * num_context + ([{"type": "text", "text": CONTEXT}] if num_context else [])
+        messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM_LINE}]
+        for number, turn in enumerate(turns):
+            asked = [*(context if number == 0 else ()), picture, {"type": "text", "text": turn.question}]
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": turn.answer}]
+        pieces = self.tokenizer.apply_chat_template(messages, tokenize=False).split(self.placeholder)
+        counts = [*(self.num_tokens(*one) for one in shown), 0]
+        text = "".join(piece + self.placeholder * count for piece, count in zip(pieces, counts, strict=True))
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return [IMAGE_ID if number == self.image_id else number for number in ids]
+
+    def num_tokens(self, frame_HW3: np.ndarray, role: Role) -> int:
+        """Visual tokens of a frame."""
+        return len(self.visual(frame_HW3, role))
+
     def ids(self, input_ids: np.ndarray) -> torch.Tensor:
         """(1, L) with the family's own placeholder."""
-        return torch.from_numpy(np.where(input_ids == IMAGE_ID, self.template.image_id, input_ids))[None]
+        return torch.from_numpy(np.where(input_ids == IMAGE_ID, self.image_id, input_ids))[None]
 
     def side(self, role: Role) -> int:
         """Of a frame, as the config gives it."""
@@ -195,24 +189,10 @@ class InternVLReference(_Whole):
     """``InternVLForConditionalGeneration`` and ``GotOcr2ImageProcessor``. The class does not know frames of two sizes
     or pooled ones: then it gets their features in place of pixels."""
 
-    def __init__(self, config: ModelConfig, mllm: Any, chat: Chat):
-        super().__init__(config, mllm, _ChatTemplate(chat.vocabulary.folder, "<IMG_CONTEXT>\n", "<IMG_CONTEXT>"))
-        self._start, self._end = (f"<{slash}img>" for slash in ("", "/"))
-
-    def input_ids(self, turns: Sequence[Turn], shown: Shown) -> list[int]:
-        """See ``Reference``; the processor writes <img> and </img> around the placeholders."""
-        around = self._start, self._end
-        counts = [len(self.visual(*one)) for one in shown]
-        tokens = [int(self.template._tokenizer.convert_tokens_to_ids(token)) for token in around]
-        ids: list[int] = []
-        plain = self.template(turns, counts, len(shown) - len(turns))
-        for before, token, after in zip([0, *plain], plain, [*plain[1:], 0], strict=False):
-            is_first, is_last = (other != IMAGE_ID and token == IMAGE_ID for other in (before, after))
-            ids += [*([tokens[0]] if is_first else []), token, *([tokens[1]] if is_last else [])]
-        return ids
+    image, placeholder = "<img><IMG_CONTEXT></img>\n", "<IMG_CONTEXT>"
 
     def pixels(self, frame_HW3: np.ndarray, role: Role) -> torch.Tensor:
-        """See ``Reference``."""
+        """What the processor makes of a frame: (3, h, w)."""
         from transformers import GotOcr2ImageProcessor
 
         size = {"height": self.side(role), "width": self.side(role)}
@@ -236,18 +216,15 @@ class InternVLReference(_Whole):
             pixels = torch.stack([self.pixels(*one) for one in shown])
             return self.net.model(input_ids=ids, pixel_values=pixels, use_cache=False).last_hidden_state[0]
         embeds = self.net.get_input_embeddings()(ids).clone()
-        embeds[ids == self.template.image_id] = torch.cat([self.visual(*one) for one in shown])
+        embeds[ids == self.image_id] = torch.cat([self.visual(*one) for one in shown])
         return self.net.model(inputs_embeds=embeds, use_cache=False).last_hidden_state[0]
 
 
 class Qwen3VLReference(_Whole):
     """``Qwen3VLForConditionalGeneration`` and ``Qwen2VLImageProcessor``."""
 
+    image, placeholder = "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>"
     mean, std = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
-
-    def __init__(self, config: ModelConfig, mllm: Any, chat: Chat):
-        picture = "<|vision_start|><|image_pad|><|vision_end|>"
-        super().__init__(config, mllm, _ChatTemplate(chat.vocabulary.folder, picture, "<|image_pad|>"))
 
     def _processed(self, frame_HW3: np.ndarray, role: Role) -> Any:
         from transformers import Qwen2VLImageProcessor
@@ -264,15 +241,10 @@ class Qwen3VLReference(_Whole):
         )
         return processor(frame_HW3, return_tensors="pt")
 
-    def input_ids(self, turns: Sequence[Turn], shown: Shown) -> list[int]:
-        """See ``Reference``."""
-        merged = self.net.config.vision_config.spatial_merge_size**2
-        counts = [int(self._processed(*one)["image_grid_thw"].prod()) // merged for one in shown]
-        return self.template(turns, counts, len(shown) - len(turns))
-
-    def pixels(self, frame_HW3: np.ndarray, role: Role) -> torch.Tensor:
-        """See ``Reference``: (patches, 3 t p p)."""
-        return self._processed(frame_HW3, role)["pixel_values"]
+    def num_tokens(self, frame_HW3: np.ndarray, role: Role) -> int:
+        """See ``_Whole``."""
+        grid = self._processed(frame_HW3, role)["image_grid_thw"]
+        return int(grid.prod()) // self.net.config.vision_config.spatial_merge_size**2
 
     def visual(self, frame_HW3: np.ndarray, role: Role) -> torch.Tensor:
         """See ``Reference``."""
@@ -288,7 +260,7 @@ class Qwen3VLReference(_Whole):
             input_ids=ids,
             pixel_values=torch.cat([one["pixel_values"] for one in frames]),
             image_grid_thw=torch.cat([one["image_grid_thw"] for one in frames]),
-            mm_token_type_ids=(ids == self.template.image_id).int(),
+            mm_token_type_ids=(ids == self.image_id).int(),
             use_cache=False,
         ).last_hidden_state[0]
 

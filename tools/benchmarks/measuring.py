@@ -95,7 +95,7 @@ class Report:
     """What was measured."""
 
     tables: list[Table]
-    values: dict[str, Any] = field(default_factory=dict)
+    values: Any
     """All of it, as data."""
     goals: list[Goal] = field(default_factory=list)
 
@@ -105,6 +105,12 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
     return parser
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """``720x1280`` -> height and width."""
+    height, width = (int(side) for side in text.split("x"))
+    return height, width
 
 
 def finish(report: Report, file: Path | None) -> None:
