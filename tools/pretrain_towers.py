@@ -42,7 +42,7 @@ from glus.models.pretrained import build_glus
 from glus.models.published import save_published
 from glus.models.release_layout import PROJECTOR_PREFIX
 from glus.models.weight_files import write_pickle, write_tensors
-from glus.shapes.pretrain import ClipTower, LlmTower, Sam2Tower, Tower, VisionTower, pretrain
+from glus.shapes.pretrain import LlmTower, Sam2Tower, Tower, VisionTower, pretrain
 from glus.shapes.scene import Scene, draw_scenes
 from glus.tokens import JsonVocabulary, Vocabulary
 
@@ -82,7 +82,7 @@ def make_clip(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None
     """A CLIP tower."""
     clip = config.model.clip
     encoder = ClipEncoder(build_vision_tower(clip.architecture), clip.select_layer, clip.pool)
-    _train("clip", ClipTower(encoder, scenes, config.clip_batch_size), config.clip_steps, config, folder)
+    _train("clip", VisionTower(encoder, scenes, config.clip_batch_size), config.clip_steps, config, folder)
     encoder.vision_model.save_pretrained(folder / "clip")
 
 

@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +40,6 @@ from glus.shapes.labels import (
     stack,
 )
 from glus.shapes.scene import TOWER_SPLIT, Scene
-from glus.types import Role
 
 TOKEN_SIDE = 2
 """Patches along a visual token that labels are read for, of the families that merge squares of them."""
@@ -125,39 +123,11 @@ def warmup_hold_decay(total_steps: int) -> Callable[[int], float]:
     return lambda step: min(1.0, (step + 1) / WARMUP_STEPS, (total_steps - step) / decay_steps)
 
 
-@dataclass(eq=False)
-class ClipTower(Tower):
-    """CLIP says, from each pooled visual token, what lies in every patch of it."""
-
-    encoder: ClipEncoder
-    scenes: Sequence[Scene]
-    batch_size: int
-    """Frames per step."""
-    stream = 1
-
-    def __post_init__(self) -> None:
-        self.grid = round((self.encoder.tokens_per_frame * self.encoder.pool) ** 0.5)
-        self.head = PatchHead(self.encoder.width, self.encoder.pool)
-        self.modules = [self.encoder, self.head]
-
-    def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
-        """Reports the loss, the error of places and the accuracies of shape and colour."""
-        frames = draw_frames(rng, self.scenes, self.batch_size)
-        features_FPC = clip_features(self.encoder, [scene.frames_THW3[t] for scene, t in frames])
-        loss, values = self.head(features_FPC, patch_labels(frames, self.grid))
-        return loss, {"loss": float(loss.detach()), **values}
-
-
-def clip_features(clip: ClipEncoder, frames: Sequence[np.ndarray]) -> torch.Tensor:
-    """CLIP features of frames: (F, P, width)."""
-    crops = np.stack([clip_crop(frame, clip.image_size) for frame in frames])
-    return clip(torch.as_tensor(crops).permute(0, 3, 1, 2))
-
-
-def visual_tokens(mllm: Any, frames: Sequence[np.ndarray]) -> torch.Tensor:
-    """What an MLLM sees of frames of one size: (F, P, *visual_shape)."""
-    shown = np.stack([mllm.prepare(frame) for frame in frames])
-    return mllm.see(torch.as_tensor(shown).permute(0, 3, 1, 2))
+def see(tower: Any, frames: Sequence[np.ndarray]) -> torch.Tensor:
+    """What CLIP, or the vision tower of an MLLM, makes of frames of one size: (F, P, *visual_shape)."""
+    is_clip = isinstance(tower, ClipEncoder)
+    shown = np.stack([clip_crop(frame, tower.image_size) if is_clip else tower.prepare(frame) for frame in frames])
+    return (tower if is_clip else tower.see)(torch.as_tensor(shown).permute(0, 3, 1, 2))
 
 
 def part_modules(mllm: Any, *parts: str) -> list[nn.Module]:
@@ -167,26 +137,35 @@ def part_modules(mllm: Any, *parts: str) -> list[nn.Module]:
 
 @dataclass(eq=False)
 class VisionTower(Tower):
-    """The tower of an MLLM that comes in one piece, projector included, learns what CLIP learns, off visual tokens."""
+    """CLIP, or the tower of an MLLM that comes in one piece, projector included, says from each visual token what lies
+    in every patch of it."""
 
-    mllm: Any
+    tower: Any
+    """``ClipEncoder`` or the MLLM."""
     scenes: Sequence[Scene]
     batch_size: int
     """Frames per step."""
     stream = 1
 
     def __post_init__(self) -> None:
-        self.head = PatchHead(math.prod(self.mllm.visual_shape), TOKEN_SIDE**2)
-        self.modules = [*part_modules(self.mllm, "vision", "projector"), self.head]
+        self.is_clip = isinstance(self.tower, ClipEncoder)
+        if self.is_clip:
+            width, pool, trained = self.tower.width, self.tower.pool, [self.tower]
+        else:
+            width, pool = math.prod(self.tower.visual_shape), TOKEN_SIDE**2
+            trained = part_modules(self.tower, "vision", "projector")
+        self.head = PatchHead(width, pool)
+        self.modules = [*trained, self.head]
 
     def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
         """Reports the loss, the error of places and the accuracies of shape and colour."""
         frames = draw_frames(rng, self.scenes, self.batch_size)
-        pixels = [scene.frames_THW3[t] for scene, t in frames]
-        rows, _ = self.mllm.grid(pixels[0].shape[:2], Role.query)
-        labels = patch_labels(frames, rows * TOKEN_SIDE)
-        by_token = PatchLabels(*(_by_token(each, rows) for each in labels))
-        loss, values = self.head(visual_tokens(self.mllm, pixels).flatten(2), by_token)
+        features_FPC = see(self.tower, [scene.frames_THW3[t] for scene, t in frames]).flatten(2)
+        grid = round((features_FPC.shape[1] * self.head.pool) ** 0.5)
+        labels = patch_labels(frames, grid)
+        if not self.is_clip:  # which pools patches in raster order
+            labels = PatchLabels(*(_by_token(each, grid // TOKEN_SIDE) for each in labels))
+        loss, values = self.head(features_FPC, labels)
         return loss, {"loss": float(loss.detach()), **values}
 
 
@@ -223,9 +202,9 @@ class LlmTower(Tower):
 
     def __post_init__(self) -> None:
         is_llava = isinstance(self.mllm, Llava)
-        see = partial(clip_features, self.mllm.clip) if is_llava else partial(visual_tokens, self.mllm)
+        tower = self.mllm.clip if is_llava else self.mllm
         with torch.no_grad():
-            self.features = [see(list(scene.frames_THW3)) for scene in self.scenes]
+            self.features = [see(tower, list(scene.frames_THW3)) for scene in self.scenes]
         self.head = SentenceHead(self.mllm.width)
         parts = ("projector", "llm") if is_llava else ("llm",)
         self.modules = [*part_modules(self.mllm, *parts), self.head]

@@ -115,18 +115,10 @@ def scene_of(seed: int, split: str, index: int, num_frames: int = 16, size: int 
     Raises:
         ValueError: if there is no such split.
     """
-    return generate_scene(*_key(seed, split, index, num_frames, size))
-
-
-def plan_of(seed: int, split: str, index: int, num_frames: int = 16, size: int = 128) -> Plan:
-    """The same before it is drawn, a hundred times faster."""
-    return plan_scene(*_key(seed, split, index, num_frames, size))
-
-
-def _key(seed: int, split: str, index: int, num_frames: int, size: int) -> tuple[np.random.Generator, int, int, str]:
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
-    return generator(seed, SPLITS[split], index), num_frames, size, STRUCTURES[index % len(STRUCTURES)]
+    rng = generator(seed, SPLITS[split], index)
+    return generate_scene(rng, num_frames, size, STRUCTURES[index % len(STRUCTURES)])
 
 
 def draw_scenes(seed: int, count: int, num_frames: int, size: int) -> list[Scene]:

@@ -198,28 +198,23 @@ def _json_text(content: Any) -> str:
 # ------------------------------------------------------------------------------------------ the contact sheet
 
 
-def draw_contact_sheet(seed: int, num_frames: int = 16, size: int = 128, kinds: Sequence[str] = KINDS) -> np.ndarray:
-    """(height, width, 3) uint8 RGB: a row of frames for each kind, of the first training video that has it.
+def write_contact_sheet(
+    path: Path, seed: int, num_frames: int = 16, size: int = 128, kinds: Sequence[str] = KINDS
+) -> None:
+    """Draw to a PNG file a row of frames for each kind, of the first training video that has it.
 
-    The objects of its sentence are marked; where none is in sight, it says "nothing".
+    The objects of its sentence are marked; where none is in sight, it says "nothing". The file appears whole or not at
+    all.
+
+    Raises:
+        OSError: it cannot be written.
     """
     rows = []
     for kind in kinds:
         index = STRUCTURES.index(kind) if kind in STRUCTURES else 0
         scene = scene_of(seed, "train", index, num_frames, size)
         rows.append(_row(scene, next(sentence for sentence in scene.sentences if sentence.kind == kind)))
-    return np.concatenate(rows)
-
-
-def write_contact_sheet(
-    path: Path, seed: int, num_frames: int = 16, size: int = 128, kinds: Sequence[str] = KINDS
-) -> None:
-    """Draw the sheet to a PNG file, which appears whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    _, data = cv2.imencode(path.suffix, draw_contact_sheet(seed, num_frames, size, kinds)[..., ::-1])
+    _, data = cv2.imencode(path.suffix, np.concatenate(rows)[..., ::-1])
     with atomic_file(path) as temporary:
         temporary.write_bytes(data.tobytes())
 

@@ -9,7 +9,7 @@ import pytest
 
 from glus.config import DatasetConfig, FramesConfig, Layout, QuerySampling
 from glus.data.evidence import Variant, decided_frames, read_evidence
-from glus.shapes.scene import STRUCTURES, marked_frames, plan_of
+from glus.shapes.scene import STRUCTURES, marked_frames, scene_of
 from glus.shapes.write import write_shapes
 
 BOTH = FramesConfig(4, 4)
@@ -58,7 +58,7 @@ def test_a_written_split_says_what_the_plan_says(tmp_path: Path) -> None:
     dataset = DatasetConfig("shapes", Layout.mevis, str(tmp_path), "valid", evidence="evidence.json")
     found = read_evidence(dataset)
     for index in range(len(STRUCTURES)):
-        plan = plan_of(0, "valid", index, 8, 48)
+        plan = scene_of(0, "valid", index, 8, 48)
         named = [number for number, s in enumerate(plan.sentences) if s.kind in STRUCTURES]
         assert len(named) == 4
         for number in named:

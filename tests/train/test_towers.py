@@ -18,7 +18,6 @@ from glus.models.glus import Glus
 from glus.models.pretrained import LoadedModel, build_glus
 from glus.shapes.labels import PLACE_CELLS, patch_labels, sentence_labels
 from glus.shapes.pretrain import (
-    ClipTower,
     LlmTower,
     Sam2Tower,
     VisionTower,
@@ -91,7 +90,7 @@ def test_sentence_labels_say_what_is_named_how_many_are_seen_and_where(scenes: l
 
 def test_clip_learns_its_labels(tiny_model: LoadedModel, scenes: list[Scene]) -> None:
     encoder = copy.deepcopy(tiny_model.glus.mllm.clip)
-    seen = list(pretrain(ClipTower(encoder, scenes, batch_size=8), steps=80, learning_rate=3e-3, seed=0))
+    seen = list(pretrain(VisionTower(encoder, scenes, batch_size=8), steps=80, learning_rate=3e-3, seed=0))
     assert len(seen) == 80
     assert np.mean([v["loss"] for v in seen[-10:]]) < 0.8 * np.mean([v["loss"] for v in seen[:10]])
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
