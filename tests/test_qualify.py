@@ -21,8 +21,8 @@ from tests.conftest import tiny_model_config
 from tests.programs import run_program
 from tools import qualify
 from tools.benchmark_inference import compare_masks
-from tools.benchmarks import machine, plain, stages
-from tools.benchmarks.machine import Sizes, choose_sizes
+from tools.benchmarks import plain, stages
+from tools.benchmarks.measuring import Sizes, choose_sizes
 from tools.benchmarks.stages import MACHINE_TESTS, run_stage
 
 TINY = Sizes(videos=1, procedures=("ours",), predictions=((2, 4),), frame_size=(64, 64), plain_frames=2, mask_videos=1)
@@ -176,7 +176,7 @@ def test_masks_in_bfloat16_are_nearly_those_in_float32(tmp_path: Path) -> None:
     ],
 )
 def test_results_of_pytest_are_read(output: str, met: bool, other: list[str]) -> None:
-    found = machine.judge_tests(output)
+    found = stages.judge_tests(output)
     assert found.goals[0].is_met is met
     assert [row for table in found.tables for (row,) in table.rows] == other
 

@@ -35,9 +35,9 @@ from glus.config import Window
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
 from glus.types import FrameResult
-from tools.benchmarks.machine import card_tflops
 from tools.benchmarks.measuring import (
     Report,
+    card_tflops,
     case_table,
     command_line,
     count_operations,

@@ -40,8 +40,7 @@ from glus.config import DatasetConfig, Layout
 from glus.data.masks import Size, unpack_runs
 from glus.evaluation.packed import BitMasks, compare
 from glus.evaluation.score import score_predictions
-from tools.benchmarks.machine import installed_version
-from tools.benchmarks.measuring import Report, case_table, command_line, finish, read_size
+from tools.benchmarks.measuring import Report, case_table, command_line, finish, installed_version, read_size
 
 SHARES = (0.005, 0.2)
 """Smallest and largest share of the frame that an object covers."""

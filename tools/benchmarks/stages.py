@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,27 +27,23 @@ import torch.distributed as dist
 from glus import distributed
 from glus.config import GIB
 from glus.files import write_text
-from tools.benchmarks.machine import (
-    Absent,
-    Sizes,
-    card_tflops,
-    choose_sizes,
-    describe,
-    environment,
-    gpu_tests,
-    installed_version,
-    need_gpu,
-)
 from tools.benchmarks.measuring import (
     ROOT,
     Goal,
     Report,
+    Sizes,
+    Table,
+    card_tflops,
     case_table,
+    choose_sizes,
+    describe,
+    environment,
     forget_peak,
     goal_at_least,
     goal_at_most,
     holds,
     host_peak,
+    installed_version,
     key_table,
     peak_memory,
     timed,
@@ -64,6 +62,38 @@ MOST_DEVICE_LOAD, MOST_HOST_LOAD = 1.15, 4.0
 """Peaks of a GPU's process while it loads: times the weights, and GiB of the host."""
 MOST_CHANGED = 1e-3
 """Share of the pixels, and of a score, that other kernels may change."""
+
+
+class Absent(Exception):
+    """The machine lacks what a stage needs; nothing is wrong."""
+
+
+def need_gpu() -> None:
+    """Raise ``Absent`` unless there is a GPU."""
+    if not torch.cuda.is_available():
+        raise Absent("there is no GPU")
+
+
+def gpu_tests(sizes: Sizes, folder: Path) -> Report:
+    """``tests/gpu``."""
+    need_gpu()
+    if installed_version("pytest") is None:
+        raise Absent("pytest is not installed")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rfEs", "tests/gpu"]
+    output = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True).stdout
+    print(output)
+    return judge_tests(output)
+
+
+def judge_tests(output: str) -> Report:
+    """Whether, by what pytest says at its end, all tests passed or were skipped, and one at least passed."""
+    *lines, last = output.strip().splitlines() or [""]
+    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|skipped|failed|error)", last)}
+    other = [line for line in lines if line.startswith(("FAILED ", "ERROR ", "SKIPPED "))]
+    is_met = "passed" in counts and not {"failed", "error"} & counts.keys()
+    found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+    tables = [Table("Not passed", ("test",), [(line,) for line in other])] * bool(other)
+    return Report(tables, {"tests": counts}, [Goal("tests/gpu", found, "all passed or skipped", is_met)])
 
 
 # -------------------------------------------------------------------------------------------------- loading
