@@ -188,7 +188,7 @@ def benchmark(options: argparse.Namespace) -> Report:
         result["tokens_per_second"] = result["llm_tokens"] / median
         if needed:  # else every procedure computes something twice
             result["mfu"] = min(needed) / median / peak / 1e12
-    tokenizer, prepare = stand_in_tokenizer(FULL_SIZE_TOKENS), partial(clip_crop, size=32)
+    tokenizer, prepare = stand_in_tokenizer(FULL_SIZE_TOKENS), lambda frame, _: clip_crop(frame, size=32)
     whole, alone = make_inputs(scenes, options.context, tokenizer, prepare, torch.device("cpu"))
     full, fewer = count_tokens(alone), count_tokens([whole])
     values = {

@@ -32,7 +32,7 @@ if not __package__:  # run by its path: Python looks beside this file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from glus import distributed
-from glus.batch import Batch, Conversation, TrainSample
+from glus.batch import Batch, Conversation
 from glus.config import FramesConfig, InferenceConfig, ModelConfig, TrainConfig, load_config
 from glus.config.jobs import user_errors
 from glus.data.chat import Chat
@@ -43,6 +43,7 @@ from glus.inference.predictor import chat_of
 from glus.models.build import FAMILIES
 from glus.models.glus import Glus
 from glus.tokens import open_vocabulary
+from glus.train.plan import make_sample
 from glus.types import Role
 from tools.backbones.references import SENTENCES, Reference, Shown, make_vocabulary_folder, open_reference
 from tools.benchmarks.measuring import ROOT, Report, Table, command_line, finish, goal_at_most, read_size
@@ -144,23 +145,11 @@ def _compare_frames(videos: Sequence[MadeVideo], glus: Glus, reference: Referenc
 
 def _batch(videos: Sequence[MadeVideo], glus: Glus, pad_id: int) -> Batch:
     """The training path: conversations of a video in one row, what they share once."""
-
-    def prepared(frames: Sequence[np.ndarray], role: Role, like: np.ndarray) -> np.ndarray:
-        return np.stack([glus.mllm.prepare(frame, role) for frame in (like, *frames)])[1:]
-
-    def sample(video: MadeVideo) -> TrainSample:
-        like, count = video.query[0], len(video.query)
-        return TrainSample(
-            context_pixels=prepared(video.context, Role.context, like),
-            query_pixels=prepared(video.query, Role.query, like),
-            query_frames=np.stack(video.query),
-            conversations=video.conversations,
-            target_masks=[np.zeros((count, 1, 1), np.uint8)] * len(video.conversations),
-            object_keys=[],
-            names=[],
-        )
-
-    return collate([sample(video) for video in videos], pad_id)
+    samples = []
+    for video in videos:
+        masks = [np.zeros((len(video.query), 1, 1), np.uint8)] * len(video.conversations)
+        samples.append(make_sample(glus.mllm.prepare, video.context, video.query, video.conversations, masks))
+    return collate(samples, pad_id)
 
 
 def _compare_training(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> Iterator[Deviation]:

@@ -24,7 +24,7 @@ from glus.data.chat import Chat
 from glus.data.chat.tree import separate_rows
 from glus.data.sampling import draw_turns
 from glus.distributed import generator
-from glus.losses.objective import binary_cross_entropy, dice_loss, seg_cross_entropy
+from glus.losses.objective import binary_cross_entropy, dice_loss, mask_iou, seg_cross_entropy
 from glus.models.glus import MemoryBank, upsample_masks
 from glus.models.mllm.llava import ClipEncoder, Llava, clip_crop
 from glus.models.segmenter.sam2 import Sam2Segmenter
@@ -312,7 +312,7 @@ class Sam2Tower(Tower):
             if t:
                 held.append(self._held_loss(conditioned.image_NChw, clips, t))
             losses.append(2 * binary_cross_entropy(logits, target).mean() + 0.5 * dice_loss(logits, target).mean())
-            ious.append(_iou(logits > 0, target))
+            ious.append(mask_iou(logits, target))
         loss, is_vague_first = torch.stack(losses).mean(), clips.is_vague_R & (clips.corrected_R < length)
         by_words = clips.words_RT2[:, 0].any(1)
         by_place = ~by_words & ~is_vague_first
@@ -414,10 +414,3 @@ def _fitting(scene: Scene, words: tuple[int, int], frame: int) -> list[int]:
         for item in scene.objects
         if shape in (None, item.shape) and colour in (None, item.colour_T[frame])
     ]
-
-
-def _iou(masks: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(R,) IoU of each mask; 1 where both are empty."""
-    overlap = (masks & targets).flatten(1).sum(1).float()
-    union = (masks | targets).flatten(1).sum(1).float()
-    return torch.where(union > 0, overlap / union, torch.ones_like(union))

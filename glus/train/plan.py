@@ -11,7 +11,7 @@ import copy
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -92,20 +92,27 @@ class Trace:
 
 def example_batch(config: TrainConfig, mllm: Mllm, num_videos: int) -> Batch:
     """A batch of the config's sizes: black frames, sentences of ``EXPRESSION_TOKENS``, as many as may be drawn."""
-    context, query, count = config.frames.num_context, config.frames.num_query, config.data.expressions_per_video
-    frame_HW3 = np.zeros((*FRAME_SIZE, 3), np.uint8)
-    counts = {Role.context: context, Role.query: query}
-    pixels = {role: np.stack([mllm.prepare(frame_HW3, role)] * (number + 1))[1:] for role, number in counts.items()}
-    sample = TrainSample(
-        context_pixels=pixels[Role.context],
-        query_pixels=pixels[Role.query],
-        query_frames=np.stack([frame_HW3] * query),
-        conversations=[_conversation(config, mllm, 1 + row) for row in range(count)],
-        target_masks=[np.zeros((query, *FRAME_SIZE), np.uint8)] * count,
-        object_keys=[],
-        names=[],
+    frames, count = config.frames, config.data.expressions_per_video
+    black_HW3 = np.zeros((*FRAME_SIZE, 3), np.uint8)
+    context, query = [black_HW3] * frames.num_context, [black_HW3] * frames.num_query
+    conversations = [_conversation(config, mllm, 1 + row) for row in range(count)]
+    masks = [np.zeros((len(query), *FRAME_SIZE), np.uint8)] * count
+    return collate([make_sample(mllm.prepare, context, query, conversations, masks)] * num_videos, pad_id=0)
+
+
+def make_sample(
+    prepare: Callable[[np.ndarray, Role], np.ndarray],
+    context: Sequence[np.ndarray],
+    query: Sequence[np.ndarray],
+    conversations: list[Conversation],
+    target_masks: list[np.ndarray],
+) -> TrainSample:
+    """A sample of frames that are in memory, without what contrast and messages need: its objects and its names."""
+    context_pixels, query_pixels = (
+        np.stack([prepare(frame, role) for frame in (query[0], *frames)])[1:]  # a shape also where there is no frame
+        for role, frames in ((Role.context, context), (Role.query, query))
     )
-    return collate([sample] * num_videos, pad_id=0)
+    return TrainSample(context_pixels, query_pixels, np.stack(query), conversations, target_masks, [], [])
 
 
 def _conversation(config: TrainConfig, mllm: Mllm, word: int) -> Conversation:

@@ -35,9 +35,11 @@ from glus.models.mllm.llava import llava_of
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.scene import Scene, generate_scene
 from glus.tokens import Vocabulary
+from glus.train.plan import make_sample
+from glus.types import Role
 from tools.benchmarks.measuring import ROOT
 
-Prepare = Callable[[np.ndarray], np.ndarray]
+Prepare = Callable[[np.ndarray, Role], np.ndarray]
 """``Mllm.prepare``."""
 SHIPPED_MODEL = ROOT / "assets" / "glus_shapes"
 
@@ -193,20 +195,15 @@ class Inputs:
     """Conversations in rows of their own."""
 
 
-def make_sample(scene: Scene, num_context: int, tokenizer: LlavaChat, prepare: Prepare) -> TrainSample:
+def scene_sample(scene: Scene, num_context: int, tokenizer: LlavaChat, prepare: Prepare) -> TrainSample:
     """All sentences of a scene, whose first frames are context."""
-    query, sentences = slice(num_context, None), scene.sentences
-    pixels, rng = np.stack([prepare(frame) for frame in scene.frames_THW3]), np.random.default_rng(0)
-    turns = [draw_turns(one.text, len(pixels) - num_context, rng) for one in sentences]
-    return TrainSample(
-        context_pixels=pixels[:num_context],
-        query_pixels=pixels[query],
-        query_frames=scene.frames_THW3[query],
-        conversations=[tokenizer.train(own, num_context, one.text) for own, one in zip(turns, sentences, strict=True)],
-        target_masks=[np.any(scene.masks_OTHW[[*one.object_ids], query], 0).view(np.uint8) for one in sentences],
-        object_keys=[],  # of the contrastive loss, which is not measured
-        names=[one.text for one in sentences],
-    )
+    context, query = scene.frames_THW3[:num_context], scene.frames_THW3[num_context:]
+    rng, conversations, masks = np.random.default_rng(0), [], []
+    for sentence in scene.sentences:
+        turns = draw_turns(sentence.text, len(query), rng)
+        conversations.append(tokenizer.train(turns, num_context, sentence.text))
+        masks.append(np.any(scene.masks_OTHW[[*sentence.object_ids], num_context:], 0).view(np.uint8))
+    return make_sample(prepare, list(context), list(query), conversations, masks)
 
 
 def split_sample(sample: TrainSample) -> list[TrainSample]:
@@ -226,7 +223,7 @@ def make_inputs(
         frames = [torch.from_numpy(scene.frames_THW3) for scene, _ in chosen]
         return Inputs(collate([sample for _, sample in chosen], pad_id).to(device), frames, rows.to(device))
 
-    everything = [(scene, make_sample(scene, num_context, tokenizer, prepare)) for scene in scenes]
+    everything = [(scene, scene_sample(scene, num_context, tokenizer, prepare)) for scene in scenes]
     return make(everything), [make([(scene, one)]) for scene, sample in everything for one in split_sample(sample)]
 
 
