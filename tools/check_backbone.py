@@ -13,13 +13,13 @@ Exits with 1 if anything falls short.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from glus import distributed
 from glus.batch import Batch, Conversation
 from glus.config import FramesConfig, InferenceConfig, ModelConfig, TrainConfig, load_config
 from glus.config.jobs import user_errors
+from glus.console import tables
 from glus.data.chat import Chat
 from glus.data.dataset import collate
 from glus.data.sampling import Turn, draw_turns, inference_turn
@@ -46,22 +47,15 @@ from glus.tokens import open_vocabulary
 from glus.train.plan import make_sample
 from glus.types import Role
 from tools.backbones.references import SENTENCES, Reference, Shown, make_vocabulary_folder, open_reference
-from tools.benchmarks.measuring import ROOT, Report, Table, command_line, finish, goal_at_most, read_size
+from tools.benchmarks.measuring import ROOT, command_line, read_size
+from tools.parity.comparison import Case, Gate, Row, is_met, print_table, write_rows
 
-STATES_GATE, GRADIENTS_GATE, VISUAL_GATE = 5e-6, 1e-5, 1e-6
-"""Largest difference over the largest value, in float32."""
+STATES_GATE, GRADIENTS_GATE, VISUAL_GATE = Gate(5e-6), Gate(1e-5), Gate(1e-6)
+"""In float32."""
+NEGLIGIBLE_GRADIENT = 1e-3
+"""Share of the largest gradient below which a parameter's are float noise."""
 WEIGHT_NOISE = 0.03
 """Added to every weight, so that those that begin at 0 or 1 matter."""
-
-
-class Deviation(NamedTuple):
-    """One comparison."""
-
-    what: str
-    value: float
-    gate: float
-    how: str
-    """How many were compared."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class MadeVideo:
 
 def compare_backbone(
     config: ModelConfig, frames: FramesConfig, sizes: Sequence[tuple[int, int]], folder: Path, seed: int
-) -> list[Deviation]:
+) -> list[Row]:
     """All comparisons of a model with random weights.
 
     Args:
@@ -99,9 +93,12 @@ def compare_backbone(
     reference = open_reference(model, glus.mllm, chat)
     rng = distributed.generator(seed)
     videos = [_video(frames, chat.sized(size), size, rng) for size in sizes]
-    rows = [*_compare_ids(videos, reference), *_compare_frames(videos, glus, reference)]
-    rows += _compare_training(videos, glus, chat, reference)
-    return [*rows, *_compare_inference(videos, glus, chat, reference)]
+    case = Case([], config.family)
+    _compare_ids(case, videos, reference)
+    _compare_frames(case, videos, glus, reference)
+    _compare_training(case, videos, glus, chat, reference)
+    _compare_inference(case, videos, glus, chat, reference)
+    return case.rows
 
 
 def _plain(config: ModelConfig, folder: Path) -> ModelConfig:
@@ -129,18 +126,18 @@ def _video(want: FramesConfig, chat: Chat, size: tuple[int, int], rng: np.random
     return MadeVideo(size, frames[:num_context], frames[num_context:], turns, conversations)
 
 
-def _compare_ids(videos: Sequence[MadeVideo], reference: Reference) -> Iterator[Deviation]:
+def _compare_ids(case: Case, videos: Sequence[MadeVideo], reference: Reference) -> None:
     pairs = [(v, turns, ours) for v in videos for turns, ours in zip(v.turns, v.conversations, strict=True)]
     with torch.inference_mode():
         wrong = sum(ours.input_ids.tolist() != reference.input_ids(turns, v.shown) for v, turns, ours in pairs)
-    yield Deviation("conversations whose token ids differ", wrong, 0, f"of {len(pairs)}")
+    case.count("conversations whose token ids differ", wrong, len(pairs))
 
 
-def _compare_frames(videos: Sequence[MadeVideo], glus: Glus, reference: Reference) -> Iterator[Deviation]:
+def _compare_frames(case: Case, videos: Sequence[MadeVideo], glus: Glus, reference: Reference) -> None:
     shown = [one for video in videos for one in video.shown]
-    with torch.inference_mode():
-        differences = [_difference(_seen(glus, *one), reference.visual(*one)) for one in shown]
-    yield Deviation("visual tokens of processed frames", max(differences), VISUAL_GATE, f"{len(shown)} frames")
+    with torch.inference_mode(), case.row("visual tokens of processed frames") as row:
+        pairs = ((_seen(glus, *one).numpy(), reference.visual(*one).numpy()) for one in shown)
+        row.compare_each(pairs, VISUAL_GATE, f"{len(shown)} frames")
 
 
 def _batch(videos: Sequence[MadeVideo], glus: Glus, pad_id: int) -> Batch:
@@ -152,7 +149,7 @@ def _batch(videos: Sequence[MadeVideo], glus: Glus, pad_id: int) -> Batch:
     return collate(samples, pad_id)
 
 
-def _compare_training(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> Iterator[Deviation]:
+def _compare_training(case: Case, videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> None:
     batch = _batch(videos, glus, chat.vocabulary.pad_id)
     ours, _ = glus.mllm.states(batch.rows, glus.see(batch))
     theirs = torch.cat([
@@ -162,20 +159,21 @@ def _compare_training(videos: Sequence[MadeVideo], glus: Glus, chat: Chat, refer
     tokens = sum(len(c.input_ids) for v in videos for c in v.conversations)
     assert batch.rows.paths_NC is not None
     packed = len(batch.rows.paths_NC.unique())
-    yield Deviation("states, training path", _difference(ours, theirs), STATES_GATE, f"{packed} for {tokens} tokens")
+    compared = ours.detach().numpy(), theirs.detach().numpy()
+    case.compare("states, training path", *compared, STATES_GATE, note=f"{packed} for {tokens} tokens")
     weights = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(0))
     logits = [glus.mllm.decoder.logits(ours), theirs @ _head(reference).T]
     for states, answers in ((ours, logits[0]), (theirs, logits[1])):
         ((states * weights).sum() + answers.logsumexp(-1).sum()).backward()
     mllm: Any = glus.mllm
-    mine = {name: p for name, p in mllm.named_parameters() if p.grad is not None}
-    own = {name: p for name, p in reference.parameters().items() if p.grad is not None}
+    mine = {name: p.grad.numpy() for name, p in mllm.named_parameters() if p.grad is not None}
+    own = {name: p.grad.numpy() for name, p in reference.parameters().items() if p.grad is not None}
+    case.count("parameters that get no gradient", len(own.keys() - mine.keys()), len(own))
     shared = mine.keys() & own.keys()
-    lost = len(own.keys() - mine.keys())
-    largest = max(float(own[name].grad.abs().max()) for name in shared)  # type: ignore[union-attr]
-    worst = max(_difference(mine[n].grad, own[n].grad, 1e-3 * largest) for n in shared)  # type: ignore[arg-type]
-    yield Deviation("parameters that get no gradient", lost, 0, f"of {len(own)}")
-    yield Deviation("gradients", worst, GRADIENTS_GATE, f"{len(shared)} parameters")
+    floor = NEGLIGIBLE_GRADIENT * max(np.abs(own[name]).max() for name in shared)
+    with case.row("gradients") as row:
+        pairs = ((mine[name], own[name]) for name in shared)
+        row.compare_each(pairs, GRADIENTS_GATE, f"{len(shared)} parameters", floor)
 
 
 def _head(reference: Reference) -> torch.Tensor:
@@ -184,10 +182,8 @@ def _head(reference: Reference) -> torch.Tensor:
     return head if head is not None else next(v for n, v in names.items() if n.endswith("embed_tokens.weight"))
 
 
-def _compare_inference(
-    videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference
-) -> Iterator[Deviation]:
-    differences, read = [], 0
+def _compare_inference(case: Case, videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> None:
+    pairs, read = [], 0
     with torch.inference_mode():
         for video in videos:
             sized = chat.sized(video.size)
@@ -203,13 +199,12 @@ def _compare_inference(
                 window = sized.window(SENTENCES[row], len(video.context), turn + 1, trailing_space=False)
                 shown = video.shown[: len(video.context) + turn + 1]
                 theirs = reference.states(window.input_ids, shown)[-1]
-                differences.append(_difference(answers.embeds_RC[answers.places[row, turn]], theirs))
+                pairs.append((answers.embeds_RC[answers.places[row, turn]].numpy(), theirs.numpy()))
                 read += len(window.input_ids)
-    yield Deviation(
-        "states, inference path", max(differences), STATES_GATE, f"{len(differences)} prompts, {read} tokens"
-    )
+    with case.row("states, inference path") as compared:
+        compared.compare_each(pairs, STATES_GATE, f"{len(pairs)} prompts, {read} tokens")
     wrong = sum(_begins_otherwise(chat, *one, reference) for one in product(videos, SENTENCES))
-    yield Deviation("prompts that the family begins otherwise", wrong, 0, f"of {len(videos) * len(SENTENCES)}")
+    case.count("prompts that the family begins otherwise", wrong, len(videos) * len(SENTENCES))
 
 
 def _begins_otherwise(chat: Chat, video: MadeVideo, text: str, reference: Reference) -> bool:
@@ -223,14 +218,6 @@ def _begins_otherwise(chat: Chat, video: MadeVideo, text: str, reference: Refere
 
 def _seen(glus: Glus, frame: np.ndarray, role: Role) -> torch.Tensor:
     return glus.mllm.see(torch.from_numpy(glus.mllm.prepare(frame, role)).permute(2, 0, 1)[None])[0]
-
-
-def _difference(ours: torch.Tensor, theirs: torch.Tensor, floor: float = 1e-12) -> float:
-    """Largest difference over the largest value, which counts as at least ``floor``; infinite if shapes differ."""
-    if ours.shape != theirs.shape:
-        return float("inf")
-    ours, theirs = ours.detach(), theirs.detach()
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=floor))
 
 
 def compose_config(overrides: list[str]) -> TrainConfig:
@@ -247,14 +234,6 @@ def compose_config(overrides: list[str]) -> TrainConfig:
         raise ValueError(str(error)) from error
 
 
-def report_deviations(rows: Sequence[Deviation]) -> Report:
-    """A line for each, and as data with whether it passes."""
-    goals = [goal_at_most(row.what, row.value, row.gate) for row in rows]
-    table = [(row.what, f"{row.value:.3g}", f"{row.gate:.2g}", row.how) for row in rows]
-    values = [{**row._asdict(), "passes": goal.is_met} for row, goal in zip(rows, goals, strict=True)]
-    return Report([Table("", ("", "largest difference", "gate", "compared"), table)], values, goals)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = command_line(__doc__)
@@ -267,7 +246,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = compose_config(options.overrides)
         torch.manual_seed(options.seed)
         rows = compare_backbone(config.model, config.frames, options.frames, Path(folder), options.seed)
-        finish(report_deviations(rows), options.json)
+    print_table(rows, config.model.family, tables())
+    if options.json:
+        write_rows(rows, {"overrides": " ".join(options.overrides)}, options.json)
+    sys.exit(0 if is_met(rows) else 1)
 
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setup_logging()
     with user_errors():
         rows = replay(options.folder)
-        print_table(rows, options.folder, Console() if sys.stdout.isatty() else Console(width=WIDTH))
+        print_table(rows, options.folder.name, Console() if sys.stdout.isatty() else Console(width=WIDTH))
         if options.json:
-            write_rows(rows, options.folder, options.json)
+            write_rows(rows, {"folder": str(options.folder)}, options.json)
     sys.exit(0 if is_met(rows) else 1)
 
 

@@ -111,11 +111,10 @@ def check_versions(requirements: Sequence[str], lock: dict[str, str], installed:
             yield Finding(name, False, "not installed", expected, f"pip install '{requirement}'")
             continue
         public = Version(found).public  # 2.13.0+cpu is 2.13.0
-        if requirement.specifier.contains(public, prereleases=True):  # as containers of NVIDIA have them
-            advice, is_tested = f"supported; {advice} is what was tested", locked in (None, public)
-            yield Finding(name, is_tested, found, expected, advice, is_needed=False)
-        else:
-            yield Finding(name, False, found, expected, advice)
+        is_supported = requirement.specifier.contains(public, prereleases=True)  # as containers of NVIDIA have them
+        advice = f"supported; {advice} is what was tested" if is_supported else advice
+        is_tested = is_supported and locked in (None, public)
+        yield Finding(name, is_tested, found, expected, advice, is_needed=not is_supported)
 
 
 def read_lock(file: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from tools.parity import comparison as gates
 from tools.parity.comparison import Case, Gate, Row, is_met, print_table, thin_out, write_rows
 
 ABSOLUTE, RELATIVE = Gate(0.1, "absolute"), Gate(0.1)
-FOLDER = Path("folder")
+FOLDER = "folder"
 README = Path(__file__).parent / "recorded" / "README.md"
 
 
@@ -60,6 +60,18 @@ def test_differences_and_scale(case):
     assert row(case).absolute == 5
     assert row(case).relative == pytest.approx(0.05)
     assert row(case).compared == 4
+
+
+@pytest.mark.parametrize(
+    ("ours", "floor", "status"),
+    [(1.05, 0.0, "pass"), (1.2, 0.0, "fail"), (1.2, 10.0, "pass"), (np.nan, 10.0, "fail"), ([1.0, 1.0], 0.0, "error")],
+)
+def test_arrays_are_compared_each_by_its_largest_value(case, ours, floor, status):
+    with case.row("q") as compared:
+        pairs = [(np.array([101.0, 3.0]), np.array([100.0, 3.0])), (np.atleast_1d(ours), np.array([1.0]))]
+        compared.compare_each(pairs, RELATIVE, "two", floor)
+    assert row(case).status == status
+    assert status == "error" or (row(case).compared, row(case).note) == (3, "two")
 
 
 @pytest.mark.parametrize(("ours", "status"), [(0.0, "pass"), (1e-9, "fail")])
@@ -129,7 +141,7 @@ def test_table_and_json_say_the_same(case, tmp_path):
     case.absent("other", "not there")
     text = io.StringIO()
     print_table(case.rows, FOLDER, Console(file=text, width=150))
-    write_rows(case.rows, FOLDER, tmp_path / "report.json")
+    write_rows(case.rows, {"folder": FOLDER}, tmp_path / "report.json")
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["met"] is False
     assert content["counts"] == {"pass": 1, "fail": 1, "error": 0, "absent": 1}

@@ -1,4 +1,4 @@
-"""What a folder of recorded numbers holds, and one row for each of them that says how near ours comes."""
+"""What a folder of recorded numbers holds, and one row for each quantity that says how near ours comes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -216,6 +216,18 @@ class Row:
         ratio = np.where(difference == 0, 0.0, ratio)
         self._judge(float(difference.max()), float(ratio.max()), gate, want.size, note)
 
+    def compare_each(
+        self, pairs: Iterable[tuple[np.ndarray, np.ndarray]], gate: Gate, note: str, floor: float = 0.0
+    ) -> None:
+        """Arrays of ours beside others, each pair relative to its largest value, which counts as at least ``floor``."""
+        parts = []
+        for ours, recorded in pairs:
+            part = Row(self.case, self.quantity)
+            part.compare(ours, recorded, gate, max(floor, np.abs(recorded).max()))
+            parts.append((part.absolute, part.relative, part.compared))
+        absolute, relative, compared = np.array(parts).T
+        self._judge(float(absolute.max()), float(relative.max()), gate, int(compared.sum()), note)
+
     def count(self, num_wrong: int, compared: int, note: str = "") -> None:
         """``compared`` values, of which ``num_wrong`` are not what they should be.
 
@@ -293,11 +305,11 @@ def is_met(rows: Sequence[Row]) -> bool:
     return counts["pass"] > 0 and counts["fail"] == counts["error"] == 0
 
 
-def print_table(rows: Sequence[Row], folder: Path, console: Console) -> None:
+def print_table(rows: Sequence[Row], title: str, console: Console) -> None:
     """One line per row, then the summary."""
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("absolute", "relative", "tolerance", "values")]
     columns = (Column("case", no_wrap=True), Column("quantity"), *numbers, Column(no_wrap=True), Column("note"))
-    table = Table(*columns, title=folder.name, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for row in rows:
         shown, colour = STATUSES[row.status]
         cells = (row.case, row.quantity, *_numbers(row), str(row.compared or ""), shown, row.note)
@@ -306,16 +318,19 @@ def print_table(rows: Sequence[Row], folder: Path, console: Console) -> None:
     counts = count_rows(rows)
     verdict = "met" if is_met(rows) else "NOT MET" if counts["fail"] + counts["error"] else "nothing was compared"
     listed = ", ".join(f"{number} {STATUSES[status][0]}" for status, number in counts.items())
-    console.print(f"{folder.name}: {verdict} ({listed})", markup=False, highlight=False)
+    console.print(f"{title}: {verdict} ({listed})", markup=False, highlight=False)
 
 
-def write_rows(rows: Sequence[Row], folder: Path, path: Path) -> None:
-    """The same as data; a number that is not finite is its name as a string. The file appears whole or not at all."""
+def write_rows(rows: Sequence[Row], about: dict[str, str], path: Path) -> None:
+    """The same as data, after what it is ``about``; a number that is not finite is its name as a string.
+
+    The file appears whole or not at all.
+    """
     listed = [
         {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value for key, value in row}
         for row in (asdict(row).items() for row in rows)
     ]
-    content = {"folder": str(folder), "met": is_met(rows), "counts": count_rows(rows), "rows": listed}
+    content = {**about, "met": is_met(rows), "counts": count_rows(rows), "rows": listed}
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

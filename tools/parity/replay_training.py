@@ -270,10 +270,8 @@ def _compare_values(row: Row, ours: Gradients, full: Record) -> None:
     for name, recorded in full.items():
         if name not in ours or ours[name].shape != recorded.shape:
             raise ValueError(f"{full.where}: {name} is {recorded.shape}; the replay has no such gradient")
-    got = np.concatenate([ours[name].numpy().ravel() for name in full])
-    want = np.concatenate([recorded.ravel() for recorded in full.values()])
-    scale = np.concatenate([np.full(recorded.size, np.abs(recorded).max()) for recorded in full.values()])
-    row.compare(got, want, GRADIENT_VALUES, scale, f"{len(full)} tensors, each relative to its largest value")
+    pairs = ((ours[name].numpy(), recorded) for name, recorded in full.items())
+    row.compare_each(pairs, GRADIENT_VALUES, f"{len(full)} tensors, each relative to its largest value")
 
 
 def replay_detach(rows: list[Row], setup: Setup, through: Glus) -> None:
