@@ -33,7 +33,7 @@ BORDERS = {
 LLAVA, SAM2 = "glus/models/mllm/llava.py", "glus/models/segmenter/sam2.py"
 INTERNVL, QWEN3_VL = "glus/models/mllm/internvl.py", "glus/models/mllm/qwen3_vl.py"
 QWEN2_5_VL = "glus/models/mllm/qwen2_5_vl.py"
-REFERENCES = "tools/backbones/references.py"
+REFERENCES = "tools/parity/references.py"
 FAMILIES = {
     LLAVA: {
         "glus/models/build.py",  # puts the network together

@@ -46,9 +46,9 @@ from glus.models.glus import Glus
 from glus.tokens import open_vocabulary
 from glus.train.plan import make_sample
 from glus.types import Role
-from tools.backbones.references import SENTENCES, Reference, Shown, make_vocabulary_folder, open_reference
 from tools.benchmarks.measuring import ROOT, command_line, read_size
 from tools.parity.comparison import Case, Gate, Row, is_met, print_table, write_rows
+from tools.parity.references import SENTENCES, Reference, Shown, make_vocabulary_folder, open_reference
 
 STATES_GATE, GRADIENTS_GATE, VISUAL_GATE = Gate(5e-6), Gate(1e-5), Gate(1e-6)
 """In float32."""

@@ -22,8 +22,8 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -62,33 +62,28 @@ MAJOR_DRIVERS = {11: 450, 12: 525, 13: 580}
 Installed = Callable[[str], str]
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One row of the table."""
 
+    verdict: str
+    """ok, note or FAIL."""
     name: str
-    good: bool
     found: str
     expected: str
-    remedy: str = ""
-    is_needed: bool = True
-    """Else what is not good is a note, no failure."""
+    advice: str
+    """What to do; empty where nothing is wrong."""
 
-    @property
-    def advice(self) -> str:
-        """What to do; empty where nothing is wrong."""
-        return "" if self.good else self.remedy
 
-    @property
-    def verdict(self) -> str:
-        """ok, note or FAIL."""
-        return "ok" if self.good else "FAIL" if self.is_needed else "note"
+def finding(name: str, good: bool, found: str, expected: str, advice: str = "", is_needed: bool = True) -> Finding:
+    """A row by whether something is ``good``; what is not ``is_needed`` is a note then, no failure."""
+    verdict = "ok" if good else "FAIL" if is_needed else "note"
+    return Finding(verdict, name, found, expected, "" if good else advice)
 
 
 def check_python(version: str, supported: str) -> Finding:
     """Python itself."""
     good = Version(version) in SpecifierSet(supported)
-    return Finding("Python", good, version, supported, "make the environment with a supported Python")
+    return finding("Python", good, version, supported, "make the environment with a supported Python")
 
 
 def check_versions(requirements: Sequence[str], lock: dict[str, str], installed: Installed) -> Iterator[Finding]:
@@ -108,13 +103,13 @@ def check_versions(requirements: Sequence[str], lock: dict[str, str], installed:
         try:
             found = installed(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, False, "not installed", expected, f"pip install '{requirement}'")
+            yield finding(name, False, "not installed", expected, f"pip install '{requirement}'")
             continue
         public = Version(found).public  # 2.13.0+cpu is 2.13.0
         is_supported = requirement.specifier.contains(public, prereleases=True)  # as containers of NVIDIA have them
         advice = f"supported; {advice} is what was tested" if is_supported else advice
         is_tested = is_supported and locked in (None, public)
-        yield Finding(name, is_tested, found, expected, advice, is_needed=not is_supported)
+        yield finding(name, is_tested, found, expected, advice, is_needed=not is_supported)
 
 
 def read_lock(file: Path) -> dict[str, str]:
@@ -158,7 +153,7 @@ def driver_advice(driver: str, cuda: str | None, requirement: str) -> str:
 
 def check_support(name: str, good: bool, words: tuple[str, str], advice: str) -> Finding:
     """Something that is there or not; ``words`` for both."""
-    return Finding(name, good, words[not good], words[0], advice)
+    return finding(name, good, words[not good], words[0], advice)
 
 
 def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
@@ -173,12 +168,12 @@ def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
         found = f"driver {driver}, unusable by torch for {f'CUDA {cuda}' if cuda else 'CPUs'}" if driver else "none"
         expected = "usable" if driver else "needed for the full size only"
         advice = driver_advice(driver, cuda, requirement) if driver else ""
-        yield Finding("GPU", driver is None, found, expected, advice)
+        yield finding("GPU", driver is None, found, expected, advice)
         return
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         found = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
-        yield Finding(f"GPU {index}", True, found, "24 GiB or more for the full size")
+        yield finding(f"GPU {index}", True, found, "24 GiB or more for the full size")
     advice = "train with model.precision=fp32, or on a GPU of the Ampere generation or later"
     has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     yield check_support("bfloat16", has_bfloat16, ("usable", "not in hardware"), advice)
@@ -191,14 +186,14 @@ def check_bitsandbytes() -> Finding:
     has_library, has_gpu = importlib.util.find_spec("bitsandbytes") is not None, torch.cuda.is_available()
     found = f"{'installed' if has_library else 'not installed'}, {'GPU' if has_gpu else 'no GPU'}"
     advice = "run on a GPU" if has_library else "pip install 'glus[quantization]'"
-    return Finding("bitsandbytes", has_library and has_gpu, found, "installed, GPU", advice)
+    return finding("bitsandbytes", has_library and has_gpu, found, "installed, GPU", advice)
 
 
 def check_space(name: str, folder: Path, least_gib: float, advice: str, is_needed: bool = True) -> Finding:
     """Room in a folder, or in the nearest one above it that exists."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free / GIB
-    return Finding(name, free >= least_gib, f"{free:.1f} GiB free", f"{least_gib:.3g} GiB", advice, is_needed)
+    return finding(name, free >= least_gib, f"{free:.1f} GiB free", f"{least_gib:.3g} GiB", advice, is_needed)
 
 
 def check_memory(total_gib: float, num_gpus: int) -> Finding:
@@ -206,7 +201,7 @@ def check_memory(total_gib: float, num_gpus: int) -> Finding:
     least = num_gpus * PROCESS_GIB or CPU_GIB
     advice = "fewer processes, or a smaller model" if num_gpus else "the full size does not run here"
     expected = f"{least:g} GiB for the full size"
-    return Finding("memory", total_gib >= least, f"{total_gib:.0f} GiB", expected, advice, is_needed=False)
+    return finding("memory", total_gib >= least, f"{total_gib:.0f} GiB", expected, advice, is_needed=False)
 
 
 def check_room(outputs: Path, mixture: str, num_gpus: int) -> Iterator[Finding]:
@@ -279,7 +274,7 @@ def check_data(folder: Path, mixture: str, is_needed: bool = True) -> Iterator[F
 def check_path(name: str, path: str, advice: str, is_needed: bool) -> Finding:
     """Something that must be there."""
     is_there = Path(path).exists()
-    return Finding(name, is_there, "present" if is_there else "missing", path, advice, is_needed)
+    return finding(name, is_there, "present" if is_there else "missing", path, advice, is_needed)
 
 
 def read_requirements(installed: Installed) -> tuple[str, list[str], Finding]:
@@ -288,15 +283,14 @@ def read_requirements(installed: Installed) -> tuple[str, list[str], Finding]:
     Args:
         installed: gives a package's version, or raises PackageNotFoundError.
     """
-    advice = "pip install --no-deps -e ."
     try:
-        finding = Finding("glus", True, installed("glus"), "installed", advice)
+        found = finding("glus", True, installed("glus"), "installed")
         python = importlib.metadata.metadata("glus")["Requires-Python"]
-        return python, importlib.metadata.requires("glus") or [], finding
+        return python, importlib.metadata.requires("glus") or [], found
     except importlib.metadata.PackageNotFoundError:
         project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-        finding = Finding("glus", False, "not installed", "installed", advice)
-        return project["requires-python"], project["dependencies"], finding
+        found = finding("glus", False, "not installed", "installed", "pip install --no-deps -e .")
+        return project["requires-python"], project["dependencies"], found
 
 
 def examine(options: argparse.Namespace) -> Iterator[Finding]:
@@ -321,7 +315,7 @@ def report(checks: Sequence[Finding], console: Console) -> None:
     """Print the table."""
     table = Table("", "check", "found", "expected", "what to do")
     for check in checks:
-        table.add_row(check.verdict, check.name, check.found, check.expected, check.advice)
+        table.add_row(*check)
     console.print(table)
     verdicts = Counter(check.verdict for check in checks)
     notes = f", {verdicts['note']} with a note" if verdicts["note"] else ""

@@ -76,7 +76,7 @@ def open_reference(config: ModelConfig, mllm: Any, chat: Chat) -> Reference:
         "qwen2_5_vl": Qwen25VLReference,
     }
     if config.family not in found:
-        raise ValueError(f"model.family={config.family}: there is no reference in tools/backbones/references.py")
+        raise ValueError(f"model.family={config.family}: there is no reference in tools/parity/references.py")
     reference: Reference = found[config.family](config, mllm, chat)
     return reference
 
