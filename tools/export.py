@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult, HfApi, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from glus.config import Precision
@@ -28,6 +28,7 @@ from glus.models.foreign import hub_id, is_hub_id
 from glus.models.pretrained import CONFIG_FILE, LoadedModel, find_model_folder, load_to_merge, save_merged
 
 RUN_FILES = ("metrics.jsonl", "run.json")
+CARD = Path(__file__).with_name("model_card.md")
 
 
 def export(weights: Path, output: Path, dtype: torch.dtype, scores: Sequence[Path] = (), licence: str = "") -> None:
@@ -86,31 +87,18 @@ def card(
         model_name="GLUS",
         eval_results=[result for report in reports for result in results(report)] or None,
     )
-    rows = "\n".join(
-        f"| {report['dataset']} | {report['split']} | {report['mean_over_sentences']['jf']:.2f} |" for report in reports
-    )
-    table = f"\n| dataset | split | J&F, mean over sentences, percent |\n|---|---|---|\n{rows}\n" if reports else ""
-    return f"""---
-{data.to_yaml()}
----
-
-# A GLUS model
-
-Segments what sentences refer to in every frame of a video: `glus.load("owner/name")`, or `glus segment --weights`.
-{parameters:,} parameters, stored as {str(dtype).removeprefix("torch.")}; checkpoint {source.name}.
-{table}
-Made by
-
-```json
-{json.dumps(origin, indent=2)}
-```
-
-and exported with glus {run_info()["versions"]["glus"]}. Settings that travel with the weights:
-
-```yaml
-{config.rstrip()}
-```
-"""
+    content = ModelCard.from_template(
+        data,
+        template_path=str(CARD),
+        parameters=parameters,
+        dtype=str(dtype).removeprefix("torch."),
+        checkpoint=source.name,
+        reports=reports,
+        origin=json.dumps(origin, indent=2),
+        version=run_info()["versions"]["glus"],
+        config=config.rstrip(),
+    ).content
+    return f"{content}\n"
 
 
 def origins(config: Path) -> tuple[list[str], list[str]]:
