@@ -39,6 +39,7 @@ from glus.console import tables
 from glus.data.chat import Chat
 from glus.data.dataset import collate
 from glus.data.sampling import Turn, draw_turns, inference_turn
+from glus.files import PROJECT
 from glus.inference.asking import Prompt, Prompter
 from glus.inference.predictor import chat_of
 from glus.models.build import FAMILIES
@@ -46,7 +47,7 @@ from glus.models.glus import Glus
 from glus.tokens import open_vocabulary
 from glus.train.plan import make_sample
 from glus.types import Role
-from tools.benchmarks.measuring import ROOT, command_line, read_size
+from tools.benchmarks.measuring import command_line, read_size
 from tools.parity.comparison import Case, Gate, Row, is_met, print_table, write_rows
 from tools.parity.references import SENTENCES, Reference, Shown, make_vocabulary_folder, open_reference
 
@@ -228,7 +229,7 @@ def compose_config(overrides: list[str]) -> TrainConfig:
     """
     ConfigStore.instance().store("schema", TrainConfig)
     try:
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
             return load_config(TrainConfig, compose("train", overrides))
     except HydraException as error:
         raise ValueError(str(error)) from error

@@ -11,17 +11,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from glus.config.jobs import user_errors, user_path
-from glus.console import bar
 from glus.shapes.write import LAYOUT_KINDS, count_kinds, write_contact_sheet, write_shapes
-
-
-def show_progress(numbers: range, split: str) -> Iterable[int]:
-    """The same numbers, with a bar on a terminal."""
-    return bar(numbers, len(numbers), split)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     splits = {split: count for split, count in splits.items() if count != 0}
     with user_errors():
         for split, count in splits.items():
-            start, progress = time.perf_counter(), partial(show_progress, split=split)
-            is_new = write_shapes(folder, split, count, layout=options.layout, progress=progress, **shape)
+            start = time.perf_counter()
+            is_new = write_shapes(folder, split, count, layout=options.layout, **shape)
             took = f"{count} videos in {time.perf_counter() - start:.1f} s"
             print(f"{folder / split}: {took if is_new else 'already there with these settings, left as it is'}")
         if splits:

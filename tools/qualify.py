@@ -27,9 +27,9 @@ from typing import Any
 if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from glus.files import write_text
+from glus.files import PROJECT, write_text
 from glus.log import run_info
-from tools.benchmarks.measuring import ROOT, Table
+from tools.benchmarks.measuring import Table
 from tools.benchmarks.stages import MACHINE_TESTS, WEIGHTS_FOLDER
 
 TIME_LIMIT = 600.0
@@ -43,7 +43,7 @@ def start_stage(name: str, folder: Path) -> int:
     """Run a stage in a process of its own, its output in ``<folder>/<name>.log``."""
     command = [sys.executable, "-m", "tools.benchmarks.stages", name, str(folder.absolute())]
     with (folder / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             return process.wait(TIME_LIMIT)
         except subprocess.TimeoutExpired:

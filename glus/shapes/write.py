@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from glus.console import bar
 from glus.data.masks import encode_rle
 from glus.files import atomic_file, atomic_folder, write_text
 from glus.painter import PAPER
@@ -48,7 +49,6 @@ def write_shapes(
     num_frames: int = 16,
     size: int = 128,
     layout: str = "mevis",
-    progress: Callable[[range], Iterable[int]] = iter,
 ) -> bool:
     """Write a split, with the kinds of sentences that its layout can hold.
 
@@ -64,7 +64,6 @@ def write_shapes(
 
     Args:
         folder, split, num_videos, seed, num_frames, size, layout: which videos, in which of ``LAYOUT_KINDS``.
-        progress: goes through the numbers of the videos, and may show how far it has come.
 
     Returns:
         False if the split is already there with the same settings, and nothing was done.
@@ -82,7 +81,7 @@ def write_shapes(
         return False
     tables: Tables = defaultdict(dict)
     with atomic_folder(folder / split) as staging:
-        for number in progress(range(num_videos)):
+        for number in bar(range(num_videos), num_videos, split):
             scene = scene_of(seed, split, number, num_frames, size)
             _add_video(staging, tables, f"{split}{number:05d}", scene, layout)
         beside = [] if layout == "mevis" else [tables.pop("meta_expressions.json")]

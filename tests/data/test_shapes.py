@@ -362,14 +362,18 @@ def test_foreign_sentences_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUT_KINDS)
-def test_interrupted_run_leaves_nothing_and_can_be_repeated(tmp_path: Path, layout: str) -> None:
-    def interrupt(numbers: range) -> Iterator[int]:
+def test_interrupted_run_leaves_nothing_and_can_be_repeated(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(numbers: range, *_: object) -> Iterator[int]:
         yield numbers[0]
         raise KeyboardInterrupt
 
     write = partial(write_shapes, tmp_path, "train", 2, num_frames=6, size=48, layout=layout)
-    with pytest.raises(KeyboardInterrupt):
-        write(progress=interrupt)
+    with monkeypatch.context() as stopped:
+        stopped.setattr("glus.shapes.write.bar", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write()
     assert list(tmp_path.iterdir()) == []
     assert write()
 

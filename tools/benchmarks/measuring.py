@@ -25,7 +25,6 @@ from glus.config import GIB, nominal_tflops
 from glus.files import write_text
 from glus.train.plan import attention_counts
 
-ROOT = Path(__file__).resolve().parents[2]
 MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
 """Of the matrices whose product stands for the device's peak."""
 PACKAGES = ("transformers", "peft", "deepspeed", "sam2", "bitsandbytes", "triton", "numpy")

@@ -26,6 +26,7 @@ from glus.data.chat.tree import separate_rows
 from glus.data.dataset import collate
 from glus.data.frames import VideoSource
 from glus.data.sampling import context_indices_eval, draw_turns
+from glus.files import PROJECT
 from glus.inference.asking import Pass
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.video_run import StageClock
@@ -37,11 +38,10 @@ from glus.shapes.scene import Scene, generate_scene
 from glus.tokens import Vocabulary
 from glus.train.plan import make_sample
 from glus.types import Role
-from tools.benchmarks.measuring import ROOT
 
 Prepare = Callable[[np.ndarray, Role], np.ndarray]
 """``Mllm.prepare``."""
-SHIPPED_MODEL = ROOT / "assets" / "glus_shapes"
+SHIPPED_MODEL = PROJECT / "assets" / "glus_shapes"
 
 
 class BenchmarkVideo:
@@ -89,7 +89,8 @@ def stand_in_tokenizer(tokens_per_frame: int) -> LlavaChat:
 
 def model_config(size: str) -> ModelConfig:
     """``configs/model/<size>.yaml``, its files looked for in the current folder."""
-    entry = OmegaConf.create({"paths": {"weights": "."}, "model": OmegaConf.load(ROOT / f"configs/model/{size}.yaml")})
+    model = OmegaConf.load(PROJECT / "configs" / "model" / f"{size}.yaml")
+    entry = OmegaConf.create({"paths": {"weights": "."}, "model": model})
     OmegaConf.resolve(entry)
     return load_config(ModelConfig, entry.model)
 

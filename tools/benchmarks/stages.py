@@ -26,9 +26,8 @@ import torch.distributed as dist
 
 from glus import distributed
 from glus.config import GIB
-from glus.files import write_text
+from glus.files import PROJECT, write_text
 from tools.benchmarks.measuring import (
-    ROOT,
     Goal,
     Report,
     Sizes,
@@ -80,7 +79,7 @@ def gpu_tests(sizes: Sizes, folder: Path) -> Report:
     if installed_version("pytest") is None:
         raise Absent("pytest is not installed")
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rfEs", "tests/gpu"]
-    output = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True).stdout
+    output = subprocess.run(command, cwd=PROJECT, check=False, capture_output=True, text=True).stdout
     print(output)
     return judge_tests(output)
 
@@ -373,7 +372,7 @@ MACHINE_TESTS: dict[str, Callable[[Sizes, Path], Report]] = {
 def code_digest() -> str:
     """SHA-256 of the sources and settings that decide what is measured."""
     patterns = ("glus/**/*.py", "tools/**/*.py", "configs/**/*.yaml")
-    files = (path for pattern in patterns for path in sorted(ROOT.glob(pattern)))
+    files = (path for pattern in patterns for path in sorted(PROJECT.glob(pattern)))
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
