@@ -102,7 +102,7 @@ class Report:
     """What was measured."""
 
     tables: list[Table]
-    values: Any
+    values: dict[str, Any]
     """All of it, as data."""
     goals: list[Goal] = field(default_factory=list)
 
