@@ -14,9 +14,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import hydra
 import numpy as np
-from omegaconf import DictConfig
 from rich.console import Console
 
 from glus.config import CalibrateConfig
@@ -50,14 +48,5 @@ def _as_json(decision: Decision) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
-_JOBS = Jobs("calibrate_existence", CalibrateConfig, "output", is_file=True)
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="calibrate_existence")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``CalibrateConfig``."""
-    _JOBS.take(cfg)
-
-
 if __name__ == "__main__":
-    _JOBS.run(main, choose_threshold)
+    Jobs("calibrate_existence", CalibrateConfig, "output", is_file=True).start(choose_threshold)

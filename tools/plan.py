@@ -12,10 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import hydra
 import torch
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -114,15 +111,5 @@ def print_plan(config: TrainConfig, console: Console) -> None:
         console.print(best.overrides(), soft_wrap=True)
 
 
-ConfigStore.instance().store("schema", TrainConfig)
-_JOBS = Jobs("train", TrainConfig)
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes the overrides of ``scripts/train.py``."""
-    _JOBS.take(cfg)
-
-
 if __name__ == "__main__":
-    _JOBS.run(main, lambda config: print_plan(config, tables()))
+    Jobs("train", TrainConfig).start(lambda config: print_plan(config, tables()))

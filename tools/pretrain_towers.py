@@ -23,10 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
 
 from glus.config import FramesConfig, PretrainConfig, QuerySampling
 from glus.config.jobs import Jobs
@@ -146,15 +143,5 @@ def _train(name: str, tower: Tower, steps: int, config: PretrainConfig, folder: 
                 log.info("%s step %d/%d  %s  %.2f s/step", name, step, steps, text, pace)
 
 
-ConfigStore.instance().store("schema", PretrainConfig)
-_JOBS = Jobs("pretrain", PretrainConfig, "output")
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``PretrainConfig``."""
-    _JOBS.take(cfg)
-
-
 if __name__ == "__main__":
-    _JOBS.run(main, pretrain_towers)
+    Jobs("pretrain", PretrainConfig, "output").start(pretrain_towers)
