@@ -72,8 +72,9 @@ def test_the_estimate_of_a_sentence_in_sam2_holds(glus: Glus, num_memories: int)
         counter.ignore([*glus.parameters(), *glus.buffers()])
         with counter:
             prompts = torch.zeros(rows, 256, dtype=torch.bfloat16)
-            logits = segment_step(segmenter, bank, dict.fromkeys(range(rows), num_memories), frame, prompts).logits_Nmm
-            upsample_masks(logits, (720, 1280))
+            steps = dict.fromkeys(range(rows), num_memories)
+            _, decoded = segment_step(segmenter, bank, steps, frame, prompts)
+            upsample_masks(decoded.logits_Nmm, (720, 1280))
     estimate = rows * segmenter.step_bytes(num_memories, (720, 1280))
     assert 0.7 * estimate < counter.peak <= estimate
 

@@ -259,7 +259,7 @@ class VideoRun:
             with self._clock.stage("segmenter"):
                 prompts = answers.embeds_RC[self._index([places[row] for row in group])]
                 reached = {row: steps[row] for row in group}
-                decoded = segment_step(
+                _, decoded = segment_step(
                     segmenter, bank, reached, features, prompts, memorize, segmenter.multimask_fallback
                 )
                 segmented += group

@@ -158,7 +158,7 @@ def segment_step(
     prompt_RC: torch.Tensor,
     memorize: bool = True,
     fallback: bool = False,
-) -> Any:
+) -> tuple[Any, Any]:
     """Segment one frame for some rows (expressions): recall, condition, decode, memorize.
 
     Args:
@@ -172,13 +172,13 @@ def segment_step(
         fallback: see ``Segmenter.decode``.
 
     Returns:
-        What ``Segmenter.decode`` gives for R rows.
+        What ``Segmenter.condition`` and ``Segmenter.decode`` give for R rows.
     """
     conditioned = segmenter.condition(frame, bank.recall(steps))
     decoded = segmenter.decode(conditioned, prompt_RC, fallback)
     if memorize and bank.enabled:
         bank.store(steps, segmenter.memorize(conditioned, decoded.logits_Nmm))
-    return decoded
+    return conditioned, decoded
 
 
 class Glus(nn.Module):
@@ -261,7 +261,8 @@ class Glus(nn.Module):
         for q in range(num_query):
             frame, steps = features.rows(video_index * num_query + q), dict.fromkeys(range(num_rows), q)
             is_last = q + 1 == num_query
-            decoded.append(segment_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=not is_last))
+            _, of_frame = segment_step(self.segmenter, bank, steps, frame, embeds_NQC[:, q], memorize=not is_last)
+            decoded.append(of_frame)
         return decoded
 
     def forward(self, batch: Batch) -> GlusOutput:

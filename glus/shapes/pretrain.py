@@ -25,7 +25,7 @@ from glus.data.chat.tree import separate_rows
 from glus.data.sampling import draw_turns
 from glus.distributed import generator
 from glus.losses.objective import binary_cross_entropy, dice_loss, mask_iou, seg_cross_entropy
-from glus.models.glus import MemoryBank, upsample_masks
+from glus.models.glus import MemoryBank, segment_step, upsample_masks
 from glus.models.mllm.llava import ClipEncoder, Llava, clip_crop
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.labels import (
@@ -305,10 +305,8 @@ class Sam2Tower(Tower):
             frame = features.rows(clips.video_R * length + t)
             prompts, target = self._prompts(clips, t), clips.targets_RTHW[:, t]
             steps = dict.fromkeys(range(len(prompts)), t)
-            conditioned = self.segmenter.condition(frame, bank.recall(steps))
-            logits_Rmm = self.segmenter.decode(conditioned, prompts).logits_Nmm
-            bank.store(steps, self.segmenter.memorize(conditioned, logits_Rmm))
-            logits = upsample_masks(logits_Rmm, (target.shape[-2], target.shape[-1]))
+            conditioned, decoded = segment_step(self.segmenter, bank, steps, frame, prompts)
+            logits = upsample_masks(decoded.logits_Nmm, (target.shape[-2], target.shape[-1]))
             if t:
                 held.append(self._held_loss(conditioned.image_NChw, clips, t))
             losses.append(2 * binary_cross_entropy(logits, target).mean() + 0.5 * dice_loss(logits, target).mean())

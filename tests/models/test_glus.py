@@ -136,7 +136,7 @@ def test_memories_are_made_of_the_conditioned_feature(glus: Glus) -> None:
         frame = segmenter.encode_frames(image)
         for step in range(2):
             conditioned = segmenter.condition(frame, bank.recall({0: step}))
-            logits = segment_step(segmenter, bank, {0: step}, frame, prompt).logits_Nmm
+            logits = segment_step(segmenter, bank, {0: step}, frame, prompt)[1].logits_Nmm
             recalled = bank.recall({0: step + 1})
             assert recalled is not None
             stored = recalled[:, -1]
@@ -260,10 +260,8 @@ def _steps(glus: Glus, rows_of_step: list[list[int]], num_rows: int, one: bool) 
         for step, rows in enumerate(rows_of_step):
             for alike in bank.alike(dict.fromkeys(rows, step)):
                 frame = features.frame(step) if one else features.rows([step] * len(alike))
-                logits = segment_step(
-                    segmenter, bank, dict.fromkeys(alike, step), frame, prompts[step, alike]
-                ).logits_Nmm
-                for row, mask in zip(alike, logits, strict=True):
+                _, decoded = segment_step(segmenter, bank, dict.fromkeys(alike, step), frame, prompts[step, alike])
+                for row, mask in zip(alike, decoded.logits_Nmm, strict=True):
                     masks[row].append(mask)
     return masks
 

@@ -154,10 +154,8 @@ def segment_plainly(
         size = pixels[-1].shape[:2]
         if has_seg or settings.force_seg:
             prompt_1C, fallback = glus.seg_head(states_LD[-1:]), glus.segmenter.multimask_fallback
-            logits_1mm = segment_step(
-                glus.segmenter, bank, {0: step}, features, prompt_1C, fallback=fallback
-            ).logits_Nmm
-            yield upsample_masks(logits_1mm, size)[0], has_seg
+            _, decoded = segment_step(glus.segmenter, bank, {0: step}, features, prompt_1C, fallback=fallback)
+            yield upsample_masks(decoded.logits_Nmm, size)[0], has_seg
         else:
             yield torch.full(size, -torch.inf, device=device), has_seg
 
@@ -262,9 +260,8 @@ def _released_masks(glus: Glus, frames_FHWC: torch.Tensor, embeds_EQC: torch.Ten
     bank, masks = glus.memory_bank(), []
     for q in range(num_query):
         frame = glus.segmenter.encode_frames(images[q - num_query, None]).rows([0] * num_rows)
-        masks.append(
-            segment_step(glus.segmenter, bank, dict.fromkeys(range(num_rows), q), frame, embeds_EQC[:, q]).logits_Nmm
-        )
+        _, decoded = segment_step(glus.segmenter, bank, dict.fromkeys(range(num_rows), q), frame, embeds_EQC[:, q])
+        masks.append(decoded.logits_Nmm)
     return torch.stack(masks, dim=1)
 
 
