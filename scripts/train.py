@@ -17,9 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import hydra
 import torch
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -170,16 +168,11 @@ def compile_layers(glus: Glus, config: TrainConfig) -> None:
             log.warning("trained without compiled layers, in more time. %s", error)
 
 
-ConfigStore.instance().store("schema", TrainConfig)
-_JOBS = Jobs("train", TrainConfig, "output")
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``TrainConfig``."""
+def take(jobs: Jobs, cfg: DictConfig) -> None:
+    """Take a job, which W&B groups by its experiment unless it says otherwise."""
     if cfg.trainer.wandb.group is None:
         cfg.trainer.wandb.group = HydraConfig.get().runtime.choices.get("experiment")
-    _JOBS.take(cfg)
+    jobs.take(cfg)
 
 
 def train_or_leave(config: TrainConfig) -> None:
@@ -195,7 +188,8 @@ def train_or_leave(config: TrainConfig) -> None:
 if __name__ == "__main__":
     # The deepspeed launcher adds this flag, which Hydra does not know; the number is in LOCAL_RANK as well.
     sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
+    jobs = Jobs("train", TrainConfig, "output")
     try:
-        _JOBS.run(main, train_or_leave)
+        jobs.start(train_or_leave, take=partial(take, jobs))
     finally:  # not after each run of a sweep: DeepSpeed's own groups last as long as the process
         leave_process_group()

@@ -54,13 +54,9 @@ def check_split(config: CheckConfig, against: Sequence[DatasetConfig]) -> int:
     return int(report.num_errors > 0)
 
 
-_JOBS = Jobs("check_data", CheckConfig, "output", is_file=True)
-
-
-@hydra.main(version_base="1.3", config_path="../configs", config_name="check_data")
-def main(cfg: DictConfig) -> None:
-    """Entry point; takes Hydra overrides, see ``CheckConfig``."""
-    _JOBS.take(cfg, lambda config: [load_dataset(name) for name in config.against])
+def take(jobs: Jobs, cfg: DictConfig) -> None:
+    """Take a job, with the splits that it names, which only Hydra can compose."""
+    jobs.take(cfg, lambda config: [load_dataset(name) for name in config.against])
 
 
 def load_dataset(name: str) -> DatasetConfig:
@@ -98,4 +94,5 @@ def _counts(row: CheckRow) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    _JOBS.run(main, check_split)
+    jobs = Jobs("check_data", CheckConfig, "output", is_file=True)
+    jobs.start(check_split, take=partial(take, jobs))

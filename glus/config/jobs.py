@@ -101,7 +101,7 @@ class Jobs:
         self._told += 1
 
     def take(self, cfg: Any, *beside: Callable[[Any], object]) -> None:
-        """What a program's ``main`` does: read the config of a job, or where ``--help`` was asked for, print that.
+        """Read the config of a job, or where ``--help`` was asked for, print that.
 
         Args:
             cfg: as Hydra composed it.
@@ -130,7 +130,7 @@ class Jobs:
         """Run a task for every job, then leave the program.
 
         Args:
-            compose: the program's ``main``, decorated by Hydra, which calls ``take``.
+            compose: calls ``take`` or ``add`` for each of them.
             task: may return an exit status.
             conclude: is called in the end with the configs of several splits, by their names, and the names of those
                 that came to their end.
@@ -169,14 +169,20 @@ class Jobs:
         self,
         task: Callable[..., int | None],
         conclude: Callable[[dict[str, Any], Collection[str]], None] | None = None,
+        take: Callable[[Any], None] | None = None,
     ) -> None:
-        """``run``, with configs that Hydra composes of the program's file, its schema and the command line."""
+        """``run``, with configs that Hydra composes of the program's file, its schema and the command line.
+
+        Args:
+            task, conclude: see ``run``.
+            take: takes each of them; default: ``take``.
+        """
         import hydra  # at the entry alone
         from hydra.core.config_store import ConfigStore
 
         ConfigStore.instance().store("schema", self._schema)
         compose = hydra.main(version_base="1.3", config_path=str(PROJECT / "configs"), config_name=self._program)
-        self.run(compose(self.take), task, conclude)
+        self.run(compose(take or self.take), task, conclude)
 
     def _spread_datasets(self) -> None:
         """Make a sweep of ``dataset=[a,b]``, which Hydra would compose into one split.

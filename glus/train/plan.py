@@ -52,7 +52,7 @@ FRAME_SIZE = (720, 1280)
 EXPRESSION_TOKENS = 10
 """SentencePiece length of a middling sentence."""
 SYSTEM_TOKENS, CONTEXT_TOKENS, TURN_TOKENS = 34, 11, 26
-"""LLaMA's tokens of the texts of ``data/chat/llava.py``: before the frames, after the context, and around a sentence."""
+"""LLaMA's tokens of the texts of ``chat/llava.py``: before the frames, after the context, and around a sentence."""
 PROJECTION_BYTES = {Quantization.int8: 1.0 + 4 / 4096, Quantization.nf4: 0.5 + (1 + 4 / 256) / 64}
 """Bytes of a quantised weight: int8 with a float32 scale per row (here of 4096), 4 bits with an 8-bit scale per 64
 values and a float32 one per 256 scales (QLoRA's double quantisation)."""
