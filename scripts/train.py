@@ -168,7 +168,7 @@ def compile_layers(glus: Glus, config: TrainConfig) -> None:
             log.warning("trained without compiled layers, in more time. %s", error)
 
 
-def take(jobs: Jobs, cfg: DictConfig) -> None:
+def take_grouped(jobs: Jobs, cfg: DictConfig) -> None:
     """Take a job, which W&B groups by its experiment unless it says otherwise."""
     if cfg.trainer.wandb.group is None:
         cfg.trainer.wandb.group = HydraConfig.get().runtime.choices.get("experiment")
@@ -190,6 +190,6 @@ if __name__ == "__main__":
     sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]
     jobs = Jobs("train", TrainConfig, "output")
     try:
-        jobs.start(train_or_leave, take=partial(take, jobs))
+        jobs.start(train_or_leave, take=partial(take_grouped, jobs))
     finally:  # not after each run of a sweep: DeepSpeed's own groups last as long as the process
         leave_process_group()

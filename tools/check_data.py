@@ -54,7 +54,7 @@ def check_split(config: CheckConfig, against: Sequence[DatasetConfig]) -> int:
     return int(report.num_errors > 0)
 
 
-def take(jobs: Jobs, cfg: DictConfig) -> None:
+def take_beside_others(jobs: Jobs, cfg: DictConfig) -> None:
     """Take a job, with the splits that it names, which only Hydra can compose."""
     jobs.take(cfg, lambda config: [load_dataset(name) for name in config.against])
 
@@ -95,4 +95,4 @@ def _counts(row: CheckRow) -> dict[str, list[str]]:
 
 if __name__ == "__main__":
     jobs = Jobs("check_data", CheckConfig, "output", is_file=True)
-    jobs.start(check_split, take=partial(take, jobs))
+    jobs.start(check_split, take=partial(take_beside_others, jobs))
