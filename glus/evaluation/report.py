@@ -174,7 +174,7 @@ class ScoreReport:
         if not groups:
             return None
         sums = {name: sum(group[name] for group in groups) for name in ("num_expressions", "num_incomplete")}
-        return GroupScore(**{name: mean_of(group[name] for group in groups) for name in groups[0]} | sums)
+        return GroupScore(**{name: mean_of(no_nan(group[name]) for group in groups) for name in groups[0]} | sums)
 
     @property
     def groups(self) -> dict[str, GroupScore]:
@@ -212,13 +212,17 @@ def by_group(scores: Sequence[ExpressionScore]) -> dict[str, list[ExpressionScor
 
 
 def mean_of(values: Iterable[float | None]) -> float:
-    """Mean of the values that are neither None nor NaN, in the given order; NaN if there are none."""
-    numbers = np.array(list(values), np.float64)
-    numbers = numbers[~np.isnan(numbers)]
+    """Mean of the values that exist, in the given order; NaN if there are none, or if one is."""
+    numbers = np.array([value for value in values if value is not None], np.float64)
     return float(np.mean(numbers)) if numbers.size else math.nan
 
 
 Mean = Callable[[Iterable[float | None]], float]
+
+
+def no_nan(value: float) -> float | None:
+    """None for NaN: a mean over nothing, which does not count in a mean of means."""
+    return None if math.isnan(value) else value
 
 
 def mean_jf(scores: Sequence[ExpressionScore | ObjectScore], mean: Mean = mean_of) -> dict[str, float]:

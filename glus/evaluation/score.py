@@ -30,7 +30,7 @@ from glus.data.predictions import (
 )
 from glus.evaluation.packed import JFScores, TargetReader, compare, read_packed
 from glus.evaluation.protocols import PROTOCOLS, Measured, Observed
-from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, ScoreReport, ScoreTable, mean_of
+from glus.evaluation.report import Answer, ExpressionScore, ObjectScore, ScoreReport, ScoreTable, mean_of, no_nan
 from glus.files import read_object
 from glus.types import Expression, Video
 
@@ -319,7 +319,7 @@ class Decision:
     @property
     def final(self) -> float:
         """The mean of those that exist: the Final of MeViS v2, whose J&F counts the expressions without an object."""
-        return mean_of((self.jf, self.n_acc, self.t_acc))
+        return mean_of(map(no_nan, (self.jf, self.n_acc, self.t_acc)))
 
     def row(self) -> dict[str, float]:
         """Of a table."""
