@@ -1,8 +1,8 @@
 """Text in any script: DejaVu Sans, which matplotlib brings, and a font of the system for each character that it lacks.
 
-DejaVu Sans holds Latin, Cyrillic, Greek, Arabic, Hebrew and more; Chinese, Japanese, Korean,
-Devanagari and coloured emoji are left to the system. raqm, which Pillow comes with, joins letters and puts those that
-are read from the right into their order; it needs the library FriBidi.
+DejaVu Sans holds Latin, Cyrillic, Greek, Arabic, Hebrew and more; Chinese, Japanese, Korean, Devanagari and coloured
+emoji are left to the system. raqm, which Pillow comes with, joins letters and puts those that are read from the right
+into their order; it needs the library FriBidi.
 """
 
 from __future__ import annotations

@@ -101,13 +101,13 @@ def test_a_user_without_a_home_has_no_fonts_there(
 
 
 @pytest.mark.parametrize("has_fontconfig", [False, True])
-def test_the_system_has_what_the_bundled_font_lacks(
+def test_the_system_has_what_dejavu_lacks(
     has_fontconfig: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if not has_fontconfig:
         monkeypatch.setattr(shutil, "which", lambda name: None)
     elif shutil.which("fc-match") is None:
-        pytest.skip("asks fontconfig's own fc-match, an optional program; users without it get the other case")
+        pytest.skip("fontconfig is no part of the installation; what users get without its fc-match is the other case")
     monkeypatch.setattr(glus.fonts, "FONT_FOLDERS", (str(tmp_path / "fonts"),))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     make_font(tmp_path / "fonts" / "deep" / "blocks.ttf", CHINESE)
@@ -118,7 +118,7 @@ def test_the_system_has_what_the_bundled_font_lacks(
     left = 5 + round(text_width("a", 20))
     assert (picture[8:18, left + 2 : left + 18] == 0).all(), "the block"
     alone = drawn("a")
-    np.testing.assert_array_equal(picture[:, : left - 1], alone[:, : left - 1], "Latin stays in the bundled font")
+    np.testing.assert_array_equal(picture[:, : left - 1], alone[:, : left - 1], "Latin stays in DejaVu Sans")
 
 
 def test_a_font_of_boxes_for_everything_is_no_help(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -160,7 +160,7 @@ def test_pieces_of_text_from_the_right_stand_from_the_right(folder: Path) -> Non
 
 @pytest.mark.skipif(
     not features.check("raqm"),
-    reason="this build of Pillow cannot lay out text; what users are told then is the next test",
+    reason="Pillow lays out text by FriBidi, a library of the system; what users are told without it is the next test",
 )
 def test_hebrew_is_read_from_the_right_and_arabic_is_joined() -> None:
     columns = np.nonzero((drawn("א..") != drawn("..")).any((0, 2)))[0]
