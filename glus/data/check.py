@@ -24,8 +24,9 @@ from glus.data.benchmarks.index import (
     require_texts,
 )
 from glus.data.frames import FrameStore, are_ascending, orientation
-from glus.data.masks import FOREGROUND, MaskStore, PaletteMasks, RleMasks, Size, by
+from glus.data.masks import FOREGROUND, MaskStore, RleMasks, Size, by
 from glus.data.parallel import map_in_processes
+from glus.data.png_masks import PaletteMasks
 from glus.types import Expression, Video
 
 

@@ -1,36 +1,50 @@
 """Ground-truth masks as the benchmarks store them, read as 0/1 arrays of the frames' size.
 
 - ``RleMasks``: run-length codes in one JSON file, by annotation id, read through a packed copy of it (``MaskPack``);
-- ``PaletteMasks``: a PNG per frame whose pixels are object ids;
-- ``FolderMasks``: a folder per object or sentence, with a PNG of 0 and 255 per frame;
-
-Outlines of pictures are read beside their sentences: ``PolygonMasks`` and ``ShapeMasks`` (outlines.py).
-
-Pixels of a PNG are read as the numbers that the file holds. A conversion to colour or grey would lose them: OpenCV
-turns the palette indices 0, 1, 2 of Ref-YouTube-VOS into 0, 38, 75.
+- ``PaletteMasks`` and ``FolderMasks``: PNG files (png_masks.py);
+- ``PolygonMasks`` and ``ShapeMasks``: outlines of pictures, beside their sentences (benchmarks/outlines.py).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import mmap
+import os
+import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco
 
-from glus.data.mask_pack import MaskPack
 from glus.data.parallel import njit
-from glus.files import field, read_object
+from glus.files import cache_folder, read_object
 from glus.types import Expression, Video
 
-VOID = 255
-"""Palette index of pixels that belong to no object for sure (DAVIS)."""
+log = logging.getLogger(__name__)
+
 FOREGROUND = 255
 """Value of an object's pixels in a file of its own."""
+
+NUM_SAMPLES = 16
+"""Pieces of the source that go into the fingerprint of a packed file."""
+SAMPLE_BYTES = 4096
+NUM_PARSED = 32
+"""Annotations that a process keeps parsed, about 50 kB each: the expressions of a video name the same ones."""
+
+Fingerprint = dict[str, int | str]
+"""Of the source of a packed copy."""
+Header = dict[str, Any]
+"""``source``: its fingerprint; ``ids``; ``ends``: of each line, counted from the end of the header's."""
+ReadAnnotations = Callable[[Path], dict[str, Any]]
+"""From a file to the entries of each annotation, one per frame."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -182,129 +196,6 @@ class RleMasks(PackedMasks):
         return found
 
 
-# ------------------------------------------------------------------------------------------------- PNG files
-
-
-class PaletteMasks(MaskStore):
-    """Ref-YouTube-VOS train, Ref-DAVIS17: ``<folder>/<video>/<frame>.png``, whose pixels are object ids."""
-
-    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
-        """See ``MaskStore.objects``."""
-        values = [int(annotation_id) for annotation_id in expression.annotation_ids]
-        return [np.isin(self._indices(expression, frame, size), values)] if values else []
-
-    def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray | None:
-        """See ``MaskStore.ignore``: pixels of value 255, of which Ref-YouTube-VOS has none."""
-        return np.stack([self._indices(expression, frame, size) == VOID for frame in frames])
-
-    def files(self, video: Video) -> list[list[Path]]:
-        """See ``MaskStore.files``."""
-        paths = [self._file(video[0], frame) for frame in range(len(video[0].frames))]
-        return [[path for path in paths if path.is_file()]]
-
-    def values(self, video: Video) -> set[int]:
-        """See ``MaskStore.values``."""
-        return {0, VOID, *(int(annotation_id) for one in video for annotation_id in one.annotation_ids)}
-
-    def listed_objects(self) -> dict[str, set[int]]:
-        """The objects of each video in ``meta.json`` beside the masks, where Ref-YouTube-VOS lists also those that no
-        sentence is about.
-
-        Raises:
-            ValueError: it is malformed.
-        """
-        path = self.path.parent / "meta.json"
-        if not path.is_file():
-            return {}
-        videos = field(read_object(path), "videos", dict, str(path))
-        return {
-            video: {int(number) for number in field(content, "objects", dict, f"{path}: videos[{video!r}]")}
-            for video, content in videos.items()
-        }
-
-    def num_objects(self, expression: Expression, size: Size) -> int:
-        """The largest id in the video's first frame, by which DAVIS counts a video's objects; errors as ``read``."""
-        first_HW = self._indices(expression, 0, size)
-        return int(first_HW[first_HW != VOID].max(initial=0))
-
-    def _indices(self, expression: Expression, frame: int, size: Size) -> np.ndarray:
-        """(H, W) uint8."""
-        self.open()
-        return _read_png(self._file(expression, frame), frame_name(expression, frame), size)
-
-    def _file(self, expression: Expression, frame: int) -> Path:
-        return self.path / expression.video / f"{expression.frames[frame]}.png"
-
-
-class FolderMasks(MaskStore):
-    """Long-RVOS, ReasonVOS, Ref-YouTube-VOS valid: ``<folder>/<annotation id>/<frame>.png`` of 0 and 255.
-
-    Args:
-        name: of the dataset, for messages.
-        path: of the folder of all masks.
-        absent_is_empty: whether a frame without a file is one without the object (Long-RVOS), or one without truth.
-    """
-
-    def __init__(self, name: str, path: Path, absent_is_empty: bool):
-        super().__init__(name, path)
-        self.absent_is_empty = absent_is_empty
-
-    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
-        """See ``MaskStore.objects``."""
-        folders = [self._folder(expression, annotation_id) for annotation_id in expression.annotation_ids]
-        paths = [folder / f"{expression.frames[frame]}.png" for folder in folders]
-        there = [path for path in paths if path.is_file() or not self.absent_is_empty]
-        return [_read_foreground(path, frame_name(expression, frame), size) for path in there]
-
-    def annotated(self, expression: Expression) -> np.ndarray:
-        """See ``MaskStore.annotated``: frames for which every object has a file, unless no file means no object."""
-        is_annotated_T = super().annotated(expression)
-        if not self.absent_is_empty:
-            for annotation_id in expression.annotation_ids:
-                there = {path.stem for path in self._folder(expression, annotation_id).glob("*.png")}
-                is_annotated_T &= [frame in there for frame in expression.frames]
-        return is_annotated_T
-
-    def files(self, video: Video) -> list[list[Path]]:
-        """See ``MaskStore.files``."""
-        ids = dict.fromkeys(annotation_id for one in video for annotation_id in one.annotation_ids)
-        paths = [[self.path / annotation_id / f"{frame}.png" for frame in video[0].frames] for annotation_id in ids]
-        return [[path for path in of_one if path.is_file()] for of_one in paths]
-
-    def _folder(self, expression: Expression, annotation_id: str) -> Path:
-        self.open()
-        folder = self.path / annotation_id
-        if not folder.is_dir():
-            raise FileNotFoundError(f"masks of {expression.name} are missing; expected the folder {folder}")
-        return folder
-
-
-def _read_png(path: Path, name: str, size: Size, modes: Sequence[str] = ("P", "L")) -> np.ndarray:
-    """(H, W) of the numbers in a file of one of these PIL modes: uint8, bool for mode "1"."""
-    if not path.is_file():
-        raise FileNotFoundError(f"mask of {name} is missing; expected {path}")
-    try:
-        with Image.open(path) as image:
-            mode, values = image.mode, np.array(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"mask of {name} does not decode: {path}: {error}") from error
-    if mode not in modes:
-        raise ValueError(f"mask of {name}: {path} has mode {mode}; expected palette or grey ({', '.join(modes)})")
-    require_size(f"mask of {name}: {path}", values.shape, size)
-    return values
-
-
-def _read_foreground(path: Path, name: str, size: Size) -> np.ndarray:
-    """(H, W) bool. A file of small numbers only, such as 0/1 or object ids, is an error and not an empty mask."""
-    values = _read_png(path, name, size, modes=("L", "P", "1"))
-    if values.dtype == bool:
-        return values
-    is_foreground = values >= FOREGROUND
-    if values.any() and not is_foreground.any():
-        raise ValueError(f"mask of {name}: {path} has values up to {values.max()}; expected foreground of {FOREGROUND}")
-    return is_foreground
-
-
 # -------------------------------------------------------------------------------------------------- messages
 
 
@@ -422,3 +313,156 @@ def _decompress(text: np.ndarray) -> tuple[np.ndarray, int]:
         covered += run
         num_runs, run, shift = num_runs + 1, 0, 0
     return runs[:num_runs], -1 if shift or num_runs == 0 else covered
+
+
+# -------------------------------------------------------------------------------------------- the packed copy
+
+
+class MaskPack(Mapping[str, list[Any]]):
+    """{annotation id: [entry per frame]} of a JSON file, read one by one from a packed copy that all processes share.
+
+    The JSON of MeViS train (411 MB) takes seconds and more than 1 GB in every process that loads it. It is loaded once,
+    and whole, which takes about three times its size at that moment (1.2 to 1.6 GB), and written as lines of JSON: a
+    header, then a line for each annotation. If need be it is written anew. It lies beside the source
+    (``mask_dict.json.packed``), where everybody who uses the dataset finds it; if that folder cannot be written, in
+    ``$XDG_CACHE_HOME/glus`` (default ``~/.cache/glus``). It may be deleted at any time.
+
+    It appears whole, by a rename, and nothing is locked, as some network file systems cannot: of several processes that
+    build it at once, each with that memory, the last one's stays, and all are equal. So programs open it before they
+    start processes. A killed one may leave a hidden folder ``.mask_dict.json.packed.*``, which nobody needs.
+
+    Args:
+        source: the JSON file.
+        read: for a file of another form than {annotation id: [entry per frame]}, what reads that from it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file does not hold that, or an annotation is damaged in its copy (when it is read).
+        OSError: the copy can be written nowhere.
+    """
+
+    def __init__(self, source: Path, read: ReadAnnotations = read_object):
+        self._path, self._data, header = _open_any(source) or _build(source, read)
+        self._row = {annotation_id: row for row, annotation_id in enumerate(header["ids"])}
+        ends = np.array([0, *header["ends"]])
+        self._bounds = len(self._data) - ends[-1] + ends
+        self._parse = lru_cache(NUM_PARSED)(self._parse_line)
+
+    def __getitem__(self, annotation_id: str) -> list[Any]:
+        return self._parse(self._row[annotation_id])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def _parse_line(self, row: int) -> list[Any]:
+        begin, end = self._bounds[row : row + 2].tolist()
+        try:
+            entries: list[Any] = json.loads(self._data[begin:end])
+        except ValueError as error:
+            raise ValueError(f"{self._path} is damaged ({error}); delete it, and it is made anew") from error
+        return entries
+
+
+def pack_paths(source: Path) -> tuple[Path, ...]:
+    """Where the packed copy of ``source`` may lie: beside it, or in the user's cache folder if there is one."""
+    beside = source.with_name(f"{source.name}.packed")
+    digest, caches = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16], cache_folder()
+    return (beside, caches / f"{source.name}.{digest}.packed") if caches else (beside,)
+
+
+def fingerprint(source: Path) -> Fingerprint:
+    """What tells a changed source: its size, its time, and a hash of pieces spread over it.
+
+    Tools that keep times (rsync, tar, unzip) can replace a file by another of the same size and time; hashing all of
+    it would take longer than opening may.
+    """
+    status = source.stat()
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        for number in range(NUM_SAMPLES):
+            file.seek(max(0, status.st_size - SAMPLE_BYTES) * number // (NUM_SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sample": digest.hexdigest()}
+
+
+def _open_any(source: Path) -> tuple[Path, mmap.mmap, Header] | None:
+    """The first usable copy, mapped; a file in its place that is of no use is told of in the log."""
+    expected = fingerprint(source)
+    for path in pack_paths(source):
+        try:
+            return path, *_open(path, expected)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be used (%s); it is made anew", path, error)
+    return None
+
+
+def _open(path: Path, expected: Fingerprint) -> tuple[mmap.mmap, Header]:
+    """A mapped copy and its header; ValueError if it is cut short, something else, or of another source."""
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # ValueError: an empty file
+    start = data.find(b"\n") + 1
+    header = json.loads(data[:start])
+    if not isinstance(header, dict) or header.keys() != {"source", "ids", "ends"}:
+        raise ValueError("it is no packed mask file")
+    if start + sum(header["ends"][-1:]) != len(data):
+        raise ValueError("it is cut short")
+    if header["source"] != expected:
+        raise ValueError("it was made from another state of its source")
+    return data, header
+
+
+def _build(source: Path, read: ReadAnnotations) -> tuple[Path, mmap.mmap, Header]:
+    """Pack the source in the first place that can be written.
+
+    Raises:
+        ValueError: the source is malformed, or changed in the meantime.
+        OSError: there is no such place.
+    """
+    start, expected = time.perf_counter(), fingerprint(source)
+    ids, lines = _packed(source, read)
+    if fingerprint(source) != expected:
+        raise ValueError(f"{source} changed while it was read; start again when it is complete")
+    header = {"source": expected, "ids": ids, "ends": [*accumulate(map(len, lines))]}
+    failures = []
+    for path in pack_paths(source):
+        try:
+            _write_lines(path, [json.dumps(header).encode() + b"\n", *lines], source.stat().st_mode & 0o666)
+        except OSError as error:  # no permission, no space
+            failures.append(f"{path}: {error.strerror or error}")
+            log.info("cannot pack %s there: %s", source, failures[-1])
+        else:
+            log.info("packed %d annotations of %s in %.1f s", len(ids), source, time.perf_counter() - start)
+            return path, *_open(path, expected)
+    raise OSError(
+        f"the masks of {source} cannot be packed anywhere: {'; '.join(failures)}. "
+        "Make one of these folders writable or set XDG_CACHE_HOME to another"
+    )
+
+
+def _packed(source: Path, read: ReadAnnotations) -> tuple[list[str], list[bytes]]:
+    """The annotation ids of a source, and the line of each."""
+    annotations = read(source)
+    ids, lines = list(annotations), []
+    for annotation_id in ids:
+        entries = annotations.pop(annotation_id)  # what is packed makes room for the lines
+        if not isinstance(entries, list):
+            raise ValueError(f"{source}: annotation {annotation_id!r} is no list of one mask per frame")
+        lines.append(json.dumps(entries).encode() + b"\n")
+    return ids, lines
+
+
+def _write_lines(path: Path, lines: list[bytes], mode: int) -> None:
+    """A file that appears whole and on the disk, prepared in a hidden folder that no other process has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        with Path(folder, path.name).open("wb") as file:
+            file.writelines(lines)
+            os.fchmod(file.fileno(), mode)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)

@@ -14,7 +14,8 @@ from scipy.optimize import linear_sum_assignment
 
 from glus.config import DatasetConfig, Protocol
 from glus.data.benchmarks.meta_expressions import REF_SAV_GROUPS, REVOS_GROUPS
-from glus.data.masks import PaletteMasks, Size, runs_of
+from glus.data.masks import Size, runs_of
+from glus.data.png_masks import PaletteMasks
 from glus.evaluation.packed import BitMasks, JFScores, TargetReader, compare, region_counts
 from glus.evaluation.report import ExpressionScore, Mean, ObjectScore, ScoreTable, by_group, mean_jf, mean_of, summarize
 from glus.files import read_object

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glus.data.mask_pack import MaskPack, pack_paths
-from glus.data.masks import encode_rle
+from glus.data.masks import MaskPack, encode_rle, pack_paths
 
 MASKS = {
     "7": [{"size": [3, 5], "counts": "?0"}, None, {"counts": "22;", "size": [3, 5]}],
@@ -220,7 +219,7 @@ def test_processes_may_build_it_at_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_build_is_in_nobodys_way(source: Path) -> None:
-    code = "import os, sys, pathlib, glus.data.mask_pack as m\nos.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+    code = "import os, sys, pathlib, glus.data.masks as m\nos.replace = lambda *_: os.kill(os.getpid(), 9)\n"
     killed = subprocess.run([sys.executable, "-c", f"{code}m.MaskPack(pathlib.Path(sys.argv[1]))", source], check=False)
     assert killed.returncode == -9
     left, original = names(source.parent)

@@ -18,8 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from glus.config import DatasetConfig, Missing
-from glus.data.mask_pack import pack_paths
-from glus.data.masks import encode_rle
+from glus.data.masks import encode_rle, pack_paths
 from glus.data.parallel import map_in_processes
 from glus.evaluation.baselines import compare_predictions
 from glus.evaluation.report import Answer, ScoreReport, print_report, write_report

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from glus.config import DatasetConfig
-from glus.data.mask_pack import pack_paths
+from glus.data.masks import pack_paths
 from tests.programs import run_program
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from glus.config import DatasetConfig
-from glus.data.masks import PaletteMasks, Size
+from glus.data.masks import Size
+from glus.data.png_masks import PaletteMasks
 from glus.files import field, read_json
 from glus.types import Expression, Video
 

@@ -23,7 +23,8 @@ from glus.data.benchmarks.meta_expressions import (
     read_typed,
 )
 from glus.data.benchmarks.outlines import REFS, PolygonMasks, ShapeMasks, read_reason_seg, read_refcoco
-from glus.data.masks import FolderMasks, MaskStore, PaletteMasks, RleMasks
+from glus.data.masks import MaskStore, RleMasks
+from glus.data.png_masks import FolderMasks, PaletteMasks
 from glus.files import field, read_json
 from glus.types import Expression, Video, require_utf8
 
