@@ -47,6 +47,8 @@ class Preemption:
 class HangWatch:
     """Ends this rank if it takes too long, after printing what it was doing and the stack of every thread.
 
+    An error that leaves its ``with`` block is logged with the rank and what it was doing, which no traceback tells.
+
     A thread does so; where that cannot run because other code never releases the interpreter, faulthandler prints
     the stacks a little later.
 
@@ -61,6 +63,15 @@ class HangWatch:
         self._timer: threading.Timer | None = None
         self.doing = ""
         """What the message says this rank was doing; may change without a new start."""
+
+    def __enter__(self) -> HangWatch:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        if isinstance(error, Exception):
+            where = f"rank {self._rank} failed while {self.doing}"
+            log.error("%s. The same command goes on from the newest checkpoint", where)
 
     def start(self, doing: str) -> None:
         """Begin anew: something was finished, and ``doing`` comes now."""

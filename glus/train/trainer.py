@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import timedelta
 
 import torch
@@ -182,35 +183,27 @@ class Trainer:
         settings, state = self.settings, self.state
         started, first = time.monotonic(), state.step
         log.info("mixture asked for: %s", _listed(self.asked_shares))
-        try:
-            with self._preemption, _progress() as progress:
-                task = progress.add_task("training", total=settings.steps, completed=first, text="")
-                while state.step < settings.steps and not self._is_stopping:
-                    number = self._first_sample(state.step, 0)
-                    self._watch.start(f"loading the samples of step {state.step + 1}, those from number {number} on")
-                    began = time.monotonic()
-                    values = self.train_step(state.step)
-                    if not values:
-                        self._give_up()
-                        break
-                    self._durations.append(time.monotonic() - began)
-                    values["seconds"] = (time.monotonic() - started) / (state.step - first)
-                    text = f"loss {values.get('total', math.nan):.3f}  {values['seconds']:.2f} s/step"
-                    progress.update(task, advance=1, text=text)
-                    is_last, state.score = state.step == settings.steps, None
-                    if is_last or state.step == 1 or state.step % settings.log_every == 0:
-                        self._log(values)
-                    if self.evaluate and (is_last or (settings.eval_every and state.step % settings.eval_every == 0)):
-                        self._evaluate(self.evaluate)
-                    if is_last or self._is_stopping or self._is_saving or state.step % settings.save_every == 0:
-                        self._save()
-        except Exception:  # raised again as it is: a traceback does not tell rank, step and samples
-            where = f"rank {distributed.rank()} failed in step {state.step + 1}, {self._watch.doing}"
-            log.error("%s. The same command goes on from the newest checkpoint", where)
-            raise
-        finally:
-            self._watch.stop()
-            self.metrics.close()
+        with closing(self.metrics), self._preemption, self._watch, _progress() as progress:
+            task = progress.add_task("training", total=settings.steps, completed=first, text="")
+            while state.step < settings.steps and not self._is_stopping:
+                number = self._first_sample(state.step, 0)
+                self._watch.start(f"loading the samples of step {state.step + 1}, those from number {number} on")
+                began = time.monotonic()
+                values = self.train_step(state.step)
+                if not values:
+                    self._give_up()
+                    break
+                self._durations.append(time.monotonic() - began)
+                values["seconds"] = (time.monotonic() - started) / (state.step - first)
+                text = f"loss {values.get('total', math.nan):.3f}  {values['seconds']:.2f} s/step"
+                progress.update(task, advance=1, text=text)
+                is_last, state.score = state.step == settings.steps, None
+                if is_last or state.step == 1 or state.step % settings.log_every == 0:
+                    self._log(values)
+                if self.evaluate and (is_last or (settings.eval_every and state.step % settings.eval_every == 0)):
+                    self._evaluate(self.evaluate)
+                if is_last or self._is_stopping or self._is_saving or state.step % settings.save_every == 0:
+                    self._save()
         return state.step == settings.steps
 
     def train_step(self, step: int) -> dict[str, float]:

@@ -98,7 +98,7 @@ def test_a_killed_rank_ends_the_other(run_training: Callable, config: TrainConfi
     done = run_training(config, "SIGKILL", rank=1, step=2, processes=2)
     assert done.codes[1] == -signal.SIGKILL
     assert done.codes[0] == 1
-    assert "rank 0 failed in step 2, training step 2 on shapes_train/" in done.outputs[0]
+    assert "rank 0 failed while training step 2 on shapes_train/" in done.outputs[0]
     assert "The same command goes on from the newest checkpoint" in done.outputs[0]
     assert "process group: left" in done.outputs[0]
     assert goes_on(run_training, config, processes=2)
