@@ -118,7 +118,7 @@ class Fault:
         if self.is_due and self.name in ("nan_gradient", "unseen_nan_gradient"):
             output.mask_logits_NQmm.register_hook(lambda gradient: gradient * torch.nan)
         elif self.is_due and self.name == "huge_masks":
-            return output._replace(mask_logits_NQmm=output.mask_logits_NQmm * 1e4)
+            return output._replace(mask_logits_NQmm=output.mask_logits_NQmm * 1e6)
         elif self.is_due and self.name == "hang":
             time.sleep(600)
         elif self.is_due:
