@@ -3,9 +3,9 @@
     python scripts/ablate.py
     python scripts/ablate.py ablation=inference seeds=[0] start=assets/glus_shapes
 
-Rows and claims are in ``configs/ablation``. All rows start from one model and see the same samples. The same command
-goes on after a kill; started several times, on machines that share a disk, the commands share the work. Writes all
-tables, every sentence's score and a page into ``output``, and prints where they are.
+Rows and claims are in ``configs/ablation``. Rows start from one model, unless one has an ``own_start``, and see the
+same samples. The same command goes on after a kill; started several times, on machines that share a disk, the commands
+share the work. Writes all tables, every sentence's score and a page into ``output``, and prints where they are.
 """
 
 from __future__ import annotations
@@ -137,26 +137,30 @@ def plan_tasks(config: AblateConfig) -> list[Task]:
     paths = [f"paths.data={config.paths.data}", f"paths.weights={config.paths.weights}"]
     data = f"data.mixture.shapes.dataset.root={root}"
     train = ["scripts/train.py", "experiment=shapes", "valid=null", *paths, data, *ablation.train]
-    needs, tasks = list[Path](), list[Task]()
+    tasks, made = list[Task](), tuple[Path, ...]()
     # The held-out split is written last.
     if not (root / config.dataset.split).is_dir():
-        needs = [output / "data"]
-        tasks.append(Task(needs[0], (), (("tools/make_shapes.py", str(root)),)))
-    if config.start is None:
-        run, made, needs = output / "start" / "run", tuple(needs), [output / "start"]
-        begin = run / "checkpoints" / f"step_{config.start_steps}"
-        steps = [f"trainer.steps={config.start_steps}", f"trainer.save_every={config.start_steps}"]
-        tasks.append(Task(needs[0], made, ((*train, *ablation.start, *steps, f"output={run}"),)))
-    else:
-        begin = find_model(config.start)
-    given = [f"model.weights={begin}", f"model.llm.tokenizer={begin}"]
-    given += [f"trainer.steps={config.steps}", f"trainer.save_every={config.steps}"]
+        made = (output / "data",)
+        tasks.append(Task(made[0], (), (("tools/make_shapes.py", str(root)),)))
+
+    def start(folder: Path, overrides: Sequence[str] = ()) -> tuple[tuple[Path, ...], Path]:
+        """What a row that begins with it needs, and the model."""
+        steps, run = config.start_steps, folder / "run"
+        own = (*overrides, f"trainer.steps={steps}", f"trainer.save_every={steps}", f"output={run}")
+        tasks.append(Task(folder, made, ((*train, *ablation.start, *own),)))
+        return (folder,), run / "checkpoints" / f"step_{steps}"
+
+    shared = start(output / "start") if config.start is None else (made, find_model(config.start))
+    starts = {name: start(output / name / "start", row.train) for name, row in ablation.rows.items() if row.own_start}
     for seed in config.seeds:
         for name, row in ablation.rows.items():
             if row.of is None:
+                needs, begin = starts.get(name, shared)
                 folder = _folder(config, name, seed) / "training"
-                own = (*train, *given, *row.train, f"trainer.seed={seed}", f"output={folder / 'run'}")
-                tasks.append(Task(folder, tuple(needs), (own,)))
+                given = (f"model.weights={begin}", f"model.llm.tokenizer={begin}", *row.train)
+                given += (f"trainer.steps={config.steps}", f"trainer.save_every={config.steps}")
+                own = (*train, *given, f"trainer.seed={seed}", f"output={folder / 'run'}")
+                tasks.append(Task(folder, needs, (own,)))
             tasks.append(_prediction(config, name, row, seed))
     return tasks
 

@@ -245,6 +245,8 @@ class AblationRow:
 
     train: list[str] = field(default_factory=list)
     """Overrides of ``scripts/train.py``."""
+    own_start: bool = False
+    """Whether ``train`` holds from the towers on, in a start that is trained for this row alone."""
     of: str | None = None
     """The row whose trained models it predicts with, instead of training some of its own."""
     predict: list[str] = field(default_factory=list)
@@ -272,7 +274,7 @@ class AblationConfig:
     """``configs/ablation/*.yaml``."""
 
     start: list[str] = field(default_factory=list)
-    """Overrides of ``scripts/train.py`` that train the model which all rows start from, where none is given."""
+    """Overrides of ``scripts/train.py`` that train the model which rows start from, where none is given."""
     train: list[str] = field(default_factory=list)
     """Overrides of all trainings, the start's included."""
     rows: dict[str, AblationRow] = checked(lambda rows: len(rows) > 0, "at least one row", default=dict)
@@ -288,8 +290,9 @@ class AblationConfig:
                     raise ValueError(
                         f"ablation.rows.{name}: no row {other!r} before it, only {', '.join(known) or '-'}"
                     )
-            if row.of is not None and row.train:
-                raise ValueError(f"ablation.rows.{name}: has models of {row.of}, so train={row.train} changes nothing")
+            if row.of is not None and (row.train or row.own_start):
+                given = "own_start" if row.own_start else f"train={row.train}"
+                raise ValueError(f"ablation.rows.{name}: has models of {row.of}, so {given} changes nothing")
             known.add(name)
         for claim in self.claims:
             for other in (claim.worse, claim.better):
@@ -307,7 +310,7 @@ class AblateConfig:
     output: str = MISSING
     """Folder of all runs, predictions and tables; the same command goes on with what is there."""
     start: str | None = None
-    """Model folder that all rows start from; null: it is trained, from the towers below ``paths.weights``."""
+    """Model folder that rows without an own one start from; null: trained from the towers below ``paths.weights``."""
     seeds: list[int] = checked(lambda seeds: len(seeds) > 0, "at least one seed", default=lambda: [0, 1, 2])
     """Of training; each row is trained once for each. The start has only one."""
     start_steps: int = at_least(1, default=600)
