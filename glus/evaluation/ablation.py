@@ -78,7 +78,8 @@ class AblationTables:
         ``mean``, and ``sd`` over seeds (None for one); ``difference``, ``low`` and ``high`` to the row that it is held
         against (None where there is none); ``chance``: one of the look-alikes at random (None where not all sentences
         have one); ``ceiling``: what the frames that the row sees can decide, see ``glus/data/evidence.py``; ``oracle``:
-        the model's own masks, were the choice always right.
+        the model's own masks, were the choice always right; ``chosen_decided`` and ``chosen_undecided``: in how many of
+        the frames that it can decide, and of the others, the right look-alike is the one that fits (None without such).
         """
         self.verdicts = [Verdict(c, self._difference(c.worse, c.better, c.kind)) for c in config.claims]
 
@@ -147,7 +148,19 @@ class AblationTables:
             "low": None if change is None else change.low,
             "high": None if change is None else change.high,
             **{key: None if np.isnan(value) else value for key, value in beside.items()},
+            **self._choices(row, kind),
         }
+
+    def _choices(self, row: str, kind: str) -> dict[str, float | None]:
+        """In percent of the frames of all videos and seeds."""
+        frames = [np.zeros((2, 0), bool)]
+        for of_seed in self._results[row]:
+            for each, chosen_T, decided_T in zip(self._kinds, of_seed.chosen, of_seed.decided, strict=True):
+                if each == kind and chosen_T is not None and decided_T is not None:
+                    frames.append(np.stack([chosen_T, decided_T]))
+        chosen_F, decided_F = np.concatenate(frames, axis=1)
+        parts = {"chosen_decided": chosen_F[decided_F], "chosen_undecided": chosen_F[~decided_F]}
+        return {name: 100 * float(part.mean()) if len(part) else None for name, part in parts.items()}
 
     def _difference(self, worse: str, better: str, kind: str) -> Difference:
         changes_SN = self._scores(better) - self._scores(worse)

@@ -69,6 +69,8 @@ class Comparison:
     scores: tuple[Scores, ...]
     chosen: tuple[np.ndarray | None, ...]
     """(T,) bool: in which frames the answer fits the object better than the other look-alike, where there is one."""
+    decided: tuple[np.ndarray | None, ...]
+    """(T,) bool: which frames the model's frames and memory can decide, where that is known."""
 
     def table(self) -> dict[str, dict[str, float | None]]:
         """J&F in percent by group and row, and ``margin``: how far ``model`` is above the best blind row of the group.
@@ -145,8 +147,8 @@ class VideoComparer:
         self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
         self.masks.open()
 
-    def __call__(self, video: Video) -> dict[str, list[tuple[Scores, np.ndarray | None]]]:
-        """By label, the rows of each expression of the video, and its ``chosen``; every mask is read once."""
+    def __call__(self, video: Video) -> dict[str, list[tuple[Scores, np.ndarray | None, np.ndarray | None]]]:
+        """By label, of each expression the rows, ``chosen`` and ``decided``; every mask is read once."""
         size = self.frames.size(video[0].video, video[0].frames[0])
         opened = {label: open_predictions(folder, video) for label, folder in self.predictions.items()}
         names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
@@ -175,15 +177,18 @@ class VideoComparer:
             for label, of_video in found.items()
         }
 
-    def _over_frames(self, expression: Expression, label: str, rows: RowScores) -> tuple[Scores, np.ndarray | None]:
-        """The means over all frames, and in which the answer fits the object better than the other look-alike."""
+    def _over_frames(
+        self, expression: Expression, label: str, rows: RowScores
+    ) -> tuple[Scores, np.ndarray | None, np.ndarray | None]:
+        """The means over all frames, ``chosen`` and ``decided``."""
         evidence, variant = self.evidence.get((expression.video, expression.exp_id)), self.variants[label]
+        decided_T = None
         if evidence is not None and variant is not None:
             decided_T = decided_frames(evidence, len(expression.frames), variant)
             rows["ceiling"] = np.where(decided_T, 1.0, np.maximum(*(rows[row] for row in LOOK_ALIKES)))
         foil_T = rows.pop(_FOIL, None)
         chosen_T = None if foil_T is None else rows["model"] > foil_T
-        return {row: float(np.mean(jf_T)) for row, jf_T in rows.items()}, chosen_T
+        return {row: float(np.mean(jf_T)) for row, jf_T in rows.items()}, chosen_T, decided_T
 
 
 def rows_as_csv(comparisons: Mapping[str, Comparison]) -> str:

@@ -27,7 +27,8 @@ def comparison(easy: float, hard: float, noise: float = 0.0, chosen: tuple[bool,
             row = {"model": value + noise * (-1) ** video, "oracle": 0.9}
             scores.append(row if kind == "easy" else {**row, "random_look_alike": 0.5, "ceiling": 0.75})
     marks = [np.array(chosen) if e.group == "hard" else None for e in expressions]
-    return Comparison(tuple(expressions), tuple(scores), tuple(marks))
+    decided = [None if mark is None else np.array([True, False]) for mark in marks]
+    return Comparison(tuple(expressions), tuple(scores), tuple(marks), tuple(decided))
 
 
 @pytest.fixture
@@ -55,6 +56,9 @@ def test_cells_are_means_over_seeds_with_what_stands_beside(tables: AblationTabl
     assert hard["mean"] == pytest.approx(50)
     assert hard["sd"] == pytest.approx(math.sqrt(200))
     assert (hard["chance"], hard["ceiling"], hard["oracle"]) == (50, 75, 90)
+    assert (hard["chosen_decided"], hard["chosen_undecided"]) == (100, 0)
+    assert summary["b"]["hard"]["chosen_undecided"] == 50
+    assert summary["a"]["easy"]["chosen_decided"] is summary["a"]["mean"]["chosen_undecided"] is None
     assert hard["difference"] is hard["low"] is hard["high"] is None
     assert summary["a"]["easy"]["chance"] is None
     assert summary["a"]["mean"]["mean"] == pytest.approx(65)
@@ -86,7 +90,8 @@ def test_all_cells_follow_from_the_scores(tables: AblationTables) -> None:
 def test_curves_and_page(tables: AblationTables) -> None:
     assert tables.curves() == {"hard": {"a": [1.0, 0.0], "b": [1.0, 0.5], "c": [1.0, 0.0]}}
     page = ablation_section(tables)
-    assert re.search(r"50\.0 ± 14\.1<br><small class=\"soft\">50 / 75 / 90</small>", page)
+    small = re.findall(r'<small class="soft">(.*?)</small>', page)
+    assert small[2:4] == ["50 / 75 / 90", "100 / 0"]
     assert "a -&gt; b" in page
     assert "FAILED: b -&gt; c" in page
     assert page.count("<svg") == 1
