@@ -104,9 +104,9 @@ class TrainSample:
     """One per expression."""
     target_masks: list[np.ndarray]
     """One (Q, H, W) uint8 array of 0/1 per expression."""
-    object_keys: list[list[ObjectKey]]
+    object_keys: list[list[ObjectKey]] = field(default_factory=list)
     """Q keys per expression."""
-    names: list[str]
+    names: list[str] = field(default_factory=list)
     """``Expression.name`` of each expression."""
 
 

@@ -37,7 +37,7 @@ from glus.config import FramesConfig, InferenceConfig, ModelConfig, TrainConfig,
 from glus.config.jobs import user_errors
 from glus.console import tables
 from glus.data.chat import Chat
-from glus.data.dataset import collate
+from glus.data.dataset import collate, make_sample
 from glus.data.sampling import Turn, draw_turns, inference_turn
 from glus.files import PROJECT
 from glus.inference.asking import Prompt, Prompter
@@ -45,7 +45,6 @@ from glus.inference.predictor import chat_of
 from glus.models.build import FAMILIES
 from glus.models.glus import Glus
 from glus.tokens import open_vocabulary
-from glus.train.plan import make_sample
 from glus.types import Role
 from tools.benchmarks.measuring import command_line, read_size
 from tools.parity.comparison import Case, Gate, Row, is_met, print_table, write_rows

@@ -4,14 +4,14 @@ in which rows of expressions point at rows of videos."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from glus import distributed
-from glus.batch import Batch, TrainSample
+from glus.batch import Batch, Conversation, TrainSample
 from glus.config import FramesConfig
 from glus.data import sampling
 from glus.data.benchmarks.index import by_video
@@ -81,15 +81,12 @@ class RefVOSDataset:
         pixels = self._read_frames(video[0], sorted({*context, *query}))
         height, width = pixels[query[0]].shape[:2]
         chat = settings.chat.sized((height, width))
-        return TrainSample(
-            context_pixels=_prepared(pixels, context, settings.prepare, Role.context),
-            query_pixels=_prepared(pixels, query, settings.prepare, Role.query),
-            query_frames=np.stack([pixels[i] for i in query]),
-            conversations=[chat.train(drawn, want.num_context, e.name) for drawn, e in zip(turns, chosen, strict=True)],
-            target_masks=[self._masks.read(e, query, (height, width)) for e in chosen],
-            object_keys=[[_key(e, i) for i in query] for e in chosen],
-            names=[e.name for e in chosen],
-        )
+        conversations = [chat.train(drawn, want.num_context, e.name) for drawn, e in zip(turns, chosen, strict=True)]
+        masks = [self._masks.read(e, query, (height, width)) for e in chosen]
+        before, asked = ([pixels[i] for i in indices] for indices in (context, query))
+        sample = make_sample(settings.prepare, before, asked, conversations, masks)
+        keys = [[_key(e, i) for i in query] for e in chosen]
+        return replace(sample, object_keys=keys, names=[e.name for e in chosen])
 
     def _read_frames(self, expression: Expression, indices: Sequence[int]) -> dict[int, np.ndarray]:
         """Each frame decoded once, (H, W, 3) uint8; all of one size."""
@@ -151,15 +148,20 @@ class Mixture(Dataset[TrainSample]):
         return dataset.draw(self.settings, rng)
 
 
-def _prepared(
-    pixels: dict[int, np.ndarray],
-    indices: Sequence[int],
+def make_sample(
     prepare: Callable[[np.ndarray, Role], np.ndarray],
-    role: Role,
-) -> np.ndarray:
-    """(F, h, w, 3) uint8, also for no frame."""
-    frames = [prepare(pixels[i], role) for i in indices]
-    return np.stack(frames) if frames else np.zeros((0, *prepare(next(iter(pixels.values())), role).shape), np.uint8)
+    context: Sequence[np.ndarray],
+    query: Sequence[np.ndarray],
+    conversations: list[Conversation],
+    target_masks: list[np.ndarray],
+) -> TrainSample:
+    """A sample of frames that are in memory, without what contrast and messages need: its objects and its names."""
+    context_pixels, query_pixels = (
+        # A shape also where there is no frame.
+        np.stack([prepare(frame, role) for frame in frames or query[:1]])[: len(frames)]
+        for role, frames in ((Role.context, context), (Role.query, query))
+    )
+    return TrainSample(context_pixels, query_pixels, np.stack(query), conversations, target_masks)
 
 
 def _key(expression: Expression, frame: int) -> ObjectKey:

@@ -11,7 +11,7 @@ import copy
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
-from glus.batch import Batch, Conversation, TrainSample
+from glus.batch import Batch, Conversation
 from glus.config import (
     BUCKET_NUMBERS,
     GIB,
@@ -36,7 +36,7 @@ from glus.config import (
     TrainConfig,
     nominal_tflops,
 )
-from glus.data.dataset import collate
+from glus.data.dataset import collate, make_sample
 from glus.losses.objective import TERMS, GlusObjective
 from glus.models.build import parts_of
 from glus.models.glus import Glus
@@ -98,21 +98,6 @@ def example_batch(config: TrainConfig, mllm: Mllm, num_videos: int) -> Batch:
     conversations = [_conversation(config, mllm, 1 + row) for row in range(count)]
     masks = [np.zeros((len(query), *FRAME_SIZE), np.uint8)] * count
     return collate([make_sample(mllm.prepare, context, query, conversations, masks)] * num_videos, pad_id=0)
-
-
-def make_sample(
-    prepare: Callable[[np.ndarray, Role], np.ndarray],
-    context: Sequence[np.ndarray],
-    query: Sequence[np.ndarray],
-    conversations: list[Conversation],
-    target_masks: list[np.ndarray],
-) -> TrainSample:
-    """A sample of frames that are in memory, without what contrast and messages need: its objects and its names."""
-    context_pixels, query_pixels = (
-        np.stack([prepare(frame, role) for frame in (query[0], *frames)])[1:]  # a shape also where there is no frame
-        for role, frames in ((Role.context, context), (Role.query, query))
-    )
-    return TrainSample(context_pixels, query_pixels, np.stack(query), conversations, target_masks, [], [])
 
 
 def _conversation(config: TrainConfig, mllm: Mllm, word: int) -> Conversation:

@@ -23,7 +23,7 @@ from glus.batch import Batch, GlusOutput, TokenRows, TrainSample
 from glus.config import FramesConfig, InferenceConfig, ModelConfig, load_config
 from glus.data.chat.llava import LlavaChat
 from glus.data.chat.tree import separate_rows
-from glus.data.dataset import collate
+from glus.data.dataset import collate, make_sample
 from glus.data.frames import VideoSource
 from glus.data.sampling import context_indices_eval, draw_turns
 from glus.files import PROJECT
@@ -36,7 +36,6 @@ from glus.models.mllm.llava import llava_of
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.scene import Scene, generate_scene
 from glus.tokens import Vocabulary
-from glus.train.plan import make_sample
 from glus.types import Role
 
 Prepare = Callable[[np.ndarray, Role], np.ndarray]
