@@ -17,6 +17,7 @@ from glus.config import DatasetConfig
 from glus.data.alignment import OUTLINE, find_misfit, gradients, mask_outline
 from glus.data.benchmarks.index import (
     by_video,
+    count_split,
     expression_path,
     image_folder,
     open_masks,
@@ -175,17 +176,6 @@ def _check_checksums(dataset: DatasetConfig) -> CheckRow:
         if found != expected.lower():
             row.errors.append(f"{path} has SHA-256 {found}; expected {expected}")
     return row
-
-
-def count_split(expressions: Sequence[Expression]) -> dict[str, int]:
-    """Numbers of videos, expressions, objects and frames, by their names in ``dataset.expected``."""
-    frames = {expression.video: expression.frames for expression in expressions}
-    return {
-        "videos": len(frames),
-        "expressions": len(expressions),
-        "objects": len({(e.video, object_id) for e in expressions for object_id in e.object_ids}),
-        "frames": sum(map(len, frames.values())),
-    }
 
 
 def _check_counts(dataset: DatasetConfig, expressions: Sequence[Expression]) -> CheckRow:

@@ -27,8 +27,7 @@ import cv2
 import numpy as np
 
 from glus.config import DatasetConfig
-from glus.data.benchmarks.index import LAYOUTS, by_video, read_expressions
-from glus.data.check import count_split
+from glus.data.benchmarks.index import LAYOUTS, by_video, count_split, read_expressions
 from glus.data.frames import FrameStore
 from glus.data.masks import frame_name
 from glus.data.parallel import map_in_processes

@@ -151,7 +151,7 @@ DEFECTS = {
     "empty JPEG": Defect(MEVIS, cut(f"{JPEG}/00003.jpg", 0), Check.pixels, "train0/00003 does not decode: .*/"),
     "other split folder": Defect(
         MEVIS, lambda root: (root / "train").rename(root / "Train"), Check.files,
-        "no expression file; expected .*mevis/train/meta_expressions.json or",
+        "no expression file; expected .*mevis/train/meta_expressions.json$",
     ),
     "no mask file": Defect(MEVIS, remove("train/mask_dict.json"), Check.files, "no masks at .*mask_dict.json; a split"),
     "mask file cut short": Defect(

@@ -1,9 +1,10 @@
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 
-from glus.config import DatasetConfig, Layout
+from glus.config import DatasetConfig, ExpectedCounts, Layout
 from glus.data.benchmarks.index import LAYOUTS, by_video, read_expressions, require_annotations, trainable
 from glus.types import Expression
 
@@ -27,15 +28,27 @@ def ref_youtube_vos(root, videos, split="train"):
 @pytest.mark.parametrize(
     "file", ["meta_expressions.json", "meta_expressions_v2.json", "meta_expressions_v2_release.json"]
 )
-def test_mevis_reads_objects_and_empty_lists_under_all_three_file_names(tmp_path, file):
+def test_mevis_2_reads_objects_and_empty_lists_under_all_three_file_names(tmp_path, file):
     expressions = {
         "0": {"exp": "4 lizards", "obj_id": [0, 1], "anno_id": [2, 3]},
         "1": {"exp": "Nothing.", "obj_id": [], "anno_id": []},
     }
-    first, second = read_expressions(mevis(tmp_path, expressions, file=file))
+    first, second = read_expressions(replace(mevis(tmp_path, expressions, file=file), layout=Layout.mevis_v2))
     assert (first.name, first.text, first.frames) == ("mevis/v1/0", "4 lizards", ("00000", "00001"))
     assert (first.object_ids, first.annotation_ids, first.group) == ((0, 1), ("2", "3"), "")
     assert (second.text, second.object_ids, second.annotation_ids) == ("Nothing.", (), ())
+
+
+def test_mevis_1_is_never_version_2_and_other_counts_than_published_are_told(tmp_path, caplog):
+    expressions = {"0": {"exp": "4 lizards", "obj_id": [0], "anno_id": [2]}}
+    config = mevis(tmp_path, expressions, file="meta_expressions_v2.json")
+    with pytest.raises(FileNotFoundError, match=r"meta_expressions\.json; there is meta_expressions_v2\.json"):
+        read_expressions(config)
+    config = replace(config, layout=Layout.mevis_v2, expected=ExpectedCounts(videos=1, expressions=907))
+    read_expressions(config)
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        f"mevis: 1 expressions in {tmp_path}/train/meta_expressions_v2.json, but published are 907"
+    ]
 
 
 def test_expressions_come_in_numeric_order_and_frames_as_listed(tmp_path):
@@ -91,7 +104,7 @@ def test_groups_come_from_the_sidecar(tmp_path):
 
 def test_a_missing_file_names_dataset_layout_and_path(tmp_path):
     config = DatasetConfig(name="mevis", layout=Layout.mevis, root=str(tmp_path / "nowhere"), split="train")
-    with pytest.raises(FileNotFoundError, match=r"'mevis' \(mevis layout\).*nowhere/train/meta_expressions.json or"):
+    with pytest.raises(FileNotFoundError, match=r"'mevis' \(mevis layout\).*nowhere/train/meta_expressions.json$"):
         read_expressions(config)
 
 

@@ -59,7 +59,7 @@ _REVOS, _REF_SAV = partial(read_typed, groups=REVOS_GROUPS), partial(read_typed,
 _TRAIN2014 = "../images/mscoco/images/train2014"
 
 LAYOUTS: dict[Layout, Benchmark] = {
-    Layout.mevis: Benchmark(read_mevis, RleMasks, (_JSON, *_V2), _RLE, zip_folder=""),
+    Layout.mevis: Benchmark(read_mevis, RleMasks, (_JSON,), _RLE, zip_folder=""),
     Layout.mevis_v2: Benchmark(read_mevis, RleMasks, (*_V2, _JSON), _RLE, zip_folder=""),
     Layout.ref_youtube_vos: Benchmark(read_ref_youtube_vos, PaletteMasks, _YOUTUBE, _PNG),
     Layout.ref_youtube_vos_valid: Benchmark(
@@ -77,7 +77,8 @@ LAYOUTS: dict[Layout, Benchmark] = {
     ),
     Layout.reason_seg: Benchmark(read_reason_seg, ShapeMasks, ("{split}",), "{split}", "{split}", frame_folder=""),
 }
-"""MeViS' version 2 has file names of its own, but its documents also speak of version 1's."""
+"""MeViS' version 2 has file names of its own, but its documents also speak of version 1's; whose a file then is tells
+the warning of ``read_expressions``."""
 
 
 def expression_path(dataset: DatasetConfig) -> Path:
@@ -91,9 +92,10 @@ def expression_path(dataset: DatasetConfig) -> Path:
     for path in candidates:
         if path.exists():
             return path
+    beside = sorted(candidates[0].parent.glob(f"{candidates[0].stem}*"))  # of another version
     raise FileNotFoundError(
         f"dataset {dataset.name!r} ({dataset.layout.value} layout) has no expression file; "
-        f"expected {' or '.join(str(path) for path in candidates)}"
+        f"expected {' or '.join(str(path) for path in candidates)}{f'; there is {beside[0].name}' if beside else ''}"
     )
 
 
@@ -121,7 +123,8 @@ def read_expressions(dataset: DatasetConfig) -> list[Expression]:
 
     Expressions without objects (MeViS v2, ReVOS, splits without public masks) have empty ``object_ids`` and
     ``annotation_ids``; nothing is ever left out but the videos of another split (Ref-YouTube-VOS valid, the training
-    pictures of RefCOCO) and those that ``dataset.videos`` does not name.
+    pictures of RefCOCO) and those that ``dataset.videos`` does not name. Warns where there are not as many as
+    ``dataset.expected`` says: of another version, say.
 
     Raises:
         FileNotFoundError: no expression file (or group file, or list of videos) where the layout has it.
@@ -133,9 +136,23 @@ def read_expressions(dataset: DatasetConfig) -> list[Expression]:
     if not expressions:
         raise ValueError(f"dataset {dataset.name!r}: {path} holds no expression")
     _check_folders(path, expressions)
-    num_videos = len({expression.video for expression in expressions})
-    log.info("%s: %d expressions of %d videos from %s", dataset.name, len(expressions), num_videos, path)
+    counts = count_split(expressions)
+    log.info("%s: %d expressions of %d videos from %s", dataset.name, len(expressions), counts["videos"], path)
+    for name, published in vars(dataset.expected).items():
+        if published not in (None, counts[name]):
+            log.warning("%s: %d %s in %s, but published are %d", dataset.name, counts[name], name, path, published)
     return expressions
+
+
+def count_split(expressions: Sequence[Expression]) -> dict[str, int]:
+    """Numbers of videos, expressions, objects and frames, by their names in ``dataset.expected``."""
+    frames = {expression.video: expression.frames for expression in expressions}
+    return {
+        "videos": len(frames),
+        "expressions": len(expressions),
+        "objects": len({(e.video, object_id) for e in expressions for object_id in e.object_ids}),
+        "frames": sum(map(len, frames.values())),
+    }
 
 
 def by_video(expressions: Iterable[Expression]) -> list[Video]:
