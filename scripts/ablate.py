@@ -3,9 +3,9 @@
     python scripts/ablate.py
     python scripts/ablate.py ablation=inference seeds=[0] start=assets/glus_shapes
 
-Rows and claims are in ``configs/ablation``. Rows start from one model, unless one has an ``own_start``, and see the
-same samples. The same command goes on after a kill; started several times, on machines that share a disk, the commands
-share the work. Writes all tables, every sentence's score and a page into ``output``, and prints where they are.
+Rows and claims are in ``configs/ablation``. Rows start from one model, unless one has a ``pretrain`` of its own, and
+see the same samples. The same command goes on after a kill; started several times, on machines that share a disk, the
+commands share the work. All tables, every sentence's score and a page go into ``output``; it prints where they are.
 """
 
 from __future__ import annotations
@@ -142,22 +142,30 @@ def plan_tasks(config: AblateConfig) -> list[Task]:
     if not (root / config.dataset.split).is_dir():
         made = (output / "data",)
         tasks.append(Task(made[0], (), (("tools/make_shapes.py", str(root)),)))
+    changes = {name: list(row.train) for name, row in ablation.rows.items()}
 
-    def start(folder: Path, overrides: Sequence[str] = ()) -> tuple[tuple[Path, ...], Path]:
+    def start(folder: Path, needs: tuple[Path, ...], overrides: Sequence[str]) -> tuple[tuple[Path, ...], Path]:
         """What a row that begins with it needs, and the model."""
         steps, run = config.start_steps, folder / "run"
         own = (*overrides, f"trainer.steps={steps}", f"trainer.save_every={steps}", f"output={run}")
-        tasks.append(Task(folder, made, ((*train, *ablation.start, *own),)))
+        tasks.append(Task(folder, needs, ((*train, *ablation.start, *own),)))
         return (folder,), run / "checkpoints" / f"step_{steps}"
 
-    shared = start(output / "start") if config.start is None else (made, find_model(config.start))
-    starts = {name: start(output / name / "start", row.train) for name, row in ablation.rows.items() if row.own_start}
+    starts = dict[str, tuple[tuple[Path, ...], Path]]()
+    for name, row in ablation.rows.items():
+        if row.pretrain:
+            tower = output / name / "tower"
+            pretrain = ("tools/pretrain_towers.py", "parts=[llm]", *paths, *row.pretrain, f"output={tower}")
+            tasks.append(Task(tower, (), (pretrain,)))
+            changes[name].append(f"model.llm.weights={tower / 'llm'}")
+            starts[name] = start(output / name / "start", (*made, tower), changes[name])
+    shared = start(output / "start", made, ()) if config.start is None else (made, find_model(config.start))
     for seed in config.seeds:
         for name, row in ablation.rows.items():
             if row.of is None:
                 needs, begin = starts.get(name, shared)
                 folder = _folder(config, name, seed) / "training"
-                given = (f"model.weights={begin}", f"model.llm.tokenizer={begin}", *row.train)
+                given = (f"model.weights={begin}", f"model.llm.tokenizer={begin}", *changes[name])
                 given += (f"trainer.steps={config.steps}", f"trainer.save_every={config.steps}")
                 own = (*train, *given, f"trainer.seed={seed}", f"output={folder / 'run'}")
                 tasks.append(Task(folder, needs, (own,)))

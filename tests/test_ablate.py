@@ -41,12 +41,16 @@ def test_rows_differ_by_what_they_say(name: str, tmp_path: Path) -> None:
     assert {claim.kind for claim in config.ablation.claims} <= {*KINDS, "mean"}
     tasks = {task.folder: task for task in ablate.plan_tasks(config)}
     rows = config.ablation.rows
-    own_starts = {row: Path("out") / row / "start" for row, settings in rows.items() if settings.own_start}
-    assert len(tasks) == 1 + len(own_starts) + 3 * (len(rows) + sum(row.of is None for row in rows.values()))
+    own_starts = {row: Path("out") / row / "start" for row, settings in rows.items() if settings.pretrain}
+    assert len(tasks) == 1 + 2 * len(own_starts) + 3 * (len(rows) + sum(row.of is None for row in rows.values()))
     shared = Path("out/start")
     for row, folder in own_starts.items():
         (command,), (before,) = tasks[folder].commands, tasks[shared].commands
-        assert set(command) == {*before, *rows[row].train, f"output={folder / 'run'}"} - {f"output={shared / 'run'}"}
+        tower = folder.with_name("tower")
+        own = {*rows[row].train, f"model.llm.weights={tower / 'llm'}", f"output={folder / 'run'}"}
+        assert set(command) == {*before, *own} - {f"output={shared / 'run'}"}
+        assert tasks[folder].needs == (tower,)
+        assert {*rows[row].pretrain, "parts=[llm]", f"output={tower}"} < set(*tasks[tower].commands)
     for row, settings in rows.items():
         for seed in (0, 1, 2):
             folder = Path("out") / row / f"seed_{seed}"
@@ -56,6 +60,8 @@ def test_rows_differ_by_what_they_say(name: str, tmp_path: Path) -> None:
             start = own_starts.get(settings.of or row, shared)
             assert tasks[training].needs == (start,)
             assert f"model.weights={start / 'run' / 'checkpoints' / 'step_600'}" in command
+            tower = f"model.llm.weights={start.with_name('tower') / 'llm'}"
+            assert (tower in command) == bool(rows[settings.of or row].pretrain)
             own = {f"trainer.seed={seed}", f"output={training / 'run'}", *rows[settings.of or row].train}
             assert own <= set(command)
             others = {override for other in rows.values() for override in other.train} - own
@@ -64,9 +70,10 @@ def test_rows_differ_by_what_they_say(name: str, tmp_path: Path) -> None:
 
 
 def test_missing_shapes_are_made_first_and_the_shipped_towers_are_found(tmp_path: Path) -> None:
-    data, start, own_start, training, *_ = ablate.plan_tasks(config_of("output=out", f"dataset.root={tmp_path}"))
+    data, tower, own_start, start, training, *_ = ablate.plan_tasks(config_of("output=out", f"dataset.root={tmp_path}"))
     assert data.commands == (("tools/make_shapes.py", str(tmp_path)),)
-    assert (data.needs, start.needs, own_start.needs) == ((), (data.folder,), (data.folder,))
+    assert (data.needs, tower.needs, start.needs) == ((), (), (data.folder,))
+    assert own_start.needs == (data.folder, tower.folder)
     assert training.needs == (start.folder,)
     assert f"paths.weights={ROOT / 'assets' / 'glus_towers'}" in start.commands[0]
 
@@ -74,7 +81,8 @@ def test_missing_shapes_are_made_first_and_the_shipped_towers_are_found(tmp_path
 def test_a_given_start_is_not_trained(tmp_path: Path) -> None:
     (tmp_path / "valid").mkdir()
     tasks = ablate.plan_tasks(config_of("start=glus_shapes", "output=out", "seeds=[4]", f"dataset.root={tmp_path}"))
-    assert [t.folder for t in tasks if t.folder.name not in ("seed_4", "training")] == [Path("out/exchanged/start")]
+    others = [task.folder for task in tasks if task.folder.name not in ("seed_4", "training")]
+    assert others == [Path("out/exchanged/tower"), Path("out/exchanged/start")]
     training = next(task for task in tasks if task.folder.name == "training")
     assert f"model.weights={ROOT / 'assets' / 'glus_shapes'}" in training.commands[0]
 

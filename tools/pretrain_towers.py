@@ -40,7 +40,7 @@ from glus.models.published import save_published
 from glus.models.release_layout import PROJECTOR_PREFIX
 from glus.models.weight_files import write_pickle, write_tensors
 from glus.shapes.pretrain import LlmTower, Sam2Tower, Tower, VisionTower, pretrain
-from glus.shapes.scene import Scene, draw_scenes
+from glus.shapes.scene import Scene, draw_scenes, exchange
 from glus.tokens import JsonVocabulary, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,8 @@ def make_llm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     model.llm.lora_rank, model.trainable = 0, ["projector", "llm"]  # LoRA comes on top of what is made here
     mllm = llava_of(build_glus(model))
     tokenizer = LlavaChat(Vocabulary(model.llm.tokenizer), mllm.tokens_per_frame)
+    if config.is_exchanged:
+        scenes = [exchange(scene, index) for index, scene in enumerate(scenes)]
     tower = LlmTower(mllm, tokenizer, layouts(config.frames), scenes, config.llm_batch_size)
     _train("llm", tower, config.llm_steps, config, folder)
     projector = {f"{PROJECTOR_PREFIX}{name}": tensor for name, tensor in mllm.projector.state_dict().items()}

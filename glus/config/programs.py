@@ -225,6 +225,8 @@ class PretrainConfig:
     """Optimizer steps of the LLM."""
     llm_batch_size: int = 12
     """Videos per step in the first part of the LLM's pre-training."""
+    is_exchanged: bool = False
+    """Whether LLaVA's LLM learns from exchanged sentences (``glus.shapes.scene.exchange``), for a control."""
 
 
 class StartFrame(Enum):
@@ -245,8 +247,8 @@ class AblationRow:
 
     train: list[str] = field(default_factory=list)
     """Overrides of ``scripts/train.py``."""
-    own_start: bool = False
-    """Whether ``train`` holds from the towers on, in a start that is trained for this row alone."""
+    pretrain: list[str] = field(default_factory=list)
+    """Overrides of ``tools/pretrain_towers.py``; if any, the row has an LLM tower and a start of its own."""
     of: str | None = None
     """The row whose trained models it predicts with, instead of training some of its own."""
     predict: list[str] = field(default_factory=list)
@@ -290,9 +292,11 @@ class AblationConfig:
                     raise ValueError(
                         f"ablation.rows.{name}: no row {other!r} before it, only {', '.join(known) or '-'}"
                     )
-            if row.of is not None and (row.train or row.own_start):
-                given = "own_start" if row.own_start else f"train={row.train}"
-                raise ValueError(f"ablation.rows.{name}: has models of {row.of}, so {given} changes nothing")
+            changes = [*row.pretrain, *row.train]
+            if row.of is not None and changes:
+                raise ValueError(
+                    f"ablation.rows.{name}: has models of {row.of}, so {', '.join(changes)} changes nothing"
+                )
             known.add(name)
         for claim in self.claims:
             for other in (claim.worse, claim.better):

@@ -129,6 +129,21 @@ def draw_scenes(seed: int, count: int, num_frames: int, size: int) -> list[Scene
     ]
 
 
+def exchange(scene: Scene, index: int) -> Scene:
+    """In every other video of a structure, the sentences of the look-alikes with each other's object: what nobody can
+    learn a choice from."""
+    if index // len(STRUCTURES) % 2:
+        return scene
+    one, other = (item.object_id for item in scene.look_alikes)
+    sentences = (
+        replace(sentence, object_ids=(one + other - sentence.object_ids[0],))
+        if sentence.kind in STRUCTURES
+        else sentence
+        for sentence in scene.sentences
+    )
+    return replace(scene, sentences=tuple(sentences))
+
+
 def generate_scene(
     rng: np.random.Generator, num_frames: int = 16, size: int = 128, structure: str = STRUCTURES[0]
 ) -> Scene:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from glus.data.masks import encode_rle
 from glus.files import atomic_file, atomic_folder, write_text
 from glus.painter import PAPER
 from glus.pictures import strip
-from glus.shapes.scene import KINDS, STRUCTURES, Scene, Sentence, scene_of
+from glus.shapes.scene import KINDS, STRUCTURES, Scene, Sentence, exchange, scene_of
 
 LAYOUT_KINDS = {"mevis": KINDS, "ref_youtube_vos": ("appearance", *STRUCTURES)}
 """Layout -> kinds of sentences that it can hold: Ref-YouTube-VOS has exactly one object per sentence."""
@@ -131,42 +131,30 @@ def _add_video(staging: Path, tables: Tables, video: str, scene: Scene, layout: 
         _, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         (staging / "JPEGImages" / video / f"{name}.jpg").write_bytes(data.tobytes())
     if layout == "mevis":
-        number = len(tables["kinds.json"]) - 1
-        entry = _mevis_entry(tables, frames, scene, sentences)
-        is_exchanged = number // len(STRUCTURES) % 2 == 0
-        other = _exchanged(entry, scene, tables["evidence.json"][video]) if is_exchanged else entry
-        tables[EXCHANGED].setdefault("videos", {})[video] = other
+        _add_mevis_entries(tables, video, frames, scene)
     else:
         _write_palettes(staging / "Annotations" / video, frames, scene.masks_OTHW)
         tables["meta.json"].setdefault("videos", {})[video] = {"objects": _youtube_objects(frames, scene)}
         expressions = {n: {"exp": s.text, "obj_id": str(s.object_ids[0] + 1)} for n, s in sentences.items()}
         entry = {"expressions": expressions, "frames": frames}
-    tables["meta_expressions.json"].setdefault("videos", {})[video] = entry
+        tables["meta_expressions.json"].setdefault("videos", {})[video] = entry
 
 
-def _mevis_entry(tables: Tables, frames: list[str], scene: Scene, sentences: dict[str, Sentence]) -> dict[str, Any]:
-    """Of a video in ``meta_expressions.json``; annotation ids count the objects of the whole split."""
+def _add_mevis_entries(tables: Tables, video: str, frames: list[str], scene: Scene) -> None:
+    """Masks, and the video with its sentences as they are and exchanged; annotation ids count the objects of the whole
+    split."""
     masks, number = tables["mask_dict.json"], len(tables["kinds.json"]) - 1
     first = len(masks)
     for masks_THW in scene.masks_OTHW:
         codes = [{"size": list(m.shape), "counts": encode_rle(m)} if m.any() else None for m in masks_THW]
         masks[str(len(masks))] = codes
-    expressions = {
-        exp_id: {"exp": s.text, "obj_id": list(s.object_ids), "anno_id": [first + i for i in s.object_ids]}
-        for exp_id, s in sentences.items()
-    }
-    return {"vid_id": number, "frames": frames, "expressions": expressions}
-
-
-def _exchanged(entry: dict[str, Any], scene: Scene, twins: Mapping[str, object]) -> dict[str, Any]:
-    """The entry with the look-alikes of its ``twins`` in each other's place."""
-    one, other = (item.object_id for item in scene.look_alikes)
-    expressions = {}
-    for exp_id, sentence in entry["expressions"].items():
-        step = {one: other - one, other: one - other}[sentence["obj_id"][0]] if exp_id in twins else 0
-        ids = {name: [number + step for number in sentence[name]] for name in ("obj_id", "anno_id")}
-        expressions[exp_id] = {**sentence, **ids}
-    return {**entry, "expressions": expressions}
+    for name, said in (("meta_expressions.json", scene), (EXCHANGED, exchange(scene, number))):
+        expressions = {
+            str(n): {"exp": s.text, "obj_id": list(s.object_ids), "anno_id": [first + i for i in s.object_ids]}
+            for n, s in enumerate(said.sentences)
+        }
+        entry = {"vid_id": number, "frames": frames, "expressions": expressions}
+        tables[name].setdefault("videos", {})[video] = entry
 
 
 def _write_palettes(folder: Path, frames: list[str], masks_OTHW: np.ndarray) -> None:

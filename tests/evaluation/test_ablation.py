@@ -115,8 +115,8 @@ def test_a_claim_about_no_kind_is_refused() -> None:
     ("rows", "claims", "message"),
     [
         ({"a": AblationRow(against="b"), "b": AblationRow()}, [], r"rows\.a: no row 'b' before it"),
-        ({"a": AblationRow(), "b": AblationRow(of="a", train=["x=1"])}, [], r"rows\.b: has models of a, so train"),
-        ({"a": AblationRow(), "b": AblationRow(of="a", own_start=True)}, [], r"models of a, so own_start"),
+        ({"a": AblationRow(), "b": AblationRow(of="a", train=["x=1"])}, [], r"rows\.b: has models of a, so x=1"),
+        ({"a": AblationRow(), "b": AblationRow(of="a", pretrain=["y=1"])}, [], r"models of a, so y=1 changes"),
         ({"a": AblationRow()}, [AblationClaim("a", "z", "hard")], r"claims: no row 'z', only a"),
     ],
 )
