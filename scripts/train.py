@@ -31,6 +31,7 @@ from glus.inference.predictor import VideoPredictor, chat_of
 from glus.inference.validation import Validation
 from glus.log import MetricsLog, log_to_file, setup_logging, write_run_folder
 from glus.losses.objective import build_objective
+from glus.models.build import OF_ANY_SIZE
 from glus.models.foreign import check_starting_weights
 from glus.models.glus import Glus
 from glus.models.hub import find_model
@@ -53,9 +54,24 @@ def train(config: TrainConfig) -> int:
         The exit code: 0, or ``EXIT_PREEMPTED`` where a signal ended the run.
     """
     distributed.check_size(config.model.llm.num_parameters, config.allow_cpu)
+    check_ranks(config)
     setup_logging()
     init_distributed(config.trainer.hang_timeout_minutes)
     return 0 if build_and_fit(config) else EXIT_PREEMPTED
+
+
+def check_ranks(config: TrainConfig) -> None:
+    """Stop where ranks would wait for each other without end.
+
+    Raises:
+        ValueError: several have ZeRO-3 and a family of ``OF_ANY_SIZE``.
+    """
+    family, stage = config.model.family, config.trainer.zero_stage
+    if stage == 3 and family in OF_ANY_SIZE and distributed.world_size() > 1:
+        raise ValueError(
+            f"trainer.zero_stage=3: expected 2 where several processes train model.family={family}, whose vision tower "
+            "does not run equally often on all of them"
+        )
 
 
 def build_and_fit(config: TrainConfig) -> bool:

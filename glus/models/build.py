@@ -80,6 +80,9 @@ FAMILIES: Mapping[str, tuple[Callable[[ModelConfig], Any], Callable[..., Mllm]]]
 """``model.family`` -> what draws the small part between tower and LLM, if it is a part of its own, and what builds the
 MLLM around it; is_tower_empty, is_llm_empty: see ``assemble``. A family that comes in one folder is empty as a whole
 where its LLM is."""
+OF_ANY_SIZE = ("qwen3_vl", "qwen2_5_vl")
+"""Families whose tower runs once for each size that frames have: not equally often on all ranks, as ZeRO-3, which
+gathers its parameters each time, must have it."""
 
 
 def build_random(config: ModelConfig, device: torch.device) -> Glus:

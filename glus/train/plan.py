@@ -38,7 +38,7 @@ from glus.config import (
 )
 from glus.data.dataset import collate, make_sample
 from glus.losses.objective import TERMS, GlusObjective
-from glus.models.build import parts_of
+from glus.models.build import OF_ANY_SIZE, parts_of
 from glus.models.glus import Glus
 from glus.models.mllm import Mllm
 from glus.models.pretrained import build_glus
@@ -473,9 +473,11 @@ def options(
         traces: of a micro-batch of one video, without and with gradient checkpointing.
     """
     none, nf4 = Quantization.none, Quantization.nf4
-    stages = [2, 3] if hardware.num_gpus > 1 else [2]
+    is_one, is_cut = hardware.num_gpus == 1, config.model.family not in OF_ANY_SIZE
+    stages = [2, 3] if is_cut and not is_one else [2]
     ways = [(none, offload, stage) for offload in (Offload.none, Offload.optimizer) for stage in stages]
-    ways += [(none, Offload.parameters, 3), (nf4, Offload.none, 2), (nf4, Offload.optimizer, 2)]
+    ways += [(none, Offload.parameters, 3)] if is_cut or is_one else []
+    ways += [(nf4, Offload.none, 2), (nf4, Offload.optimizer, 2)]
     batches = micro_batch_sizes(config.trainer.global_batch_size, hardware.num_gpus)
     for (quantization, offload, stage), checkpointing, size in product(ways, (False, True), batches):
         changed = copy.deepcopy(config)

@@ -17,11 +17,26 @@ from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.tokens import Vocabulary
 from glus.train.checkpoint import list_checkpoints, read_state
 from tests.integration.conftest import read_metrics
-from tests.programs import run_program
+from tests.programs import load_script, run_program
 
 
 def losses(folder: Path) -> list[float]:
     return [line["total"] for line in read_metrics(folder) if "total" in line]
+
+
+def test_ranks_that_would_wait_for_each_other_are_refused(
+    tiny_train_config: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, check = tiny_train_config(), load_script("train").check_ranks
+    config.trainer.zero_stage, config.model.family = 3, "qwen3_vl"
+    check(config)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"zero_stage=3: expected 2 .* model\.family=qwen3_vl"):
+        ValueError, match="zero_stage=3: expected 2 where several processes train model.family=qwen3_vl"
+    ):
+        check(config)
+    config.model.family = "internvl"
+    check(config)
 
 
 def test_every_job_of_a_sweep_trains_as_it_would_alone(

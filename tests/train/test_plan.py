@@ -191,6 +191,11 @@ def test_advice_prefers_what_changes_least(tiny: TrainConfig, traces: dict[bool,
     )
     assert best(1) is None
     every = list(options(tiny, sizes, HardwareConfig(num_gpus=4), traces))
+    tiny.model.family = "qwen3_vl"
+    for num_gpus, stages in ((1, {2, 3}), (4, {2})):  # 3 with its parameters in the machine's memory
+        found = options(tiny, sizes, HardwareConfig(num_gpus=num_gpus), traces)
+        assert {option.config.trainer.zero_stage for option in found} == stages
+    tiny.model.family = "llava"
     tight = best((min(option.bytes for option in every) + 1e6) / GIB / 0.94)
     assert tight is not None
     assert tight.bytes < roomy.bytes
