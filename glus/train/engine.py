@@ -40,12 +40,16 @@ def init_distributed(timeout_minutes: float) -> None:
     distributed.use_device()
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)  # DeepSpeed tries the compiler, whose command lines nobody needs
-    # On CPUs DeepSpeed would compile a shared-memory all-reduce for inference (a minute, and a compiler), unused here.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.cuda.is_available():
+        # DeepSpeed would compile a shared-memory all-reduce for inference (a minute, and a compiler), unused here. On
+        # GPUs it does not, and asking for its table would look for compilers of all its kernels.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         limit = timedelta(minutes=timeout_minutes)
         deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False, auto_mpi_discovery=False)
+        # Its gradients and weights travel in a copy of the group, which it would make without the limit.
+        deepspeed.utils.groups._WORLD_GROUP = dist.new_group(timeout=limit)
     logging.disable(disabled)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from glus.train.engine import build_adamw, launcher_variables, leave_process_group
+from tests.programs import run
 
 
 @pytest.mark.parametrize(("visible", "local_rank"), [(0, "3"), (1, "0"), (4, "3")])
@@ -25,6 +27,22 @@ def test_a_slurm_task_uses_the_gpu_that_it_is_shown(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     found = launcher_variables()
     assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("7", "8", local_rank)
+
+
+LIMITS = """
+import torch
+import torch.distributed as dist
+from glus.train.engine import init_distributed
+import deepspeed
+init_distributed(timeout_minutes=7)
+for group in (dist.group.WORLD, deepspeed.utils.groups._get_data_parallel_group()):
+    print(group._get_backend(torch.device("cpu")).options._timeout)
+"""
+
+
+def test_the_limit_of_waiting_holds_for_gradients_too() -> None:
+    done = run(sys.executable, "-c", LIMITS)
+    assert done.stdout.split() == ["0:07:00"] * 2, done.stderr
 
 
 def test_a_rank_that_the_others_leave_alone_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
