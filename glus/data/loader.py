@@ -122,6 +122,9 @@ class Batches(Iterator[Batch]):
                 self._raise_if_lost(error)
                 if not str(error).startswith("DataLoader timed out"):
                     raise
+                pinning = getattr(self._batches, "_pin_memory_thread", None)  # torch has one where there is a GPU
+                if pinning and not pinning.is_alive():
+                    raise ChildProcessError("the thread that pins batches for the GPU has ended, see above") from error
             if is_given_up():
                 return None
         if self._is_first:

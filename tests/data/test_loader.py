@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_a_worker_that_is_killed_is_told() -> None:
     found = batches(act, num_workers=1)
     with pytest.raises(ChildProcessError, match=r"a loader process has failed \(DataLoader worker \(pid"):
         list(found)
+
+
+def test_a_thread_that_pins_and_has_ended_is_told() -> None:
+    """Of which torch hears nothing while it waits with a limit."""
+    found = batches(lambda number: time.sleep(3), num_workers=1)
+    found._batches._pin_memory_thread = threading.Thread()  # not alive
+    try:
+        with pytest.raises(ChildProcessError, match="the thread that pins batches for the GPU has ended"):
+            next(found)
+    finally:
+        del found._batches._pin_memory_thread
 
 
 def test_an_error_of_a_worker_is_passed_on() -> None:
