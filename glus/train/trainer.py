@@ -183,7 +183,8 @@ class Trainer:
         settings, state = self.settings, self.state
         started, first = time.monotonic(), state.step
         log.info("mixture asked for: %s", _listed(self.asked_shares))
-        with closing(self.metrics), self._preemption, self._watch, _progress() as progress:
+        # A signal must not end this process while it closes W&B, either.
+        with self._preemption, closing(self.metrics), self._watch, _progress() as progress:
             task = progress.add_task("training", total=settings.steps, completed=first, text="")
             while state.step < settings.steps and not self._is_stopping:
                 number = self._first_sample(state.step, 0)
