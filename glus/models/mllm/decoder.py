@@ -400,6 +400,8 @@ class Decoder:
             ValueError: no code can be made here.
         """
         compat.check_compiler(distributed.device())  # where training moves the model before it runs
+        # Else, on GPUs, dropout that is computed again has generators of its own, which no seed of a step reaches.
+        torch._functorch.config.graphsafe_rng_functionalization = False
         self._is_compiled = True
         for layer in self.text.layers:
             layer.compile(dynamic=True)
