@@ -108,10 +108,14 @@ class FolderMasks(MaskStore):
 
     def _folder(self, expression: Expression, annotation_id: str) -> Path:
         self.open()
-        folder = self.path / annotation_id
-        if not folder.is_dir():
-            raise FileNotFoundError(f"masks of {expression.name} are missing; expected the folder {folder}")
-        return folder
+        return existing_folder(self.path / annotation_id, expression)
+
+
+def existing_folder(folder: Path, expression: Expression) -> Path:
+    """The folder; FileNotFoundError says whose masks should be there."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"masks of {expression.name} are missing; expected the folder {folder}")
+    return folder
 
 
 def _read_png(path: Path, name: str, size: Size, modes: Sequence[str] = ("P", "L")) -> np.ndarray:

@@ -14,6 +14,7 @@ from glus.data.masks import MaskStore
 from glus.types import Expression
 from tests.layouts import SIZE
 from tests.layouts.object_folders import write_long_rvos, write_reason_vos
+from tests.layouts.youtube_vos import write_groundmore
 
 MOSE = Path("Annotations/MOSE_reason0_1")
 
@@ -87,3 +88,16 @@ def test_a_missing_object_of_long_rvos_is_an_error_where_a_missing_frame_is_an_e
     shutil.rmtree(tmp_path / "valid/Annotations/valid0/0")
     with pytest.raises(FileNotFoundError, match=r"long_rvos/valid0/0 are missing; expected the folder .*valid0/0"):
         store.read(expression, [0], SIZE)
+
+
+def test_a_video_of_groundmore_without_a_folder_of_masks_is_an_error(tmp_path: Path) -> None:
+    """One without the file of a frame is not: nothing is annotated there."""
+    dataset = write_groundmore(tmp_path, "trainval").dataset
+    store, expression = open_masks(dataset), read_expressions(dataset)[0]
+    folder = tmp_path / "annotations" / expression.video / "masks"
+    (folder / "frame_000008.png").unlink()
+    assert [bool(mask.any()) for mask in store.read(expression, [7, 8], SIZE)] == [True, False]
+    folder.rename(tmp_path / "elsewhere")
+    for ask in (lambda: store.annotated(expression), lambda: store.read(expression, [7], SIZE)):
+        with pytest.raises(FileNotFoundError, match=r"clip0_0100_0104/0 are missing; expected the folder .*/masks"):
+            ask()
