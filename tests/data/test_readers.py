@@ -127,7 +127,15 @@ def test_a_question_without_hours_or_with_them(tmp_path: Path) -> None:
     dataset = WRITERS[Layout.groundmore](tmp_path, "trainval").dataset
     edit_json(expression_path(dataset), ground_more_edit(action_start="0:01:02", action_end="00:01:03"))
     first = read_expressions(dataset)[0]
-    assert first.annotation_ids == ("1@12-17",)
+    assert first.annotation_ids == ("1@12:17",)
+
+
+def test_an_action_outside_its_clip_is_in_no_frame(tmp_path: Path) -> None:
+    """It ends where the clip, which begins at 01:00, begins; the authors' program has an empty truth then."""
+    dataset = WRITERS[Layout.groundmore](tmp_path, "trainval").dataset
+    edit_json(expression_path(dataset), ground_more_edit(action_start="00:58", action_end="01:00"))
+    first = read_expressions(dataset)[0]
+    assert not open_masks(dataset).read(first, range(len(first.frames)), SIZE).any()
 
 
 def test_the_frames_of_mevis_2_are_packed_on_its_hub(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ FRAME_FOLDER, MASK_FOLDER = "images", "masks"
 
 
 def read_groundmore(dataset: DatasetConfig, path: Path, masks: Path) -> list[Expression]:
-    """The group of an expression is its type of question; an annotation id is ``<object>@<first frame>-<last frame>``.
+    """The group of an expression is its type of question; an annotation id is ``<object>@<first frame>:<last frame>``.
 
     Raises:
         FileNotFoundError: a video has no folder of frames.
@@ -50,7 +50,7 @@ def read_groundmore(dataset: DatasetConfig, path: Path, masks: Path) -> list[Exp
                 raise ValueError(f"{inside}: expected {' or '.join(QUESTION_TYPES)} under 'q_type', found {kind!r}")
             objects = _objects(question.get("obj_id"), inside)
             first, last = _interval(video, question, inside)
-            annotations = tuple(f"{number}@{first}-{last}" for number in objects)
+            annotations = tuple(f"{number}@{first}:{last}" for number in objects)
             expressions.append(Expression(dataset.name, video, exp_id, text, frames, objects, annotations, kind))
     return expressions
 
@@ -121,7 +121,7 @@ def _objects(value: object, where: str) -> tuple[int, ...]:
 
 
 def _interval(video: str, question: object, where: str) -> tuple[int, int]:
-    """First and last frame of what is asked about."""
+    """First and last frame of what is asked about; what ends where the clip begins, or before, has none (-1)."""
     clip = CLIP.search(video)
     if clip is None:
         raise ValueError(f"{where}: expected a video id that ends in <mmss>_<mmss>, the times of its clip")
@@ -139,5 +139,5 @@ def _seconds(time: str, where: str) -> int:
 
 
 def _is_within(number: int, interval: str) -> bool:
-    first, last = interval.rsplit("-", 1)
+    first, last = interval.split(":")
     return int(first) <= number <= int(last)
