@@ -161,6 +161,23 @@ def test_a_missing_expression_file_names_what_was_expected(tmp_path: Path, layou
     assert str(path) in str(caught.value)
 
 
+def test_annotation_ids_are_keys_as_they_are_spelled(tmp_path: Path) -> None:
+    written = WRITERS[Layout.mevis](tmp_path, "train")
+
+    def spell(content: Any) -> None:
+        for video in content["videos"].values():
+            for value in video["expressions"].values():
+                value["anno_id"] = [f"{number:03d}" for number in value["anno_id"]]
+
+    def rename(masks: Any) -> None:
+        for key in list(masks):
+            masks[f"{int(key):03d}"] = masks.pop(key)
+
+    edit_json(tmp_path / "train/meta_expressions.json", spell)
+    edit_json(tmp_path / "train/mask_dict.json", rename)
+    check_reading(written)
+
+
 def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
     written = WRITERS[Layout.mevis](tmp_path, "train")
     path = tmp_path / "train/meta_expressions.json"

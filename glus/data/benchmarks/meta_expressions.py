@@ -190,14 +190,15 @@ def _with_lists(entry: Entry) -> Expression:
         raise ValueError(
             f"{entry.where}: {len(objects)} obj_id but {len(annotations)} anno_id; expected as many of both"
         )
-    return replace(entry.expression, object_ids=objects, annotation_ids=tuple(map(str, annotations)))
+    return replace(entry.expression, object_ids=tuple(map(int, objects)), annotation_ids=annotations)
 
 
-def _ids(entry: Entry, key: str) -> tuple[int, ...]:
+def _ids(entry: Entry, key: str) -> tuple[str, ...]:
+    """As spelled: they are keys of ``mask_dict.json``."""
     ids: Any = entry.value.get(key, [])
     if not isinstance(ids, list) or not all(str(i).isdecimal() for i in ids):
         raise ValueError(f"{entry.where}: expected a list of whole numbers under {key!r}, found {ids!r:.80}")
-    return tuple(int(i) for i in ids)
+    return tuple(map(str, ids))
 
 
 def _without_test_videos(dataset: DatasetConfig, path: Path, expressions: list[Expression]) -> list[Expression]:
