@@ -178,6 +178,17 @@ def test_annotation_ids_are_keys_as_they_are_spelled(tmp_path: Path) -> None:
     check_reading(written)
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_long_rvos_needs_types_where_it_is_scored(tmp_path: Path, split: str) -> None:
+    dataset = WRITERS[Layout.long_rvos](tmp_path, split).dataset
+    edit_json(expression_path(dataset), lambda content: first_expression(content).pop("type"))
+    if split == "train":
+        assert [e.group for e in read_expressions(dataset)][:2] == ["", "dynamic"]
+    else:
+        with pytest.raises(ValueError, match=r"valid0.*static or .* under 'type', found ''"):
+            read_expressions(dataset)
+
+
 def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
     written = WRITERS[Layout.mevis](tmp_path, "train")
     path = tmp_path / "train/meta_expressions.json"
