@@ -95,10 +95,21 @@ def test_shapes_are_drawn_as_by_lisa() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         shapes = [
-            Shape(rng.uniform(-5, 60, (int(rng.integers(3, 9)), 2)).tolist(), bool(rng.random() < 0.4))
+            Shape(rng.uniform(-5, 60, (int(rng.integers(1, 9)), 2)).tolist(), bool(rng.random() < 0.4))
             for _ in range(rng.integers(1, 6))
         ]
         np.testing.assert_array_equal(draw_shapes(shapes, SIZE), draw_as_lisa(shapes))
+
+
+@pytest.mark.parametrize("points", [[[3, 4], [8, 4]], [[3, 4]]])
+def test_a_shape_of_few_points_is_drawn(tmp_path: Path, points: list[list[int]]) -> None:
+    """By LISA as a line or a pixel: one such shape is no reason to refuse the split."""
+    dataset = write_reason_seg(tmp_path, "val").dataset
+    shape = {"label": "target", "points": points}
+    edit_json(tmp_path / "val/val_0.json", lambda content: content.update(shapes=[shape]))
+    (mask_HW,) = open_masks(dataset).read(read_expressions(dataset)[0], [0], SIZE)
+    np.testing.assert_array_equal(mask_HW, draw_as_lisa([Shape(points, False)]))
+    assert mask_HW.sum() == (6 if len(points) == 2 else 1)
 
 
 def test_a_picture_without_outlines_has_no_truth(tmp_path: Path) -> None:

@@ -330,7 +330,8 @@ def test_a_malformed_refcoco_file_says_where(tmp_path: Path, edit: Callable[[Any
         (lambda c: c.pop("text"), r"val_0.json: expected a list under 'text'"),
         (lambda c: c.update(text=[]), r"val_0.json: expected sentences under 'text'"),
         (lambda c: c.update(is_sentence="yes"), r"expected a bool under 'is_sentence', found str"),
-        (lambda c: c["shapes"][2].update(points=[[0, 0], [1, 1]]), r"shapes\[2\]: expected at least three points"),
+        (lambda c: c["shapes"][2].update(points=[]), r"shapes\[2\]: expected points \[x, y\], found \[\]"),
+        (lambda c: c["shapes"][2].update(points=[[0, 0], [1]]), r"shapes\[2\]: expected points \[x, y\]"),
     ],
 )
 def test_a_malformed_file_of_reason_seg_is_named(tmp_path: Path, edit: Callable[[Any], object], message: str) -> None:

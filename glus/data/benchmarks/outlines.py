@@ -213,7 +213,7 @@ def read_reason_seg_file(path: Path) -> ReasonSegFile:
     """One file, in UTF-8 or cp1252.
 
     Raises:
-        ValueError: a field is missing or of another type, or an outline has fewer than three points.
+        ValueError: a field is missing or of another type, or an outline has no points.
     """
     content = read_json(path, encodings=("utf-8", "cp1252"))
     texts = field(content, "text", list, str(path))
@@ -231,8 +231,8 @@ def _shape(value: Any, where: str) -> Shape | None:
     label, points = field(value, "label", str, where), field(value, "points", list, where)
     if label.lower() == "flag":
         return None
-    if len(points) < 3 or not all(_is_point(point) for point in points):
-        raise ValueError(f"{where}: expected at least three points [x, y], found {points!r:.80}")
+    if not points or not all(_is_point(point) for point in points):
+        raise ValueError(f"{where}: expected points [x, y], found {points!r:.80}")
     return Shape(points, "ignore" in label.lower())
 
 
@@ -268,6 +268,8 @@ class ShapeMasks(MaskStore):
 
 def draw_shapes(shapes: Sequence[Shape], size: Size) -> np.ndarray:
     """Shapes over each other, the largest first; each covers its inside and its outline (LISA's data_processing.py).
+
+    So one of two points is a line, and one of a single point that pixel.
 
     Args:
         shapes: coordinates are cut to whole pixels.
