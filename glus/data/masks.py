@@ -39,6 +39,9 @@ SAMPLE_BYTES = 4096
 NUM_PARSED = 32
 """Annotations that a process keeps parsed, about 50 kB each: the expressions of a video name the same ones."""
 
+FORM = 2
+"""Of what is packed; raised when that changes, so that copies of before are made anew."""
+
 Fingerprint = dict[str, int | str]
 """Of the source of a packed copy."""
 Header = dict[str, Any]
@@ -385,7 +388,7 @@ def fingerprint(source: Path) -> Fingerprint:
         for number in range(NUM_SAMPLES):
             file.seek(max(0, status.st_size - SAMPLE_BYTES) * number // (NUM_SAMPLES - 1))
             digest.update(file.read(SAMPLE_BYTES))
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sample": digest.hexdigest()}
+    return {"form": FORM, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sample": digest.hexdigest()}
 
 
 def _open_any(source: Path) -> tuple[Path, mmap.mmap, Header] | None:
@@ -412,7 +415,7 @@ def _open(path: Path, expected: Fingerprint) -> tuple[mmap.mmap, Header]:
     if start + sum(header["ends"][-1:]) != len(data):
         raise ValueError("it is cut short")
     if header["source"] != expected:
-        raise ValueError("it was made from another state of its source")
+        raise ValueError("it was made from another state of its source, or by another version")
     return data, header
 
 

@@ -228,6 +228,10 @@ DEFECTS = {
     "missing folder of masks": Defect(
         LONG, remove("train/Annotations/train0/2"), Check.masks, "long_rvos/train0/2 are missing; expected .*train0/2"
     ),
+    "resized picture": Defect(
+        Layout.refcoco, resize("../images/mscoco/images/train2014/COCO_train2014_000000000001.jpg"), Check.codes,
+        "annotation 2 in .*instances.json is 36x52, but the frame is 18x26",
+    ),
     "repeated identity": Defect(
         REASON, lambda root: edit_json(
             root / "meta_expressions.json", lambda c: c["videos"]["reason0"]["expressions"][1].update(exp_id=0)

@@ -57,6 +57,7 @@ def test_compressed_codes_are_read_and_an_object_may_have_no_part(tmp_path: Path
             r"annotations\[4\]: expected polygons .* or {size, counts}",
         ),
         (lambda a: a.pop("segmentation"), r"annotations\[4\]: expected .* found None"),
+        (lambda a: a.update(image_id=99), r"annotations\[4\]: image_id 99 is not among 'images'"),
         (lambda a: a.update(id=7), r"instances.json lists annotation '7' twice"),
         (lambda a: a.update(id=77), r"refcoco/COCO_train2014_000000000003/12: .* has no annotation '6'"),
         (
@@ -73,6 +74,13 @@ def test_a_bad_outline_is_named(tmp_path: Path, edit: Callable[[Any], object], m
     store, expression = store_of(tmp_path, edit)
     with pytest.raises(ValueError, match=message):
         store.read(expression, [0], SIZE)
+
+
+def test_outlines_fit_pictures_of_their_size_only(tmp_path: Path) -> None:
+    """They would be drawn on another part of a picture that was resized."""
+    store, expression = store_of(tmp_path, lambda a: a)
+    with pytest.raises(ValueError, match=r"annotation 6 in .*instances.json is 36x52, but the frame is 72x104"):
+        store.read(expression, [0], (72, 104))
 
 
 def draw_as_lisa(shapes: list[Shape]) -> np.ndarray:

@@ -23,7 +23,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from glus.config import DatasetConfig
-from glus.data.masks import MaskStore, PackedMasks, Size, frame_name, runs_of
+from glus.data.masks import MaskStore, RleMasks, Size
 from glus.files import field, read_json, read_object, whole_number
 from glus.types import Expression
 
@@ -123,14 +123,21 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, but plain data need no code")
 
 
-class PolygonMasks(PackedMasks):
+class PolygonMasks(RleMasks):
     """RefCOCO: COCO's ``instances.json``, whose annotations are lists of polygons or a run-length code."""
 
     @staticmethod
     def read_annotations(path: Path) -> dict[str, Any]:
-        """{annotation id: [its polygons or run-length code]}; ValueError names an annotation that is malformed."""
+        """{annotation id: [its run-length code]}, null for an object without parts; polygons are drawn as COCO's own
+        library draws them, at the size that the file gives the picture.
+
+        Raises:
+            ValueError: an annotation, which is named, is malformed.
+        """
+        content = read_object(path)
+        sizes = dict(_picture_sizes(path, content.get("images", [])))
         found: dict[str, Any] = {}
-        for index, annotation in enumerate(read_object(path).get("annotations", [])):
+        for index, annotation in enumerate(content.get("annotations", [])):
             where = f"{path}: annotations[{index}]"
             annotation_id, outline = str(field(annotation, "id", int, where)), annotation.get("segmentation")
             is_code = isinstance(outline, dict) and {"size", "counts"} <= outline.keys()
@@ -140,20 +147,26 @@ class PolygonMasks(PackedMasks):
                 )
             if annotation_id in found:
                 raise ValueError(f"{path} lists annotation {annotation_id!r} twice")
-            found[annotation_id] = [outline]
+            image_id = whole_number(annotation, "image_id", where)
+            if image_id not in sizes:
+                raise ValueError(f"{where}: image_id {image_id} is not among 'images'")
+            found[annotation_id] = [outline if is_code else _draw(outline, sizes[image_id])]
         return found
 
-    def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
-        """See ``MaskStore.objects``; polygons as COCO's own library draws them. An object may have none."""
-        found = []
-        for annotation_id in expression.annotation_ids:
-            (outline,) = self.entries(expression, annotation_id)
-            if isinstance(outline, dict):
-                name = f"mask of {frame_name(expression, frame)}, annotation {annotation_id} in {self.path}"
-                found.append(runs_of(outline, size, name))
-            elif outline:
-                found.append(coco.decode(coco.merge(coco.frPyObjects(outline, *size))))
-        return found
+
+def _picture_sizes(path: Path, images: list[Any]) -> Iterator[tuple[int, Size]]:
+    """Image ids and their sizes."""
+    for index, image in enumerate(images):
+        number, *size = (whole_number(image, key, f"{path}: images[{index}]") for key in ("id", "height", "width"))
+        yield number, (size[0], size[1])
+
+
+def _draw(polygons: list[list[float]], size: Size) -> dict[str, Any] | None:
+    """The union as a run-length code."""
+    if not polygons:
+        return None
+    code = coco.merge(coco.frPyObjects(polygons, *size))
+    return {"size": list(size), "counts": code["counts"].decode("ascii")}
 
 
 def _is_polygon(points: Any) -> bool:
