@@ -134,11 +134,13 @@ def _read_png(path: Path, name: str, size: Size, modes: Sequence[str] = ("P", "L
 
 
 def _read_foreground(path: Path, name: str, size: Size) -> np.ndarray:
-    """(H, W) bool. A file of small numbers only, such as 0/1 or object ids, is an error and not an empty mask."""
+    """(H, W) bool: what is not 0, as in the benchmarks' programs for scores.
+
+    A file of small numbers only, such as 0/1 or object ids, is an error: it may be about something else.
+    """
     values = _read_png(path, name, size, modes=("L", "P", "1"))
     if values.dtype == bool:
         return values
-    is_foreground = values >= FOREGROUND
-    if values.any() and not is_foreground.any():
+    if 0 < values.max(initial=0) < FOREGROUND:
         raise ValueError(f"mask of {name}: {path} has values up to {values.max()}; expected foreground of {FOREGROUND}")
-    return is_foreground
+    return values > 0

@@ -69,14 +69,14 @@ def test_a_file_of_other_numbers_is_no_empty_mask(
         store.read(expression, [1], SIZE)
 
 
-def test_soft_borders_are_background_and_one_bit_files_are_masks(
+def test_soft_borders_are_foreground_and_one_bit_files_are_masks(
     tmp_path: Path, reason_vos: tuple[MaskStore, Expression]
 ) -> None:
     store, expression = reason_vos
     soft = np.tile(np.linspace(0, 255, SIZE[1]).astype(np.uint8), (SIZE[0], 1))
     Image.fromarray(soft).save(tmp_path / MOSE / "00000.png")
     Image.fromarray(soft > 99).save(tmp_path / MOSE / "00001.png")
-    np.testing.assert_array_equal(store.read(expression, [0, 1], SIZE), [soft == 255, soft > 99])
+    np.testing.assert_array_equal(store.read(expression, [0, 1], SIZE), [soft > 0, soft > 99])
 
 
 def test_a_missing_object_of_long_rvos_is_an_error_where_a_missing_frame_is_an_empty_mask(tmp_path: Path) -> None:
