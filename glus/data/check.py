@@ -396,6 +396,9 @@ def _readable_masks(
     except FileNotFoundError as error:
         findings.errors.append((Check.masks, str(error)))
         return
+    if num_unlisted := masks.num_unlisted(one):
+        message = f"{one.name}: {num_unlisted} mask files are of frames that the expression file does not list"
+        findings.warnings.append((Check.masks, f"{message}; they are neither scored nor trained on"))
     if len(frames) < len(one.frames):
         message = f"{one.name}: {len(one.frames) - len(frames)} of {len(one.frames)} frames have no mask"
         findings.warnings.append((Check.masks, message))

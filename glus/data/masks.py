@@ -139,6 +139,10 @@ class MaskStore(ABC):
         """
         return np.ones(len(expression.frames), bool)
 
+    def num_unlisted(self, expression: Expression) -> int:
+        """Files of its masks in frames that the expression file does not list: nothing reads them."""
+        return 0
+
     def files(self, video: Video) -> list[list[Path]]:
         """The mask files of a video that are there, each list in temporal order; none if all masks are in one file."""
         return []

@@ -94,11 +94,17 @@ class FolderMasks(MaskStore):
     def annotated(self, expression: Expression) -> np.ndarray:
         """See ``MaskStore.annotated``: frames for which every object has a file, unless no file means no object."""
         is_annotated_T = super().annotated(expression)
-        if not self.absent_is_empty:
-            for annotation_id in expression.annotation_ids:
-                there = {path.stem for path in self._folder(expression, annotation_id).glob("*.png")}
+        for annotation_id in expression.annotation_ids:
+            folder = self._folder(expression, annotation_id)
+            if not self.absent_is_empty:
+                there = {path.stem for path in folder.glob("*.png")}
                 is_annotated_T &= [frame in there for frame in expression.frames]
         return is_annotated_T
+
+    def num_unlisted(self, expression: Expression) -> int:
+        """See ``MaskStore.num_unlisted``."""
+        folders = [self.path / annotation_id for annotation_id in expression.annotation_ids]
+        return sum(len({path.stem for path in folder.glob("*.png")} - {*expression.frames}) for folder in folders)
 
     def files(self, video: Video) -> list[list[Path]]:
         """See ``MaskStore.files``."""

@@ -132,7 +132,7 @@ def remove(path: str) -> Plant:
 
 
 MEVIS, YOUTUBE, LONG, REASON = Layout.mevis, Layout.ref_youtube_vos, Layout.long_rvos, Layout.reason_vos
-JPEG, PNG = "train/JPEGImages/train0", "train/Annotations/train0"
+JPEG, PNG, MOSE = "train/JPEGImages/train0", "train/Annotations/train0", "Annotations/MOSE_reason0_1"
 META, YOUTUBE_META = "train/meta_expressions.json", "meta_expressions/train/meta_expressions.json"
 NAME, ODD = "mevis/train0/1, frame 00002, annotation 9", {"size": [SIZE[0], SIZE[1] + 1], "counts": "0"}
 SHORT = {"size": list(SIZE), "counts": encode_rle(np.ones((2, 2)))}
@@ -474,7 +474,12 @@ def test_misaligned_masks_are_found(tmp_path: Path, frame_of: Callable[[int], in
     ("layout", "plant", "check", "message"),
     [
         (MEVIS, masks(lambda ids: ids.update({"9": [None] * 5})), Check.visible, "train0/1: object 9 is in none of"),
-        (REASON, remove("Annotations/MOSE_reason0_1/00001.png"), Check.masks, "reason0/1_0: 1 of 5 frames have no"),
+        (REASON, remove(f"{MOSE}/00001.png"), Check.masks, "reason0/1_0: 1 of 5 frames have no"),
+        (
+            REASON, lambda root: [
+                shutil.copy(root / MOSE / "00001.png", root / MOSE / f"000{number}.png") for number in (10, 11)
+            ], Check.masks, "reason0/1_0: 2 mask files are of frames that the expression file does not list",
+        ),
         (MEVIS, expression("1", obj_id=[0]), Check.sentences, "object 0 is annotation 7 in .*/0, but 9 in .*/1"),
         (MEVIS, lambda root: WRITERS[MEVIS](root, "valid"), Check.files, "valid names no objects"),
     ],

@@ -86,8 +86,9 @@ def test_a_missing_object_of_long_rvos_is_an_error_where_a_missing_frame_is_an_e
     assert store.annotated(expression).all()
     assert [bool(mask.any()) for mask in store.read(expression, range(3), SIZE)] == [True, False, True]
     shutil.rmtree(tmp_path / "valid/Annotations/valid0/0")
-    with pytest.raises(FileNotFoundError, match=r"long_rvos/valid0/0 are missing; expected the folder .*valid0/0"):
-        store.read(expression, [0], SIZE)
+    for ask in (lambda: store.annotated(expression), lambda: store.read(expression, [0], SIZE)):
+        with pytest.raises(FileNotFoundError, match=r"long_rvos/valid0/0 are missing; expected the folder .*valid0/0"):
+            ask()
 
 
 def test_a_video_of_groundmore_without_a_folder_of_masks_is_an_error(tmp_path: Path) -> None:
