@@ -480,6 +480,17 @@ def test_misaligned_masks_are_found(tmp_path: Path, frame_of: Callable[[int], in
                 shutil.copy(root / MOSE / "00001.png", root / MOSE / f"000{number}.png") for number in (10, 11)
             ], Check.masks, "reason0/1_0: 2 mask files are of frames that the expression file does not list",
         ),
+        (
+            Layout.groundmore, lambda root: edit_json(
+                root / "trainval_v2.json",
+                lambda c: c["videos"]["clip0_0100_0104"]["questions"]["0"].update(action_end="01:00"),
+            ), Check.visible, "clip0_0100_0104/0: object 1@6:-1 is in none of the 24 masks",
+        ),
+        (
+            Layout.ref_davis17, lambda root: edit_json(
+                root / YOUTUBE_META, lambda c: c["videos"]["train-0"]["expressions"]["0"].update(obj_id="9")
+            ), Check.visible, "train-0/0: object 9 is in none of the 5 masks",
+        ),
         (MEVIS, expression("1", obj_id=[0]), Check.sentences, "object 0 is annotation 7 in .*/0, but 9 in .*/1"),
         (MEVIS, lambda root: WRITERS[MEVIS](root, "valid"), Check.files, "valid names no objects"),
     ],
