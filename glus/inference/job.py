@@ -370,14 +370,20 @@ class PredictionJob(Job[Summary]):
             write_text(self._record_path(video), json.dumps(record) + "\n")
 
     def conclude(self, videos: Sequence[Video]) -> Summary:
-        """Also written to ``cost.json``."""
-        records = [read_object(self._record_path(video)) for video in videos if self.is_done(video)]
+        """Also written to ``cost.json``, without videos whose record was lost, as in a copy without hidden files."""
+        paths = [self._record_path(video) for video in videos if self.is_done(video)]
+        records = [read_object(path) for path in paths if path.is_file()]
+        if len(records) < len(paths):
+            log.warning(
+                "%s leaves out %d of %d videos: what they have cost is in %s no more",
+                self.folder / COST_FILE, len(paths) - len(records), len(paths), self.folder / ".records",
+            )  # fmt: skip
         totals: Any = Counter()
         seconds: Any = Counter(dict.fromkeys((*STAGES, "write"), 0.0))
         for record in records:
             seconds.update(record.pop("seconds"))
             totals.update(record)
-        summary = Summary(len(videos), len(records), **totals, seconds=dict(seconds))
+        summary = Summary(len(videos), len(paths), **totals, seconds=dict(seconds))
         write_text(self.folder / COST_FILE, json.dumps(asdict(summary), indent=2) + "\n")
         return summary
 

@@ -116,6 +116,19 @@ def test_what_is_done_is_counted(tmp_path, form):
     assert "1 of 2 videos, 2 frames, 4 masks: 1 without [SEG] (25.0%), 1 empty (25.0%)" in summary.table()
 
 
+def test_a_lost_record_does_not_lose_the_run(tmp_path, caplog):
+    """As in a copy without hidden files."""
+    job, other = open_job(tmp_path), [replace(e, video="other") for e in VIDEO]
+    write(job, results())
+    shutil.rmtree(tmp_path / ".records")
+    write(job, results(), other)
+    summary = job.conclude([VIDEO, other])
+    assert (summary.videos, summary.done, summary.frames, summary.masks) == (2, 2, 2, 4)
+    assert "cost.json leaves out 1 of 2 videos" in caplog.text
+    shutil.rmtree(tmp_path / ".records")
+    assert (job.conclude([VIDEO, other]).done, job.conclude([VIDEO, other]).frames) == (2, 0)
+
+
 @FORMS
 def test_an_error_leaves_nothing(tmp_path, form):
     job = open_job(tmp_path, form)
