@@ -25,7 +25,8 @@ def map_in_processes(worker: Callable[[Item], Result], items: Sequence[Item], nu
         num_workers: processes; they are started clean, not forked from this one and its threads.
 
     Raises:
-        ChildProcessError: a process died (killed, out of memory). Whatever the worker itself raises is passed on.
+        ChildProcessError: a process died (killed, out of memory) or could not start. Whatever the worker itself raises
+            is passed on.
     """
     num_workers = min(num_workers, len(items))
     if num_workers <= 1:
@@ -38,7 +39,8 @@ def map_in_processes(worker: Callable[[Item], Result], items: Sequence[Item], nu
             yield from pool.map(_run, items)
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "a worker process died, probably killed for want of memory: run again with fewer num_workers"
+                "a worker process died: killed for want of memory (run again with fewer num_workers), or unable to "
+                'start, as of a script that asks for processes outside of if __name__ == "__main__":'
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Compiled loops where nothing can be written."""
+"""Compiled loops where nothing can be written; processes that cannot start."""
 
 from __future__ import annotations
 
@@ -23,3 +23,13 @@ assert region_similarity(np.eye(4, dtype=bool)[None], np.ones((1, 4, 4), bool)) 
     nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "NUMBA_CACHE_DIR": "", "PYTHONPATH": str(tmp_path)}
     done = run(sys.executable, "-B", "-c", code, folder=tmp_path, **nowhere)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_script_that_its_processes_would_run_again_is_told_what_to_do(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from glus.data.parallel import map_in_processes\nlist(map_in_processes(abs, [1, -2], 2))\n")
+    done = run(sys.executable, script, folder=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "killed for want of memory" in last
+    assert 'if __name__ == "__main__":' in last
