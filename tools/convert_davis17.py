@@ -22,13 +22,13 @@ from typing import Any
 from glus.config.jobs import user_errors, user_path
 from glus.files import atomic_folder, write_text
 
-SENTENCE_FILES = {
-    "Davis17_annot1.txt": "utf-8",
-    "Davis17_annot1_full_video.txt": "utf-8",
-    "Davis17_annot2.txt": "latin-1",
-    "Davis17_annot2_full_video.txt": "latin-1",
-}
-"""Files of the sentences and their encodings; expression (obj - 1) * 4 + n of a video is file n's."""
+SENTENCE_FILES = (
+    "Davis17_annot1.txt",
+    "Davis17_annot1_full_video.txt",
+    "Davis17_annot2.txt",
+    "Davis17_annot2_full_video.txt",
+)
+"""Files of the sentences; expression (obj - 1) * 4 + n of a video is file n's."""
 MISSPELT = {"clasic-car": "classic-car", "dog-scale": "dogs-scale", "motor-bike": "motorbike"}
 """Names of videos in the sentences' files, and what they are called in DAVIS."""
 LINE = re.compile(r"(\S+) 0*([1-9]\d*) \W(.+)\W")
@@ -63,7 +63,7 @@ def convert_davis17(downloads: Path, output: Path, link: bool) -> None:
             files than the download.
     """
     texts = downloads / "davis_text_annotations"
-    annotators = {file: read_sentences(texts / file, encoding) for file, encoding in SENTENCE_FILES.items()}
+    annotators = {file: read_sentences(texts / file) for file in SENTENCE_FILES}
     splits = {
         split: {video: _entry(downloads, video, annotators) for video in _read_split(downloads, split)}
         for split in SPLIT_NAMES
@@ -79,8 +79,8 @@ def convert_davis17(downloads: Path, output: Path, link: bool) -> None:
         print(f"{name:8}{len(videos):8}{sentences // len(SENTENCE_FILES):9}{sentences:11}{frames:8}")
 
 
-def read_sentences(path: Path, encoding: str) -> Sentences:
-    """One annotator's file of lines ``<video> <object id> "<sentence>"``.
+def read_sentences(path: Path) -> Sentences:
+    """One annotator's file of lines ``<video> <object id> "<sentence>"``, in UTF-8 or else in Latin-1.
 
     As in ReferFormer, runs of blanks become one, and the first and last character of the sentence are dropped.
 
@@ -94,9 +94,9 @@ def read_sentences(path: Path, encoding: str) -> Sentences:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path}:{number}"
         try:
-            text = " ".join(line.decode(encoding).split())
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where} is not in {encoding}: {error}") from error
+            text = " ".join(line.decode("utf-8").split())
+        except UnicodeDecodeError:
+            text = " ".join(line.decode("latin-1").split())
         if not text:
             continue
         match = LINE.fullmatch(text)
