@@ -106,7 +106,9 @@ def read_release(
         return ReleaseCheckpoint(config, vocabulary, None)
     check_inv_freq(tensors, config.llm.architecture, folder)
     checkpoint = GLUS_KEYS.source(folder, tensors)
-    if all(value.dtype is torch.bfloat16 for value in checkpoint.tensors.values()):
+    # Parts that LISA's program adds behind the LLM may be stored in float32; what was evaluated is all of one type.
+    heads = (value.dtype for name, value in checkpoint.tensors.items() if name.endswith("lm_head.weight"))
+    if torch.bfloat16 in heads:
         config.precision = Precision.bf16
     return ReleaseCheckpoint(config, vocabulary, checkpoint)
 

@@ -80,6 +80,18 @@ def test_a_checkpoint_in_bfloat16_is_computed_in_it(released_copy: Path, merged_
     assert torch.equal(loaded.glus.mllm.projector.weight, merged_glus.mllm.projector.weight.bfloat16())
 
 
+def test_parts_in_float32_behind_an_llm_in_bfloat16_leave_the_model_in_it(released_copy: Path) -> None:
+    """As LISA's program for merging stores SAM and the head that it adds itself."""
+    late = ("visual_model.", "text_hidden_fcs.", "model.visual_model.", "model.text_hidden_fcs.")
+    rewrite_weights(
+        released_copy,
+        lambda tensors: tensors.update({n: v if n.startswith(late) else v.bfloat16() for n, v in tensors.items()}),
+    )
+    loaded = load_release(released_copy, tiny_segmenter())
+    assert loaded.config.model.precision is Precision.bf16
+    assert {parameter.dtype for parameter in loaded.glus.parameters()} == {torch.bfloat16}
+
+
 def to_dtype(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
     tensors.update({name: value.to(dtype) for name, value in tensors.items()})
 
