@@ -42,7 +42,7 @@ def setup_logging() -> None:
     text = f"%(asctime)s {prefix}%(message)s"
     logging.basicConfig(level=level, format=text, datefmt="%H:%M:%S", handlers=[ConsoleHandler()], force=True)
     warnings.simplefilter("ignore", FutureWarning)
-    for noisy in ("httpx", "DeepSpeed", "transformers", "numba"):
+    for noisy in ("httpx", "DeepSpeed", "transformers", "numba", "bitsandbytes"):  # the last at every product in 8 bits
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 

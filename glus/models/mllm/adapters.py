@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
 
+OUTLIER = 6.0
+"""Columns of activations that are larger somewhere are multiplied in 16 bits (Dettmers et al., LLM.int8); bitsandbytes
+alone would multiply all in 8."""
+
+
 class NewRows(nn.Module):
     """A table whose rows ``ids`` are parameters of their own, ``new_rows``; those in ``weight`` are not read.
 
@@ -188,7 +193,7 @@ def _empty_layer(linear: nn.Linear, quantization: Quantization) -> nn.Module:
     sizes = (linear.in_features, linear.out_features, linear.bias is not None)
     layer: Any
     if quantization is Quantization.int8:
-        layer = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, device="meta")
+        layer = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=OUTLIER, device="meta")
     else:
         layer = bnb.nn.Linear4bit(*sizes, compute_dtype=linear.weight.dtype, quant_type="nf4", device="meta")
     layer.weight = type(layer.weight)(linear.weight.detach(), **_options(layer))
