@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import cycle, islice
 from typing import NamedTuple
 
 import cv2
@@ -43,14 +44,9 @@ _YIELD = 0.3
 
 
 def palette(count: int) -> list[Colour]:
-    """Distinct colours for ``count`` sentences, also without one kind of cone; the first are the same for any count.
-
-    Raises:
-        ValueError: more than 28 are asked for.
-    """
-    if count > len(SENTENCE_COLOURS):
-        raise ValueError(f"{count} sentences in one picture: there are only {len(SENTENCE_COLOURS)} distinct colours")
-    return list(SENTENCE_COLOURS[:count])
+    """Colours for ``count`` sentences, the first 28 distinct, also without one kind of cone; those behind them have
+    the same again, and are told apart by their numbers alone."""
+    return list(islice(cycle(SENTENCE_COLOURS), count))
 
 
 def overlay(

@@ -20,7 +20,6 @@ from glus.files import atomic_folder, expanded, require_room
 from glus.inference.job import check_lengths
 from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.segmentation import MOVIE_FILE, FrameMasks, Segmentation, check_output, movie_rate
-from glus.painter import palette
 from glus.types import FrameResult, require_utf8
 
 log = logging.getLogger(__name__)
@@ -80,7 +79,6 @@ def segment(
     find_predictor = partial(_load_for, texts, weights, settings, allow_cpu)
     if output is None:
         return _segmented(_opened(video, frames), texts, find_predictor, key_frames, show_progress)
-    palette(len(texts))  # too many sentences are better refused now than after the last frame
     path = check_output(output, overwrite)
     with atomic_folder(path, replace=overwrite) as folder:
         source = _opened(video, frames)

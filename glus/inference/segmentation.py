@@ -180,7 +180,6 @@ class Segmentation:
             ValueError, OSError: see ``glus.segment``.
         """
         path, rate = check_output(output, overwrite), movie_rate(self.video, frames_per_second)
-        palette(len(self.texts))
         with atomic_folder(path, replace=overwrite) as folder:
             self.write(folder, {})
         self.write_movie(path / MOVIE_FILE, rate)

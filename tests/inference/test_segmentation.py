@@ -154,7 +154,6 @@ def test_one_frame_is_a_video(predictor: VideoPredictor, tmp_path: Path):
         (Noise(), ["a\udcff"], "sentence 1 of 1 is no text"),
         (Noise(), [], "no sentence"),
         (Noise(), "a cat", "expected a list"),
-        (Noise(), [f"sentence {number}" for number in range(29)], "28 distinct colours"),
         (Noise(), ["a cat", "a very long story " * 112], r"sentence 2: .* 2015 characters .* at most 1024"),
         (Noise(0), TEXTS, "0 frames"),
         (Noise(9, unreadable=5), TEXTS, "frame 00005 does not decode"),
