@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from glus import compat
-from glus.batch import TokenRows
+from glus.batch import TokenRows, to_device
 from glus.models.mllm.decoder import NAME, Decoder, Prefix, attend, llm_parts, move_rotary, plain_rotary
 from glus.models.mllm.pixels import normalized, resized
 from glus.tokens import ChatStyle
@@ -133,12 +133,12 @@ class Qwen3Vl(nn.Module):
 
     def see(self, pixels_F3hw: torch.Tensor) -> torch.Tensor:
         """See ``Mllm``."""
-        visual = self.net.model.visual
+        visual, device = self.net.model.visual, pixels_F3hw.device
         pixels = normalized(pixels_F3hw, *self.NORM)
         rows, columns = pixels.shape[2] // self._patch, pixels.shape[3] // self._patch
         grids, places = self._places(len(pixels), rows, columns)
-        move_rotary(visual.rotary_pos_emb, pixels.device)
-        places = {name: place if "seqlens" in name else place.to(pixels.device) for name, place in places.items()}
+        move_rotary(visual.rotary_pos_emb, device)
+        places = {name: place if "seqlens" in name else to_device(place, device) for name, place in places.items()}
         seen = visual(self._patches(pixels).to(self.dtype), grid_thw=grids, **places)
         tokens_GTD = torch.stack([seen.pooler_output, *getattr(seen, "deepstack_features", ())], dim=1)
         return tokens_GTD.unflatten(0, (len(pixels), -1))
