@@ -42,6 +42,7 @@ def predict(config: PredictConfig) -> Summary:
         ValueError: they are damaged, too large for this machine, or ``output`` holds something else.
         OSError: ``output`` cannot be written.
     """
+    distributed.use_device()  # before a published checkpoint is converted, which would else take the first GPU
     check_folder_size(config.weights, config.allow_cpu)
     expressions = read_expressions(config.dataset)
     videos = by_video(expressions)[: config.max_videos]
