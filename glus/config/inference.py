@@ -43,8 +43,9 @@ class InferenceConfig:
     chunk_frames: int = at_least(1, default=16)
     """Frames that are encoded together: decides memory and speed, not results."""
     token_budget: int | None = at_least(1, default=None)
-    """Tokens that the LLM reads at a time (one prompt at least): decides memory and speed, not results. Null: 16,384 on
-    a GPU; 2,048 on a CPU, whose caches are small (measured on the small model: a fifth faster)."""
+    """Tokens that the LLM reads at a time (one prompt at least), and a third of those that a batch holds with what its
+    prompts continue: decides memory and speed, not results. Null: 16,384 on a GPU; 2,048 on a CPU, whose caches are
+    small (measured on the small model: a fifth faster)."""
 
     memory_gb: float | None = positive(default=None)
     """Memory (2**30 bytes) that sentences may fill while SAM2 segments a frame for them together; if there are more of

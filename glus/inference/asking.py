@@ -86,6 +86,8 @@ def merge_prefixes(windows: Iterable[tuple[int, tuple[int, ...]]]) -> list[Promp
 
 LENGTH_SPREAD = 1.05
 """Longest over shortest prompt of a batch: padding stays below what sharing the first query frame saves."""
+HELD_PER_READ = 3
+"""Tokens whose keys a batch may hold, those that it continues included, for each that it may read."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Prompter:
         shared = min(common_prefix([first.input_ids for first in firsts]), *(first.reads[0] for first in firsts))
         self._shared = firsts[0].before(shared if len(texts) > 1 else 0)
         opening = chat.opening(len(context))
-        self._start = opening.end
+        self._start, self._num_opening = opening.end, len(opening)
         shown = torch.cat([*context, self._nothing()])
         self._opening = self._prefill([opening], shown, [])
 
@@ -218,7 +220,9 @@ class Prompter:
         batch: list[Prompt] = []
         for prompt in sorted(prompts, key=lambda prompt: len(self._tree(prompt))):  # so the newest is the longest
             length = len(self._tree(prompt)) - len(self._shared)
-            is_full = length * (len(batch) + 1) > self._token_budget
+            whole, num_rows = self._num_opening + len(self._tree(prompt)), len(batch) + 1
+            # Keys of what a row continues stand in memory for each row; with a single query frame they are most of it.
+            is_full = max(length, whole / HELD_PER_READ) * num_rows > self._token_budget
             if batch and (is_full or length > LENGTH_SPREAD * (len(self._tree(batch[0])) - len(self._shared))):
                 yield batch
                 batch = []

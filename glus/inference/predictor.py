@@ -93,10 +93,12 @@ def chat_of(glus: Glus, vocabulary: AnyVocabulary) -> Chat:
 class VideoPredictor:
     """Segments videos with a model, for any number of sentences at once.
 
-    Each frame is decoded, seen by the MLLM and encoded by the segmenter once, for all sentences and prompts; what
-    prompts have in common is read once (``asking.Prompter``). What the LLM reads depends on no answer, so the prompts
-    of many frames are read together, and sentences never influence each other: alone or together, they get the same
-    masks. Frames are processed ``inference.chunk_frames`` at a time; what no later prompt or memory can reach is freed.
+    In a pass, each frame is decoded, seen by the MLLM and encoded by the segmenter once, for all sentences and prompts
+    (a second pass finds the visual tokens of up to ``video_run.KEPT_FOR_SECOND_PASS`` frames);
+    what prompts have in common is read once (``asking.Prompter``). What the LLM reads depends on no answer, so the
+    prompts of many frames are read together, and sentences never influence each other: alone or together, they get the
+    same masks. Frames are processed ``inference.chunk_frames`` at a time; what no later prompt or memory can reach is
+    freed.
 
     Args:
         glus: the model, in evaluation mode whenever it predicts.

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ GPU_MEMORY_SHARE = 0.25
 """Of a GPU's memory that nothing holds, for sentences that are segmented together; the LLM's batches take another part,
 features and memories the rest."""
 CPU_MEMORY_BYTES = 2**30
+KEPT_FOR_SECOND_PASS = 512
+"""Frames whose visual tokens wait for a second pass: 0.3 GB of LLaVA's, 2 GB of Qwen3-VL's; others are seen again."""
 
 
 STAGES = ("decode", "vision", "llm", "segmenter", "resize")
@@ -104,23 +107,21 @@ class VideoRun:
         self._device = clock.device
         self._texts = texts
         self._clock = clock
-        self._last_shown = self._when_last_shown(passes)
         self._memory_budget = memory_budget(self._inference.memory_gb, self._device)
-        self._num_visits = 0
+        roles = glus.mllm.roles
+        self._first, self._waiting = passes[0], waiting_frames(context, passes, roles)
         self._tokens: dict[int, torch.Tensor] = {}
         self._stream = stream
         with self._clock.stage("decode"):  # without context frames, the first one says how large frames are
             first = [self._stream.take(frame) for frame in dict.fromkeys(context) or [passes[0].order[0]]]
         self._held = {frame.index: frame for frame in first if frame.index in passes[0].order}
         self._size = first[0].size
-        roles = glus.mllm.roles
         with torch.inference_mode():
             seen = self._see(first, roles[0]) if context else {}
             self._tokens |= seen if roles[0] is Role.query else {}
             with self._clock.stage("llm"):
                 shown = [seen[frame] for frame in context]
                 self._prompter = Prompter(glus, chat.sized(self._size), texts, shown, inference, self._device)
-        self._forget_tokens()
 
     def follow(self, one: Pass, keeps_mask: KeepsMask) -> Iterator[FrameResult]:
         """One pass, a chunk of frames at a time; from a GPU, masks travel while the next frame is segmented."""
@@ -191,6 +192,7 @@ class VideoRun:
 
     def _chunks(self, one: Pass) -> Iterator[tuple[list[Frame], Answers]]:
         """The frames of a pass, some at a time, and the LLM's answers to all that is asked about them."""
+        last_shown = self._when_last_shown(one)
         for begin in range(0, len(one.order), self._inference.chunk_frames):
             chunk = one.order[begin : begin + self._inference.chunk_frames]
             with self._clock.stage("decode"):
@@ -198,8 +200,7 @@ class VideoRun:
             with torch.inference_mode():
                 answers = self._ask(one, frames)
             yield frames, answers
-            self._num_visits += len(chunk)
-            self._forget_tokens()
+            self._forget_tokens(last_shown, begin + len(chunk))
 
     def _ask(self, one: Pass, frames: Sequence[Frame]) -> Answers:
         """The LLM's answers for all sentences in a chunk of frames."""
@@ -289,21 +290,17 @@ class VideoRun:
         each = self._glus.segmenter.step_bytes(self._glus.memory_frames, frame.size)
         return max(1, self._memory_budget // each)
 
-    def _when_last_shown(self, passes: Sequence[Pass]) -> dict[int, int]:
-        """Frame -> number of the last visit, counted over the passes, whose prompts show it."""
-        visits = ((one, frame) for one in passes for frame in one.order)
+    def _when_last_shown(self, one: Pass) -> dict[int, int]:
+        """Frame -> number of the last visit of a pass whose prompts show it, or one behind the pass if it waits."""
         last: dict[int, int] = {}
-        for visit, (one, frame) in enumerate(visits):
+        for visit, frame in enumerate(one.order):
             for row, step in one.steps(frame).items():
                 last |= dict.fromkeys(one.window(row, step, self._frames, self._inference.window), visit)
-        return last
+        return last | dict.fromkeys(self._waiting if one is self._first else (), len(one.order))
 
-    def _forget_tokens(self) -> None:
+    def _forget_tokens(self, last_shown: Mapping[int, int], num_visits: int) -> None:
         """Drop the tokens that no prompt to come shows."""
-        last = self._last_shown
-        self._tokens = {
-            frame: value for frame, value in self._tokens.items() if last.get(frame, -1) >= self._num_visits
-        }
+        self._tokens = {f: tokens for f, tokens in self._tokens.items() if last_shown.get(f, -1) >= num_visits}
 
     def _index(self, numbers: Sequence[int]) -> torch.Tensor:
         return row_index(numbers, self._device)
@@ -371,22 +368,27 @@ def memory_budget(memory_gb: float | None, device: torch.device) -> int:
 def schedule(
     context: Sequence[int], passes: Sequence[Pass], roles: tuple[Role, ...] = (Role.query,)
 ) -> Iterator[tuple[int, tuple[Role, ...]]]:
-    """Frames in the order they are read, and the roles in which the MLLM is to see them: in each, the first time.
+    """Frames in the order they are read, and the roles in which the MLLM is to see them.
 
-    Context frames come first and are kept until the first pass reaches them; a second pass reads its frames anew.
+    Context frames come first and are kept until the first pass reaches them; a second pass reads its frames anew, and
+    sees those whose tokens do not wait for it.
 
     Args:
         context: the context frames.
         passes: ways through the video.
         roles: ``Mllm.roles``.
     """
-    seen = set()
-    for frame in dict.fromkeys(context):
-        yield frame, roles
-        if len(roles) == 1 or frame in passes[0].order:  # as a query frame too: its tokens or it itself are kept
-            seen.add(frame)
-    for number, one in enumerate(passes):
-        for frame in one.order:
-            if number > 0 or frame not in context:
-                yield frame, () if frame in seen else (Role.query,)
-                seen.add(frame)
+    yield from ((frame, roles) for frame in dict.fromkeys(context))
+    yield from ((frame, (Role.query,)) for frame in passes[0].order if frame not in context)
+    waiting = waiting_frames(context, passes, roles)
+    for one in passes[1:]:
+        yield from ((frame, () if frame in waiting else (Role.query,)) for frame in one.order)
+
+
+def waiting_frames(context: Sequence[int], passes: Sequence[Pass], roles: tuple[Role, ...]) -> frozenset[int]:
+    """Frames that were seen when the first pass is over and whose tokens wait for the second, at most
+    ``KEPT_FOR_SECOND_PASS``; see ``schedule``."""
+    seen = {*passes[0].order, *(context if len(roles) == 1 else ())}
+    return frozenset(
+        islice((frame for one in passes[1:] for frame in one.order if frame in seen), KEPT_FOR_SECOND_PASS)
+    )

@@ -13,6 +13,7 @@ import torch
 
 from glus.config import FramesConfig, Precision, QuerySampling, SettingsConfig, Window
 from glus.data.frames import FrameStream
+from glus.inference import video_run
 from glus.inference.asking import Prompter
 from glus.inference.predictor import load_predictor
 from glus.inference.video_run import STAGES, VideoRun
@@ -203,15 +204,36 @@ def test_what_is_kept_does_not_grow_with_the_video(seg_model, monkeypatch):
     kept = []
     original = VideoRun._forget_tokens
 
-    def forget(run: VideoRun) -> None:
-        original(run)
+    def forget(run: VideoRun, *arguments: object) -> None:
+        original(run, *arguments)
         kept.append((len(run._tokens), len(run._held), len(run._stream._coming)))
 
     monkeypatch.setattr(VideoRun, "_forget_tokens", forget)
     run(seg_model, ArrayVideo(60), TEXTS[:1], frames=FramesConfig(2, 3), chunk_frames=4)
     assert max(stream for _, _, stream in kept) == 8
-    assert kept[6][:2] == kept[7][:2] == (2 + 1, 1)  # one context frame lies ahead
-    assert kept[14][:2] == (2, 0)
+    assert kept[5][:2] == kept[6][:2] == (2 + 1, 1)  # one context frame lies ahead
+    assert kept[13][:2] == (2, 0)
+
+
+def test_a_bounded_number_of_frames_waits_for_the_second_pass(seg_model, monkeypatch):
+    kept = []
+    original = VideoRun._forget_tokens
+
+    def forget(run: VideoRun, *arguments: object) -> None:
+        original(run, *arguments)
+        kept.append(len(run._tokens))
+
+    monkeypatch.setattr(VideoRun, "_forget_tokens", forget)
+    ways = {"frames": FramesConfig(2, 3), "chunk_frames": 4, "key_frames": [29, 3]}
+    expected = by_row(run(seg_model, ArrayVideo(30), TEXTS[:2], **ways), 2, 30)
+    assert max(kept) >= 27
+    kept.clear()
+    monkeypatch.setattr(video_run, "KEPT_FOR_SECOND_PASS", 5)
+    with counted(seg_model.glus) as counts:
+        found = by_row(run(seg_model, ArrayVideo(30), TEXTS[:2], **ways), 2, 30)
+    np.testing.assert_array_equal(found, expected)
+    assert max(kept) <= 5 + 2 + 2
+    assert counts["CLIP images"] == 27 + 30 - 5
 
 
 def test_seconds_of_each_stage_are_told(seg_model):
