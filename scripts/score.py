@@ -50,7 +50,8 @@ def print_scored(configs: dict[str, ScoreConfig], finished: Collection[str]) -> 
     rows = {}
     for name, config in configs.items():
         if name not in finished:
-            rows[name] = {**dict.fromkeys(("sentences", "J", "F", "J&F"), "-"), "missing or unusable": "not scored"}
+            cells = dict.fromkeys(("sentences", "J", "F", "J&F", "missing or unusable", "unscorable"), "-")
+            rows[name] = {**cells, "missing or unusable": "not scored"}
             continue
         report = read_object(Path(config.output or "") / "report.json")
         mean = report["mean_over_sentences"]
@@ -59,6 +60,7 @@ def print_scored(configs: dict[str, ScoreConfig], finished: Collection[str]) -> 
             "sentences": str(mean["num_expressions"]),
             **{key: "-" if value is None else f"{value:.2f}" for key, value in scores.items()},
             "missing or unusable": str(len(report["problems"])),
+            "unscorable": str(len(report["unscorable"])),
         }
     print_rows(tables(), "mean over sentences, percent", "dataset", rows)
 

@@ -103,6 +103,14 @@ def test_the_card_says_what_the_hub_asks_for(checkpoint: Path, tmp_path: Path, m
         push(tmp_path, "glus", is_private=False)
 
 
+def test_scores_of_a_part_of_a_split_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    means = {"mean_over_sentences": {"j": 50.0, "f": 54.0, "jf": 52.0}}
+    report = {"dataset": "mevis", "split": "valid_u", **means, "unscorable": ["mevis/v: its mask is cut short"]}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match=r"--scores .*: 1 videos or sentences could not be scored .*whole split"):
+        export(checkpoint, tmp_path / "export", torch.float32, [tmp_path])
+
+
 def test_an_existing_folder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     with pytest.raises(FileExistsError, match="--output"):

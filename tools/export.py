@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from glus.config import Precision
 from glus.config.jobs import user_errors, user_path
+from glus.evaluation.report import left_out
 from glus.files import atomic_folder, read_object
 from glus.log import run_info
 from glus.models.build import DTYPES
@@ -74,7 +75,7 @@ def card(
     parameters = sum(p.numel() for n, p in loaded.glus.named_parameters() if not any(part in n for part in merged))
     run = source.parents[1] if source.parent.name == "checkpoints" else source
     origin = read_object(run / "run.json") if (run / "run.json").is_file() else {"command": "unknown"}
-    reports = [read_object(folder / "report.json") for folder in scores]
+    reports = [_whole_report(folder) for folder in scores]
     starts, datasets = origins(run / "config.yaml")
     data = ModelCardData(
         license=licence or "other",
@@ -99,6 +100,14 @@ def card(
         config=config.rstrip(),
     ).content
     return f"{content}\n"
+
+
+def _whole_report(folder: Path) -> dict[str, Any]:
+    """Of scored predictions; ValueError if its means are not those of the whole split."""
+    report = read_object(folder / "report.json")
+    if lines := left_out(report):
+        raise ValueError(f"--scores {folder}: {'; '.join(lines)}; a card takes scores of a whole split only")
+    return report
 
 
 def origins(config: Path) -> tuple[list[str], list[str]]:

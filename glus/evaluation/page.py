@@ -25,7 +25,7 @@ from glus.data.masks import MaskStore, Size
 from glus.data.predictions import open_predictions, read_answers
 from glus.data.sampling import clip_window, context_indices_eval, query_window
 from glus.evaluation.packed import read_complete
-from glus.evaluation.runs import ScoredRun, common_sentences, compare_runs, different_settings, most_changed
+from glus.evaluation.runs import ScoredRun, common_sentences, compare_runs, different_settings, doubts, most_changed
 from glus.painter import SENTENCE_COLOURS, Colour, Painter, numbers, palette
 from glus.pictures import fit, side_by_side, strip, titled, write_movie
 from glus.types import Expression, Video
@@ -68,6 +68,7 @@ def build_page(
         title=f"{runs[0].report['dataset']} ({runs[0].report['split']})",
         runs=runs,
         rows=compare_runs(runs),
+        doubts=doubts(runs),
         protocol=runs[0].report["protocol"],
         curves=training_curves(runs),
         settings=different_settings(runs),

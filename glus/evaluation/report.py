@@ -267,6 +267,14 @@ def print_report(report: ScoreReport, console: Console) -> None:
         console.print(f"warning: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
+def left_out(report: Mapping[str, Any]) -> list[str]:
+    """What keeps the means of a report.json, maybe an older one, from being those of the whole split."""
+    num_unscorable = len(report.get("unscorable", ()))
+    if not num_unscorable:
+        return []
+    return [f"{num_unscorable} videos or sentences could not be scored (unscorable in report.json)"]
+
+
 def rows_of(report: ScoreReport) -> dict[str, GroupScore]:
     """Groups in the order of their first sentences, then the means over them and over all sentences."""
     means = {title: getattr(report, name) for name, title in MEANS.items()}

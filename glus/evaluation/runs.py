@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from glus.config import leaves
-from glus.evaluation.report import MEANS, print_rows
+from glus.evaluation.report import MEANS, left_out, print_rows
 from glus.files import read_object
 
 NUM_RESAMPLES = 10_000
@@ -109,6 +109,15 @@ def read_runs(folders: Sequence[str | Path]) -> list[ScoredRun]:
 def common_sentences(runs: Sequence[ScoredRun]) -> list[str]:
     """Those that all runs have, in the order of the first."""
     return [name for name in runs[0].scores if all(name in run.scores for run in runs)]
+
+
+def doubts(runs: Sequence[ScoredRun]) -> list[str]:
+    """What a reader must know of what is compared: sentences that are in no mean."""
+    lines = [f"{run.label}: {line}" for run in runs for line in left_out(run.report)]
+    num_all, num_common = len({name for run in runs for name in run.scores}), len(common_sentences(runs))
+    if num_common < num_all:
+        lines.append(f"{num_all - num_common} of {num_all} sentences are not in the means of every run, and left out")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -220,6 +229,8 @@ def print_runs(console: Console, runs: Sequence[ScoredRun], num_sentences: int) 
         rows[row.name] = cells
     report = runs[0].report
     print_rows(console, f"{report['dataset']} ({report['split']}), J&F in percent", "kind", rows)
+    for line in doubts(runs):
+        console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if len(runs) > 1:
         console.print("In brackets the 95 % interval, by a paired bootstrap over videos.", markup=False)
         first, last = runs[0], runs[-1]

@@ -26,6 +26,7 @@ from glus.evaluation.runs import (
     SentenceScore,
     compare_runs,
     different_settings,
+    doubts,
     most_changed,
     paired_difference,
     print_runs,
@@ -34,6 +35,7 @@ from glus.evaluation.runs import (
 )
 from glus.evaluation.score import score_predictions
 from glus.models.glus import memory_frames
+from tests.edits import edit_json
 
 SETTINGS = {
     "key_frames": None,
@@ -136,6 +138,26 @@ def test_runs_are_read_and_told_apart(runs: list[ScoredRun]) -> None:
     rows = compare_runs(runs)
     assert [row.name for row in rows] == ["appearance", "multi", "absent", "mean over sentences", "mean over kinds"]
     assert [row.means[1] for row in rows] == [100] * 5
+
+
+def test_what_the_means_leave_out_is_said(dataset: DatasetConfig, runs: list[ScoredRun]) -> None:
+    masks = Path(dataset.root) / "valid/mask_dict.json"
+    kept = masks.read_text()
+    edit_json(masks, lambda content: content["2"].append(None))
+    finish(runs[1].folder, dataset, 3)
+    masks.write_text(kept)
+    found = read_runs([run.folder for run in runs])
+    lines = [
+        "perfect: 1 videos or sentences could not be scored (unscorable in report.json)",
+        "1 of 5 sentences are not in the means of every run, and left out",
+    ]
+    assert doubts(found) == lines
+    console = Console(width=200, file=io.StringIO())
+    print_runs(console, found, num_sentences=1)
+    assert isinstance(console.file, io.StringIO)
+    assert f"warning: {lines[0]}\nwarning: {lines[1]}\n" in console.file.getvalue()
+    assert lines[1] in build_page(dataset, found, memory_frames, num_sentences=1)
+    assert doubts(runs) == []
 
 
 def test_the_cost_is_found_under_its_former_name(runs: list[ScoredRun]) -> None:

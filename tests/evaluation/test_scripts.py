@@ -14,6 +14,7 @@ import yaml
 
 from glus.config import DatasetConfig
 from glus.data.masks import pack_paths
+from tests.edits import edit_json
 from tests.programs import run_program
 
 
@@ -75,12 +76,13 @@ def test_every_job_of_a_sweep_scores_into_a_folder_of_its_own(run, perfect: Path
     assert (perfect / "report.json").is_file(), "folders that differ are written to as they are"
 
 
-def test_several_splits_are_scored_by_one_command(run, perfect: Path, tmp_path: Path) -> None:
+def test_several_splits_are_scored_by_one_command(run, dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
     shutil.copytree(perfect, tmp_path / "all" / "tiny")
+    edit_json(Path(dataset.root) / "valid/mask_dict.json", lambda masks: masks["2"].append(None))  # of video b
     done = run("score.py", "dataset=[tiny,mevis_valid]", f"predictions={tmp_path / 'all'}", "num_workers=1")
-    assert done.returncode == 1  # mevis_valid is not here
+    assert done.returncode == 1
     assert "HYDRA" not in done.stdout
-    assert re.search(r"tiny +5 +100.00 +100.00 +100.00 +0 *\n +mevis_valid +- .* not scored", done.stdout)
+    assert re.search(r"tiny +4 +100.00 +100.00 +100.00 +0 +1 *\n +mevis_valid +- .* not scored +- *\n", done.stdout)
     assert (tmp_path / "all/tiny/report.json").is_file()
     assert not list((tmp_path / "cwd").iterdir())
 
