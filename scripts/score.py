@@ -50,13 +50,14 @@ def print_scored(configs: dict[str, ScoreConfig], finished: Collection[str]) -> 
     rows = {}
     for name, config in configs.items():
         if name not in finished:
-            cells = dict.fromkeys(("sentences", "J", "F", "J&F", "missing or unusable", "unscorable"), "-")
+            cells = dict.fromkeys(("videos", "sentences", "J", "F", "J&F", "missing or unusable", "unscorable"), "-")
             rows[name] = {**cells, "missing or unusable": "not scored"}
             continue
         report = read_object(Path(config.output or "") / "report.json")
         mean = report["mean_over_sentences"]
         scores = {"J": mean["j"], "F": mean["f"], "J&F": mean["jf"]}
         rows[name] = {
+            "videos": f"{report['num_videos']} of {report['num_videos_of_split']}",
             "sentences": str(mean["num_expressions"]),
             **{key: "-" if value is None else f"{value:.2f}" for key, value in scores.items()},
             "missing or unusable": str(len(report["problems"])),

@@ -23,9 +23,9 @@ from glus.files import write_text
 MAX_LISTED = 20
 """Problems and warnings printed at most; the files hold all of them."""
 JSON_KEYS = (
-    "dataset", "split", "predictions", "missing", "official_missing", "protocol", "mean_over_sentences",
-    "mean_over_kinds", "groups", "tables", "problems", "unscorable", "num_unscored", "without_truth", "warnings",
-    "doubts",
+    "dataset", "split", "predictions", "missing", "official_missing", "protocol", "num_videos",
+    "num_videos_of_split", "mean_over_sentences", "mean_over_kinds", "groups", "tables", "problems", "unscorable",
+    "num_unscored", "without_truth", "warnings", "doubts",
 )  # fmt: skip
 """What report.json holds of a report, in this order; shares in percent."""
 MEANS = {"mean_over_sentences": "mean over sentences", "mean_over_kinds": "mean over kinds"}
@@ -144,6 +144,9 @@ class ScoreReport:
     """What the benchmark's own script does with a missing prediction; None where there is no such script."""
     protocol: str
     """What the means over expressions are."""
+    num_videos: int
+    """Fewer than ``num_videos_of_split`` with ``max_videos``."""
+    num_videos_of_split: int
     expressions: tuple[ExpressionScore, ...]
     """In dataset order."""
     objects: tuple[ObjectScore, ...]
@@ -253,6 +256,8 @@ def print_report(report: ScoreReport, console: Console) -> None:
         print_rows(console, heading, "kind", {name: percents(row) for name, row in cells.items()})
         if text:
             console.print(f"{text}\n", markup=False, highlight=False)
+    if report.num_videos < report.num_videos_of_split:
+        console.print(f"[yellow]{_part(report.num_videos, report.num_videos_of_split)}[/]", highlight=False)
     _print_list(console, f"missing or unusable predictions (missing={report.missing})", report.problems, "red")
     if report.problems and report.official_missing is not None:
         console.print(f"the official script: {report.official_missing}", markup=False, highlight=False)
@@ -269,10 +274,17 @@ def print_report(report: ScoreReport, console: Console) -> None:
 
 def left_out(report: Mapping[str, Any]) -> list[str]:
     """What keeps the means of a report.json, maybe an older one, from being those of the whole split."""
-    num_unscorable = len(report.get("unscorable", ()))
-    if not num_unscorable:
-        return []
-    return [f"{num_unscorable} videos or sentences could not be scored (unscorable in report.json)"]
+    lines = []
+    if num_unscorable := len(report.get("unscorable", ())):
+        lines.append(f"{num_unscorable} videos or sentences could not be scored (unscorable in report.json)")
+    chosen, of_split = report.get("num_videos"), report.get("num_videos_of_split")
+    if chosen is not None and chosen != of_split:
+        lines.append(_part(chosen, of_split))
+    return lines
+
+
+def _part(chosen: int, of_split: int) -> str:
+    return f"only {chosen} of the split's {of_split} videos were scored (max_videos)"
 
 
 def rows_of(report: ScoreReport) -> dict[str, GroupScore]:

@@ -100,7 +100,6 @@ def score_predictions(
     undecided = [one for video in videos for one in video.undecided]
     if existence_threshold is not None and undecided:
         tables.append(existence_table(Thresholds(undecided), existence_threshold))
-    warnings = [warning for video in videos for warning in video.warnings]
     return ScoreReport(
         dataset=dataset.name,
         split=dataset.split,
@@ -108,13 +107,15 @@ def score_predictions(
         missing=missing.value,
         official_missing=dataset.official_missing,
         protocol=scorer.protocol.title,
+        num_videos=len(chosen),
+        num_videos_of_split=len(all_videos),
         expressions=tuple(scores),
         objects=tuple(objects),
         tables=tuple(tables),
         file_problems=tuple(problem for video in videos for problem in video.problems),
         num_unscored=sum(video.num_unscored for video in videos),
         without_truth=tuple(line for video in videos for line in video.without_truth),
-        warnings=(*warnings, *unexpected_files(folder, all_videos)),
+        warnings=(*(line for video in videos for line in video.warnings), *unexpected_files(folder, all_videos)),
         doubts=tuple(count_doubts({name: doubt for video in videos for name, doubt in video.doubts.items()})),
         unscorable=tuple(line for video in videos for line in video.unscorable),
     )

@@ -21,7 +21,7 @@ from glus.config import DatasetConfig, Missing
 from glus.data.masks import encode_rle, pack_paths
 from glus.data.parallel import map_in_processes
 from glus.evaluation.baselines import compare_predictions
-from glus.evaluation.report import Answer, ScoreReport, print_report, write_report
+from glus.evaluation.report import Answer, ScoreReport, left_out, print_report, write_report
 from glus.evaluation.score import score_predictions
 from glus.types import Video
 
@@ -155,10 +155,19 @@ def test_the_folder_and_the_ground_truth_must_exist(dataset: DatasetConfig, perf
             score_predictions(dataset, perfect, num_workers=num_workers)
 
 
-def test_max_videos(dataset: DatasetConfig, perfect: Path) -> None:
+def test_max_videos(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:
     report = score_predictions(dataset, perfect, max_videos=1)
     assert {score.video for score in report.expressions} == {"a/one"}
     assert report.warnings == ()  # predictions of the other videos are not unexpected
+    file = io.StringIO()
+    print_report(report, Console(width=100, file=file))
+    assert "\nonly 1 of the split's 2 videos were scored (max_videos)\n" in file.getvalue()
+    write_report(report, tmp_path)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert (written["num_videos"], written["num_videos_of_split"]) == (1, 2)
+    assert left_out(written) == ["only 1 of the split's 2 videos were scored (max_videos)"]
+    del written["num_videos"]
+    assert left_out(written) == [], "a report of before 2026-12"
 
 
 def test_any_nonzero_pixel_is_foreground(dataset: DatasetConfig, perfect: Path, tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def test_several_splits_are_scored_by_one_command(run, dataset: DatasetConfig, p
     done = run("score.py", "dataset=[tiny,mevis_valid]", f"predictions={tmp_path / 'all'}", "num_workers=1")
     assert done.returncode == 1
     assert "HYDRA" not in done.stdout
-    assert re.search(r"tiny +4 +100.00 +100.00 +100.00 +0 +1 *\n +mevis_valid +- .* not scored +- *\n", done.stdout)
+    assert re.search(
+        r"tiny +2 of 2 +4 +100.00 +100.00 +100.00 +0 +1 *\n +mevis_valid +- .* not scored +- *\n", done.stdout
+    )
     assert (tmp_path / "all/tiny/report.json").is_file()
     assert not list((tmp_path / "cwd").iterdir())
 
