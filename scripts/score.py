@@ -4,8 +4,8 @@
 
 Predictions are ``<video>/<exp_id>/<frame>.png`` or ``<video>.jsonl`` (run-length codes). Prints the benchmark's tables
 and writes report.json and per_expression.csv beside the predictions (or to ``output``). ``dataset=[a,b]`` scores
-``<predictions>/a`` and ``<predictions>/b``. Exit status 1 if any prediction was missing or unusable, or a video of the
-dataset could not be read. Needs no GPU.
+``<predictions>/a`` and ``<predictions>/b``. Exit status 1 if any prediction was missing or unusable, or a video or
+sentence of the dataset could not be read. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def score(config: ScoreConfig) -> int:
     """Score, write and print.
 
     Returns:
-        The exit status: 1 if any prediction was missing or unusable, or a video of the dataset could not be read.
+        The exit status: 1 if any prediction was missing or unusable, or a part of the dataset could not be read.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as ``score_predictions``; or the report cannot be written.

@@ -163,7 +163,7 @@ class ScoreReport:
     doubts: tuple[str, ...] = ()
     """What kinds of masks may not be those that were meant, and how many there are of each."""
     unscorable: tuple[str, ...] = ()
-    """Videos that are in no mean, since their frames or ground truth cannot be read."""
+    """Videos and sentences that are in no mean, since their frames or ground truth cannot be read."""
 
     @property
     def mean_over_sentences(self) -> GroupScore:
@@ -261,7 +261,8 @@ def print_report(report: ScoreReport, console: Console) -> None:
     _print_list(console, f"missing or unusable predictions (missing={report.missing})", report.problems, "red")
     if report.problems and report.official_missing is not None:
         console.print(f"the official script: {report.official_missing}", markup=False, highlight=False)
-    _print_list(console, "videos whose frames or ground truth cannot be read, not scored", report.unscorable, "red")
+    title = "videos or sentences whose frames or ground truth cannot be read, not scored"
+    _print_list(console, title, report.unscorable, "red")
     if report.num_unscored:
         console.print(
             f"[yellow]{report.num_unscored} frames without ground truth (over all expressions), not scored[/]"

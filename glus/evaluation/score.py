@@ -54,7 +54,7 @@ class VideoScore:
     num_unscored: int
     """Frames of all expressions for which there is no ground truth."""
     unscorable: tuple[str, ...] = ()
-    """Why the dataset's own files allow no score of this video, if they do not."""
+    """Why the dataset's own files allow no score of this video, or of some of its sentences."""
     undecided: tuple[Undecided, ...] = ()
     """Of each expression, where it is asked for."""
 
@@ -159,12 +159,20 @@ class VideoScorer:
         Raises:
             ValueError: a prediction is missing or unusable and ``missing`` is ``error``.
         """
-        predictions = open_predictions(self.predictions_dir, video)
+        return self._score_video(video, open_predictions(self.predictions_dir, video))
+
+    def _score_video(self, video: Video, predictions: VideoPredictions) -> VideoScore:
+        """If need be without the sentences whose own truth cannot be read."""
         try:
             scored = {expression: np.flatnonzero(self.masks.annotated(expression)) for expression in video}
             measured = self._measure({e: frames for e, frames in scored.items() if frames.size}, predictions)
         except (ValueError, FileNotFoundError) as error:  # of a frame or of the truth; the other videos can be scored
-            return VideoScore([], [], (), (), {}, [], 0, (f"{video[0].dataset}/{video[0].video}: {error}",))
+            damaged = {expression: why for expression in video if (why := self._why_unreadable(expression))}
+            if not 0 < len(damaged) < len(video):
+                return VideoScore([], [], (), (), {}, [], 0, (f"{video[0].dataset}/{video[0].video}: {error}",))
+            rest = self._score_video([expression for expression in video if expression not in damaged], predictions)
+            lines = (f"{expression.name}: {why}" for expression, why in damaged.items())
+            return replace(rest, unscorable=(*lines, *rest.unscorable))
         problems = [*predictions.problems, *(line for one in measured for line in one.problems)]
         if problems and self.missing is Missing.error:
             raise ValueError(f"{problems[0]} (missing=error stops at the first)")
@@ -178,6 +186,16 @@ class VideoScorer:
             sum(len(expression.frames) - frames.size for expression, frames in scored.items()),
             undecided=tuple(self._undecided(one, scored) for one in measured) if self.is_deciding else (),
         )
+
+    def _why_unreadable(self, expression: Expression) -> str:
+        """What is wrong with the truth of this sentence; "" if nothing is."""
+        try:
+            size = self.frames.size(expression.video, expression.frames[0])
+            for frame in np.flatnonzero(self.masks.annotated(expression)).tolist():
+                self.masks.parts(expression, [frame], size)
+        except (ValueError, FileNotFoundError) as error:
+            return str(error)
+        return ""
 
     def _undecided(self, measured: Measured, scored: Mapping[Expression, np.ndarray]) -> Undecided:
         """Raises FileNotFoundError or ValueError where the predictions do not say what exists."""

@@ -281,7 +281,7 @@ def test_a_full_mask_of_an_object_that_fills_the_frame_is_right(dataset: Dataset
 
 
 @pytest.mark.parametrize("damage", ["bomb", "truth"])
-def test_a_video_that_cannot_be_read_does_not_stop_the_others(
+def test_what_cannot_be_read_does_not_stop_what_can(
     damage: str, dataset: DatasetConfig, perfect: Path, tmp_path: Path, monkeypatch
 ) -> None:
     split = Path(dataset.root) / "valid"
@@ -293,9 +293,16 @@ def test_a_video_that_cannot_be_read_does_not_stop_the_others(
         content["1"][1]["counts"] = "0"
         (split / "mask_dict.json").write_text(json.dumps(content))
     report = score_predictions(dataset, perfect)
-    assert list(scores(report)) == ["b/0"]
-    assert len(report.unscorable) == 1
-    assert report.unscorable[0].startswith("tiny/a/one: ")
+    if damage == "bomb":
+        assert list(scores(report)) == ["b/0"]
+        assert len(report.unscorable) == 1
+        assert report.unscorable[0].startswith("tiny/a/one: ")
+    else:  # of the object of two sentences
+        assert scores(report) == dict.fromkeys(("a/one/0", "a/one/10", "b/0"), (1.0, 1.0))
+        for line, exp_id in zip(report.unscorable, ("1", "2"), strict=True):
+            assert line.startswith(f"tiny/a/one/{exp_id}: mask of tiny/a/one/{exp_id}, frame 00005, annotation 1 in ")
+        with pytest.raises(ValueError, match="missing=error stops"):
+            score_predictions(dataset, shutil.copytree(perfect / "b", tmp_path / "pred/b").parent, Missing.error)
     write_report(report, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["unscorable"] == list(report.unscorable)
 
