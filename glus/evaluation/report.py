@@ -331,7 +331,7 @@ def write_report(report: ScoreReport, output_dir: Path) -> list[Path]:
 def csv_text(rows: Sequence[dict[str, object]]) -> str:
     """Rows with equal keys as CSV with a header line; floats keep every digit, None is an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [])  # its \r\n has it quote a single one, too
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -358,8 +358,9 @@ def _percent(value: Any) -> Any:
 def _as_row(score: ExpressionScore) -> dict[str, object]:
     values = asdict(score)
     measures = values.pop("measures")
-    answer, problems = score.answer.value, "; ".join(score.problems)
-    return {**values, "jf": score.jf, "answer": answer, "problems": problems, **measures}
+    del values["problems"]  # in report.json; all of them make a cell that is too long for csv
+    num_problems = len(score.problems)
+    return {**values, "jf": score.jf, "answer": score.answer.value, "num_problems": num_problems, **measures}
 
 
 def percents(row: Mapping[str, float]) -> dict[str, str]:

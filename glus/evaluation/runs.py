@@ -83,6 +83,7 @@ def read_run(folder: str | Path, label: str = "") -> ScoredRun:
     for name in ("report.json", "per_expression.csv"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}: score it first (glus score predictions={folder} ...)")
+    csv.field_size_limit(2**31 - 1)  # cells with all problems of a sentence, as they were written before 2026-12
     with (folder / "per_expression.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["is_counted"] == "True"]
     names = [f"{row['video']}/{row['exp_id']}" for row in rows]

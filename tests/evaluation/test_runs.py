@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -158,6 +159,22 @@ def test_what_the_means_leave_out_is_said(dataset: DatasetConfig, runs: list[Sco
     assert f"warning: {lines[0]}\nwarning: {lines[1]}\n" in console.file.getvalue()
     assert lines[1] in build_page(dataset, found, memory_frames, num_sentences=1)
     assert doubts(runs) == []
+
+
+def test_scores_are_read_back_whatever_they_hold(dataset: DatasetConfig, perfect: Path) -> None:
+    report = score_predictions(dataset, perfect)
+    first, *others = report.expressions
+    for text in ("a\rb", "a\nb", "a\r\nb", 'a, "b"', "\u2028"):
+        write_report(replace(report, expressions=(replace(first, text=text), *others)), perfect)
+        assert [score.text for score in read_run(perfect).scores.values()] == [text, *(one.text for one in others)]
+    problems = tuple(f"frame {frame:05d}: no such file" for frame in range(9000))
+    write_report(replace(report, expressions=(replace(first, problems=problems), *others)), perfect)
+    file = perfect / "per_expression.csv"
+    (row, *_) = csv.DictReader(file.read_text().splitlines())
+    assert row["num_problems"] == "9000"
+    file.write_text(file.read_text().replace(",9000\n", f",{'; '.join(problems)}\n"))  # as before 2026-12
+    assert "; frame 08999: no such file\n" in file.read_text()
+    assert len(read_run(perfect).scores) == 5
 
 
 def test_the_cost_is_found_under_its_former_name(runs: list[ScoredRun]) -> None:
