@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -311,21 +312,21 @@ def print_rows(console: Console, title: str, name: str, rows: Mapping[str, Mappi
 def write_report(report: ScoreReport, output_dir: Path) -> list[Path]:
     """Write report.json, per_expression.csv and, where objects are scored, per_object.csv into ``output_dir``.
 
-    Each file is complete or absent. Means, in JSON, are in percent (null over nothing); the scores that they are made
-    of, in CSV, in [0, 1].
+    Each file is complete or absent, and report.json, the last, holds a hash of per_expression.csv. Means, in JSON, are
+    in percent (null over nothing); the scores that they are made of, in CSV, in [0, 1].
 
     Returns:
         The paths.
     """
-    files = {
-        "report.json": json.dumps(_as_json(report), indent=2, allow_nan=False) + "\n",
-        "per_expression.csv": csv_text([_as_row(score) for score in report.expressions]),
-    }
+    summary, scores, objects = (output_dir / name for name in ("report.json", "per_expression.csv", "per_object.csv"))
+    write_text(scores, csv_text([_as_row(score) for score in report.expressions]))
     if report.objects:
-        files["per_object.csv"] = csv_text([asdict(score) for score in report.objects])
-    for name, text in files.items():
-        write_text(output_dir / name, text)
-    return [output_dir / name for name in files]
+        write_text(objects, csv_text([asdict(score) for score in report.objects]))
+    else:
+        objects.unlink(missing_ok=True)  # of another protocol
+    content = {**_as_json(report), "per_expression_sha256": sha256(scores.read_bytes()).hexdigest()}
+    write_text(summary, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return [summary, scores, *([objects] if report.objects else [])]
 
 
 def csv_text(rows: Sequence[dict[str, object]]) -> str:

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,16 @@ def read_run(folder: str | Path, label: str = "") -> ScoredRun:
 
     Raises:
         FileNotFoundError: it is not scored.
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or report.json and per_expression.csv are not of one scoring.
     """
     folder = Path(folder)
     for name in ("report.json", "per_expression.csv"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}: score it first (glus score predictions={folder} ...)")
+    report = read_object(folder / "report.json")
+    digest = sha256((folder / "per_expression.csv").read_bytes()).hexdigest()
+    if report.get("per_expression_sha256", digest) != digest:
+        raise ValueError(f"report.json and per_expression.csv in {folder} are not of one scoring: score it again")
     csv.field_size_limit(2**31 - 1)  # cells with all problems of a sentence, as they were written before 2026-12
     with (folder / "per_expression.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["is_counted"] == "True"]
@@ -90,8 +95,7 @@ def read_run(folder: str | Path, label: str = "") -> ScoredRun:
     scores = [SentenceScore(row["video"], row["text"], row["group"], 100 * float(row["jf"])) for row in rows]
     made_by = _read_if_there(folder / "predict.json")
     cost = _read_if_there(folder / "cost.json") or _read_if_there(folder / "summary.json")  # its name before 2026-12
-    report, by_name = read_object(folder / "report.json"), dict(zip(names, scores, strict=True))
-    return ScoredRun(label or folder.name, folder, by_name, report, made_by, cost)
+    return ScoredRun(label or folder.name, folder, dict(zip(names, scores, strict=True)), report, made_by, cost)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[ScoredRun]:
@@ -113,8 +117,8 @@ def common_sentences(runs: Sequence[ScoredRun]) -> list[str]:
 
 
 def doubts(runs: Sequence[ScoredRun]) -> list[str]:
-    """What a reader must know of what is compared: sentences that are in no mean."""
-    lines = [f"{run.label}: {line}" for run in runs for line in left_out(run.report)]
+    """What a reader must know of what is compared: sentences that are in no mean, scores that may be old."""
+    lines = [f"{run.label}: {line}" for run in runs for line in (*left_out(run.report), *_older_scores(run.folder))]
     num_all, num_common = len({name for run in runs for name in run.scores}), len(common_sentences(runs))
     if num_common < num_all:
         lines.append(f"{num_all - num_common} of {num_all} sentences are not in the means of every run, and left out")
@@ -266,6 +270,14 @@ def _training_settings(run: ScoredRun) -> dict[str, Any]:
     file = run.training and run.training / "config.yaml"
     settings: Any = OmegaConf.to_container(OmegaConf.load(file)) if file and file.is_file() else {}
     return leaves(settings, "train.") if "trainer" in settings else {}
+
+
+def _older_scores(folder: Path) -> list[str]:
+    """Than what ``predict.py`` writes at its end."""
+    cost, report = folder / "cost.json", folder / "report.json"
+    if not cost.is_file() or cost.stat().st_mtime_ns <= report.stat().st_mtime_ns:
+        return []
+    return ["cost.json is newer than report.json; if more was predicted since it was scored, score it again"]
 
 
 def _read_if_there(file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -64,6 +65,7 @@ def finish(folder: Path, dataset: DatasetConfig, stride: int) -> Path:
     (folder / "predict.json").write_text(json.dumps({"identity": identity, "weights": "nowhere", "run": {}}))
     summary = {"frames": 5, "elapsed": 1.0, "seconds": {"llm": 0.25}}
     (folder / "cost.json").write_text(json.dumps(summary))
+    os.utime(folder / "cost.json", (0, 0))
     return folder
 
 
@@ -174,7 +176,24 @@ def test_scores_are_read_back_whatever_they_hold(dataset: DatasetConfig, perfect
     assert row["num_problems"] == "9000"
     file.write_text(file.read_text().replace(",9000\n", f",{'; '.join(problems)}\n"))  # as before 2026-12
     assert "; frame 08999: no such file\n" in file.read_text()
+    edit_json(perfect / "report.json", lambda content: content.pop("per_expression_sha256"))
     assert len(read_run(perfect).scores) == 5
+
+
+def test_scores_that_are_not_of_one_scoring_are_refused(dataset: DatasetConfig, runs: list[ScoredRun]) -> None:
+    """Scoring was killed between the two files; or the predictions went on after it."""
+    worse, perfect = (run.folder for run in runs)
+    shutil.copy(worse / "per_expression.csv", perfect)
+    with pytest.raises(ValueError, match=r"report.json and per_expression.csv .* are not of one scoring: score it"):
+        read_run(perfect)
+    assert read_run(worse).scores
+    (worse / "per_object.csv").touch()
+    write_report(score_predictions(dataset, worse), worse)
+    assert not (worse / "per_object.csv").exists(), "of an earlier protocol"
+    os.utime(worse / "cost.json", ns=(0, 2**62))
+    assert doubts([read_run(worse)]) == [
+        "worse: cost.json is newer than report.json; if more was predicted since it was scored, score it again"
+    ]
 
 
 def test_the_cost_is_found_under_its_former_name(runs: list[ScoredRun]) -> None:
