@@ -22,7 +22,7 @@ def report_runs(config: ReportConfig) -> None:
 
     Raises:
         FileNotFoundError: a run is not scored, or the dataset is not there.
-        ValueError: runs are of different splits, or a prediction is missing.
+        ValueError: runs are of different splits or of another than ``dataset``, or a prediction is missing.
     """
     page = build_page(config.dataset, read_runs(config.runs), memory_frames, config.num_sentences)
     write_text(Path(config.output), page)

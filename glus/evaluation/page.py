@@ -61,11 +61,15 @@ def build_page(
         preface: HTML that comes first.
 
     Raises:
-        FileNotFoundError, ValueError: the dataset is not there, or a prediction cannot be read.
+        FileNotFoundError, ValueError: the dataset is not there or not the one that was scored, or a prediction cannot
+            be read.
     """
+    title = f"{runs[0].report['dataset']} ({runs[0].report['split']})"
+    if title != (given := f"{dataset.name} ({dataset.split})"):
+        raise ValueError(f"the runs are scored on {title}, but dataset is {given}: give the dataset they predicted")
     return TEMPLATES.get_template("page.html").render(
         preface=preface,
-        title=f"{runs[0].report['dataset']} ({runs[0].report['split']})",
+        title=title,
         runs=runs,
         rows=compare_runs(runs),
         doubts=doubts(runs),

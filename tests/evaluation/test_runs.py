@@ -224,6 +224,11 @@ def test_runs_that_cannot_be_compared_are_refused(runs: list[ScoredRun], tmp_pat
         read_runs([run.folder for run in runs])
 
 
+def test_the_page_is_of_the_split_that_was_scored(dataset: DatasetConfig, runs: list[ScoredRun]) -> None:
+    with pytest.raises(ValueError, match=r"the runs are scored on tiny \(valid\), but dataset is other \(valid\)"):
+        build_page(replace(dataset, name="other"), runs, memory_frames)
+
+
 def test_the_page_holds_everything_and_needs_no_network(dataset: DatasetConfig, runs: list[ScoredRun]) -> None:
     page = build_page(dataset, runs, memory_frames, num_sentences=1)
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
