@@ -16,14 +16,15 @@ For every expression, J&F against its ground truth of
   choice always right.
 
 Where an answer does not exist (no sentence about different objects; no object in the video) the expression is left out
-of that row alone, and counted.
+of that row alone, and counted. As in the score, frames and pixels without a truth do not count; expressions without any
+are left out, and counted, too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 
@@ -37,12 +38,14 @@ from glus.data.frames import FrameStore
 from glus.data.parallel import map_in_processes
 from glus.data.predictions import check_predictions_dir, open_predictions
 from glus.evaluation.packed import BitMasks, TargetReader, compare, read_complete
+from glus.evaluation.protocols import PROTOCOLS
 from glus.evaluation.report import MEANS, csv_text, print_rows
 from glus.evaluation.score import chunks, joined, read_scored_videos
 from glus.types import Expression, Video
 
 LOOK_ALIKES = ("both_look_alikes", "random_look_alike")
-SENTENCE_BLIND = (*LOOK_ALIKES, "all_objects", "random_object", "other_sentence")
+OBJECTS = ("all_objects", "random_object")
+SENTENCE_BLIND = (*LOOK_ALIKES, *OBJECTS, "other_sentence")
 """The rows that ``model`` must beat to show that it uses the sentence."""
 ROWS = ("model", *SENTENCE_BLIND, "empty", "ceiling", "oracle")
 """The answers that are compared; ``model`` comes first."""
@@ -59,18 +62,37 @@ Scores = dict[str, float]
 """J&F in [0, 1] by row; a row that does not exist for the expression is left out."""
 RowScores = dict[str, np.ndarray]
 """The same for each of some frames: (F,) float64 by row."""
+Compared = tuple[Expression, Scores, np.ndarray | None, np.ndarray | None]
+"""What ``Comparison`` holds of an expression."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """J&F against the truth of one expression, in those of some frames that have one."""
+
+    target: BitMasks
+    void: BitMasks | None
+    is_known_F: np.ndarray
+
+    def __call__(self, answer: BitMasks) -> np.ndarray:
+        """Of an answer in all the frames."""
+        words = answer.words_TWh if self.is_known_F.all() else answer.words_TWh[self.is_known_F]
+        return compare(BitMasks(words, answer.height), self.target, self.void).jf_T
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of one model's predictions for every expression, in dataset order."""
+    """The rows of one model's predictions for every expression that has a ground truth, in dataset order."""
 
     expressions: tuple[Expression, ...]
     scores: tuple[Scores, ...]
     chosen: tuple[np.ndarray | None, ...]
-    """(T,) bool: in which frames the answer fits the object better than the other look-alike, where there is one."""
+    """(T,) bool, of the frames that have a truth: in which the answer fits the object better than the other look-alike,
+    where there is one."""
     decided: tuple[np.ndarray | None, ...]
-    """(T,) bool: which frames the model's frames and memory can decide, where that is known."""
+    """(T,) bool, of the same: which the model's frames and memory can decide, where that is known."""
+    num_without_truth: int = field(default=0, kw_only=True)
+    """Expressions that are left out."""
 
     def table(self) -> dict[str, dict[str, float | None]]:
         """J&F in percent by group and row, and ``margin``: how far ``model`` is above the best blind row of the group.
@@ -120,7 +142,7 @@ def compare_predictions(
 
     Raises:
         FileNotFoundError: a folder or a file of the dataset does not exist.
-        ValueError: a prediction is missing or unusable, no predictions are given, or the split has no ground truth.
+        ValueError: a prediction is missing or unusable, no predictions are given, or there is no ground truth.
         ChildProcessError: a process died.
     """
     if not predictions:
@@ -130,10 +152,13 @@ def compare_predictions(
     videos = read_scored_videos(dataset)[:max_videos]
     comparer = VideoComparer(dataset, {label: Path(folder) for label, folder in predictions.items()})
     results = list(map_in_processes(comparer, videos, num_workers))
-    expressions = tuple(expression for video in videos for expression in video)
+    answers = {label: [answer for result in results for answer in result[label]] for label in predictions}
+    num_all, num_compared = sum(map(len, videos)), min(map(len, answers.values()))
+    if not num_compared:
+        raise ValueError(f"{dataset.name}: none of the {num_all} expressions has a ground truth in any frame")
+    left_out = num_all - num_compared
     return {
-        label: Comparison(expressions, *zip(*(answer for result in results for answer in result[label]), strict=True))
-        for label in predictions
+        label: Comparison(*zip(*found, strict=True), num_without_truth=left_out) for label, found in answers.items()
     }
 
 
@@ -146,49 +171,61 @@ class VideoComparer:
         self.variants = {label: variant_of(folder) for label, folder in predictions.items()}
         self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
         self.masks.open()
+        self.is_ignoring = PROTOCOLS[dataset.protocol].is_ignoring
 
-    def __call__(self, video: Video) -> dict[str, list[tuple[Scores, np.ndarray | None, np.ndarray | None]]]:
-        """By label, of each expression the rows, ``chosen`` and ``decided``; every mask is read once."""
-        size = self.frames.size(video[0].video, video[0].frames[0])
+    def __call__(self, video: Video) -> dict[str, list[Compared]]:
+        """By label, each expression that has a truth; every mask is read once."""
         opened = {label: open_predictions(folder, video) for label, folder in self.predictions.items()}
+        annotated = {e: known_T for e in video if (known_T := self.masks.annotated(e)).any()}
+        video = list(annotated)
+        if not video:
+            return {label: [] for label in opened}
+        size, is_annotated_T = self.frames.size(video[0].video, video[0].frames[0]), np.any([*annotated.values()], 0)
         names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
         is_alike = [(expression.video, expression.exp_id) in self.evidence for expression in video]
         alike = {name for e, has_twin in zip(video, is_alike, strict=True) for name in e.annotation_ids if has_twin}
         found: dict[str, list[list[RowScores]]] = {label: [[] for _ in video] for label in opened}
-        for frames in chunks(len(video[0].frames)):
-            targets = TargetReader(self.masks, frames, size)
-            objects = {name: targets(replace(video[0], annotation_ids=(name,))) for name in names}
+        for span in chunks(len(video[0].frames)):
+            frames = [frame for frame in span if is_annotated_T[frame]]
+            targets, nothing = TargetReader(self.masks, frames, size), BitMasks.empty(len(frames), size)
+            objects = {name: _where_known(targets, replace(video[0], annotation_ids=(name,))) for name in names}
             pair = {name: mask for name, mask in objects.items() if name in alike}
+            judges = [self._judge(targets, e, known_T[frames]) for e, known_T in annotated.items()]
             blind = [
-                _blind_scores(objects.values(), targets(e))
-                | (_object_scores(pair.values(), targets(e), LOOK_ALIKES) if has_twin else {})
-                for e, has_twin in zip(video, is_alike, strict=True)
+                {**_object_scores(objects.values(), nothing, judge, OBJECTS), "empty": judge(nothing)}
+                | (_object_scores(pair.values(), nothing, judge, LOOK_ALIKES) if has_twin else {})
+                for judge, has_twin in zip(judges, is_alike, strict=True)
             ]
             for label, predictions in opened.items():
                 answers = [read_complete(predictions, expression, frames, size) for expression in video]
-                for index, expression in enumerate(video):
-                    scores = _model_scores(video, answers, index, targets(expression)) | blind[index]
+                for index, (expression, judge) in enumerate(zip(video, judges, strict=True)):
+                    scores = _model_scores(video, answers, index, judge) | blind[index]
                     others = pair.keys() - {*expression.annotation_ids}
-                    foils = [compare(answers[index], pair[name]).jf_T for name in others]
+                    foils = [compare(answers[index], pair[name]).jf_T[judge.is_known_F] for name in others]
                     scores |= {_FOIL: np.max(foils, axis=0)} if is_alike[index] and foils else {}
                     found[label][index].append(scores)
         return {
-            label: [self._over_frames(e, label, joined(scores)) for e, scores in zip(video, of_video, strict=True)]
+            label: [
+                self._over_frames(e, known_T, label, joined(scores))
+                for (e, known_T), scores in zip(annotated.items(), of_video, strict=True)
+            ]
             for label, of_video in found.items()
         }
 
-    def _over_frames(
-        self, expression: Expression, label: str, rows: RowScores
-    ) -> tuple[Scores, np.ndarray | None, np.ndarray | None]:
-        """The means over all frames, ``chosen`` and ``decided``."""
+    def _judge(self, targets: TargetReader, expression: Expression, is_known_F: np.ndarray) -> Judge:
+        known = [frame for frame, is_known in zip(targets.frames, is_known_F, strict=True) if is_known]
+        void = targets.ignored(expression, known) if self.is_ignoring else None
+        return Judge(targets(expression, known), void, is_known_F)
+
+    def _over_frames(self, expression: Expression, known_T: np.ndarray, label: str, rows: RowScores) -> Compared:
         evidence, variant = self.evidence.get((expression.video, expression.exp_id)), self.variants[label]
         decided_T = None
         if evidence is not None and variant is not None:
-            decided_T = decided_frames(evidence, len(expression.frames), variant)
+            decided_T = decided_frames(evidence, len(expression.frames), variant)[known_T]
             rows["ceiling"] = np.where(decided_T, 1.0, np.maximum(*(rows[row] for row in LOOK_ALIKES)))
         foil_T = rows.pop(_FOIL, None)
         chosen_T = None if foil_T is None else rows["model"] > foil_T
-        return {row: float(np.mean(jf_T)) for row, jf_T in rows.items()}, chosen_T, decided_T
+        return expression, {row: float(np.mean(jf_T)) for row, jf_T in rows.items()}, chosen_T, decided_T
 
 
 def rows_as_csv(comparisons: Mapping[str, Comparison]) -> str:
@@ -224,6 +261,8 @@ def print_comparison(label: str, comparison: Comparison, console: Console) -> No
         for row, count in rows_excluded.items():
             if row not in (*LOOK_ALIKES, "ceiling"):  # which few kinds have, as the table shows
                 console.print(f"{kind}: {count} expressions have no {row} and are left out of that row", markup=False)
+    if comparison.num_without_truth:
+        console.print(f"{comparison.num_without_truth} expressions without ground truth, left out", markup=False)
 
 
 def margin(rows: Mapping[str, float | None]) -> float | None:
@@ -233,10 +272,10 @@ def margin(rows: Mapping[str, float | None]) -> float | None:
     return None if model is None or not blind else model - max(blind)
 
 
-def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, target: BitMasks) -> RowScores:
+def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, judge: Judge) -> RowScores:
     """Rows made of the model's answers: to this expression, to those about entirely different objects, to any."""
     own = set(video[index].annotation_ids)
-    scores = [compare(answer, target).jf_T for answer in answers]
+    scores = [judge(answer) for answer in answers]
     others = [
         score
         for expression, score in zip(video, scores, strict=True)
@@ -246,20 +285,23 @@ def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, target:
     return rows | ({"other_sentence": np.mean(others, axis=0)} if others else {})
 
 
-def _blind_scores(objects: Collection[BitMasks], target: BitMasks) -> RowScores:
-    """Rows made of the ground truth of the video's objects alone."""
-    nothing = BitMasks.empty(target.shape[0], target.shape[1:])
-    return {**_object_scores(objects, target, ("all_objects", "random_object")), "empty": compare(nothing, target).jf_T}
-
-
-def _object_scores(objects: Collection[BitMasks], target: BitMasks, rows: tuple[str, str]) -> RowScores:
+def _object_scores(objects: Collection[BitMasks], nothing: BitMasks, judge: Judge, rows: tuple[str, str]) -> RowScores:
     """All of the objects at once, and where there are any, one of them at random."""
-    nothing = np.zeros_like(target.words_TWh)
-    union = BitMasks(reduce(np.bitwise_or, (mask.words_TWh for mask in objects), nothing), target.height)
-    scores = {rows[0]: compare(union, target).jf_T}
+    union = reduce(np.bitwise_or, (mask.words_TWh for mask in objects), nothing.words_TWh)
+    scores = {rows[0]: judge(BitMasks(union, nothing.height))}
     if objects:
-        scores[rows[1]] = np.mean([compare(mask, target).jf_T for mask in objects], axis=0)
+        scores[rows[1]] = np.mean([judge(mask) for mask in objects], axis=0)
     return scores
+
+
+def _where_known(targets: TargetReader, named: Expression) -> BitMasks:
+    """The object that an expression names, in all the frames; nothing in those without its truth."""
+    is_known_F = targets.masks.annotated(named)[targets.frames]
+    if is_known_F.all():
+        return targets(named)
+    masks = BitMasks.empty(len(targets.frames), targets.size)
+    masks.words_TWh[is_known_F] = targets(named, np.array(targets.frames)[is_known_F].tolist()).words_TWh
+    return masks
 
 
 def _over_groups(groups: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:

@@ -151,14 +151,19 @@ def open_sources(truth: MaskStore | None, folders: Mapping[str, Path], sentences
     """A reader of all masks of some sentences about one video, which raises ValueError where one is missing.
 
     Args:
-        truth: the source "ground truth", which comes first; None where it is not public.
+        truth: the source "ground truth", which comes first, empty in frames without one; None where it is not public.
         folders: of predictions, by what they are called.
         sentences: about the video.
     """
     opened = {source: open_predictions(folder, sentences) for source, folder in folders.items()}
+    annotated = {} if truth is None else {expression: truth.annotated(expression) for expression in sentences}
 
     def read(expression: Expression, frames: Sequence[int], size: Size) -> dict[str, np.ndarray]:
-        masks = {} if truth is None else {"ground truth": truth.read(expression, frames, size) > 0}
+        masks = {}
+        if truth is not None:
+            known = [place for place, frame in enumerate(frames) if annotated[expression][frame]]
+            masks["ground truth"] = np.zeros((len(frames), *size), bool)
+            masks["ground truth"][known] = truth.read(expression, [frames[place] for place in known], size)
         for source, predictions in opened.items():
             masks[source] = read_complete(predictions, expression, frames, size).to_dense() > 0
         return masks

@@ -279,8 +279,8 @@ def left_out(report: Mapping[str, Any]) -> list[str]:
     lines = []
     if num_unscorable := len(report.get("unscorable", ())):
         lines.append(f"{num_unscorable} videos or sentences could not be scored (unscorable in report.json)")
-    chosen, of_split = report.get("num_videos"), report.get("num_videos_of_split")
-    if chosen is not None and chosen != of_split:
+    chosen, of_split = report.get("num_videos", 0), report.get("num_videos_of_split", 0)
+    if chosen < of_split:
         lines.append(_part(chosen, of_split))
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from glus.config import DatasetConfig
+from glus.config import DatasetConfig, Layout, Protocol
 from glus.evaluation.baselines import (
     ROWS,
     compare_predictions,
@@ -21,6 +22,10 @@ from glus.evaluation.baselines import (
     rows_as_csv,
     summary,
 )
+from glus.evaluation.score import score_predictions
+from tests.edits import edit_json
+from tests.evaluation.predicted import true_masks, write_png
+from tests.layouts import WRITERS
 
 ONE_OF_TWO = 100 * (1 / 2 + 2 / 3) / 2
 """J&F between one box and two equal boxes: J 1/2; precision 1 and recall 1/2, or the reverse, hence F 2/3."""
@@ -158,6 +163,37 @@ def test_incomplete_predictions_are_an_error(dataset: DatasetConfig, perfect: Pa
         compare_predictions(dataset, {"m": perfect / "misspelt"})
     with pytest.raises(ValueError, match="nothing to compare"):
         compare_predictions(dataset, {})
+
+
+@pytest.mark.parametrize("layout", [Layout.reason_vos, Layout.reason_seg])
+def test_what_has_no_truth_does_not_count(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row of the model is its score: over the same frames, pixels and sentences."""
+    written = WRITERS[layout](tmp_path / "data", "val")
+    dataset, masks = written.dataset, true_masks(written)
+    if layout is Layout.reason_vos:
+        for name, frames in {
+            "MOSE_reason0_1": (0, 1, 3),
+            "MOSE_reason0_2": (0, 1),
+            "BURST_reason1_1": range(5),
+        }.items():
+            for frame in frames:
+                (tmp_path / "data/Annotations" / name / f"{frame:05d}.png").unlink()
+    else:
+        dataset.protocol = Protocol.images
+        edit_json(tmp_path / "data/val/val_0.json", lambda content: content.update(shapes=[]))
+    for mask_THW in masks.values():
+        mask_THW[:, ::2] ^= True
+    folder = write_png(tmp_path / "predictions", dataset, masks)
+    monkeypatch.setattr("glus.evaluation.score.CHUNK_FRAMES", 2)  # the first two frames of reason0 have no truth
+    compared, report = compare_predictions(dataset, {"m": folder})["m"], score_predictions(dataset, folder)
+    found = {
+        f"{e.video}/{e.exp_id}": rows["model"] for e, rows in zip(compared.expressions, compared.scores, strict=True)
+    }
+    assert found == {f"{one.video}/{one.exp_id}": pytest.approx(one.jf) for one in report.expressions}
+    assert compared.num_without_truth == len(report.without_truth) > 0
+    file = io.StringIO()
+    print_comparison("m", compared, Console(width=200, file=file))
+    assert f"{compared.num_without_truth} expressions without ground truth, left out" in file.getvalue()
 
 
 def test_without_groups_there_is_one_kind(dataset: DatasetConfig, perfect: Path) -> None:

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from glus.config import DatasetConfig, Missing
-from glus.data.benchmarks.index import read_expressions
+from glus.config import DatasetConfig, Layout, Missing
+from glus.data.benchmarks.index import open_masks, read_expressions
 from glus.data.predictions import write_answers
 from glus.evaluation.baselines import compare_predictions
-from glus.evaluation.page import build_page
+from glus.evaluation.page import build_page, open_sources
 from glus.evaluation.report import print_report, write_report
 from glus.evaluation.runs import (
     ScoredRun,
@@ -38,6 +38,8 @@ from glus.evaluation.runs import (
 from glus.evaluation.score import score_predictions
 from glus.models.glus import memory_frames
 from tests.edits import edit_json
+from tests.evaluation.predicted import true_masks, write_png
+from tests.layouts import SIZE, WRITERS
 
 SETTINGS = {
     "key_frames": None,
@@ -227,6 +229,17 @@ def test_runs_that_cannot_be_compared_are_refused(runs: list[ScoredRun], tmp_pat
 def test_the_page_is_of_the_split_that_was_scored(dataset: DatasetConfig, runs: list[ScoredRun]) -> None:
     with pytest.raises(ValueError, match=r"the runs are scored on tiny \(valid\), but dataset is other \(valid\)"):
         build_page(replace(dataset, name="other"), runs, memory_frames)
+
+
+def test_a_frame_without_truth_does_not_stop_the_page(tmp_path: Path) -> None:
+    written = WRITERS[Layout.reason_vos](tmp_path / "data", "valid")
+    folder = write_png(tmp_path / "predictions", written.dataset, true_masks(written))
+    (tmp_path / "data/Annotations/MOSE_reason0_1/00001.png").unlink()
+    write_report(score_predictions(written.dataset, folder), folder)
+    assert "data:video/mp4" in build_page(written.dataset, read_runs([folder]), memory_frames, num_sentences=1)
+    first = read_expressions(written.dataset)[0]
+    read = open_sources(open_masks(written.dataset), {}, [first])
+    assert read(first, [0, 1], SIZE)["ground truth"].any((1, 2)).tolist() == [True, False]
 
 
 def test_the_page_holds_everything_and_needs_no_network(dataset: DatasetConfig, runs: list[ScoredRun]) -> None:
