@@ -8,7 +8,7 @@ For every expression, J&F against its ground truth of
 - ``all_objects``: every annotated object of the video at once;
 - ``random_object``: one object of the video drawn at random (the exact expectation, nothing is sampled);
 - ``other_sentence``: the model's prediction for another sentence of the video about entirely different objects (the
-  mean over all such sentences);
+  mean over all such sentences; where the dataset numbers no objects, equal masks are of one);
 - ``empty``: nothing;
 - ``ceiling``: the right mask in every frame that the model's frames and memory can decide (``glus/data/evidence.py``),
   in the others the better of the two look-alike rows: what no model of its kind exceeds;
@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from glus.config import DatasetConfig
 from glus.data.benchmarks.index import open_masks
 from glus.data.evidence import decided_frames, read_evidence, variant_of
 from glus.data.frames import FrameStore
+from glus.data.masks import Size
 from glus.data.parallel import map_in_processes
 from glus.data.predictions import check_predictions_dir, open_predictions
 from glus.evaluation.packed import BitMasks, TargetReader, compare, read_complete
@@ -181,15 +183,18 @@ class VideoComparer:
         if not video:
             return {label: [] for label in opened}
         size, is_annotated_T = self.frames.size(video[0].video, video[0].frames[0]), np.any([*annotated.values()], 0)
-        names = list(dict.fromkeys(name for expression in video for name in expression.annotation_ids))
+        about, annotations = self._objects(video, size)
         is_alike = [(expression.video, expression.exp_id) in self.evidence for expression in video]
-        alike = {name for e, has_twin in zip(video, is_alike, strict=True) for name in e.annotation_ids if has_twin}
+        alike = {number for own, has_twin in zip(about, is_alike, strict=True) for number in own if has_twin}
         found: dict[str, list[list[RowScores]]] = {label: [[] for _ in video] for label in opened}
         for span in chunks(len(video[0].frames)):
             frames = [frame for frame in span if is_annotated_T[frame]]
             targets, nothing = TargetReader(self.masks, frames, size), BitMasks.empty(len(frames), size)
-            objects = {name: _where_known(targets, replace(video[0], annotation_ids=(name,))) for name in names}
-            pair = {name: mask for name, mask in objects.items() if name in alike}
+            objects = {
+                number: _where_known(targets, replace(video[0], annotation_ids=names))
+                for number, names in annotations.items()
+            }
+            pair = {number: mask for number, mask in objects.items() if number in alike}
             judges = [self._judge(targets, e, known_T[frames]) for e, known_T in annotated.items()]
             blind = [
                 {**_object_scores(objects.values(), nothing, judge, OBJECTS), "empty": judge(nothing)}
@@ -198,10 +203,10 @@ class VideoComparer:
             ]
             for label, predictions in opened.items():
                 answers = [read_complete(predictions, expression, frames, size) for expression in video]
-                for index, (expression, judge) in enumerate(zip(video, judges, strict=True)):
-                    scores = _model_scores(video, answers, index, judge) | blind[index]
-                    others = pair.keys() - {*expression.annotation_ids}
-                    foils = [compare(answers[index], pair[name]).jf_T[judge.is_known_F] for name in others]
+                for index, judge in enumerate(judges):
+                    scores = _model_scores(about, answers, index, judge) | blind[index]
+                    others = pair.keys() - about[index]
+                    foils = [compare(answers[index], pair[number]).jf_T[judge.is_known_F] for number in others]
                     scores |= {_FOIL: np.max(foils, axis=0)} if is_alike[index] and foils else {}
                     found[label][index].append(scores)
         return {
@@ -211,6 +216,33 @@ class VideoComparer:
             ]
             for label, of_video in found.items()
         }
+
+    def _objects(self, video: Video, size: Size) -> tuple[list[set[str]], dict[str, tuple[str, ...]]]:
+        """The objects of each sentence, and the annotations of each object.
+
+        Several annotations are of one object where each sentence (Ref-YouTube-VOS valid, which numbers no objects) or
+        each interval (GroundMoRe) has its own.
+        """
+        about: list[set[str]] = []
+        annotations: dict[str, tuple[str, ...]] = {}
+        for expression in video:
+            names = expression.annotation_ids
+            if expression.object_ids:
+                numbers = [str(number) for number in expression.object_ids]
+            else:
+                numbers = [self._digest(replace(expression, annotation_ids=(name,)), size) for name in names]
+            for number, name in zip(numbers, names, strict=True):
+                annotations[number] = tuple(dict.fromkeys((*annotations.get(number, ()), name)))
+            about.append(set(numbers))
+        return about, annotations
+
+    def _digest(self, expression: Expression, size: Size) -> str:
+        """Of its masks."""
+        known, digest = np.flatnonzero(self.masks.annotated(expression)), sha256()
+        for span in chunks(len(known)):
+            targets = TargetReader(self.masks, known[span].tolist(), size)
+            digest.update(targets(expression).words_TWh.tobytes())
+        return digest.hexdigest()
 
     def _judge(self, targets: TargetReader, expression: Expression, is_known_F: np.ndarray) -> Judge:
         known = [frame for frame, is_known in zip(targets.frames, is_known_F, strict=True) if is_known]
@@ -272,14 +304,11 @@ def margin(rows: Mapping[str, float | None]) -> float | None:
     return None if model is None or not blind else model - max(blind)
 
 
-def _model_scores(video: Video, answers: Sequence[BitMasks], index: int, judge: Judge) -> RowScores:
+def _model_scores(about: Sequence[set[str]], answers: Sequence[BitMasks], index: int, judge: Judge) -> RowScores:
     """Rows made of the model's answers: to this expression, to those about entirely different objects, to any."""
-    own = set(video[index].annotation_ids)
     scores = [judge(answer) for answer in answers]
     others = [
-        score
-        for expression, score in zip(video, scores, strict=True)
-        if expression.annotation_ids and own.isdisjoint(expression.annotation_ids)
+        score for objects, score in zip(about, scores, strict=True) if objects and objects.isdisjoint(about[index])
     ]
     rows = {"model": scores[index], "oracle": np.max(scores, axis=0)}
     return rows | ({"other_sentence": np.mean(others, axis=0)} if others else {})

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from glus.evaluation.baselines import (
     rows_as_csv,
     summary,
 )
+from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.evaluation.score import score_predictions
 from tests.edits import edit_json
 from tests.evaluation.predicted import true_masks, write_png
@@ -194,6 +196,37 @@ def test_what_has_no_truth_does_not_count(layout: Layout, tmp_path: Path, monkey
     file = io.StringIO()
     print_comparison("m", compared, Console(width=200, file=file))
     assert f"{compared.num_without_truth} expressions without ground truth, left out" in file.getvalue()
+
+
+def test_sentences_with_annotations_of_their_own_can_be_about_one_object(tmp_path: Path) -> None:
+    """Eleven sentences about three objects; and objects that have an annotation for each interval."""
+    written = WRITERS[Layout.ref_youtube_vos_valid](tmp_path / "youtube", "valid")
+    folder = write_png(tmp_path / "youtube_pngs", written.dataset, true_masks(written))
+    compared = compare_predictions(written.dataset, {"m": folder}, max_videos=1)["m"]
+    objects_OTHW = [written.truth["valid0", str(number)].masks_THW for number in range(3)]
+    jf_OO = [[np.mean([region_similarity(a, b), boundary_accuracy(a, b)]) for a in objects_OTHW] for b in objects_OTHW]
+    for number, rows in enumerate(compared.scores):
+        own, others = number % 3, [other % 3 for other in range(11) if other % 3 != number % 3]
+        assert rows["random_object"] == pytest.approx(np.mean(jf_OO[own]))
+        assert rows["other_sentence"] == pytest.approx(np.mean([jf_OO[own][other] for other in others]))
+
+    written = WRITERS[Layout.groundmore](tmp_path / "groundmore", "trainval")
+    masks = true_masks(written)
+
+    def ask_again(content: dict[str, Any]) -> None:
+        for video, entry in content["videos"].items():
+            entry["questions"]["2"] = {**entry["questions"]["0"], "action_end": "01:02"}
+            masks[video, "2"] = masks[video, "0"] & (np.arange(24) < 12)[:, None, None]
+
+    edit_json(tmp_path / "groundmore/trainval_v2.json", ask_again)
+    folder = write_png(tmp_path / "groundmore_pngs", written.dataset, masks)
+    compared = compare_predictions(written.dataset, {"m": folder}, max_videos=1)["m"]
+    told, again = ([*compared.scores][number]["other_sentence"] for number in (0, 2))
+    jf = [
+        float(np.mean([f(masks[video, "1"], masks[video, number]) for f in (region_similarity, boundary_accuracy)]))
+        for video, number in ((compared.expressions[0].video, number) for number in "02")
+    ]
+    assert [told, again] == pytest.approx(jf), "object 1 is that of both, only 2 and 3 are others"
 
 
 def test_without_groups_there_is_one_kind(dataset: DatasetConfig, perfect: Path) -> None:
