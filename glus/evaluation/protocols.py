@@ -159,6 +159,10 @@ class ImageProtocol(JFProtocol):
     cIoU is the sum of all intersections over the sum of all unions, gIoU the mean over sentences of I / (U + 1e-5),
     which is 1 where the union is empty. The area to be ignored (ReasonSeg) counts nowhere. LISA sums in float32 on the
     GPU, we in float64.
+
+    LISA adds up the polygons of an object, and its histogram drops pixels of more than 1, so that where polygons
+    overlap an answer is wrong; here they are of the object. LISA takes a file without outlines for a picture without
+    the object, which an empty answer gets right; here it is in no mean.
     """
 
     title = "J&F of each picture, then mean over expressions"
@@ -180,7 +184,11 @@ class ImageProtocol(JFProtocol):
             )
             ciou = intersection / (union + 1e-10) if chosen else math.nan
             rows[name] = {"cIoU": ciou, "gIoU": mean_of(score.measures["iou"] for score in chosen), "num": len(chosen)}
-        return [ScoreTable("images", "cIoU and gIoU", rows)]
+        note = (
+            "Unlike in LISA's script, pixels where polygons of an object overlap belong to it, and pictures without "
+            "outlines are left out."
+        )
+        return [ScoreTable("images", "cIoU and gIoU", rows, note)]
 
 
 class RevosProtocol(JFProtocol):
