@@ -50,7 +50,15 @@ SECONDS_BETWEEN_LOOKS = 5.0
 """At the folder, for what other processes have finished."""
 
 COST_FILE = "cost.json"
-OWN_NAMES = {"predict.json", COST_FILE, "summary.json", ".records", "report.json", "per_expression.csv"}
+OWN_NAMES = {
+    "predict.json",
+    COST_FILE,
+    "summary.json",
+    ".records",
+    "report.json",
+    "per_expression.csv",
+    "per_object.csv",
+}
 """What predicting and scoring write into the folder of predictions, where videos have folders, too, and
 ``summary.json``, as the cost was called before 2026-12."""
 
