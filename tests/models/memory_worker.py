@@ -28,7 +28,7 @@ if __name__ == "__main__":
     elif way == "export":
         export(Path(folder), Path(output), torch.float32)
     elif way == "to_release":
-        convert_to_release(Path(folder), Path(output), torch.float16, safetensors=False, shard_bytes=10**10)
+        convert_to_release(Path(folder), Path(output), torch.float16, file_format="bin", shard_bytes=10**10)
     else:
         assert way == "nothing", way
         build_glus(config, load_weights=False)
