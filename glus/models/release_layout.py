@@ -10,6 +10,7 @@ No class of transformers looks at these folders: their ``model_type`` is "llava"
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,8 @@ from glus.models.foreign import ORIGINAL_LLAVA, is_hub_id
 from glus.models.mllm.llava import rotary_frequencies
 from glus.models.weight_files import LazyTensor
 from glus.models.weights import Source
+
+log = logging.getLogger(__name__)
 
 _BFLOAT16_ROUNDING = 2.0**-8
 """Relative; published files are rounded to bfloat16."""
@@ -397,13 +400,19 @@ def read_clip_config(folder: Path, clip: str | None) -> ClipConfig:
 
 
 def _find_named_clip(name: str, file: Path) -> Path:
-    """Inside the checkpoint's folder, beside it, at an absolute path, or on Hugging Face."""
+    """Inside the checkpoint's folder, beside it, at an absolute path, or on Hugging Face.
+
+    A path that is not here, but ends like the published GLUS's CLIP, is taken for it: it is one of its author's machine.
+    """
     for candidate in (file.parent / name, file.parent.parent / name):  # an absolute name stands for itself in both
         if candidate.is_dir():
             return candidate
+    if not is_hub_id(name) and Path(name).name == Path(DEFAULT_CLIP).name:
+        log.warning("%s: vision_tower=%s is not here, and taken for %s", file, name, DEFAULT_CLIP)
+        name = DEFAULT_CLIP
     if is_hub_id(name):
         return find_folder(name, f"vision_tower of {file}")
     raise FileNotFoundError(
-        f"{file}: vision_tower={name} is neither in {file.parent} nor beside it; name the folder of its CLIP by "
-        f"--clip (the published GLUS has {DEFAULT_CLIP})"
+        f"{file}: vision_tower={name} is neither in {file.parent} nor beside it; name the folder of its CLIP "
+        f"by --clip of tools/convert_weights.py (the published GLUS has {DEFAULT_CLIP})"
     )

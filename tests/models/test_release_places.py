@@ -79,6 +79,18 @@ def test_a_vision_tower_may_be_a_hub_id(released_copy: Path, monkeypatch: pytest
     assert clip_of(released_copy) == towers[OPENAI]
 
 
+def test_a_place_on_the_authors_machine_is_known_by_its_name(
+    released_copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Since programs that take the checkpoint as it is have nowhere to name another."""
+    named = "/data/somebody/clip-vit-large-patch14"
+    edit_json(released_copy / "config.json", lambda content: content.update(vision_tower=named))
+    towers = {OPENAI: str(released_copy.parent / "clip")}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, allow_patterns: towers[repository])
+    assert clip_of(released_copy) == towers[OPENAI]
+    assert f"vision_tower={named} is not here, and taken for {OPENAI}" in caplog.text
+
+
 def test_a_failed_download_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(repository: str, allow_patterns: list[str]) -> str:
         raise OSError("no network")
