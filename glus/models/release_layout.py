@@ -402,7 +402,7 @@ def read_clip_config(folder: Path, clip: str | None) -> ClipConfig:
 def _find_named_clip(name: str, file: Path) -> Path:
     """Inside the checkpoint's folder, beside it, at an absolute path, or on Hugging Face.
 
-    A path that is not here, but ends like the published GLUS's CLIP, is taken for it: it is one of its author's machine.
+    A path that is not here but ends like the published GLUS's CLIP is taken for it: it is one of another machine.
     """
     for candidate in (file.parent / name, file.parent.parent / name):  # an absolute name stands for itself in both
         if candidate.is_dir():
