@@ -31,8 +31,8 @@ JOB
 set -euo pipefail
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) OMP_NUM_THREADS=1
-export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # since SLURM 22.05 srun has one CPU a task otherwise
 JOB
+  echo "export SRUN_CPUS_PER_TASK=${CPUS:-8} # since SLURM 22.05 srun has one CPU a task otherwise"
   printf 'exec srun --kill-on-bad-exit=1'
   printf ' %q' "$python" "$@"
   printf '\n'

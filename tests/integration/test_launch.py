@@ -52,7 +52,7 @@ def test_slurm_gets_one_task_per_gpu(tmp_path: Path) -> None:
     for option in ("nodes=4", "ntasks-per-node=2", "gpus-per-node=2", "partition=long", "signal=USR1@300"):
         assert f"#SBATCH --{option}" in lines
     assert not any("account" in line for line in lines)
-    assert lines[-2].startswith("export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK")
+    assert lines[-2].startswith("export SRUN_CPUS_PER_TASK=8 ")
     assert shlex.split(lines[-1]) == ["exec", "srun", "--kill-on-bad-exit=1", sys.executable, *TRAIN]
     (tmp_path / "job.sh").write_text(done.stdout)
     subprocess.run(["bash", "-n", str(tmp_path / "job.sh")], check=True)
