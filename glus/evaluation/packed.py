@@ -66,11 +66,12 @@ class BitMasks:
         num_frames, height, width = masks_THW.shape
         masks = cls.empty(num_frames, (height, width))
         pixels_THW = masks_THW if masks_THW.itemsize == 1 else masks_THW != 0
-        bytes_TWb = masks.words_TWh.view(np.uint8)
+        bytes_TWb, rows_bW = masks.words_TWh.view(np.uint8), np.empty((-(-height // 8), width), np.uint8)
         for bytes_Wb, pixels_HW in zip(bytes_TWb, np.ascontiguousarray(pixels_THW).view(np.uint8), strict=True):
-            columns_WH = cv2.transpose(pixels_HW)  # numpy's takes six times as long
-            packed_Wb = np.packbits(columns_WH, axis=1, bitorder="little")
-            bytes_Wb[:, : packed_Wb.shape[1]] = packed_Wb
+            _fold_rows(pixels_HW, rows_bW)
+            if height % 8:
+                rows_bW[-1] = np.packbits(pixels_HW[height // 8 * 8 :], axis=0, bitorder="little")
+            bytes_Wb[:, : len(rows_bW)] = cv2.transpose(rows_bW)  # numpy's takes six times as long
         return masks
 
     @classmethod
@@ -225,6 +226,26 @@ def _count_bits(words_kx: np.ndarray) -> np.int64:
     for word in words_kx.ravel():
         count += _popcount(word)
     return np.int64(count)
+
+
+@njit(cache=True, nogil=True)
+def _fold_rows(pixels_HW: np.ndarray, rows_bW: np.ndarray) -> None:
+    """Eight rows of pixels each (uint8, not 0: set) as the bits of a row of bytes; one term, or it is no SIMD code."""
+    for k in range(pixels_HW.shape[0] // 8):
+        a, b, c, d = pixels_HW[8 * k], pixels_HW[8 * k + 1], pixels_HW[8 * k + 2], pixels_HW[8 * k + 3]
+        e, f, g, h = pixels_HW[8 * k + 4], pixels_HW[8 * k + 5], pixels_HW[8 * k + 6], pixels_HW[8 * k + 7]
+        row_W = rows_bW[k]
+        for x in range(row_W.size):
+            row_W[x] = (
+                np.uint8(a[x] != 0)
+                | np.uint8(b[x] != 0) << np.uint8(1)
+                | np.uint8(c[x] != 0) << np.uint8(2)
+                | np.uint8(d[x] != 0) << np.uint8(3)
+                | np.uint8(e[x] != 0) << np.uint8(4)
+                | np.uint8(f[x] != 0) << np.uint8(5)
+                | np.uint8(g[x] != 0) << np.uint8(6)
+                | np.uint8(h[x] != 0) << np.uint8(7)
+            )
 
 
 @njit(cache=True, nogil=True)
