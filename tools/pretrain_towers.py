@@ -59,6 +59,8 @@ def pretrain_towers(config: PretrainConfig) -> None:
     if unknown:
         raise ValueError(f"parts={parts}: a model of the family {config.model.family} has {', '.join(makers)}")
     scenes = draw_scenes(config.seed, config.num_scenes, config.num_frames, size)
+    if config.is_exchanged:
+        scenes = [exchange(scene, index) for index, scene in enumerate(scenes)]
     for part, make in makers.items():
         if part in parts:
             torch.manual_seed(config.seed)
@@ -90,8 +92,6 @@ def make_llm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     model.llm.lora_rank, model.trainable = 0, ["projector", "llm"]  # LoRA comes on top of what is made here
     mllm = llava_of(build_glus(model))
     tokenizer = LlavaChat(Vocabulary(model.llm.tokenizer), mllm.tokens_per_frame)
-    if config.is_exchanged:
-        scenes = [exchange(scene, index) for index, scene in enumerate(scenes)]
     tower = LlmTower(mllm, tokenizer, layouts(config.frames), scenes, config.llm_batch_size)
     _train("llm", tower, config.llm_steps, config, folder)
     projector = {f"{PROJECTOR_PREFIX}{name}": tensor for name, tensor in mllm.projector.state_dict().items()}

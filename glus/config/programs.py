@@ -226,7 +226,8 @@ class PretrainConfig:
     llm_batch_size: int = 12
     """Videos per step in the first part of the LLM's pre-training."""
     is_exchanged: bool = False
-    """Whether LLaVA's LLM learns from exchanged sentences (``glus.shapes.scene.exchange``), for a control."""
+    """Whether the LLM, the only part that reads sentences, learns from exchanged ones (``glus.shapes.scene.exchange``),
+    for a control."""
 
 
 class StartFrame(Enum):

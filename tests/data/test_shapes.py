@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
+from glus.config import PretrainConfig
 from glus.distributed import generator
 from glus.shapes.render import COLOURS, SHAPES
 from glus.shapes.scene import (
@@ -25,6 +26,7 @@ from glus.shapes.scene import (
     Plan,
     Scene,
     Sentence,
+    draw_scenes,
     generate_scene,
     plan_scene,
     scene_of,
@@ -33,6 +35,7 @@ from glus.shapes.write import EXCHANGED, LAYOUT_KINDS, count_kinds, write_contac
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import make_shapes
+import pretrain_towers
 
 FORMATS = ((16, 128, 35), (8, 96, 21), (24, 64, 14), (6, 48, 21))
 """Frames, side, number of scenes."""
@@ -310,6 +313,21 @@ def test_half_of_the_exchanged_sentences_name_the_other_look_alike(tmp_path: Pat
                 assert {**other, "obj_id": 0, "anno_id": 0} == {**sentence, "obj_id": 0, "anno_id": 0}
             else:
                 assert other == sentence
+
+
+@pytest.mark.parametrize("is_exchanged", [False, True])
+def test_towers_learn_from_exchanged_sentences_where_that_is_asked_for(
+    is_exchanged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Scene] = []
+    monkeypatch.setattr(pretrain_towers, "make_llm", lambda config, scenes, folder: given.extend(scenes))
+    settings = {"num_scenes": 2 * len(STRUCTURES), "num_frames": 6, "is_exchanged": is_exchanged}
+    config = PretrainConfig(output=str(tmp_path), parts=["llm"], **settings)
+    config.model.clip.architecture["image_size"] = 48
+    pretrain_towers.pretrain_towers(config)
+    drawn = draw_scenes(config.seed, config.num_scenes, 6, 48)
+    changed = [one.sentences != other.sentences for one, other in zip(given, drawn, strict=True)]
+    assert changed == [is_exchanged] * len(STRUCTURES) + [False] * len(STRUCTURES)
 
 
 def test_youtube_layout(tmp_path: Path) -> None:
