@@ -70,14 +70,17 @@ Compared = tuple[Expression, Scores, np.ndarray | None, np.ndarray | None]
 
 @dataclass(frozen=True)
 class Judge:
-    """J&F against the truth of one expression, in those of some frames that have one."""
+    """J&F against the truth of one expression, in those of F frames that have one."""
 
     target: BitMasks
+    """Of these."""
     void: BitMasks | None
+    """Pixels of them that do not count, if any."""
     is_known_F: np.ndarray
+    """(F,) bool: which these are."""
 
     def __call__(self, answer: BitMasks) -> np.ndarray:
-        """Of an answer in all the frames."""
+        """float64 in [0, 1] for each of them, of an answer in all F."""
         words = answer.words_TWh if self.is_known_F.all() else answer.words_TWh[self.is_known_F]
         return compare(BitMasks(words, answer.height), self.target, self.void).jf_T
 
