@@ -392,7 +392,9 @@ class PredictionJob(Job[Summary]):
             seconds.update(record.pop("seconds"))
             totals.update(record)
         summary = Summary(len(videos), len(paths), **totals, seconds=dict(seconds))
-        write_text(self.folder / COST_FILE, json.dumps(asdict(summary), indent=2) + "\n")
+        file, text = self.folder / COST_FILE, json.dumps(asdict(summary), indent=2) + "\n"
+        if not file.is_file() or file.read_text() != text:  # its date says when something was last predicted
+            write_text(file, text)
         return summary
 
     def _record_path(self, video: Video) -> Path:

@@ -114,6 +114,9 @@ def test_what_is_done_is_counted(tmp_path, form):
     assert summary.seconds["llm"] == 2.0
     assert 0 < summary.seconds["write"] < summary.elapsed
     assert "1 of 2 videos, 2 frames, 4 masks: 1 without [SEG] (25.0%), 1 empty (25.0%)" in summary.table()
+    written = (tmp_path / "cost.json").stat().st_mtime_ns
+    job.conclude([VIDEO, other])
+    assert (tmp_path / "cost.json").stat().st_mtime_ns == written, "nothing was predicted since: scores are not older"
 
 
 def test_a_lost_record_does_not_lose_the_run(tmp_path, caplog):
