@@ -215,11 +215,11 @@ class PretrainConfig:
     """Optimizer steps of CLIP."""
     clip_batch_size: int = 32
     """Frames per step."""
-    sam2_steps: int = 3000
+    sam2_steps: int = 4500
     """Optimizer steps of SAM2."""
     sam2_batch_size: int = 6
     """Clips per step."""
-    sam2_clip_frames: int = 3
+    sam2_clip_frames: int = 5
     """Frames per clip in the second part of SAM2's pre-training."""
     llm_steps: int = 2400
     """Optimizer steps of the LLM."""

@@ -14,10 +14,12 @@ from torch import nn
 from glus.config import FramesConfig, QuerySampling
 from glus.data.chat.llava import LlavaChat
 from glus.inference.predictor import chat_of
-from glus.models.glus import Glus
+from glus.models.glus import Glus, MemoryBank
 from glus.models.pretrained import LoadedModel, build_glus
+from glus.shapes import pretrain as pretraining
 from glus.shapes.labels import PLACE_CELLS, patch_labels, sentence_labels
 from glus.shapes.pretrain import (
+    MOST_MEMORIES,
     LlmTower,
     Sam2Tower,
     VisionTower,
@@ -134,6 +136,22 @@ def test_sam2_learns_prompts_in_single_frames_and_then_memory(tiny_model: Loaded
     after = segmenter.state_dict()
     assert memory
     assert any(not torch.equal(before[name], after[name]) for name in memory)
+
+
+def test_how_many_memories_a_frame_has_is_drawn(
+    tiny_model: LoadedModel, scenes: list[Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def open_bank(num_frames: int, stride: int) -> MemoryBank:
+        drawn.append(num_frames)
+        return MemoryBank(num_frames, stride)
+
+    monkeypatch.setattr(pretraining, "MemoryBank", open_bank)
+    tower = Sam2Tower(copy.deepcopy(tiny_model.glus.segmenter), scenes, batch_size=1, num_frames=1)
+    for seed in range(60):
+        tower.loss(np.random.default_rng(seed), is_single=True)
+    assert set(drawn) == set(range(1, MOST_MEMORIES + 1))
 
 
 def test_prompts_of_one_row_fit_both_look_alikes_after_or_before_a_clear_one(scenes: list[Scene]) -> None:
