@@ -167,7 +167,8 @@ class Prompter:
             trees = [self._shown(self._shared, [slots[frame]]) for frame in starts]
             shared = [self._prefill(trees, visual_TD, [self._opening])]
         places: dict[tuple[int, int], int] = {}
-        embeds, logits, iou_logits = [], [], []
+        seg_id = self._chat.vocabulary.seg_id
+        embeds, answers = [], []
         for batch in self._batches(prompts):
             rows = row_index([starts.index(prompt.frames[0]) for prompt in batch], self._device)
             past = [self._opening, *(prefix.of_rows(rows) for prefix in shared)]
@@ -176,24 +177,18 @@ class Prompter:
                 places[name] = len(places)
             embeds_RC, logits_RV = self._glus.answer(states_RD)
             embeds.append(embeds_RC)
-            logits.append(logits_RV)
-            expected_R = self._glus.expect_iou(states_RD)
-            iou_logits += [] if expected_R is None else [expected_R]
-        return self._answers(places, torch.cat(embeds), torch.cat(logits), iou_logits)
+            # Of every batch by itself: the logits of all of them, over a large vocabulary, are gigabytes.
+            answer = [logits_RV.float().softmax(-1)[:, seg_id], (logits_RV.argmax(-1) == seg_id).float()]
+            del logits_RV
+            answer.append(embeds_RC.isfinite().all(-1).float())
+            iou_logits_R = self._glus.expect_iou(states_RD)
+            answer += [] if iou_logits_R is None else [iou_logits_R.sigmoid()]
+            answers.append(torch.stack(answer))
+        return self._answers(places, torch.cat(embeds), torch.cat(answers, dim=1))
 
-    def _answers(
-        self,
-        places: dict[tuple[int, int], int],
-        embeds_RC: torch.Tensor,
-        logits_RV: torch.Tensor,
-        iou_logits: Sequence[torch.Tensor],
-    ) -> Answers:
+    def _answers(self, places: dict[tuple[int, int], int], embeds_RC: torch.Tensor, answers: torch.Tensor) -> Answers:
         """What all batches answered, in one read-back."""
-        seg_id = self._chat.vocabulary.seg_id
-        scores_R = logits_RV.float().softmax(-1)[:, seg_id]
-        answers = [scores_R, (logits_RV.argmax(-1) == seg_id).float(), embeds_RC.isfinite().all(-1).float()]
-        answers += [torch.cat(list(iou_logits)).sigmoid()] if iou_logits else []
-        scores, has_seg, is_finite, *iou = torch.stack(answers).cpu().numpy()
+        scores, has_seg, is_finite, *iou = answers.cpu().numpy()
         is_right = np.isfinite(scores) & (is_finite > 0)
         wrong = sorted((frame, row) for (row, frame), place in places.items() if not is_right[place])
         if wrong:

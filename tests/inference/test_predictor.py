@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from glus.inference import video_run
 from glus.inference.asking import Prompter
 from glus.inference.predictor import load_predictor
 from glus.inference.video_run import STAGES, VideoRun
-from glus.models.glus import MemoryBank
+from glus.models.glus import Glus, MemoryBank
 from glus.models.pretrained import LoadedModel
 from glus.types import FrameResult
 from tests.inference.asking import SIZE, TEXTS, ArrayVideo, answering, answering_sometimes, predictor
@@ -213,6 +214,22 @@ def test_what_is_kept_does_not_grow_with_the_video(seg_model, monkeypatch):
     assert max(stream for _, _, stream in kept) == 8
     assert kept[5][:2] == kept[6][:2] == (2 + 1, 1)  # one context frame lies ahead
     assert kept[13][:2] == (2, 0)
+
+
+def test_the_vocabularys_logits_live_for_one_batch_of_prompts(seg_model, monkeypatch):
+    """Those of all sentences and frames of a chunk are gigabytes where the vocabulary is large."""
+    kept: list[weakref.ref[torch.Tensor]] = []
+    original = Glus.answer
+
+    def answer(glus: Glus, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not any(logits() is not None for logits in kept)
+        embeds, logits = original(glus, states)
+        kept.append(weakref.ref(logits))
+        return embeds, logits
+
+    monkeypatch.setattr(Glus, "answer", answer)
+    run(seg_model, ArrayVideo(4), token_budget=1)
+    assert len(kept) > 4
 
 
 def test_a_bounded_number_of_frames_waits_for_the_second_pass(seg_model, monkeypatch):
