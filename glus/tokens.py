@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import sentencepiece
@@ -83,50 +82,38 @@ class Vocabulary:
                     f"added_tokens.json side by side{hint if (self.folder / 'tokenizer.json').is_file() else ''}"
                 )
         self._pieces = _read_pieces(self.folder / "tokenizer.model")
-        self._added = _read_added_tokens(self.folder / "added_tokens.json")
+        self.added_tokens: Mapping[str, int] = _read_added_tokens(self.folder / "added_tokens.json")
+        """Token -> id of the tokens that SentencePiece does not know."""
         self._check()
+        self.size = max(self.added_tokens.values()) + 1
+        """Number of rows an embedding table needs."""
         self.bos_id: int = self._pieces.bos_id()
         self.eos_id: int = self._pieces.eos_id()
         self.pad_id: int = max(self._pieces.pad_id(), 0)
-        self.image_start_id = self._added[IMAGE_START]
-        self.image_end_id = self._added[IMAGE_END]
-        self.seg_id = self._added[SEG]
+        self.image_start_id = self.added_tokens[IMAGE_START]
+        self.image_end_id = self.added_tokens[IMAGE_END]
+        self.seg_id = self.added_tokens[SEG]
 
     def _check(self) -> None:
-        missing = [token for token in (IMAGE_START, IMAGE_END, SEG) if token not in self._added]
+        missing = [token for token in (IMAGE_START, IMAGE_END, SEG) if token not in self.added_tokens]
         if missing:
-            raise ValueError(f"{self.folder}/added_tokens.json lacks {missing}; it holds {sorted(self._added)}")
-        ids = list(self._added.values())
+            raise ValueError(f"{self.folder}/added_tokens.json lacks {missing}; it holds {sorted(self.added_tokens)}")
+        ids = list(self.added_tokens.values())
         if len(set(ids)) != len(ids) or min(ids) < self._pieces.get_piece_size():
             raise ValueError(
                 f"{self.folder}/added_tokens.json must give each token one id of its own, at or above the "
-                f"{self._pieces.get_piece_size()} SentencePiece ids; it holds {self._added}"
+                f"{self._pieces.get_piece_size()} SentencePiece ids; it holds {self.added_tokens}"
             )
-        known = [token for token in self._added if self._pieces.encode(token, out_type=str)[-1].endswith(token)]
+        known = [token for token in self.added_tokens if self._pieces.encode(token, out_type=str)[-1].endswith(token)]
         if known:
             raise ValueError(
                 f"{self.folder}/tokenizer.model already holds {known}, which added_tokens.json adds: each would have "
                 "two ids; take the tokenizer.model that belongs to the checkpoint"
             )
 
-    @property
-    def added_tokens(self) -> Mapping[str, int]:
-        """Token -> id of the tokens that SentencePiece does not know."""
-        return MappingProxyType(self._added)
-
-    @property
-    def size(self) -> int:
-        """Number of rows an embedding table needs."""
-        return max(self._added.values()) + 1
-
     def encode(self, text: str) -> list[int]:
         """SentencePiece ids of ``text``; special tokens inside it are *not* recognised."""
         return self._pieces.encode(text)
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of SentencePiece ids, for messages and inspection; added tokens keep their names."""
-        names = {i: token for token, i in self._added.items()} | {IMAGE_ID: "<image>"}
-        return " ".join(names.get(i) or self._pieces.id_to_piece(i) for i in ids)
 
 
 class JsonVocabulary:
@@ -156,6 +143,8 @@ class JsonVocabulary:
         self._tokenizer.encode_special_tokens = True  # as text, where a sentence spells one
         known = self._tokenizer.get_vocab(with_added_tokens=True)
         self.seg_id: int = known.get(SEG, max(known.values()) + 1)
+        self.added_tokens: Mapping[str, int] = {SEG: self.seg_id}
+        """Token -> id of the tokens that are GLUS's own."""
         self.pad_id: int = known.get("<|endoftext|>", 0)
         self.size = max(*known.values(), self.seg_id) + 1
         self.strips_before_seg = bool(added.get(SEG, {}).get("lstrip"))
@@ -166,11 +155,6 @@ class JsonVocabulary:
         """What a model folder has of it: also what transformers reads beside it, so that it knows the folder."""
         names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
         return tuple(name for name in names if (self.folder / name).is_file())
-
-    @property
-    def added_tokens(self) -> Mapping[str, int]:
-        """Token -> id of the tokens that are GLUS's own."""
-        return MappingProxyType({SEG: self.seg_id})
 
     def id_of(self, token: str) -> int:
         """Id of a special token.
@@ -188,11 +172,6 @@ class JsonVocabulary:
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``; special tokens inside it are *not* recognised."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of ids, for messages and inspection; added tokens keep their names."""
-        names = {self.seg_id: SEG, IMAGE_ID: "<image>"}
-        return " ".join(names.get(i) or str(self._tokenizer.id_to_token(i)) for i in ids)
 
 
 AnyVocabulary = Vocabulary | JsonVocabulary

@@ -24,7 +24,8 @@ def tokenizer(vocabulary):
 
 def pieces(vocabulary, ids):
     """Tokens as words, each image's placeholders as one "<image>"."""
-    words = vocabulary.decode([int(i) for i in ids]).split(" ")
+    names = {i: token for token, i in vocabulary.added_tokens.items()} | {IMAGE_ID: "<image>"}
+    words = [names.get(int(i)) or vocabulary._pieces.id_to_piece(int(i)) for i in ids]
     text = " ".join(words).replace(" ".join(["<image>"] * P), "<image>")
     return text.split(" ")
 
