@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,9 +81,8 @@ class ContrastiveQueue:
         self.num_negatives = num_negatives
         self.datasets = None if datasets is None else frozenset(datasets)
         self.exclude_same_objects = exclude_same_objects
-        self.keys: deque[ObjectKey] = deque(maxlen=size)
-        self.embeds: deque[torch.Tensor] = deque(maxlen=size)
-        self._positions: deque[tuple[int, int]] = deque(maxlen=size)
+        self.entries: deque[QueueEntry] = deque(maxlen=size)
+        """The oldest first."""
 
     def feeds(self, key: ObjectKey) -> bool:
         """Whether this dataset takes part."""
@@ -99,36 +98,23 @@ class ContrastiveQueue:
         """
         for row, (key, embed) in enumerate(zip(keys, embeds_RC.detach(), strict=True)):
             if self.feeds(key):
-                self._append(QueueEntry((first_sample, row), key, embed))
-
-    def entries(self) -> list[QueueEntry]:
-        """All entries, the oldest first."""
-        return [QueueEntry(*entry) for entry in zip(self._positions, self.keys, self.embeds, strict=True)]
+                self.entries.append(QueueEntry((first_sample, row), key, embed))
 
     def restore(self, entries: Iterable[QueueEntry]) -> None:
         """Hold these entries, of which the first fall out if they are too many, and no other."""
-        for column in (self._positions, self.keys, self.embeds):
-            column.clear()
-        for entry in entries:
-            self._append(entry)
-
-    def _append(self, entry: QueueEntry) -> None:
-        self._positions.append(entry.position)
-        self.keys.append(entry.key)
-        self.embeds.append(entry.embed)
+        self.entries = deque(entries, self.entries.maxlen)
 
     def candidates(self, anchors: Sequence[ObjectKey]) -> list[Candidates | None]:
         """For each anchor the entries to draw from; None where it gets no term."""
-        return _candidates(anchors, list(self.keys), self.num_negatives, self.feeds, self.exclude_same_objects)
+        return self._candidates(anchors, [entry.key for entry in self.entries])
 
     def count_terms(self, micro_batches: Sequence[Sequence[ObjectKey]]) -> int:
         """Terms that the coming micro-batches will give, known from the keys alone; the queue is not changed."""
-        keys = self.keys.copy()
+        keys = deque((entry.key for entry in self.entries), self.entries.maxlen)
         count = 0
         for anchors in micro_batches:
             keys.extend(key for key in anchors if self.feeds(key))
-            found = _candidates(anchors, list(keys), self.num_negatives, self.feeds, self.exclude_same_objects)
-            count += sum(candidate is not None for candidate in found)
+            count += sum(found is not None for found in self._candidates(anchors, list(keys)))
         return count
 
     def loss(
@@ -159,32 +145,26 @@ class ContrastiveQueue:
             # Part of the graph nevertheless: under ZeRO-3 the backward passes of all ranks must meet the same modules.
             return embeds_RC[:0].float().sum(1)
         anchor_RC = torch.stack([embeds_RC[row] for row in anchors])
-        positive_RC = torch.stack([self.embeds[entry] for entry in positives])
+        positive_RC = torch.stack([self.entries[entry].embed for entry in positives])
         where_RG = torch.from_numpy(np.stack(negatives)).to(embeds_RC.device, non_blocking=True)
-        return object_contrastive_loss(anchor_RC, positive_RC, torch.stack(list(self.embeds))[where_RG], temperature)
+        every_EC = torch.stack([entry.embed for entry in self.entries])
+        return object_contrastive_loss(anchor_RC, positive_RC, every_EC[where_RG], temperature)
 
-
-def _candidates(
-    anchors: Sequence[ObjectKey],
-    keys: list[ObjectKey],
-    num_negatives: int,
-    feeds: Callable[[ObjectKey], bool],
-    exclude_same_objects: bool,
-) -> list[Candidates | None]:
-    by_expression: dict[tuple, list[int]] = {}
-    by_objects: dict[tuple, list[int]] = {}
-    for i, key in enumerate(keys):
-        by_expression.setdefault((key.dataset, key.video, key.exp_id), []).append(i)
-        by_objects.setdefault((key.dataset, key.video, key.object_ids), []).append(i)
-    found: list[Candidates | None] = []
-    for anchor in anchors:
-        own = by_expression.get((anchor.dataset, anchor.video, anchor.exp_id), [])
-        same = by_objects.get((anchor.dataset, anchor.video, anchor.object_ids), []) if anchor.object_ids else []
-        positive = [i for i in same if keys[i].frame == anchor.frame and keys[i].exp_id != anchor.exp_id]
-        is_negative = np.ones(len(keys), dtype=bool)
-        is_negative[own] = False
-        is_negative[same if exclude_same_objects else positive] = False
-        negative = np.flatnonzero(is_negative)
-        usable = feeds(anchor) and positive and len(negative) >= num_negatives
-        found.append(Candidates(np.asarray(positive), negative) if usable else None)
-    return found
+    def _candidates(self, anchors: Sequence[ObjectKey], keys: Sequence[ObjectKey]) -> list[Candidates | None]:
+        by_expression: dict[tuple, list[int]] = {}
+        by_objects: dict[tuple, list[int]] = {}
+        for i, key in enumerate(keys):
+            by_expression.setdefault((key.dataset, key.video, key.exp_id), []).append(i)
+            by_objects.setdefault((key.dataset, key.video, key.object_ids), []).append(i)
+        found: list[Candidates | None] = []
+        for anchor in anchors:
+            own = by_expression.get((anchor.dataset, anchor.video, anchor.exp_id), [])
+            same = by_objects.get((anchor.dataset, anchor.video, anchor.object_ids), []) if anchor.object_ids else []
+            positive = [i for i in same if keys[i].frame == anchor.frame and keys[i].exp_id != anchor.exp_id]
+            is_negative = np.ones(len(keys), dtype=bool)
+            is_negative[own] = False
+            is_negative[same if self.exclude_same_objects else positive] = False
+            negative = np.flatnonzero(is_negative)
+            usable = self.feeds(anchor) and positive and len(negative) >= self.num_negatives
+            found.append(Candidates(np.asarray(positive), negative) if usable else None)
+        return found

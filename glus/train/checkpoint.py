@@ -23,7 +23,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -109,7 +109,7 @@ class Checkpoints:
             distributed.on_main(lambda: self._start(temporary))
             for kind, name in FILES.items():
                 self._write_tensors(temporary / name, kind)
-            queues = distributed.gather(_on_cpu(self._queue.entries()) if self._queue else [])
+            queues = distributed.gather(_on_cpu(self._queue.entries) if self._queue else [])
             distributed.on_main(lambda: self._finish(temporary, folder, state, queues))
         except OSError as error:
             if distributed.rank() == 0:
@@ -242,7 +242,7 @@ def _sync(path: Path) -> None:
         os.close(number)
 
 
-def _on_cpu(entries: list[QueueEntry]) -> list[QueueEntry]:
+def _on_cpu(entries: Iterable[QueueEntry]) -> list[QueueEntry]:
     return [replace(entry, embed=entry.embed.cpu()) for entry in entries]
 
 

@@ -212,7 +212,7 @@ class Trainer:
 
         Where a signal came while a rank waited for its samples, nothing is done, and nothing to be logged.
         """
-        entries = self.objective.queue.entries() if self.objective.queue else []
+        entries = list(self.objective.queue.entries) if self.objective.queue else []
         micro = self._load(step)
         counts = {**self.objective.counts(micro), "given_up": float(len(micro) < self.accumulation)}
         denominators = distributed.sum_over_ranks(counts, self.engine.device)

@@ -52,9 +52,9 @@ def test_the_queue_is_first_in_first_out_and_detached() -> None:
     source = torch.arange(8.0)[:, None].expand(8, 3).clone().requires_grad_()
     queue.push([_key(i, 0) for i in range(3)], source[:3] * 1)
     queue.push([_key(i, 0) for i in range(3, 8)], source[3:] * 1)
-    assert [key.exp_id for key in queue.keys] == ["3", "4", "5", "6", "7"]
-    assert [float(embed[0]) for embed in queue.embeds] == [3, 4, 5, 6, 7]
-    assert not any(embed.requires_grad for embed in queue.embeds)
+    assert [entry.key.exp_id for entry in queue.entries] == ["3", "4", "5", "6", "7"]
+    assert [float(entry.embed[0]) for entry in queue.entries] == [3, 4, 5, 6, 7]
+    assert not any(entry.embed.requires_grad for entry in queue.entries)
 
 
 def test_keys_and_embeddings_must_be_equally_many() -> None:
@@ -105,7 +105,7 @@ def test_too_few_negatives_give_no_term(num_negatives: int, has_term: bool) -> N
 def test_only_the_named_datasets_take_part() -> None:
     queue = ContrastiveQueue(size=50, num_negatives=1, datasets=["mevis"])
     queue.push(ENTRIES, torch.zeros(len(ENTRIES), 3))
-    assert [key.dataset for key in queue.keys] == ["mevis"] * 7
+    assert [entry.key.dataset for entry in queue.entries] == ["mevis"] * 7
     revos = [_key(0, 0, dataset="revos"), _key(1, 0, dataset="revos")]
     assert queue.candidates(revos) == [None, None]
     assert len(queue.loss(revos, torch.randn(2, 3), 0.07, np.random.default_rng(0))) == 0
@@ -150,9 +150,9 @@ def test_counted_terms_are_those_the_losses_give(size: int, exclude: bool) -> No
             ]
             for _ in range(3)
         ]
-        before = list(queue.keys)
+        before = [entry.key for entry in queue.entries]
         expected = queue.count_terms(micro_batches)
-        assert list(queue.keys) == before, step
+        assert [entry.key for entry in queue.entries] == before, step
         given = [len(queue.loss(keys, torch.randn(7, 3), 0.07, rng)) for keys in micro_batches]
         assert expected == sum(given)
         nonzero += sum(given)

@@ -145,7 +145,7 @@ def test_too_few_contrastive_terms_count_as_none(make_case: CaseMaker, num_negat
     assert float(terms["contrastive"].detach()) == 0
     assert float(terms["total"].detach()) == 0
     assert objective.queue is not None
-    assert len(objective.queue.keys) == 6  # the queue fills all the same
+    assert len(objective.queue.entries) == 6  # the queue fills all the same
 
 
 def test_the_defaults_are_the_published_weights_and_every_term_is_named() -> None:

@@ -352,7 +352,7 @@ def record_contrastive(
     fill_queue(queue, Record(content, name), before, setup.videos)
     keys = [key for keys in setup.batch.object_keys for key in keys]
     queue.push(keys, embeds_RC)
-    entries, terms, draws = torch.stack(list(queue.embeds)), [], []
+    entries, terms, draws = torch.stack([entry.embed for entry in queue.entries]), [], []
     for row, (key, candidates) in enumerate(zip(keys, queue.candidates(keys), strict=True)):
         draws.append({"anchor": key_name(key), "loss": None})
         if candidates is not None:
@@ -363,7 +363,7 @@ def record_contrastive(
             draws[-1] |= {"positive": positive, "negatives": negatives, "loss": terms[-1].item()}
             draws[-1]["num_positive_candidates"] = len(candidates.positive)
     np.savez(setup.folder / f"{name}_queue.npz", before=before, after=entries.numpy())
-    content |= {"draws": draws, "queue_after": [key_name(key) for key in queue.keys]}
+    content |= {"draws": draws, "queue_after": [key_name(entry.key) for entry in queue.entries]}
     return content, LossConfig().weights["contrastive"] * torch.stack(terms).mean()
 
 

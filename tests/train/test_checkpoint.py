@@ -56,8 +56,8 @@ def test_queues_merge_in_the_order_of_samples_each_entry_once() -> None:
     queue = ContrastiveQueue(size=3, num_negatives=1)
     queue.push([first[0].key], torch.zeros(1, 2))
     queue.restore(merged)
-    assert [entry.position for entry in queue.entries()] == [(6, 0), (8, 0), (10, 0)]
-    assert [float(embed[0]) for embed in queue.embeds] == [6, 8, 10]
+    assert [entry.position for entry in queue.entries] == [(6, 0), (8, 0), (10, 0)]
+    assert [float(entry.embed[0]) for entry in queue.entries] == [6, 8, 10]
 
 
 @pytest.fixture

@@ -215,8 +215,9 @@ def _replay_contrastive(
     case.compare("number of contrastive terms", counts["contrastive"], len(recorded))
     losses = [draw["loss"] for draw in recorded]
     case.compare("contrastive terms", terms.detach().numpy(), losses, LOSS, np.abs(losses))
-    case.compare("queue, names in order", [key_name(key) for key in queue.keys], step["queue_after"])
-    case.compare("queue, embeddings", torch.stack(list(queue.embeds)).numpy(), arrays["after"], SEG_EMBEDDING)
+    case.compare("queue, names in order", [key_name(entry.key) for entry in queue.entries], step["queue_after"])
+    embeds = torch.stack([entry.embed for entry in queue.entries]).numpy()
+    case.compare("queue, embeddings", embeds, arrays["after"], SEG_EMBEDDING)
     return replayed
 
 
