@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -188,28 +188,18 @@ class LoadProgress:
         source: where they come from.
         num_tensors: how many will be read.
         num_bytes: of all of them, in the file.
-        stream: default: stderr.
-        clock: seconds.
     """
 
-    def __init__(
-        self,
-        source: str | Path,
-        num_tensors: int,
-        num_bytes: int,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
+    def __init__(self, source: str | Path, num_tensors: int, num_bytes: int):
         self._source, self._num_tensors, self._num_bytes = source, num_tensors, num_bytes
-        self._stream, self._clock = stream or sys.stderr, clock
-        self._is_terminal = self._stream.isatty()
-        self._started = self._shown = clock()
+        self._is_terminal = sys.stderr.isatty()
+        self._started = self._shown = time.monotonic()
         self._tensors = self._bytes = 0
 
     def advance(self, num_bytes: int) -> None:
         """One more tensor is read."""
         self._tensors, self._bytes = self._tensors + 1, self._bytes + num_bytes
-        is_last, now = self._tensors == self._num_tensors, self._clock()
+        is_last, now = self._tensors == self._num_tensors, time.monotonic()
         if (
             distributed.rank()
             or self._num_bytes < QUIET_BYTES
@@ -222,4 +212,4 @@ class LoadProgress:
             f"{self._tensors:,} of {self._num_tensors:,} tensors, {now - self._started:.0f} s"
         )
         start, end = ("\r", "\n" if is_last else "") if self._is_terminal else ("", "\n")
-        print(f"{start}{text}", end=end, file=self._stream, flush=True)
+        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
