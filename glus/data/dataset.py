@@ -85,7 +85,10 @@ class RefVOSDataset:
         masks = [self._masks.read(e, query, (height, width)) for e in chosen]
         before, asked = ([pixels[i] for i in indices] for indices in (context, query))
         sample = make_sample(settings.prepare, before, asked, conversations, masks)
-        keys = [[_key(e, i) for i in query] for e in chosen]
+        keys = [
+            [ObjectKey(e.dataset, e.video, e.exp_id, e.frames[i], frozenset(e.object_ids)) for i in query]
+            for e in chosen
+        ]
         return replace(sample, object_keys=keys, names=[e.name for e in chosen])
 
     def _read_frames(self, expression: Expression, indices: Sequence[int]) -> dict[int, np.ndarray]:
@@ -162,16 +165,6 @@ def make_sample(
         for role, frames in ((Role.context, context), (Role.query, query))
     )
     return TrainSample(context_pixels, query_pixels, np.stack(query), conversations, target_masks)
-
-
-def _key(expression: Expression, frame: int) -> ObjectKey:
-    return ObjectKey(
-        expression.dataset,
-        expression.video,
-        expression.exp_id,
-        expression.frames[frame],
-        frozenset(expression.object_ids),
-    )
 
 
 def collate(samples: Sequence[TrainSample], pad_id: int) -> Batch:
