@@ -263,12 +263,7 @@ def save_merged(folder: Path, model: LoadedModel, dtype: torch.dtype | None, sou
 
 
 def save_model(
-    folder: str | Path,
-    tensors: Tensors,
-    config: ModelFolderConfig,
-    vocabulary: AnyVocabulary,
-    metadata: dict[str, str],
-    shard_bytes: int = SHARD_BYTES,
+    folder: str | Path, tensors: Tensors, config: ModelFolderConfig, vocabulary: AnyVocabulary, metadata: dict[str, str]
 ) -> None:
     """Write a folder of a complete model: config, tokenizer, weights. It appears whole or not at all.
 
@@ -278,14 +273,13 @@ def save_model(
         config: what ``load_model`` builds from.
         vocabulary: its files are copied.
         metadata: strings kept in the weights file (where it comes from).
-        shard_bytes: size of a file at most.
 
     Raises:
         OSError: it cannot be written, or is there.
     """
     with atomic_folder(Path(folder)) as temporary:
         write_model_config(temporary, config, vocabulary)
-        write_shards(temporary, tensors, "safetensors", shard_bytes, metadata)
+        write_shards(temporary, tensors, "safetensors", SHARD_BYTES, metadata)
 
 
 def write_model_config(folder: Path, config: ModelFolderConfig, vocabulary: AnyVocabulary) -> None:

@@ -216,10 +216,13 @@ def test_a_complete_folder_loads_to_the_same_model(
         assert torch.equal(loaded.glus(batch).mask_logits_NQmm, glus(batch).mask_logits_NQmm)
 
 
-def test_a_large_model_is_written_as_shards(tiny_model: LoadedModel, glus: Glus, tmp_path: Path) -> None:
+def test_a_large_model_is_written_as_shards(
+    tiny_model: LoadedModel, glus: Glus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tensors = _randomised(glus).state_dict()
     limit = sum(value.nbytes for value in tensors.values()) // 3
-    save_model(tmp_path / "m", tensors, tiny_model.config, tiny_model.vocabulary, {}, shard_bytes=limit)
+    monkeypatch.setattr("glus.models.pretrained.SHARD_BYTES", limit)
+    save_model(tmp_path / "m", tensors, tiny_model.config, tiny_model.vocabulary, metadata={})
     shards = sorted((tmp_path / "m").glob("*.safetensors"))
     assert len(shards) >= 3
     assert all(shard.stat().st_size <= limit + 50_000 for shard in shards)  # names and shapes come on top
