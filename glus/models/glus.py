@@ -89,11 +89,6 @@ class MemoryBank:
         self.enabled = enabled
         self._steps: dict[int, dict[int, torch.Tensor]] = defaultdict(dict)  # row -> step -> (C_mem, h, w)
 
-    @property
-    def nbytes(self) -> int:
-        """Of all memories held."""
-        return sum(memory.untyped_storage().nbytes() for steps in self._steps.values() for memory in steps.values())
-
     def alike(self, steps: Mapping[int, int]) -> list[list[int]]:
         """The rows, grouped by how many memories each would recall.
 
