@@ -187,7 +187,6 @@ class Glus(nn.Module):
         memory_stride: distance of strided memories in training.
         memory_enabled: off, each frame is segmented by itself.
         seg_state: with ``at``, states come in pairs: before each [SEG], and at it.
-        iou_head: [SEG] state -> expected IoU, if it is wanted.
     """
 
     def __init__(
@@ -199,7 +198,6 @@ class Glus(nn.Module):
         memory_stride: int = 1,
         memory_enabled: bool = True,
         seg_state: SegState = SegState.predicting,
-        iou_head: IouHead | None = None,
     ):
         super().__init__()
         self.mllm = mllm
@@ -209,7 +207,8 @@ class Glus(nn.Module):
         self.memory_stride = memory_stride
         self.memory_enabled = memory_enabled
         self.seg_state = seg_state
-        self.iou_head = iou_head
+        self.iou_head: IouHead | None = None
+        """[SEG] state -> expected IoU, if it is wanted."""
         self.note_trained()
 
     def note_trained(self) -> None:
