@@ -34,8 +34,7 @@ def published_source(config: ModelConfig, mllm: Mllm, place: str) -> Source:
     """
     check_published_config(Path(place), config, mllm)
     source = KeyMap(mllm.PUBLISHED).source(place, read_tensors(place))
-    tables = (f"{mllm.decoder.prefix}embed_tokens.weight", mllm.decoder.head_name)
-    for name in tables:
+    for name in (f"{mllm.decoder.prefix}embed_tokens.weight", f"{mllm.decoder.owner_prefix}lm_head.weight"):
         if name in source.tensors:
             source.tensors[name] = with_new_rows(LazyTensor.of(source.tensors[name]), config.llm.vocab_size)
     return source

@@ -282,11 +282,6 @@ class Decoder:
         self.tie()
 
     @property
-    def head_name(self) -> str:
-        """Of the head's weight, in the whole network."""
-        return f"{self.owner_prefix}lm_head.weight"
-
-    @property
     def vocab_size(self) -> int:
         """Rows of the tables."""
         return len(self.text.embed_tokens.weight)
