@@ -297,7 +297,7 @@ def unpack_runs(counts: str | bytes | list[int], size: Size) -> np.ndarray:
     return runs
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _decompress(text: np.ndarray) -> tuple[np.ndarray, int]:
     """(n,) int64 run lengths from the characters of a compressed code, and their sum; -1 if it is no such code."""
     runs = np.empty(text.size, np.int64)

@@ -59,22 +59,14 @@ def _run(item: Any) -> Any:
     return _worker(item)
 
 
-def njit(cache: bool = False, nogil: bool = False) -> Callable[[Kernel], Kernel]:
-    """``numba.njit``, whose ``cache=True`` keeps code on disk only where there is a place for it.
+def njit(function: Kernel) -> Kernel:
+    """``numba.njit`` that releases the interpreter's lock, and keeps code on disk where there is a place for it.
 
     numba takes ``NUMBA_CACHE_DIR``, the folder of the source, or the user's cache folder. Where none can be written (a
     read-only container or installation), it refuses to make the function; here it is compiled in every process anew.
-
-    Args:
-        cache: keep the code for later processes.
-        nogil: release the interpreter's lock.
     """
-
-    def compiled(function: Kernel) -> Kernel:
-        try:
-            kernel: Any = numba.njit(cache=cache, nogil=nogil)(function)
-        except RuntimeError:  # numba's "no locator available"
-            kernel = numba.njit(nogil=nogil)(function)
-        return kernel
-
-    return compiled
+    try:
+        kernel: Any = numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # numba's "no locator available"
+        kernel = numba.njit(nogil=True)(function)
+    return kernel

@@ -454,7 +454,7 @@ def _decode_with_pillow(data: bytes) -> tuple[np.ndarray, Doubt | None]:
     return mask_HW, Doubt.values if (foreground_NC != foreground_NC[:1]).any() else None
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _undo_filters(rows_Hb: np.ndarray, values_Hb: np.ndarray) -> bool:
     """Undo the filter that each row's first byte names, one byte a pixel (or several pixels); False if unknown."""
     above_b = np.zeros(values_Hb.shape[1], np.uint8)
@@ -481,7 +481,7 @@ def _undo_filters(rows_Hb: np.ndarray, values_Hb: np.ndarray) -> bool:
     return True
 
 
-@njit(nogil=True)
+@njit
 def _nearest(left: int, upper: int, upper_left: int) -> int:
     """Paeth's prediction: the neighbour that is nearest to left + upper - upper left."""
     to_left, to_upper = abs(upper - upper_left), abs(left - upper_left)

@@ -210,7 +210,7 @@ def _disk_columns(radius: int) -> np.ndarray:
     return np.array([math.isqrt(radius * radius - dx * dx) for dx in range(radius + 1)], np.int64)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _popcount(word: np.uint64) -> np.uint64:
     """Bits set in a word; LLVM turns this textbook sum into the processor's instruction."""
     word = word - ((word >> ONE) & np.uint64(0x5555555555555555))
@@ -219,7 +219,7 @@ def _popcount(word: np.uint64) -> np.uint64:
     return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _count_bits(words_kx: np.ndarray) -> np.int64:
     """Bits set in an array."""
     count = np.uint64(0)
@@ -228,7 +228,7 @@ def _count_bits(words_kx: np.ndarray) -> np.int64:
     return np.int64(count)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _fold_rows(pixels_HW: np.ndarray, rows_bW: np.ndarray) -> None:
     """Eight rows of pixels each (uint8, not 0: set) as the bits of a row of bytes; one term, or it is no SIMD code."""
     for k in range(pixels_HW.shape[0] // 8):
@@ -248,7 +248,7 @@ def _fold_rows(pixels_HW: np.ndarray, rows_bW: np.ndarray) -> None:
             )
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _fill_runs(runs: np.ndarray, height: int, words_Wh: np.ndarray) -> None:
     """Set the pixels of every second run, down the columns; the runs make up the mask (``unpack_runs``)."""
     x, y = 0, 0
@@ -263,7 +263,7 @@ def _fill_runs(runs: np.ndarray, height: int, words_Wh: np.ndarray) -> None:
         y = below
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _fill_column(words_h: np.ndarray, start: int, end: int) -> None:
     """Set the pixels of the rows from ``start`` to before ``end``."""
     if start < end:
@@ -279,7 +279,7 @@ def _fill_column(words_h: np.ndarray, start: int, end: int) -> None:
             words_h[last] |= to_end
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _count_regions(prediction_TWh: np.ndarray, target_TWh: np.ndarray) -> np.ndarray:
     """Count pixels, and find the box around both masks, in one pass over the words.
 
@@ -314,7 +314,7 @@ def _count_regions(prediction_TWh: np.ndarray, target_TWh: np.ndarray) -> np.nda
     return found_T8
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _count_boundaries(
     prediction_TWh: np.ndarray, target_TWh: np.ndarray, boxes_T4: np.ndarray, height: int, lengths_r: np.ndarray
 ) -> np.ndarray:
@@ -340,7 +340,7 @@ def _count_boundaries(
     return counts_T4
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _draw_boundary(words_Wh: np.ndarray, height: int, box: tuple[int, int, int, int], boundary_kx: np.ndarray) -> None:
     """The pixels of a box that differ from their right, lower or lower right neighbour; neighbours outside the image
     are not compared.
@@ -369,7 +369,7 @@ def _draw_boundary(words_Wh: np.ndarray, height: int, box: tuple[int, int, int, 
             boundary_x[x + 1] = (own ^ east) | (((own ^ south) | (own ^ south_east)) & compared)
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _dilate(boundary_kx: np.ndarray, lengths_r: np.ndarray) -> np.ndarray:
     """The pixels in the disk around those of a boundary; the words and columns around the box stay 0.
 
@@ -390,7 +390,7 @@ def _dilate(boundary_kx: np.ndarray, lengths_r: np.ndarray) -> np.ndarray:
     return disk
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _grow_vertically(words_kx: np.ndarray, grown_kx: np.ndarray) -> None:
     """Add the pixels above and below; rows in a loop of their own vectorise, whole arrays in an expression do not."""
     for k in range(1, words_kx.shape[0] - 1):
@@ -400,7 +400,7 @@ def _grow_vertically(words_kx: np.ndarray, grown_kx: np.ndarray) -> None:
             grown_x[x] = own_x[x] | (own_x[x] << ONE) | down | (own_x[x] >> ONE) | up
 
 
-@njit(cache=True, nogil=True)
+@njit
 def _move_and_add(words_kx: np.ndarray, added_kx: np.ndarray, moved_kx: np.ndarray) -> None:
     """The words of both neighbouring columns, and the added ones."""
     for k in range(1, words_kx.shape[0] - 1):
