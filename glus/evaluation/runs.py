@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -158,17 +158,12 @@ def compare_runs(runs: Sequence[ScoredRun]) -> list[ComparedScores]:
         ComparedScores(
             title,
             sum(map(len, parts)),
-            [float(np.mean([mean_score(run, names) for names in parts])) for run in runs],
+            [float(np.mean([np.mean([run.scores[n].jf for n in names]) for names in parts])) for run in runs],
             [paired_difference(runs[0], run, *parts) for run in runs[1:]],
             is_mean=title not in groups,
         )
         for title, parts in {**groups, **over_all, **over_kinds}.items()
     ]
-
-
-def mean_score(run: ScoredRun, names: Iterable[str]) -> float:
-    """J&F over sentences, each with weight 1."""
-    return float(np.mean([run.scores[name].jf for name in names]))
 
 
 def paired_difference(first: ScoredRun, second: ScoredRun, *groups: Sequence[str]) -> Difference:
