@@ -155,8 +155,9 @@ class MaskStore(ABC):
 # ------------------------------------------------------------------------------------- one file of annotations
 
 
-class PackedMasks(MaskStore):
-    """Masks by annotation id in one JSON file, read through its packed copy, which each process opens itself."""
+class RleMasks(MaskStore):
+    """MeViS: ``mask_dict.json``, {annotation id: [COCO run-length code or null per frame]}, read through its packed
+    copy, which each process opens itself."""
 
     @staticmethod
     def read_annotations(path: Path) -> dict[str, Any]:
@@ -182,10 +183,6 @@ class PackedMasks(MaskStore):
             return self.pack[annotation_id]
         except KeyError as error:
             raise ValueError(f"masks of {expression.name}: {self.path} has no annotation {annotation_id!r}") from error
-
-
-class RleMasks(PackedMasks):
-    """MeViS: ``mask_dict.json``, {annotation id: [COCO run-length code or null per frame]}."""
 
     def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
         """See ``MaskStore.objects``: run lengths of those in sight."""
