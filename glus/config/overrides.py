@@ -54,13 +54,9 @@ def meanings(schema: type) -> dict[str, str]:
     return found
 
 
-def settings(schema: type, prefix: str = "") -> Iterator[_Setting]:
-    """All keys of a config; those of a class that occurs again stand at its first occurrence alone."""
-    yield from _settings(schema, prefix, {})
-
-
-def _settings(schema: Any, prefix: str, known: dict[Any, str]) -> Iterator[_Setting]:
-    hints, texts = get_type_hints(schema), meanings(schema)
+def settings(schema: Any, prefix: str = "", known: dict[Any, str] | None = None) -> Iterator[_Setting]:
+    """All keys of a config; those of a class that occurs again stand at its first occurrence, in ``known``."""
+    hints, texts, known = get_type_hints(schema), meanings(schema), {} if known is None else known
     for declared in fields(schema):
         key, of, text = prefix + declared.name, _plain(hints[declared.name]), texts.get(declared.name, "")
         if "overrides" in declared.metadata and not text:
@@ -70,7 +66,7 @@ def _settings(schema: Any, prefix: str, known: dict[Any, str]) -> Iterator[_Sett
         if is_dataclass(value) and value not in known:
             key += ".<name>" * (of is not value)
             known[value] = key
-            yield from _settings(value, f"{key}.", known)
+            yield from settings(value, f"{key}.", known)
         else:
             same = f" Fields as those of {known[value]}." if value in known else ""
             yield _Setting(key, of, text + same)
