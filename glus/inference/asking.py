@@ -146,7 +146,8 @@ class Prompter:
         self._shared = firsts[0].before(shared if len(texts) > 1 else 0)
         opening = chat.opening(len(context))
         self._start, self._num_opening = opening.end, len(opening)
-        shown = torch.cat([*context, self._nothing()])
+        nothing = torch.empty((0, *glus.mllm.visual_shape), dtype=glus.mllm.dtype, device=device)
+        shown = torch.cat([*context, nothing])
         self._opening = self._prefill([opening], shown, [])
 
     def ask(self, prompts: Sequence[Prompt], tokens: Mapping[int, torch.Tensor]) -> Answers:
@@ -235,8 +236,3 @@ class Prompter:
         each = np.arange(self._tokens_per_frame)
         visual = (np.array(slots, np.int64)[:, None] * len(each) + each).ravel()
         return replace(tree, positions=tree.positions + self._start, visual=visual[tree.visual])
-
-    def _nothing(self) -> torch.Tensor:
-        """No visual tokens."""
-        mllm = self._glus.mllm
-        return torch.empty((0, *mllm.visual_shape), dtype=mllm.dtype, device=self._device)
