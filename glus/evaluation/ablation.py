@@ -186,7 +186,7 @@ def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     for axis in axes[len(curves) :]:
         axis.remove()
     if curves:
-        axes[0].legend(fontsize=7)
+        figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=6, loc="outside lower center")
     return svg_text(figure)
 
 
