@@ -163,7 +163,8 @@ def test_pieces_of_text_from_the_right_stand_from_the_right(folder: Path) -> Non
 
 @pytest.mark.skipif(
     not features.check("raqm"),
-    reason="Pillow lays out text by FriBidi, a library of the system; what users are told without it is the next test",
+    reason="Pillow needs the system's library FriBidi for this, which no Python package brings (Debian: libfribidi0); "
+    "what users are told without it is the next test, which is never skipped",
 )
 def test_hebrew_is_read_from_the_right_and_arabic_is_joined() -> None:
     columns = np.nonzero((drawn("א..") != drawn("..")).any((0, 2)))[0]

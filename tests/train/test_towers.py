@@ -13,8 +13,9 @@ from torch import nn
 
 from glus.config import FramesConfig, QuerySampling
 from glus.data.chat.llava import LlavaChat
-from glus.inference.predictor import chat_of
-from glus.models.glus import Glus, MemoryBank
+from glus.inference.predictor import chat_of, load_predictor
+from glus.losses.objective import mask_iou
+from glus.models.glus import Glus, MemoryBank, segment_step, upsample_masks
 from glus.models.pretrained import LoadedModel, build_glus
 from glus.shapes import pretrain as pretraining
 from glus.shapes.labels import PLACE_CELLS, patch_labels, sentence_labels
@@ -29,9 +30,10 @@ from glus.shapes.pretrain import (
     pretrain,
 )
 from glus.shapes.render import COLOURS, SHAPES
-from glus.shapes.scene import Scene, draw_scenes
+from glus.shapes.scene import Scene, draw_scenes, generate_scene
 from glus.tokens import JsonVocabulary
 from tests.backbones import FAMILY_NAMES, backbone_config, write_vocabulary
+from tests.programs import ROOT
 
 GRID = 8
 
@@ -136,6 +138,28 @@ def test_sam2_learns_prompts_in_single_frames_and_then_memory(tiny_model: Loaded
     after = segmenter.state_dict()
     assert memory
     assert any(not torch.equal(before[name], after[name]) for name in memory)
+
+
+def test_the_shipped_sam2_holds_its_object_through_a_video() -> None:
+    """Told one of two look-alikes in the first of 16 frames and both later; after 7, that memory is out of reach."""
+    segmenter = load_predictor(ROOT / "assets" / "glus_shapes")[0].glus.segmenter
+    weights = torch.load(ROOT / "assets" / "glus_towers" / "shapes" / "sam2.pt", weights_only=True)["model"]
+    segmenter.sam.load_state_dict(weights)
+    is_right = []
+    for number in range(12):
+        scene = generate_scene(np.random.default_rng(number), structure="memory")
+        pair = [item.object_id for item in scene.look_alikes]
+        masks_2THW = torch.from_numpy(scene.masks_OTHW[pair])
+        with torch.inference_mode():
+            features = segmenter.encode_frames(segmenter.prepare_frames(torch.as_tensor(scene.frames_THW3)))
+            bank = MemoryBank(num_frames=7, stride=1)
+            for t, masks_2HW in enumerate(masks_2THW.unbind(1)):
+                shown_2HW = masks_2HW if t == 0 else masks_2HW.any(0).expand(2, -1, -1)
+                frame, prompts = features.rows(torch.tensor([t, t])), segmenter.mask_prompt(shown_2HW)
+                _, decoded = segment_step(segmenter, bank, {0: t, 1: t}, frame, prompts)
+        logits = upsample_masks(decoded.logits_Nmm, masks_2HW.shape[1:])
+        is_right += (mask_iou(logits, masks_2HW) > mask_iou(logits, masks_2HW.flip(0))).tolist()
+    assert np.mean(is_right) >= 0.95, "in the last frame"
 
 
 def test_how_many_memories_a_frame_has_is_drawn(
