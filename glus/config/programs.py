@@ -215,7 +215,7 @@ class PretrainConfig:
     """Optimizer steps of CLIP."""
     clip_batch_size: int = 32
     """Frames per step."""
-    sam2_steps: int = 4500
+    sam2_steps: int = 5000
     """Optimizer steps of SAM2."""
     sam2_batch_size: int = 6
     """Clips per step."""
