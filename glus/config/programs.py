@@ -215,12 +215,12 @@ class PretrainConfig:
     """Optimizer steps of CLIP."""
     clip_batch_size: int = 32
     """Frames per step."""
-    sam2_steps: int = 5000
+    sam2_steps: int = 5500
     """Optimizer steps of SAM2."""
     sam2_batch_size: int = 6
     """Clips per step."""
-    sam2_clip_frames: int = 5
-    """Frames per clip in the second part of SAM2's pre-training."""
+    sam2_clip_frames: int = 10
+    """Frames per clip in the second part of SAM2's pre-training, at most."""
     llm_steps: int = 2400
     """Optimizer steps of the LLM."""
     llm_batch_size: int = 12

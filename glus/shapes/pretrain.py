@@ -57,9 +57,10 @@ LABEL_WEIGHT = 0.3
 """Of the patch labels, read off SAM2's features. With them words reach IoU 0.75 by step 1000 instead of 0.60, and
 prompts by place are followed by step 1100 instead of not at all (measured; 64 and 128 pixels)."""
 
-MOST_MEMORIES = 7
-"""Of a frame, drawn for each batch: with few, an object has to be held by what was itself remembered, as in a video
-longer than any clip. Always with all 7, clips of 3 frames: after seven frames one of four pairs was lost (measured)."""
+MOST_MEMORIES, LONGEST_STRIDE = 7, 3
+"""Memories of a frame and their distance, drawn for each batch. With few, an object has to be held by what was itself
+remembered, as in a video longer than any clip (always with all 7, clips of 3 frames: after seven frames one of four
+pairs was lost, measured). With distant ones, as at inference, those of long ago must not speak for a place."""
 
 PASSING_SHARE = 0.6
 """Of the clips, around the moment where look-alikes pass each other, which is a matter of a few frames. Without such
@@ -275,8 +276,8 @@ class Sam2Tower(Tower):
     colours and shapes apart, as real features do. Prompts are for one object, several, or none; in later frames half of
     them are left out. A quarter of the rows have prompts that fit two look-alikes: after a clear one, so that memory
     has to hold what it named, or before it, so that memory has to give way, as where the LLM is undecided at first.
-    Other clear prompts come later for another object than the first. Where look-alikes pass each other, all rows name
-    one of them in the first frame, and both afterwards. Prompts are learned before memory.
+    Other clear prompts come later for another object than the first. Where look-alikes pass each other, all rows are of
+    them, most named in the first frame and both afterwards. Prompts are learned before memory.
     """
 
     segmenter: Sam2Segmenter
@@ -284,8 +285,8 @@ class Sam2Tower(Tower):
     batch_size: int
     """Clips per step, each with ``TARGETS_PER_CLIP`` targets."""
     num_frames: int
-    """Consecutive frames of a clip; the first clips have one."""
-    stream, single_frame_share = 2, 0.6
+    """Consecutive frames of a clip, at most; at least half as many. The first clips have one."""
+    stream, single_frame_share = 2, 0.55
 
     def __post_init__(self) -> None:
         self.words = WordPrompts(self.segmenter.width)
@@ -302,13 +303,14 @@ class Sam2Tower(Tower):
     def loss(self, rng: np.random.Generator, is_single: bool) -> tuple[torch.Tensor, dict[str, float]]:
         """Reports the loss and the IoU by place, by words, in later frames, where the prompt is vague after a clear
         one, and where it is clear after a vague or another one (NaN where a batch has none)."""
-        length = 1 if is_single else self.num_frames
+        length = 1 if is_single else int(rng.integers(max(2, self.num_frames // 2), self.num_frames + 1))
         frames, clips = draw_clips(rng, self.scenes, self.batch_size, length)
         pixels = torch.as_tensor(np.stack([scene.frames_THW3[t] for scene, t in frames]))
         features = self.segmenter.encode_frames(self.segmenter.prepare_frames(pixels))
         image_FPC = features.image_NChw.flatten(2).transpose(1, 2)
         label_loss, _ = self.head(image_FPC, patch_labels(frames, features.image_NChw.shape[-1]))
-        bank = MemoryBank(num_frames=int(rng.integers(1, MOST_MEMORIES + 1)), stride=1)
+        num_memories, stride = (int(rng.integers(1, most + 1)) for most in (MOST_MEMORIES, LONGEST_STRIDE))
+        bank = MemoryBank(num_memories, stride)
         losses, ious, held = [], [], []
         for t in range(length):
             frame = features.rows(clips.video_R * length + t)
@@ -390,7 +392,7 @@ def _draw_row(
         chosen = [int(rng.choice(pair))]
     masks_OTHW = scene.masks_OTHW[:, clip.start : clip.stop]
     targets_THW: np.ndarray = np.any(masks_OTHW[chosen], axis=0)
-    is_corrected = len(clip) > 1 and not by_words and not is_passing and rng.random() < 0.5
+    is_corrected = len(clip) > 1 and not by_words and rng.random() < (0.1 if is_passing else 0.5)
     corrected = int(rng.integers(1, len(clip))) if is_corrected else len(clip)
     if is_corrected and not is_vague:
         targets_THW[corrected:] = masks_OTHW[rng.integers(len(masks_OTHW)), corrected:]
