@@ -141,19 +141,21 @@ def test_sam2_learns_prompts_in_single_frames_and_then_memory(tiny_model: Loaded
     assert any(not torch.equal(before[name], after[name]) for name in memory)
 
 
-def test_the_shipped_sam2_holds_its_object_through_a_video() -> None:
-    """Told one of two look-alikes in the first of 16 frames and both later; after 7, that memory is out of reach."""
+@pytest.mark.parametrize(("structure", "stride"), [("memory", 1), ("crossing", 1), ("crossing", 3)])
+def test_the_shipped_sam2_holds_its_object_through_a_video(structure: str, stride: int) -> None:
+    """Told one of two look-alikes in the first of 16 frames and both later; at stride 1, the first memory is out of
+    reach after 7 frames, at stride 3 the old ones speak for the place where, after they passed, the other one is."""
     segmenter = load_predictor(ROOT / "assets" / "glus_shapes")[0].glus.segmenter
     weights = torch.load(ROOT / "assets" / "glus_towers" / "shapes" / "sam2.pt", weights_only=True)["model"]
     segmenter.sam.load_state_dict(weights)
     is_right = []
     for number in range(12):
-        scene = generate_scene(np.random.default_rng(number), structure="memory")
+        scene = generate_scene(np.random.default_rng(number), structure=structure)
         pair = [item.object_id for item in scene.look_alikes]
         masks_2THW = torch.from_numpy(scene.masks_OTHW[pair])
         with torch.inference_mode():
             features = segmenter.encode_frames(segmenter.prepare_frames(torch.as_tensor(scene.frames_THW3)))
-            bank = MemoryBank(num_frames=7, stride=1)
+            bank = MemoryBank(num_frames=7, stride=stride)
             for t, masks_2HW in enumerate(masks_2THW.unbind(1)):
                 shown_2HW = masks_2HW if t == 0 else masks_2HW.any(0).expand(2, -1, -1)
                 frame, prompts = features.rows(torch.tensor([t, t])), segmenter.mask_prompt(shown_2HW)
