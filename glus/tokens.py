@@ -7,11 +7,10 @@ The ids of the added tokens are never assumed: they are read from ``added_tokens
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 from tokenizers import Tokenizer
 
@@ -34,11 +33,6 @@ _ABSENT = {
     "> added_tokens.json",
 }
 """Files of a tokenizer -> where to get one that is not there, for folders that newer versions of transformers wrote."""
-
-
-def placeholders(input_ids: np.ndarray) -> np.ndarray:
-    """Where visual tokens go in token ids of any shape, counted through all of them, row by row: (M,) int64."""
-    return np.flatnonzero(input_ids == IMAGE_ID)
 
 
 @dataclass(frozen=True)
@@ -82,6 +76,8 @@ class Vocabulary:
                     f"added_tokens.json side by side{hint if (self.folder / 'tokenizer.json').is_file() else ''}"
                 )
         self._pieces = _read_pieces(self.folder / "tokenizer.model")
+        self.encode: Callable[[str], list[int]] = self._pieces.encode
+        """Text -> ids; special tokens inside it are *not* recognised."""
         self.added_tokens: Mapping[str, int] = _read_added_tokens(self.folder / "added_tokens.json")
         """Token -> id of the tokens that SentencePiece does not know."""
         self._check()
@@ -110,10 +106,6 @@ class Vocabulary:
                 f"{self.folder}/tokenizer.model already holds {known}, which added_tokens.json adds: each would have "
                 "two ids; take the tokenizer.model that belongs to the checkpoint"
             )
-
-    def encode(self, text: str) -> list[int]:
-        """SentencePiece ids of ``text``; special tokens inside it are *not* recognised."""
-        return self._pieces.encode(text)
 
 
 class JsonVocabulary:

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from glus.batch import TokenRows
+from glus.data.chat.tree import placeholders
 from glus.models.glus import Glus
 from glus.models.mllm.adapters import add_lora
 from glus.models.mllm.decoder import Prefix, PrefixCache
 from glus.models.mllm.llava import ClipEncoder, Llava, build_llama, build_projector, build_vision_tower
-from glus.tokens import IMAGE_ID, placeholders
+from glus.tokens import IMAGE_ID
 
 NOTHING = torch.zeros(0, 32)
 """Visual tokens of rows that show none."""

@@ -22,11 +22,16 @@ import torch
 
 from glus.batch import Conversation, TokenRows
 from glus.data.sampling import Turn, inference_turn
-from glus.tokens import IMAGE_ID, AnyVocabulary, placeholders
+from glus.tokens import IMAGE_ID, AnyVocabulary
 
 LENGTH_MULTIPLE = 64
 """Rows and paths of training are padded to a multiple of it, so that an epoch has few different lengths: kernels and
 compiled code that are made for each length are made a few times, and a GPU's tiles are filled."""
+
+
+def placeholders(input_ids: np.ndarray) -> np.ndarray:
+    """Where visual tokens go in token ids of any shape, counted through all of them, row by row: (M,) int64."""
+    return np.flatnonzero(input_ids == IMAGE_ID)
 
 
 @dataclass(frozen=True)
