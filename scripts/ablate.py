@@ -217,8 +217,8 @@ def tabulate(config: AblateConfig) -> tuple[AblationTables, list[Path]]:
         written.append(output / f"{name}.json")
         write_text(written[-1], json.dumps(content, indent=None if name == "scores" else 1) + "\n")
     first = [folders[f"{row}/{config.seeds[0]}"] for row in rows]
-    for folder in first:
-        report = score_predictions(config.dataset, folder, Missing.error, config.processes, config.max_videos)
+    for folder in first:  # in this process: it takes less time than starting others
+        report = score_predictions(config.dataset, folder, Missing.error, max_videos=config.max_videos)
         write_report(report, folder)
     runs = [replace(run, label=row) for run, row in zip(read_runs(first), rows, strict=True)]
     page = build_page(config.dataset, runs, memory_frames, config.num_sentences, ablation_section(tables))
