@@ -2,23 +2,12 @@
 # From a clean clone to a page of results: installs, segments a sample video with the shipped model, generates Shapes,
 # trains GLUS from the shipped small towers (as the real one starts from CLIP, SAM2 and LISA), predicts held-out videos,
 # scores them, and puts the run beside the shipped model on one page.
-#
-# The sizes below can be set from outside. QUICKSTART_TOWERS=own pre-trains the towers first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-TRAIN_VIDEOS=${QUICKSTART_TRAIN_VIDEOS:-400}
-VALID_VIDEOS=${QUICKSTART_VALID_VIDEOS:-24}
-STEPS=${QUICKSTART_STEPS:-500}
-TOWERS=${QUICKSTART_TOWERS:-shipped}
-SCENES=${QUICKSTART_SCENES:-2100}
-CLIP_STEPS=${QUICKSTART_CLIP_STEPS:-3000}
-LLM_STEPS=${QUICKSTART_LLM_STEPS:-2400}
-SAM2_STEPS=${QUICKSTART_SAM2_STEPS:-4500}
 DATA=${QUICKSTART_DATA:-data/shapes}
 OUT=${QUICKSTART_OUT:-outputs/quickstart}
 
-[[ $TOWERS =~ ^(shipped|own)$ ]] || { echo "error: QUICKSTART_TOWERS=$TOWERS: expected shipped or own" >&2 && exit 1; }
 bash scripts/install.sh
 python=.venv/bin/python
 cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
@@ -29,7 +18,6 @@ say() { printf '\n== %s (%s)\n' "$1" "$(date +%T)"; }
 # A run is made anew; the data and the installation stay.
 rm -rf "$OUT"
 mkdir -p "$OUT"
-root=(paths.outputs="$OUT")
 train_data=(data.mixture.shapes.dataset.root="$DATA" valid.root="$DATA")
 valid=(dataset=shapes_valid dataset.root="$DATA")
 
@@ -38,21 +26,11 @@ say "segment a video with the shipped model"
   --text "the star that turns red" --text "the purple object" --weights glus_shapes --output "$OUT/example"
 
 say "generate Shapes"
-"$python" tools/make_shapes.py "$DATA" --train-videos "$TRAIN_VIDEOS" --valid-videos "$VALID_VIDEOS"
-
-if [ "$TOWERS" = own ]; then
-  root+=(paths.weights="$OUT/weights")
-  say "pre-train a small CLIP and LLM, and a small SAM2, side by side on other generated scenes"
-  "$python" tools/pretrain_towers.py "${root[@]}" num_scenes="$SCENES" 'parts=[tokenizer,clip,llm]' \
-    clip_steps="$CLIP_STEPS" llm_steps="$LLM_STEPS" &
-  language=$!
-  "$python" tools/pretrain_towers.py "${root[@]}" num_scenes="$SCENES" 'parts=[sam2]' sam2_steps="$SAM2_STEPS"
-  wait "$language"
-fi
+"$python" tools/make_shapes.py "$DATA" --train-videos 400 --valid-videos 24
 
 say "train GLUS"
 "$python" -m torch.distributed.run --standalone --nproc_per_node="$ranks" scripts/train.py experiment=shapes \
-  "${root[@]}" "${train_data[@]}" trainer.steps="$STEPS" trainer.micro_batch_size=$((4 / ranks))
+  paths.outputs="$OUT" "${train_data[@]}" trainer.steps=500 trainer.micro_batch_size=$((4 / ranks))
 
 evaluate() { # weights, folder of the predictions
   "$python" -m torch.distributed.run --standalone --nproc_per_node="$ranks" scripts/predict.py "${valid[@]}" \
