@@ -35,7 +35,7 @@ from glus.evaluation.report import print_rows, write_report
 from glus.evaluation.runs import read_runs
 from glus.evaluation.score import score_predictions
 from glus.files import PROJECT, read_object, write_text
-from glus.inference.key_frames import write_key_frames
+from glus.inference.key_frames import read_key_frames, write_key_frames
 from glus.models.glus import memory_frames
 from glus.models.hub import find_model
 
@@ -177,20 +177,24 @@ def _folder(config: AblateConfig, row: str, seed: int) -> Path:
     return Path(config.output) / row / f"seed_{seed}"
 
 
+def _start_frames(config: AblateConfig, row: str, seed: int) -> Path:
+    return _folder(config, row, seed) / "frames" / "key_frames.json"
+
+
 def _prediction(config: AblateConfig, name: str, row: AblationRow, seed: int) -> Task:
     """Of a row's model, from the frames that the row starts at."""
     training, folder = _folder(config, row.of or name, seed) / "training", _folder(config, name, seed)
     split = [f"dataset={config.dataset.name}", f"dataset.root={config.dataset.root}", f"weights={training / 'run'}"]
     split += [] if config.max_videos is None else [f"max_videos={config.max_videos}"]
     predict = ["scripts/predict.py", *split, *row.predict, "format=rle", f"output={folder / 'predictions'}"]
-    frames = folder / "frames"
+    file = _start_frames(config, name, seed)
     commands, prepare = [], None
     if row.start is StartFrame.chosen:
-        commands.append(("scripts/score_frames.py", *split, f"output={frames}"))
+        commands.append(("scripts/score_frames.py", *split, f"output={file.parent}"))
     elif row.start is not StartFrame.first:
-        prepare = partial(write_start_frames, config, row.start, seed, frames / "key_frames.json")
+        prepare = partial(write_start_frames, config, row.start, seed, file)
     if row.start is not StartFrame.first:
-        predict.append(f"inference.key_frames={frames / 'key_frames.json'}")
+        predict.append(f"inference.key_frames={file}")
     return Task(folder, (training,), (*commands, tuple(predict)), prepare)
 
 
@@ -207,7 +211,14 @@ def tabulate(config: AblateConfig) -> tuple[AblationTables, list[Path]]:
     """Read all predictions of the ablation, and write what follows from them; returns also the files."""
     output, rows = Path(config.output), config.ablation.rows
     folders = {f"{row}/{seed}": _folder(config, row, seed) / "predictions" for row in rows for seed in config.seeds}
-    compared = compare_predictions(config.dataset, folders, config.processes, config.max_videos)
+    expressions = read_expressions(config.dataset)
+    given = [name for name, row in rows.items() if row.start in (StartFrame.middle, StartFrame.random)]
+    starts = {
+        f"{row}/{seed}": read_key_frames(_start_frames(config, row, seed), expressions)
+        for row in given
+        for seed in config.seeds
+    }
+    compared = compare_predictions(config.dataset, folders, config.processes, config.max_videos, starts)
     tables = AblationTables(
         config.ablation, {row: [compared[f"{row}/{seed}"] for seed in config.seeds] for row in rows}
     )

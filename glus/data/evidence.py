@@ -25,7 +25,7 @@ class Variant:
     frames: FramesConfig
     has_memory: bool
     has_key_frames: bool = False
-    """It starts where it sees most; that frame is taken as given."""
+    """It chooses the frame that it starts from; the best one is taken as chosen."""
 
 
 def variant_of(folder: Path) -> Variant | None:
@@ -44,18 +44,21 @@ def variant_of(folder: Path) -> Variant | None:
     return Variant(frames, identity["model"]["memory"]["enabled"], identity["key_frames"] is not None)
 
 
-def decided_frames(evidence: Collection[int], num_frames: int, variant: Variant) -> np.ndarray:
+def decided_frames(
+    evidence: Collection[int], num_frames: int, variant: Variant, start: int | None = None
+) -> np.ndarray:
     """The frames of a video that a variant can decide.
 
     Args:
         evidence: frames that show what the sentence says.
         num_frames: T.
         variant: with sliding windows.
+        start: the frame that it starts from, where it does not choose; None: the first.
 
     Returns:
         (T,) bool.
     """
-    starts = range(num_frames) if variant.has_key_frames else (0,)
+    starts = range(num_frames) if variant.has_key_frames and start is None else (start or 0,)
     each = [_decided_from(start, set(evidence), num_frames, variant) for start in starts]
     return max(each, key=lambda decided_T: int(decided_T.sum()))
 

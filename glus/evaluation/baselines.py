@@ -132,7 +132,11 @@ class Comparison:
 
 
 def compare_predictions(
-    dataset: DatasetConfig, predictions: Mapping[str, str | Path], num_workers: int = 1, max_videos: int | None = None
+    dataset: DatasetConfig,
+    predictions: Mapping[str, str | Path],
+    num_workers: int = 1,
+    max_videos: int | None = None,
+    given_starts: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict[str, Comparison]:
     """Compare each model's predictions with the answers that ignore the sentence.
 
@@ -141,6 +145,8 @@ def compare_predictions(
         predictions: label of a model -> its folder of PNGs or run-length codes.
         num_workers: processes; results do not depend on it.
         max_videos: only the first so many videos of the split.
+        given_starts: label -> ``Expression.name`` -> index of the frame that it starts from, of those whose start
+            frames were given to them; the ceiling of other predictions with key frames is that of the best start.
 
     Returns:
         A comparison per label, in the given order.
@@ -155,7 +161,8 @@ def compare_predictions(
     for folder in predictions.values():
         check_predictions_dir(folder)
     videos = read_scored_videos(dataset)[:max_videos]
-    comparer = VideoComparer(dataset, {label: Path(folder) for label, folder in predictions.items()})
+    folders = {label: Path(folder) for label, folder in predictions.items()}
+    comparer = VideoComparer(dataset, folders, given_starts or {})
     results = list(map_in_processes(comparer, videos, num_workers))
     answers = {label: [answer for result in results for answer in result[label]] for label in predictions}
     num_all, num_compared = sum(map(len, videos)), min(map(len, answers.values()))
@@ -170,8 +177,10 @@ def compare_predictions(
 class VideoComparer:
     """Compares one video at a time; opens the ground truth as ``VideoScorer`` does."""
 
-    def __init__(self, dataset: DatasetConfig, predictions: dict[str, Path]) -> None:
-        self.predictions = predictions
+    def __init__(
+        self, dataset: DatasetConfig, predictions: dict[str, Path], given_starts: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        self.predictions, self.given_starts = predictions, given_starts
         self.evidence = read_evidence(dataset)
         self.variants = {label: variant_of(folder) for label, folder in predictions.items()}
         self.masks, self.frames = open_masks(dataset), FrameStore(dataset)
@@ -256,7 +265,8 @@ class VideoComparer:
         evidence, variant = self.evidence.get((expression.video, expression.exp_id)), self.variants[label]
         decided_T = None
         if evidence is not None and variant is not None:
-            decided_T = decided_frames(evidence, len(expression.frames), variant)[known_T]
+            start = self.given_starts.get(label, {}).get(expression.name)
+            decided_T = decided_frames(evidence, len(expression.frames), variant, start)[known_T]
             rows["ceiling"] = np.where(decided_T, 1.0, np.maximum(*(rows[row] for row in LOOK_ALIKES)))
         foil_T = rows.pop(_FOIL, None)
         chosen_T = None if foil_T is None else rows["model"] > foil_T

@@ -43,14 +43,17 @@ def test_the_table(structure: str, expected: tuple[float, ...]) -> None:
 
 
 def test_undecided_frames_lie_where_they_must() -> None:
-    def frames(structure: str, variant: str) -> list[int]:
+    def frames(structure: str, variant: str, start: int | None = None) -> list[int]:
         marked = marked_frames(structure, 16, np.random.default_rng(0))
-        return np.flatnonzero(decided_frames(marked, 16, VARIANTS[variant])).tolist()
+        return np.flatnonzero(decided_frames(marked, 16, VARIANTS[variant], start)).tolist()
 
     assert frames("context", "local only") == [12, 13, 14, 15]
     assert frames("memory", "global only") == [0, 1, 4, 5, 8, 9, 12, 13]
     assert frames("memory", "both") == [0, 1, 2, 3, 4]
     assert frames("late", "+ memory") == [11, 12, 13, 14, 15]
+    assert frames("late", "+ key frames", 8) == [11, 12, 13, 14, 15]
+    assert frames("memory", "+ key frames", 8) == [0, 1]
+    assert frames("late", "+ key frames", 12) == [*range(16)]
 
 
 def test_a_written_split_says_what_the_plan_says(tmp_path: Path) -> None:

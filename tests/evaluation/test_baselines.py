@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from glus.config import DatasetConfig, Layout, Protocol
+from glus.data.benchmarks.index import read_expressions
 from glus.evaluation.baselines import (
     ROWS,
     compare_predictions,
@@ -116,6 +117,12 @@ def test_look_alikes_ceiling_and_oracle(dataset: DatasetConfig, perfect: Path) -
     table = comparison.table()
     assert table["appearance"]["margin"] == pytest.approx(50 - ONE_OF_TWO)
     assert table["mean_over_kinds"]["both_look_alikes"] is None, "not every kind has look-alikes"
+    (perfect / "predict.json").write_text(json.dumps({"identity": {**settings, "key_frames": "a hash"}}))
+    starts = {"m": {e.name: 2 for e in read_expressions(dataset)}}
+    given = compare_predictions(dataset, {"m": perfect}, max_videos=1, given_starts=starts)["m"]
+    chosen = compare_predictions(dataset, {"m": perfect}, max_videos=1)["m"]
+    assert [each.decided[0].tolist() for each in (given, chosen)] == [[True, True, False], [True] * 3]
+    assert chosen.scores[0]["ceiling"] == 1.0
     (perfect / "predict.json").unlink()
     unknown = compare_predictions(dataset, {"m": perfect}, max_videos=1)["m"]
     assert "ceiling" not in unknown.scores[0]
