@@ -56,11 +56,8 @@ def log_to_file(folder: Path) -> None:
 
 def run_info() -> dict[str, Any]:
     """Command, commit, versions and time: what one needs to know about a run years later."""
-    describe = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # a slim image has no git
-        commit = ""
+    # An installed package may lie in the repository of another project, as in its .venv, whose commit is not its own.
+    commit = _git("ls-files", Path(__file__).name) and _git("describe", "--always", "--dirty", "--abbrev=40")
     return {
         "command": sys.argv,
         "commit": commit or "unknown (no git, or not a git checkout)",
@@ -70,6 +67,15 @@ def run_info() -> dict[str, Any]:
         "world_size": distributed.world_size(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
+
+
+def _git(*words: str) -> str:
+    """What git says in this file's folder; nothing where it fails, or is not there, as in a slim image."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _version(package: str) -> str:

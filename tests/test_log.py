@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 import wandb  # noqa: TID251  # only to take its place
 from wandb.proto import wandb_internal_pb2  # noqa: TID251  # and to read what it wrote
 
+import glus.log
 from glus import __version__
 from glus.config import RecipeConfig, TrainConfig, TrainerConfig, WandbConfig
 from glus.console import bar, console
@@ -68,6 +70,17 @@ def test_a_run_is_described_without_git_and_where_pip_knows_no_package(
     known = {name: about["versions"].pop(name) for name in ("glus", "torch")}
     assert known == {"glus": __version__, "torch": torch.__version__}
     assert {*about["versions"].values()} == {"not installed"}
+
+
+def test_an_installed_package_does_not_take_the_commit_of_the_project_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / ".venv" / "glus"
+    package.mkdir(parents=True)
+    for words in (["init"], ["-c", "user.name=x", "-c", "user.email=x", "commit", "--allow-empty", "-m", "theirs"]):
+        subprocess.run(["git", "-C", tmp_path, *words, "-q"], check=True)
+    monkeypatch.setattr(glus.log, "__file__", str(package / "log.py"))
+    assert run_info()["commit"].startswith("unknown")
 
 
 class FakeRun:
