@@ -10,7 +10,8 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -134,7 +135,8 @@ class MetricsLog:
             _drop_records(folder / "metrics.jsonl", start)
             self._file = (folder / "metrics.jsonl").open("a")
         if is_main and config.trainer.wandb.enabled:
-            self._wandb = _start_wandb(folder, config)
+            with self._surviving_wandb("is out of reach"):
+                self._wandb = _start_wandb(folder, config)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record ``values`` of an optimizer step (counted from 1)."""
@@ -142,14 +144,8 @@ class MetricsLog:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
         if self._wandb is not None:
-            import wandb
-
-            try:
-                with TemporaryDirectory() as scratch:
-                    self._wandb.log({**values, **self._take_shown(Path(scratch))}, step=step)
-            except (wandb.errors.Error, OSError) as error:
-                self._wandb = None
-                log.warning("W&B no longer takes records (%s); training goes on, metrics.jsonl has them", error)
+            with self._surviving_wandb("no longer takes records"), TemporaryDirectory() as scratch:
+                self._wandb.log({**values, **self._take_shown(Path(scratch))}, step=step)
 
     def show(self, examples: Sequence[Example], movie: Sequence[np.ndarray]) -> None:
         """Add a table of sentences and a movie, (H, W, 3) uint8 frames, to W&B's next record."""
@@ -171,11 +167,23 @@ class MetricsLog:
         return shown
 
     def close(self) -> None:
-        """Finish both files."""
+        """Finish the file and W&B's run."""
         if self._file is not None:
             self._file.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            with self._surviving_wandb("was not finished"):
+                self._wandb.finish()
+
+    @contextmanager
+    def _surviving_wandb(self, trouble: str) -> Iterator[None]:
+        """Go on without W&B where it fails, and say so: a training does not depend on it."""
+        import wandb  # takes a second, which no other program should wait
+
+        try:
+            yield
+        except (wandb.errors.Error, OSError) as error:
+            self._wandb = None
+            log.warning("W&B %s (%s); training goes on, metrics.jsonl has everything", trouble, error)
 
 
 def _drop_records(file: Path, start: int) -> None:
@@ -187,36 +195,32 @@ def _drop_records(file: Path, start: int) -> None:
     write_text(file, "".join(kept))
 
 
-def _start_wandb(folder: Path, config: TrainConfig) -> wandb.Run | None:
+def _start_wandb(folder: Path, config: TrainConfig) -> wandb.Run:
     """One W&B run per run folder, however often it is interrupted: its id lies in the folder.
 
     W&B takes no step twice, so steps that come again after an interruption, which are equal, leave its curve alone.
     """
-    import wandb  # takes a second, which no other program should wait
+    import wandb
 
     id_file = folder / "wandb_id"
     if not id_file.is_file():
         write_text(id_file, uuid.uuid4().hex[:8])
     options, recipe = config.trainer.wandb, config.recipe
     settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    try:
-        run = wandb.init(
-            project=options.project,
-            entity=options.entity,
-            group=options.group,
-            tags=options.tags,
-            notes=options.notes or (recipe.row if recipe else None),
-            config=cast("dict[str, Any]", settings),
-            mode=cast('Literal["online", "offline"]', options.mode),  # checked by WandbConfig
-            dir=str(folder),
-            name=folder.name,
-            id=id_file.read_text(),
-            resume="allow",
-        )
-        for name in ("J", "F", "J&F"):
-            run.define_metric(f"valid/{name}", summary="max")
-        run.define_metric("total", summary="min")
-        return run
-    except (wandb.errors.Error, OSError) as error:
-        log.warning("W&B is out of reach (%s); training goes on, metrics.jsonl has everything", error)
-        return None
+    run = wandb.init(
+        project=options.project,
+        entity=options.entity,
+        group=options.group,
+        tags=options.tags,
+        notes=options.notes or (recipe.row if recipe else None),
+        config=cast("dict[str, Any]", settings),
+        mode=cast('Literal["online", "offline"]', options.mode),  # checked by WandbConfig
+        dir=str(folder),
+        name=folder.name,
+        id=id_file.read_text(),
+        resume="allow",
+    )
+    for name in ("J", "F", "J&F"):
+        run.define_metric(f"valid/{name}", summary="max")
+    run.define_metric("total", summary="min")
+    return run

@@ -121,6 +121,22 @@ def test_an_interrupted_run_is_one_run_of_wandb(
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_run_that_wandb_does_not_finish_is_done_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unfinished(FakeRun):
+        def finish(self) -> None:
+            raise TimeoutError("not everything was sent")
+
+    run = Unfinished(breaks_at=9)
+    monkeypatch.setattr(wandb, "init", lambda **options: run)
+    log = MetricsLog(tmp_path, wandb_run(enabled=True), is_main=True)
+    log.write(1, {"total": 1.0})
+    log.close()
+    assert run.steps == [1]
+    assert "W&B was not finished (not everything was sent); training goes on" in caplog.text
+
+
 def test_a_run_of_wandb_can_be_found_and_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """B13. What an offline run would send: config, group, tags, notes, best values, a table with pictures, a movie."""
     monkeypatch.setenv("WANDB_SILENT", "true")
