@@ -89,7 +89,8 @@ def training_curves(runs: Sequence[ScoredRun]) -> str:
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     axes = figure.subplots(1, 2)
     for label, file in files.items():
-        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        records = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be cut, or half written
         for axis, key in zip(axes, ("total", "valid/J&F"), strict=True):
             points = [(record["step"], record[key]) for record in records if key in record]
             if points:

@@ -21,7 +21,7 @@ from glus.config import DatasetConfig, Layout, Missing
 from glus.data.benchmarks.index import open_masks, read_expressions
 from glus.data.predictions import write_answers
 from glus.evaluation.baselines import compare_predictions
-from glus.evaluation.page import build_page, open_sources
+from glus.evaluation.page import build_page, open_sources, training_curves
 from glus.evaluation.report import print_report, write_report
 from glus.evaluation.runs import (
     ScoredRun,
@@ -215,6 +215,13 @@ def test_a_training_that_is_not_recorded_is_one_line(runs: list[ScoredRun], tmp_
     assert different_settings(trained) == {"train": ["not recorded", "recorded"]}
     (tmp_path / "export" / "config.yaml").write_text("trainer: {steps: 3, seed: 0}")
     assert different_settings(trained) == {"train.trainer.steps": ["3", "9"]}
+
+
+def test_a_training_that_goes_on_or_was_killed_has_a_curve(runs: list[ScoredRun], tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "total": 2 / step}) + "\n" for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 3, "tot')
+    trained = replace(runs[0], made_by={"weights": str(tmp_path / "checkpoints" / "step_2")})
+    assert "<svg" in training_curves([trained])
 
 
 def test_runs_that_cannot_be_compared_are_refused(runs: list[ScoredRun], tmp_path: Path) -> None:
