@@ -129,6 +129,8 @@ def _sentences(
     for why, some in (("most changed", changed), ("worst", ranked[:count]), ("best", ranked[::-1][:count])):
         chosen |= {name: why for name in some if name not in chosen}
     expressions = {f"{e.video}/{e.exp_id}": e for e in read_expressions(dataset)}
+    if lost := [name for name in names if name not in expressions]:
+        raise ValueError(f"{dataset.name} ({dataset.split}) no longer has {lost[0]}: score the runs on what it is now")
     frames, masks, used = FrameStore(dataset), open_masks(dataset), 0
     for name, why in chosen.items():
         expression = expressions[name]

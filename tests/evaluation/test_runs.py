@@ -236,6 +236,10 @@ def test_runs_that_cannot_be_compared_are_refused(runs: list[ScoredRun], tmp_pat
 def test_the_page_is_of_the_split_that_was_scored(dataset: DatasetConfig, runs: list[ScoredRun]) -> None:
     with pytest.raises(ValueError, match=r"the runs are scored on tiny \(valid\), but dataset is other \(valid\)"):
         build_page(replace(dataset, name="other"), runs, memory_frames)
+    file = Path(dataset.root) / "valid/meta_expressions.json"
+    edit_json(file, lambda content: content["videos"].pop("b"))
+    with pytest.raises(ValueError, match=r"tiny \(valid\) no longer has b/0: score the runs on what it is now"):
+        build_page(dataset, runs, memory_frames)
 
 
 def test_a_frame_without_truth_does_not_stop_the_page(tmp_path: Path) -> None:
