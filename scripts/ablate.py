@@ -226,7 +226,7 @@ def tabulate(config: AblateConfig) -> tuple[AblationTables, list[Path]]:
     written = []
     for name, content in {**contents, "scores": tables.scores()}.items():
         written.append(output / f"{name}.json")
-        write_text(written[-1], json.dumps(content, indent=None if name == "scores" else 1) + "\n")
+        write_text(written[-1], json.dumps(content, indent=None if name == "scores" else 1, allow_nan=False) + "\n")
     first = [folders[f"{row}/{config.seeds[0]}"] for row in rows]
     for folder in first:  # in this process: it takes less time than starting others
         report = score_predictions(config.dataset, folder, Missing.error, max_videos=config.max_videos)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -86,7 +87,7 @@ class AblationTables:
     def claims(self) -> list[dict[str, Any]]:
         """One entry for each claim."""
         return [
-            {**asdict(v.claim), **asdict(v.difference), "has_passed": v.has_passed, "detectable": v.detectable}
+            _finite(asdict(v.claim) | asdict(v.difference) | {"has_passed": v.has_passed, "detectable": v.detectable})
             for v in self.verdicts
         ]
 
@@ -141,15 +142,16 @@ class AblationTables:
     def _cell(self, row: str, kind: str) -> dict[str, float | None]:
         scores_S, change = self._of_kind(self._scores(row), kind), self._changes.get(row, {}).get(kind)
         beside = {key: float(self._of_kind(self._scores(row, name), kind).mean()) for key, name in _BESIDE.items()}
-        return {
+        cell = {
             "mean": float(scores_S.mean()),
             "sd": float(scores_S.std(ddof=1)) if len(scores_S) > 1 else None,
             "difference": None if change is None else change.mean,
             "low": None if change is None else change.low,
             "high": None if change is None else change.high,
-            **{key: None if np.isnan(value) else value for key, value in beside.items()},
+            **beside,
             **self._choices(row, kind),
         }
+        return _finite(cell)
 
     def _choices(self, row: str, kind: str) -> dict[str, float | None]:
         """In percent of the frames of all videos and seeds."""
@@ -167,6 +169,11 @@ class AblationTables:
         chosen = [number for number, each in enumerate(self._kinds) if kind in (each, MEAN)]
         videos, kinds = ([names[number] for number in chosen] for names in (self._videos, self._kinds))
         return bootstrap(changes_SN[:, chosen], videos, kinds)
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """None in the place of NaN (not all sentences have it) and infinity (limits of one video): JSON has neither."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 _BESIDE = {"chance": "random_look_alike", "ceiling": "ceiling", "oracle": "oracle"}

@@ -105,6 +105,19 @@ def test_one_seed_has_no_deviation() -> None:
     assert tables.differences() == {}
 
 
+def test_limits_of_a_single_video_are_null_in_json() -> None:
+    """They are infinite, which JSON does not know."""
+    config = AblationConfig(rows={"a": AblationRow(), "b": AblationRow(against="a")})
+    config.claims = [AblationClaim("a", "b", "hard")]
+    of_all = [comparison(0.8, 0.4), comparison(0.8, 0.7)]
+    of_one = [Comparison(c.expressions[:2], c.scores[:2], c.chosen[:2], c.decided[:2]) for c in of_all]
+    tables = AblationTables(config, {row: [answers] for row, answers in zip("ab", of_one, strict=True)})
+    cell, (claim,) = tables.summary["b"]["hard"], tables.claims()
+    assert (cell["difference"], cell["low"], cell["high"]) == (pytest.approx(30), None, None)
+    assert (claim["has_passed"], claim["low"], claim["high"], claim["detectable"]) == (False, None, None, None)
+    assert tables.verdicts[0].text() == "FAILED: a -> b on hard: +30.0 [-inf, +inf], detectable inf"
+
+
 def test_a_claim_about_no_kind_is_refused() -> None:
     config = AblationConfig(rows={"a": AblationRow()}, claims=[AblationClaim("a", "a", "hrad")])
     with pytest.raises(ValueError, match=r"no sentence of kind 'hrad', only easy, hard, mean"):
