@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -56,7 +57,8 @@ def peak_memory_gib() -> float:
     """The most that this process has held: of its GPU's memory, or without a GPU of the machine's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated(device()) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def use_device() -> torch.device:

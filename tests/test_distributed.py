@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,6 +55,14 @@ def test_a_cpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = copy.deepcopy(dict(os.environ)), torch.backends.cuda.cudnn_sdp_enabled()
     assert distributed.use_device() == torch.device("cpu")
     assert (dict(os.environ), torch.backends.cuda.cudnn_sdp_enabled()) == before
+
+
+def test_peak_memory_is_in_gib_on_every_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for system, used in (("linux", 3 * 2**20), ("darwin", 3 * 2**30)):
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setattr(resource, "getrusage", lambda who, used=used: SimpleNamespace(ru_maxrss=used))
+        assert distributed.peak_memory_gib() == 3
 
 
 def test_a_large_model_is_not_started_on_a_cpu_by_accident(monkeypatch: pytest.MonkeyPatch, one_gpu: list[str]) -> None:
