@@ -163,11 +163,11 @@ def _installed() -> list[Face]:
 
 @cache
 def _characters(face: Face) -> frozenset[int]:
-    """Code points that it has; none, if it is of a kind that fontTools does not read."""
+    """Code points that it has; none, if it is of a kind that fontTools does not read, or cannot be opened."""
     try:
         with TTFont(face.path, fontNumber=face.number, lazy=True) as font:
             return frozenset(font.getBestCmap() or ())
-    except TTLibError:
+    except (TTLibError, OSError):
         return frozenset()
 
 

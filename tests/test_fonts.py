@@ -115,6 +115,7 @@ def test_the_system_has_what_dejavu_lacks(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     make_font(font, CHINESE)
     (tmp_path / "fonts" / "broken.ttf").write_bytes(b"no font")
+    (tmp_path / "fonts" / "absent.ttf").symlink_to("nowhere")
     picture = drawn(f"a{CHINESE}b")
     assert not caplog.records
     assert text_width(CHINESE, 20) == 20
