@@ -26,20 +26,22 @@ def write_comparison(config: CompareConfig) -> None:
 
     Raises:
         FileNotFoundError, ValueError, OSError: as ``read_runs`` and ``compare_predictions``; or the summary cannot be
-            written.
+            written, or has the name of the CSV file.
     """
     if config.runs:
         print_runs(tables(), read_runs(config.runs), config.num_sentences)
         return
     assert config.predictions is not None, "CompareConfig sees to it"
     assert config.output is not None
+    output, scores = Path(config.output), Path(config.output).with_suffix(".csv")
+    if output == scores:
+        raise ValueError(f"output={output}: expected a JSON file; the scores of sentences go into a CSV file beside it")
     comparisons = compare_predictions(config.dataset, config.predictions, config.num_workers, config.max_videos)
-    output = Path(config.output)
     write_text(output, json.dumps(summary(comparisons), indent=2, allow_nan=False) + "\n")
-    write_text(output.with_suffix(".csv"), rows_as_csv(comparisons))
+    write_text(scores, rows_as_csv(comparisons))
     for label, comparison in comparisons.items():
         print_comparison(label, comparison, tables())
-    print(f"{output}\n{output.with_suffix('.csv')}")
+    print(f"{output}\n{scores}")
 
 
 if __name__ == "__main__":

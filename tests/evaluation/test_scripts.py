@@ -106,6 +106,10 @@ def test_compare(run, perfect: Path, tmp_path: Path) -> None:
     assert (tmp_path / "cwd/out/comparison.csv").is_file()
     assert sorted(path.name for path in (tmp_path / "cwd").iterdir()) == ["out"]
 
+    same = run("compare.py", f"predictions={{ours: {perfect}}}", "output=comparison.csv")
+    assert same.returncode == 1
+    assert "\nerror: output=comparison.csv: expected a JSON file" in f"\n{same.stderr}"
+
     wrong = run("compare.py", "predictions={ours: nowhere}", "output=comparison.json")
     assert wrong.returncode == 1
     assert "\nerror: no folder of predictions nowhere" in f"\n{wrong.stderr}"
