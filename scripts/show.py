@@ -7,7 +7,9 @@ Writes ``<output>/<video>/<exp_id>.png``, ``<video>.mp4`` and ``<video>.gif``, a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +45,8 @@ def choose_videos(expressions: Sequence[Expression], config: ShowConfig) -> list
 
 def _in_turn(expressions: Sequence[Expression]) -> list[Expression]:
     """The first of each group, then the second of each, and so on."""
-    earlier: dict[str, int] = {}
-    ranks = []
-    for expression in expressions:
-        ranks.append(earlier.get(expression.group, 0))
-        earlier[expression.group] = ranks[-1] + 1
-    return [expression for _, expression in sorted(zip(ranks, expressions, strict=True), key=lambda pair: pair[0])]
+    ranks = defaultdict[str, Iterator[int]](count)
+    return sorted(expressions, key=lambda expression: next(ranks[expression.group]))  # asked once for each, in order
 
 
 def with_legend(sentences: Sequence[Expression], pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
