@@ -23,14 +23,14 @@ Result = TypeVar("Result")
 
 def rank() -> int:
     """This process's number among all processes, also before the process group exists (torchrun, SLURM)."""
-    if dist.is_available() and dist.is_initialized():
+    if _in_group():
         return dist.get_rank()
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def world_size() -> int:
     """Number of processes that share the work."""
-    if dist.is_available() and dist.is_initialized():
+    if _in_group():
         return dist.get_world_size()
     # Of the job step (srun), not SLURM_NTASKS: a program that sbatch runs without srun is one process, not many.
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
@@ -105,7 +105,7 @@ def generator(*key: int) -> np.random.Generator:
 
 def sum_over_ranks(values: dict[str, float], where: torch.device | str = "cpu") -> dict[str, float]:
     """The sum of each value over all ranks; every rank passes the same keys."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _in_group() or dist.get_world_size() == 1:
         return dict(values)
     total = torch.tensor(list(values.values()), dtype=torch.float64, device=where)
     dist.all_reduce(total)
@@ -114,7 +114,7 @@ def sum_over_ranks(values: dict[str, float], where: torch.device | str = "cpu") 
 
 def gather(value: Result) -> list[Result]:
     """The value of each rank, in their order, on every rank."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _in_group() or dist.get_world_size() == 1:
         return [value]
     values: list[Result | None] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)

@@ -181,7 +181,7 @@ _BESIDE = {"chance": "random_look_alike", "ceiling": "ceiling", "oracle": "oracl
 
 
 def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """SVG, a panel per kind: in which frames the right look-alike is chosen."""
+    """SVG, a panel for each of one or more kinds: in which frames the right look-alike is chosen."""
     figure = Figure(figsize=(12, 2.6 * -(-len(curves) // 3)), layout="constrained")
     axes = figure.subplots(-(-len(curves) // 3), min(3, len(curves)), squeeze=False).ravel()
     for axis, (kind, rows) in zip(axes, curves.items(), strict=False):
@@ -192,8 +192,7 @@ def plot_curves(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes[len(curves) :]:
         axis.remove()
-    if curves:
-        figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=6, loc="outside lower center")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=6, loc="outside lower center")
     return svg_text(figure)
 
 

@@ -76,7 +76,7 @@ class JFProtocol:
     """Whether pixels whose truth is unknown (``MaskStore.ignore``) are taken out of both masks first."""
 
     def __init__(self, dataset: DatasetConfig) -> None:
-        self.dataset = dataset
+        """A protocol that reads other files keeps their places."""
 
     def observe(self, video: Video, answers: Sequence[BitMasks], targets: TargetReader) -> Observed:
         """What is to be known of some frames of a video besides J and F.
@@ -179,11 +179,9 @@ class ImageProtocol(JFProtocol):
         """A row per group, where there are groups, and one over all."""
         rows: dict[str, dict[str, float]] = {}
         for name, chosen in {**by_group(scores), "overall": list(scores)}.items():
-            intersection, union = (
-                sum(score.measures[key] or 0 for score in chosen) for key in ("intersection", "union")
-            )
+            intersection, union = (sum(one.measures[key] or 0 for one in chosen) for key in ("intersection", "union"))
             ciou = intersection / (union + 1e-10) if chosen else math.nan
-            rows[name] = {"cIoU": ciou, "gIoU": mean_of(score.measures["iou"] for score in chosen), "num": len(chosen)}
+            rows[name] = {"cIoU": ciou, "gIoU": mean_of(one.measures["iou"] for one in chosen), "num": len(chosen)}
         note = (
             "Unlike in LISA's script, pixels where polygons of an object overlap belong to it, and pictures without "
             "outlines are left out."
@@ -208,7 +206,6 @@ class RevosProtocol(JFProtocol):
     title = "J&F: mean over all frames, then over all expressions (not what ReVOS reports, see below)"
 
     def __init__(self, dataset: DatasetConfig) -> None:
-        super().__init__(dataset)
         self._path = Path(dataset.root) / FOREGROUND_FILE
         if not self._path.is_file():
             raise FileNotFoundError(

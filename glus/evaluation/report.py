@@ -290,7 +290,7 @@ def _part(chosen: int, of_split: int) -> str:
 
 
 def rows_of(report: ScoreReport) -> dict[str, GroupScore]:
-    """Groups in the order of their first sentences, then the means over them and over all sentences."""
+    """Groups in the order of their first sentences, then the means over all sentences and over the groups."""
     means = {title: getattr(report, name) for name, title in MEANS.items()}
     return {**report.groups, **{title: score for title, score in means.items() if score is not None}}
 

@@ -199,8 +199,7 @@ def bootstrap(changes_SN: np.ndarray, videos: Sequence[str], kinds: Sequence[str
     for kind in dict.fromkeys(kinds):
         chosen = np.array([other == kind for other in kinds])
         counts_V = np.bincount(of_video[chosen], minlength=num_videos)
-        weights = (np.bincount(of_video[chosen], change_N[chosen], num_videos) for change_N in changes_SN)
-        sums_SV = np.stack(list(weights))
+        sums_SV = np.array([np.bincount(of_video[chosen], change_N[chosen], num_videos) for change_N in changes_SN])
         means.append(sums_SV.sum() / (num_seeds * counts_V.sum()))
         counts_R = num_seeds * (drawn_RV @ counts_V)
         sums_R = ((drawn_RS @ sums_SV) * drawn_RV).sum(1)
