@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +20,8 @@ _PLAIN_ERRORS = (FileNotFoundError, OSError, ValueError, RuntimeError)
 """What rank 0's error is to the other ranks, which may not be able to make it: the first kind that it is of."""
 LARGE_MODEL = 10**9
 """Parameters of an LLM that nobody runs on a CPU unless on purpose."""
+_STATUS = Path("/proc/self/status")
+"""Of this process, on Linux."""
 Result = TypeVar("Result")
 
 
@@ -57,6 +61,8 @@ def peak_memory_gib() -> float:
     """The most that this process has held: of its GPU's memory, or without a GPU of the machine's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated(device()) / 2**30
+    if _STATUS.is_file() and (peak := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())):
+        return int(peak[1]) / 2**20  # getrusage's a process inherits from the one that started it
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

@@ -57,8 +57,11 @@ def test_a_cpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (dict(os.environ), torch.backends.cuda.cudnn_sdp_enabled()) == before
 
 
-def test_peak_memory_is_in_gib_on_every_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_in_gib_on_every_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=2**40))
+    assert 0.01 < distributed.peak_memory_gib() < 1000, "its own, not that of a larger process that started it"
+    monkeypatch.setattr(distributed, "_STATUS", tmp_path / "of no Linux")
     for system, used in (("linux", 3 * 2**20), ("darwin", 3 * 2**30)):
         monkeypatch.setattr(sys, "platform", system)
         monkeypatch.setattr(resource, "getrusage", lambda who, used=used: SimpleNamespace(ru_maxrss=used))
