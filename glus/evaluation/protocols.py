@@ -115,15 +115,12 @@ class MevisV2Protocol(JFProtocol):
     def tables(self, scores: Sequence[ExpressionScore], objects: Sequence[ObjectScore]) -> list[ScoreTable]:
         """Final with J&F over all sentences, and with J&F over those that fit something."""
         overall = summarize(scores)
-        accuracies = {"N-acc": overall.no_target_accuracy, "T-acc": overall.target_accuracy}
+        fitting = [score for score in scores if score.has_target]
         rows: dict[str, dict[str, float]] = {}
-        for name, chosen in (
-            ("J&F with no-target expressions", list(scores)),
-            ("J&F without no-target expressions", [score for score in scores if score.has_target]),
-        ):
-            jf = mean_jf(chosen)
-            final = (jf["J&F"] + overall.no_target_accuracy + overall.target_accuracy) / 3
-            rows[name] = {**jf, **accuracies, "Final": final, "num": len(chosen)}
+        for word, chosen in (("with", scores), ("without", fitting)):
+            row = {**mean_jf(chosen), "N-acc": overall.no_target_accuracy, "T-acc": overall.target_accuracy}
+            final = (row["J&F"] + row["N-acc"] + row["T-acc"]) / 3
+            rows[f"J&F {word} no-target expressions"] = {**row, "Final": final, "num": len(chosen)}
         note = "Final = (J&F + N-acc + T-acc) / 3. Which J&F the challenge server takes is not published."
         return [ScoreTable("mevis_v2", "MeViS v2", rows, note)]
 
@@ -365,13 +362,9 @@ class RefDavis17Protocol(JFProtocol):
 
     def tables(self, scores: Sequence[ExpressionScore], objects: Sequence[ObjectScore]) -> list[ScoreTable]:
         """A row for each annotator, and their mean."""
-        rows: dict[str, dict[str, float]] = {}
-        for name in ANNOTATORS:
-            own = [score for score in objects if score.group == name]
-            rows[name] = {**mean_jf(own), "objects": len(own)}
-        mean: dict[str, float] = {
-            column: float(np.mean([row[column] for row in rows.values()])) for column in ("J", "F", "J&F")
-        }
+        of = {name: [score for score in objects if score.group == name] for name in ANNOTATORS}
+        rows: dict[str, dict[str, float]] = {name: {**mean_jf(own), "objects": len(own)} for name, own in of.items()}
+        mean = {column: float(np.mean([row[column] for row in rows.values()])) for column in ("J", "F", "J&F")}
         rows["mean of the four annotators"] = {**mean, "objects": len(objects)}
         title = "Ref-DAVIS17, protocol A (ReferFormer: merged, assigned, without void)"
         note = "Not comparable with protocol B (all expressions, above), which VISA, GLUS and Sa2VA report."
@@ -395,11 +388,7 @@ def annotator(expression: Expression) -> int:
 
 def _answers_of(number: int, video: Video, answers: Sequence[BitMasks]) -> dict[int, BitMasks]:
     """The masks of one annotator's sentences by object id."""
-    own = {
-        expression.object_ids[0]: answer
-        for expression, answer in zip(video, answers, strict=True)
-        if annotator(expression) == number
-    }
+    own = {e.object_ids[0]: answer for e, answer in zip(video, answers, strict=True) if annotator(e) == number}
     if not own:
         raise ValueError(f"{video[0].name}: no sentence of {ANNOTATORS[number]} about this video")
     return own
