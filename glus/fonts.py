@@ -23,6 +23,8 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 log = logging.getLogger(__name__)
 
+Colour = tuple[int, int, int]
+"""Red, green, blue, each from 0 to 255."""
 FONT_FOLDERS = (
     *("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts"),
     *("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts"),
@@ -66,9 +68,7 @@ def ascent(size: int) -> int:
     return _sized(dejavu(), size)[0].getmetrics()[0]
 
 
-def draw_text(
-    image: Image.Image, left: float, baseline: float, text: str, size: int, colour: tuple[int, int, int]
-) -> None:
+def draw_text(image: Image.Image, left: float, baseline: float, text: str, size: int, colour: Colour) -> None:
     """Write a line of text onto an RGB or RGBA image.
 
     A character that no font has becomes a box, and a warning says once what to install.
@@ -192,12 +192,7 @@ def _width(run: str, face: Face, size: int) -> float:
 
 
 def _draw_scaled(
-    image: Image.Image,
-    start: tuple[float, float],
-    run: str,
-    font: ImageFont.FreeTypeFont,
-    scale: float,
-    colour: tuple[int, int, int],
+    image: Image.Image, start: tuple[float, float], run: str, font: ImageFont.FreeTypeFont, scale: float, colour: Colour
 ) -> None:
     left, top, right, bottom = font.getbbox(run, anchor="ls")
     large = Image.new("RGBA", (int(right - left), int(bottom - top)))

@@ -13,9 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter1d
 
-from glus.fonts import ascent, draw_text, text_width
-
-Colour = tuple[int, int, int]
+from glus.fonts import Colour, ascent, draw_text, text_width
 
 SENTENCE_COLOURS: tuple[Colour, ...] = (
     *((230, 159, 0), (86, 180, 233), (136, 0, 170), (204, 0, 17), (102, 102, 255), (153, 238, 170), (170, 102, 153)),

@@ -219,9 +219,8 @@ def tabulate(config: AblateConfig) -> tuple[AblationTables, list[Path]]:
         for seed in config.seeds
     }
     compared = compare_predictions(config.dataset, folders, config.processes, config.max_videos, starts)
-    tables = AblationTables(
-        config.ablation, {row: [compared[f"{row}/{seed}"] for seed in config.seeds] for row in rows}
-    )
+    results = {row: [compared[f"{row}/{seed}"] for seed in config.seeds] for row in rows}
+    tables = AblationTables(config.ablation, results)
     contents = {"summary": tables.summary, "claims": tables.claims(), "curves": tables.curves()}
     written = []
     for name, content in {**contents, "scores": tables.scores()}.items():

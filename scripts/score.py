@@ -30,14 +30,8 @@ def score(config: ScoreConfig) -> int:
     Raises:
         FileNotFoundError, ValueError, OSError: as ``score_predictions``; or the report cannot be written.
     """
-    report = score_predictions(
-        config.dataset,
-        config.predictions,
-        config.missing,
-        config.num_workers,
-        config.max_videos,
-        config.existence_threshold,
-    )
+    how = (config.missing, config.num_workers, config.max_videos, config.existence_threshold)
+    report = score_predictions(config.dataset, config.predictions, *how)
     assert config.output is not None, "ScoreConfig sees to it"
     files = write_report(report, Path(config.output))
     print_report(report, tables())

@@ -93,10 +93,9 @@ def score_predictions(
     videos = list(bar(map_in_processes(scorer, chosen, num_workers), len(chosen), "scoring"))
     scores = [score for video in videos for score in video.expressions]
     objects = [score for video in videos for score in video.objects]
-    tables = scorer.protocol.tables(
-        [score for score in scores if score.is_counted],
-        [score for score in objects if score.is_complete or missing is not Missing.drop],
-    )
+    counted = [score for score in scores if score.is_counted]
+    complete = [score for score in objects if score.is_complete or missing is not Missing.drop]
+    tables = scorer.protocol.tables(counted, complete)
     undecided = [one for video in videos for one in video.undecided]
     if existence_threshold is not None and undecided:
         tables.append(existence_table(Thresholds(undecided), existence_threshold))
