@@ -202,6 +202,8 @@ def _start_wandb(folder: Path, config: TrainConfig) -> wandb.Run:
     """
     import wandb
 
+    if wandb.run is not None:  # of an earlier job of a sweep, which failed; init would give that one back
+        wandb.finish()
     id_file = folder / "wandb_id"
     if not id_file.is_file():
         write_text(id_file, uuid.uuid4().hex[:8])

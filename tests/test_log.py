@@ -137,6 +137,19 @@ def test_a_run_that_wandb_does_not_finish_is_done_nevertheless(
     assert "W&B was not finished (not everything was sent); training goes on" in caplog.text
 
 
+def test_a_job_after_one_that_failed_has_a_run_of_wandb_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a sweep: W&B gives back a run that is not finished to whoever asks for another."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("failed", "next"):
+        (tmp_path / name).mkdir()
+        log = MetricsLog(tmp_path / name, wandb_run(enabled=True, mode="offline"), is_main=True)
+        assert log._wandb is not None
+        assert log._wandb.id == (tmp_path / name / "wandb_id").read_text()
+    log.close()
+
+
 def test_a_run_of_wandb_can_be_found_and_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """B13. What an offline run would send: config, group, tags, notes, best values, a table with pictures, a movie."""
     monkeypatch.setenv("WANDB_SILENT", "true")
