@@ -305,7 +305,7 @@ def print_rows(console: Console, title: str, name: str, rows: Mapping[str, Mappi
     for column in next(iter(rows.values())):
         table.add_column(escape(column), justify="right", min_width=max(len(row[column]) for row in rows.values()))
     for label, row in rows.items():
-        table.add_row(escape(label), *row.values())
+        table.add_row(escape(label), *map(escape, row.values()))
     console.print(table)
 
 

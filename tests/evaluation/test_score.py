@@ -21,7 +21,7 @@ from glus.config import DatasetConfig, Missing
 from glus.data.masks import encode_rle, pack_paths
 from glus.data.parallel import map_in_processes
 from glus.evaluation.baselines import compare_predictions
-from glus.evaluation.report import Answer, ScoreReport, left_out, print_report, write_report
+from glus.evaluation.report import Answer, ScoreReport, left_out, print_report, print_rows, write_report
 from glus.evaluation.score import score_predictions
 from glus.types import Video
 
@@ -314,3 +314,10 @@ def test_half_a_character_in_a_sentence_does_not_stop_scoring(
     path.write_text(path.read_text().replace("sentence 10", "sentence \\ud83d"))
     write_report(score_predictions(dataset, perfect), tmp_path)
     assert r"sentence \ud83d" in (tmp_path / "per_expression.csv").read_text()
+
+
+def test_a_table_shows_brackets_as_they_are() -> None:
+    """Of a folder's name, say, or of an interval."""
+    file = io.StringIO()
+    print_rows(Console(width=80, file=file), "[t]", "kind", {"[a]": {"[c]": "out/[bold]x"}, "b": {"[c]": "1 [+2, +3]"}})
+    assert all(text in file.getvalue() for text in ("[t]", "[a]", "[c]", "out/[bold]x", "1 [+2, +3]"))
