@@ -170,6 +170,12 @@ def test_missing_weights_and_data_are_named(tmp_path: Path) -> None:
         list(doctor.check_data(tmp_path, "nothing"))
 
 
+def test_a_mixture_that_extends_another_has_the_datasets_and_settings_of_both(tmp_path: Path) -> None:
+    names = {check.name for check in doctor.check_data(tmp_path, "refvos_plus_image")}
+    assert names >= {"dataset mevis_train", "dataset lvvis_train", "dataset refcoco_train", "dataset reason_seg_train"}
+    assert doctor.shared_memory_gib("refvos_plus_image", 8) == doctor.shared_memory_gib("refvos_a", 8)
+
+
 def test_the_program_prints_a_table_and_fails_with_its_checks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -35,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 try:
-    from glus.config import GIB, DataConfig
+    from glus.config import GIB, TrainConfig
     from glus.config.jobs import user_errors, user_path
     from glus.data.loader import PREFETCHED, SHARED_MEMORY, shared_memory_advice
     from glus.files import PROJECT
@@ -46,6 +48,8 @@ except ModuleNotFoundError as error:
     sys.exit("error: glus itself is not installed (a lock file holds only what it needs): pip install --no-deps -e .")
 
 CONFIGS = PROJECT / "configs"
+MIXTURE = "refvos_s"
+"""Whose datasets are looked for where no other is named."""
 DISK_GIB = 20.0
 """A few checkpoints of the full size (3.6 GB each) and predictions."""
 FRAME_PIXELS = 1080 * 1920
@@ -223,38 +227,33 @@ def shared_memory_gib(mixture: str, num_processes: int) -> float:
     Raises:
         ValueError: there is no such mixture.
     """
-    data = load_mixture(mixture)
-    workers, sentences = (data.get(key, getattr(DataConfig, key)) for key in ("num_workers", "expressions_per_video"))
-    pictures = _load("trainer/default.yaml").micro_batch_size * _load("train.yaml").frames.num_query
-    micro_batch = pictures * FRAME_PIXELS * (3 + sentences)  # colours, and a mask per sentence
-    return float(num_processes * workers * PREFETCHED * micro_batch / GIB)
+    run = compose_training(mixture)
+    pictures = run.trainer.micro_batch_size * run.frames.num_query
+    micro_batch = pictures * FRAME_PIXELS * (3 + run.data.expressions_per_video)  # colours, and a mask per sentence
+    return float(num_processes * run.data.num_workers * PREFETCHED * micro_batch / GIB)
 
 
-def load_mixture(name: str) -> DictConfig:
-    """A mixture in ``configs/data``.
+def compose_training(mixture: str) -> DictConfig:
+    """What training at full size on a mixture in ``configs/data`` is set to, and in ``hydra.runtime.choices`` the file
+    that each part of it comes from.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is no such mixture.
     """
     known = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
-    if name not in known:
-        raise ValueError(f"--mixture {name}: expected one of {', '.join(known)}")
-    return _load(f"data/{name}.yaml")
-
-
-def _load(name: str, **paths: Path) -> DictConfig:
-    """A file in ``configs``, with the paths that it refers to."""
-    texts = {key: str(path) for key, path in paths.items()}
-    config = OmegaConf.merge({"paths": texts}, OmegaConf.load(CONFIGS / name))
-    assert isinstance(config, DictConfig)
-    return config
+    if mixture not in known:
+        raise ValueError(f"--mixture {mixture}: expected one of {', '.join(known)}")
+    ConfigStore.instance().store("schema", TrainConfig)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", [f"data={mixture}"], return_hydra_config=True)
 
 
 def check_weights(folder: Path, is_needed: bool = True) -> Iterator[Finding]:
     """The starting weights of the full size, as ``configs/model/glus_7b.yaml`` names them."""
-    model = _load("model/glus_7b.yaml", weights=folder)
+    run = compose_training(MIXTURE)
+    run.paths.weights = str(folder)
     for part in ("clip", "llm", "segmenter"):
-        place = model[part].weights
+        place = run.model[part].weights
         yield check_path(f"weights of {part}", place, f"{how_to_get(place)}, or set model.{part}.weights", is_needed)
 
 
@@ -264,11 +263,13 @@ def check_data(folder: Path, mixture: str, is_needed: bool = True) -> Iterator[F
     Raises:
         ValueError: there is no such mixture.
     """
-    for entry in load_mixture(mixture).defaults:
-        (name,) = entry.values()
-        root = _load(f"dataset/{name}.yaml", data=folder).root
-        advice = f"see configs/README.md, then python tools/check_data.py dataset={name}"
-        yield check_path(f"dataset {name}", root, advice, is_needed)
+    run = compose_training(mixture)
+    run.paths.data = str(folder)
+    for place, name in run.hydra.runtime.choices.items():
+        group, _, key = place.partition("@")
+        if group == "dataset":
+            advice = f"see configs/README.md, then python tools/check_data.py dataset={name}"
+            yield check_path(f"dataset {name}", OmegaConf.select(run, key).root, advice, is_needed)
 
 
 def check_path(name: str, path: str, advice: str, is_needed: bool) -> Finding:
@@ -328,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", type=user_path, help="folder that must hold the starting weights of the full size")
     parser.add_argument("--data", type=user_path, help="folder that must hold the datasets of --mixture")
-    parser.add_argument("--mixture", default="refvos_s", help="file in configs/data (default: %(default)s)")
+    parser.add_argument("--mixture", default=MIXTURE, help="file in configs/data (default: %(default)s)")
     parser.add_argument("--outputs", type=user_path, default=Path("outputs"), help="where runs go (%(default)s)")
     parser.add_argument("--quantization", action="store_true", help="bitsandbytes must be usable")
     parser.add_argument("--lock", type=user_path, help="lock file (else the one for this Python beside pyproject.toml)")
