@@ -293,6 +293,12 @@ def test_a_stage_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None
     assert again.started == ["environment", "training"]
 
 
+def test_without_an_environment_the_other_stages_run_all_the_same(tmp_path: Path) -> None:
+    machine = Machine(environment="broken")
+    assert qualify.qualify(ALL, tmp_path, machine) == 1
+    assert machine.started == ALL
+
+
 def test_what_was_interrupted_goes_on(tmp_path: Path) -> None:
     (tmp_path / stages.WEIGHTS_FOLDER).mkdir()
     assert qualify.qualify(ALL, tmp_path, Machine(prediction="interrupted")) == 130

@@ -64,7 +64,7 @@ def run_stages(names: Sequence[str], folder: Path, start: Start) -> Iterator[Sta
     for number, name in enumerate(names, start=1):
         title, file = f"[{number}/{len(names)}] {name}", folder / f"{name}.json"
         record: StageRecord = json.loads(file.read_text()) if file.is_file() and machine else {}
-        if identity(record) != machine or record["verdict"] not in ("PASS", "FAIL"):
+        if identity(record) != machine or record.get("verdict") not in ("PASS", "FAIL"):
             say(f"{title} ...")
             record = record_stage(name, folder, start)
         machine = machine or identity(record)
