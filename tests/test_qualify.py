@@ -321,6 +321,14 @@ def test_a_process_that_dies_is_told_by_its_signal(tmp_path: Path) -> None:
     assert qualify.describe_failure(-4, tmp_path / "none.log").startswith("ended by SIGILL; ONEDNN_MAX_CPU_ISA")
     assert qualify.describe_failure(-11, tmp_path / "none.log") == "ended by SIGSEGV"
     assert qualify.describe_failure(1, tmp_path / "none.log") == "exit status 1"
+    (tmp_path / "killed.log").write_text("a warning that has nothing to do with it\n")
+    assert qualify.describe_failure(-9, tmp_path / "killed.log").startswith("ended by SIGKILL; ")
+
+
+def test_a_stage_that_takes_too_long_is_stopped_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qualify, "TIME_LIMIT", 0.01)
+    record = qualify.record_stage("environment", tmp_path, qualify.start_stage)
+    assert (record["verdict"], record["reason"]) == ("ERROR", "stopped after 0 s")
 
 
 def test_the_command_as_a_user_runs_it(tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ from tools.benchmarks.stages import MACHINE_TESTS, WEIGHTS_FOLDER
 
 TIME_LIMIT = 600.0
 """Seconds that a stage may take."""
+TIMED_OUT = 124
+"""Exit status of one that takes longer, as of the program ``timeout``."""
+SIGNAL_HINTS = {"SIGILL": "; ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 may help", "SIGKILL": "; memory may have run out"}
 StageRecord = dict[str, Any]
 Start = Callable[[str, Path], int]
 """Runs a stage, which is to write its JSON file below the folder; gives the exit status of its process."""
@@ -48,7 +51,7 @@ def start_stage(name: str, folder: Path) -> int:
             return process.wait(TIME_LIMIT)
         except subprocess.TimeoutExpired:
             log.write(f"\nstopped after {TIME_LIMIT:.0f} s\n")
-            return -signal.SIGKILL
+            return TIMED_OUT
         finally:
             with suppress(ProcessLookupError):  # what it started must not hold the GPU either
                 os.killpg(process.pid, signal.SIGKILL)
@@ -91,12 +94,11 @@ def record_stage(name: str, folder: Path, start: Start) -> StageRecord:
 
 def describe_failure(status: int, log: Path) -> str:
     """The last line of a log, or the signal that ended the process."""
-    if status >= 0 or status == -signal.SIGKILL:
+    if status >= 0:
         lines = log.read_text().split("\n") if log.is_file() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {status}")
     name = signal.Signals(-status).name
-    hint = "; ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 may help" if name == "SIGILL" else ""
-    return f"ended by {name}{hint}"
+    return f"ended by {name}{SIGNAL_HINTS.get(name, '')}"
 
 
 def explain(record: StageRecord) -> str:
