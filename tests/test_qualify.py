@@ -299,6 +299,14 @@ def test_without_an_environment_the_other_stages_run_all_the_same(tmp_path: Path
     assert machine.started == ALL
 
 
+def test_weights_stay_for_a_stage_that_is_to_be_done_again(tmp_path: Path) -> None:
+    (tmp_path / stages.WEIGHTS_FOLDER).mkdir()
+    assert qualify.qualify(ALL, tmp_path, Machine(loading="broken")) == 1
+    assert (tmp_path / stages.WEIGHTS_FOLDER).is_dir()
+    assert qualify.qualify(ALL, tmp_path, Machine()) == 0
+    assert not (tmp_path / stages.WEIGHTS_FOLDER).exists()
+
+
 def test_what_was_interrupted_goes_on(tmp_path: Path) -> None:
     (tmp_path / stages.WEIGHTS_FOLDER).mkdir()
     assert qualify.qualify(ALL, tmp_path, Machine(prediction="interrupted")) == 130

@@ -160,9 +160,11 @@ def qualify(names: Sequence[str], folder: Path, start: Start) -> int:
     except KeyboardInterrupt:
         say(f"interrupted: what is finished lies in {folder}; the same command goes on")
         return 130
-    shutil.rmtree(folder / WEIGHTS_FOLDER, ignore_errors=True)
+    verdicts = {record["verdict"] for record in records}
+    if "ERROR" not in verdicts:  # else the same command does that stage again, which may need them
+        shutil.rmtree(folder / WEIGHTS_FOLDER, ignore_errors=True)
     say(f"{verdict_line(records)}\n{folder / 'qualify.md'}")
-    return int(any(record["verdict"] in ("FAIL", "ERROR") for record in records))
+    return int(bool(verdicts & {"FAIL", "ERROR"}))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

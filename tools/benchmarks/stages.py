@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from glus.inference.predictor import VideoPredictor
 
 WEIGHTS_FOLDER = "random_weights"
-"""What the stages pass on; deleted when all are done."""
+"""What the stages pass on; deleted when none is to be done again."""
 ANSWERS_FILE = "answers.npz"
 LEAST_MFU, PLAN_TOLERANCE = 0.45, 0.10
 LEAST_SPEED_UP, LEAST_MEDIAN_IOU = 10.0, 0.99
@@ -197,7 +197,7 @@ def load_written(sizes: Sizes, folder: Path, settings: SettingsConfig | None = N
     if sizes.model == "tiny":
         return load_predictor(SHIPPED_MODEL, settings)[0]
     if not (folder / WEIGHTS_FOLDER).is_dir():
-        raise Absent("no room on the disk for the full size's weights")
+        raise Absent("no room on the disk for the full size's weights (without full_size.json they are written again)")
     as_made = SettingsConfig(precision=model_config(sizes.model).precision)  # on a CPU too
     loaded = load_predictor(folder / WEIGHTS_FOLDER, settings or as_made)[0]
     tokenizer = stand_in_tokenizer(loaded.chat.tokens_per_frame)
