@@ -31,16 +31,16 @@ import torch
 if not __package__:  # run as a program: what lies beside it is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from glus.config import Window
+from glus.config import Window, nominal_tflops
 from glus.evaluation.packed import boundary_accuracy, region_similarity
 from glus.inference.predictor import VideoPredictor
 from glus.types import FrameResult
 from tools.benchmarks.measuring import (
     Report,
-    card_tflops,
     case_table,
     command_line,
     count_operations,
+    describe,
     finish,
     forget_peak,
     goal_at_most,
@@ -121,7 +121,7 @@ def compare_procedures(
         "peak_memory_mb": ours.peak_bytes / 2**20,
         "flops": flops.get_total_flops(),
         "mfu": speed / peak,
-    } | ({"nominal_mfu": speed / nominal} if (nominal := card_tflops(device)) else {})
+    } | ({"nominal_mfu": speed / nominal} if (nominal := nominal_tflops(describe(device))) else {})
 
 
 def list_procedures(

@@ -228,11 +228,6 @@ def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
 
 
-def card_tflops(device: torch.device) -> float | None:
-    """What the GPU's maker says of bfloat16; None where that is not known."""
-    return nominal_tflops(describe(device)) if device.type == "cuda" else None
-
-
 def installed_version(package: str) -> str | None:
     """None if it is not installed."""
     return next((found.version for found in importlib.metadata.distributions(name=package)), None)
@@ -289,8 +284,9 @@ def environment(sizes: Sizes, folder: Path) -> Report:
         machine["driver"] = collect_env.get_nvidia_driver_version(collect_env.run) or "unknown"
         machine["CUDA, cuDNN"] = f"{torch.version.cuda}, {torch.backends.cudnn.version()}"
         goals.append(holds("bfloat16 in hardware", torch.cuda.is_bf16_supported(including_emulation=False)))
-        peaks |= {"bfloat16 TFLOP/s": matmul_tflops(device, torch.bfloat16), "nominal TFLOP/s": card_tflops(device)}
-        if nominal := peaks["nominal TFLOP/s"]:
+        nominal = nominal_tflops(machine["device"])
+        peaks |= {"bfloat16 TFLOP/s": matmul_tflops(device, torch.bfloat16), "nominal TFLOP/s": nominal}
+        if nominal:
             share = peaks["bfloat16 TFLOP/s"] / nominal
             goals.append(goal_at_least("matrix products, of nominal", share, LEAST_MATMUL_SHARE, ".0%"))
     source = torch.zeros(GIB if device.type == "cuda" else GIB // 16, dtype=torch.uint8, device=device)

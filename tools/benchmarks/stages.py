@@ -18,21 +18,37 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from glus import distributed
-from glus.config import GIB
+from glus.config import (
+    GIB,
+    HardwareConfig,
+    ModelFolderConfig,
+    Precision,
+    Quantization,
+    SettingsConfig,
+    TrainConfig,
+    TrainerConfig,
+    nominal_tflops,
+)
 from glus.files import PROJECT, write_text
+from glus.inference.predictor import VideoPredictor, load_predictor
+from glus.losses.objective import GlusObjective
+from glus.models.build import build_random
+from glus.models.pretrained import build_glus, save_model
+from glus.tokens import Vocabulary
+from glus.train.plan import example_batch, measure_sizes, memory_lines, total_bytes, trace_micro_batch
+from tools.benchmarks import plain
 from tools.benchmarks.measuring import (
     Goal,
     Report,
     Sizes,
     Table,
-    card_tflops,
     case_table,
     choose_sizes,
     describe,
@@ -47,10 +63,7 @@ from tools.benchmarks.measuring import (
     peak_memory,
     timed,
 )
-
-if TYPE_CHECKING:
-    from glus.config import SettingsConfig, TrainConfig
-    from glus.inference.predictor import VideoPredictor
+from tools.benchmarks.plain import SHIPPED_MODEL, BenchmarkVideo
 
 WEIGHTS_FOLDER = "random_weights"
 """What the stages pass on; deleted when none is to be done again."""
@@ -100,8 +113,6 @@ def judge_tests(output: str) -> Report:
 
 def full_size(sizes: Sizes, folder: Path) -> Report:
     """The network with random weights made on the device: sane numbers, an answer to each question; written to disk."""
-    from tools.benchmarks import plain
-
     device = distributed.use_device()
     predictor, seconds = timed(lambda: plain.build_predictor(sizes.model), device)
     parameters = list(predictor.glus.parameters())
@@ -124,8 +135,6 @@ def full_size(sizes: Sizes, folder: Path) -> Report:
 
 def answers(predictor: VideoPredictor, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
     """Masks (T, E, H, W) and scores (T, E) of two sentences in four frames."""
-    from tools.benchmarks.plain import BenchmarkVideo
-
     video = BenchmarkVideo(4, *sizes.frame_size)
     results = list(predictor.segment(video, video.texts(2)))
     return np.stack([result.masks_RHW for result in results]), np.stack([result.scores_R for result in results])
@@ -133,11 +142,6 @@ def answers(predictor: VideoPredictor, sizes: Sizes) -> tuple[np.ndarray, np.nda
 
 def _write_weights(predictor: VideoPredictor, sizes: Sizes, folder: Path, num_bytes: int) -> str:
     """Write a model folder to load, if the disk has room; what was done, in words."""
-    from glus.config import ModelFolderConfig
-    from glus.models.pretrained import save_model
-    from glus.tokens import Vocabulary
-    from tools.benchmarks.plain import SHIPPED_MODEL, model_config
-
     if sizes.model == "tiny":
         return "no: it lies in assets/"
     free = shutil.disk_usage(folder).free
@@ -145,7 +149,7 @@ def _write_weights(predictor: VideoPredictor, sizes: Sizes, folder: Path, num_by
         return f"no: {free / GIB:.0f} GiB free"
     shutil.rmtree(folder / WEIGHTS_FOLDER, ignore_errors=True)
     started = time.perf_counter()
-    config = ModelFolderConfig(model_config(sizes.model), predictor.frames, predictor.inference)
+    config = ModelFolderConfig(plain.model_config(sizes.model), predictor.frames, predictor.inference)
     save_model(folder / WEIGHTS_FOLDER, predictor.glus.state_dict(), config, Vocabulary(SHIPPED_MODEL), metadata={})
     return f"in {time.perf_counter() - started:.1f} s"
 
@@ -190,17 +194,13 @@ def load_written(sizes: Sizes, folder: Path, settings: SettingsConfig | None = N
     Raises:
         Absent: the disk had no room for it.
     """
-    from glus.config import SettingsConfig
-    from glus.inference.predictor import VideoPredictor, load_predictor
-    from tools.benchmarks.plain import SHIPPED_MODEL, model_config, stand_in_tokenizer
-
     if sizes.model == "tiny":
         return load_predictor(SHIPPED_MODEL, settings)[0]
     if not (folder / WEIGHTS_FOLDER).is_dir():
         raise Absent("no room on the disk for the full size's weights (without full_size.json they are written again)")
-    as_made = SettingsConfig(precision=model_config(sizes.model).precision)  # on a CPU too
+    as_made = SettingsConfig(precision=plain.model_config(sizes.model).precision)  # on a CPU too
     loaded = load_predictor(folder / WEIGHTS_FOLDER, settings or as_made)[0]
-    tokenizer = stand_in_tokenizer(loaded.chat.tokens_per_frame)
+    tokenizer = plain.stand_in_tokenizer(loaded.chat.tokens_per_frame)
     return VideoPredictor(loaded.glus, tokenizer, loaded.frames, loaded.inference)
 
 
@@ -219,7 +219,7 @@ def training(sizes: Sizes, folder: Path) -> Report:
     goals = [holds("losses are finite", bool(np.isfinite(losses).all()))]
     goals += [goal for goal in report.goals if not goal.is_met]
     if device.type == "cuda":
-        goals += judge_training(report.values, card_tflops(device))
+        goals += judge_training(report.values, nominal_tflops(describe(device)))
     return Report(report.tables, report.values, goals)
 
 
@@ -232,17 +232,12 @@ def judge_training(values: Mapping[str, Any], nominal: float | None) -> list[Goa
 
 def plan(sizes: Sizes, folder: Path) -> Report:
     """Two optimizer steps of a run of one process, with DeepSpeed, on a batch as ``tools/plan.py`` assumes it."""
-    from glus.config import TrainConfig, TrainerConfig
-    from glus.losses.objective import GlusObjective
-    from glus.models.build import build_random
     from glus.train.engine import Engine, init_distributed
-    from glus.train.plan import example_batch
-    from tools.benchmarks.plain import model_config
 
     device, videos, is_checkpointing = distributed.use_device(), sizes.videos, "checkpointing" in sizes.procedures[0]
     trainer = TrainerConfig(2, micro_batch_size=videos, global_batch_size=videos, warmup_steps=0, learning_rate=1e-5)
     trainer.gradient_checkpointing = is_checkpointing
-    config = TrainConfig(model=model_config(sizes.training_model), trainer=trainer, output="")
+    config = TrainConfig(model=plain.model_config(sizes.training_model), trainer=trainer, output="")
     forget_peak(device)
     glus = build_random(config.model, device).train()
     glus.mllm.decoder.checkpoint_gradients(is_checkpointing)
@@ -275,10 +270,6 @@ def judge_plan(values: Mapping[str, Any]) -> Goal:
 
 def planned_bytes(config: TrainConfig) -> float:
     """What torch's allocator is to hold: the plan without the driver's share and what is lost between blocks."""
-    from glus.config import HardwareConfig
-    from glus.models.pretrained import build_glus
-    from glus.train.plan import measure_sizes, memory_lines, total_bytes, trace_micro_batch
-
     with torch.device("meta"):
         counts = measure_sizes(build_glus(config.model, load_weights=False))
     trace = trace_micro_batch(config, 1, config.trainer.gradient_checkpointing)
@@ -292,11 +283,10 @@ def planned_bytes(config: TrainConfig) -> float:
 def prediction(sizes: Sizes, folder: Path) -> Report:
     """A generated video with some and with many sentences, against the plain procedure on its first frames."""
     from tools.benchmark_inference import case_name, compare_procedures
-    from tools.benchmarks.plain import BenchmarkVideo, build_predictor
 
     device = distributed.use_device()
     has_weights = sizes.model != "tiny" and (folder / WEIGHTS_FOLDER).is_dir()
-    predictor = load_written(sizes, folder) if has_weights else build_predictor(sizes.model)
+    predictor = load_written(sizes, folder) if has_weights else plain.build_predictor(sizes.model)
     cases = {}
     for num_expressions, num_frames in sizes.predictions:
         video = BenchmarkVideo(num_frames, *sizes.frame_size)
@@ -315,12 +305,8 @@ def judge_prediction(name: str, measured: dict[str, Any], device: torch.device) 
 
 def masks(sizes: Sizes, folder: Path) -> Report:
     """The shipped model's masks in both precisions."""
-    from glus.config import Precision, SettingsConfig
-    from glus.inference.predictor import load_predictor
     from tools.benchmark_inference import compare_masks, compare_procedures, shape_masks
-    from tools.benchmarks.plain import SHIPPED_MODEL, BenchmarkVideo
 
-    distributed.use_device()
     torch.backends.cudnn.allow_tf32 = False  # float32 that is one, in this process alone
     precise, low = (load_predictor(SHIPPED_MODEL, SettingsConfig(one))[0] for one in (Precision.fp32, Precision.bf16))
     values = compare_masks(shape_masks(precise, sizes.mask_videos), shape_masks(low, sizes.mask_videos))
@@ -337,10 +323,7 @@ def quantisation(sizes: Sizes, folder: Path) -> Report:
     need_gpu()
     if installed_version("bitsandbytes") is None:
         raise Absent("bitsandbytes is not installed (pip install 'glus[quantization]')")
-    from glus.config import Precision, Quantization, SettingsConfig
-    from glus.inference.predictor import load_predictor
     from tools.benchmark_inference import compare_masks, shape_masks
-    from tools.benchmarks.plain import SHIPPED_MODEL
 
     device, precision = distributed.use_device(), Precision.bf16
     nf4 = SettingsConfig(precision, llm_quantization=Quantization.nf4)
@@ -361,10 +344,7 @@ def quantisation(sizes: Sizes, folder: Path) -> Report:
 
 MACHINE_TESTS: dict[str, Callable[[Sizes, Path], Report]] = {
     stage.__name__: stage
-    for stage in (
-        *(environment, gpu_tests, full_size, loading, training, plan),
-        *(prediction, masks, quantisation),
-    )
+    for stage in (environment, gpu_tests, full_size, loading, training, plan, prediction, masks, quantisation)
 }
 """In their order."""
 
