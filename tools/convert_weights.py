@@ -20,16 +20,16 @@ from pathlib import Path
 import torch
 
 from glus.config import FuserGamma, Precision, SegHeadInit, SegmenterConfig, read_config
-from glus.config.jobs import escape_output, user_path
+from glus.config.jobs import user_errors, user_path
 from glus.models.build import DTYPES
 from glus.models.pretrained import is_untied, load_to_merge, merged_tensors, save_merged
 from glus.models.published import save_published
 from glus.models.release import build_release, read_release, save_release
+from glus.models.weight_files import GB
 from glus.models.weights import ON_DISK, LoadReport, MisfitError
 from glus.tokens import JsonVocabulary
 
 DEFAULT_SHARD_GB = 10.0
-BYTES_PER_GB = 1e9
 
 
 def convert_weights(
@@ -146,26 +146,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    escape_output()
     options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING)
     dtype = DTYPES[Precision(options.dtype)] if options.dtype else None
     torch.manual_seed(options.seed)
-    try:
-        if options.to_release:
-            shard_bytes = int((options.shard_gb or DEFAULT_SHARD_GB) * BYTES_PER_GB)
-            written = convert_to_release(Path(options.weights), options.output, dtype, options.format, shard_bytes)
-            print("\n".join(f"{what}  {number}" for what, number in written.items()))
-        else:
-            segmenter = read_segmenter(options.segmenter, options.sam2)
-            seg_head_init = SegHeadInit(options.seg_head_init or SegHeadInit.random)
-            reports = convert_weights(options.weights, options.output, segmenter, options.clip, seg_head_init, dtype)
-            print("\n\n".join(f"{source}\n{report.table()}" for source, report in reports.items()))
-    except MisfitError as error:
-        sys.exit(f"{error.report.table()}\nerror: {error}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(options.output)
+    with user_errors():
+        try:
+            if options.to_release:
+                shard_bytes = int((options.shard_gb or DEFAULT_SHARD_GB) * GB)
+                written = convert_to_release(Path(options.weights), options.output, dtype, options.format, shard_bytes)
+                print("\n".join(f"{what}  {number}" for what, number in written.items()))
+            else:
+                segmenter = read_segmenter(options.segmenter, options.sam2)
+                head = SegHeadInit(options.seg_head_init or SegHeadInit.random)
+                reports = convert_weights(options.weights, options.output, segmenter, options.clip, head, dtype)
+                print("\n\n".join(f"{source}\n{report.table()}" for source, report in reports.items()))
+        except MisfitError as error:
+            sys.exit(f"{error.report.table()}\nerror: {error}")
+        print(options.output)
 
 
 if __name__ == "__main__":
