@@ -225,8 +225,6 @@ def test_a_library_that_is_missing_leaves_a_stage_out(tmp_path: Path, monkeypatc
 
 # The command
 
-Behaviour = Callable[[str], str]
-
 
 class Machine:
     """Stands in for the processes of stages: writes what ``verdicts`` says, and remembers what was started."""

@@ -155,11 +155,6 @@ def driver_advice(driver: str, cuda: str | None, requirement: str) -> str:
     return f"pip uninstall -y torch && {install}, or update the driver"
 
 
-def check_support(name: str, good: bool, words: tuple[str, str], advice: str) -> Finding:
-    """Something that is there or not; ``words`` for both."""
-    return finding(name, good, words[not good], words[0], advice)
-
-
 def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
     """GPUs, bfloat16 on them, and NCCL between them.
 
@@ -180,9 +175,9 @@ def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
         yield finding(f"GPU {index}", True, found, "24 GiB or more for the full size")
     advice = "train with model.precision=fp32, or on a GPU of the Ampere generation or later"
     has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    yield check_support("bfloat16", has_bfloat16, ("usable", "not in hardware"), advice)
+    yield finding("bfloat16", has_bfloat16, "usable" if has_bfloat16 else "not in hardware", "usable", advice)
     has_nccl, advice = torch.distributed.is_nccl_available(), "install a CUDA build of torch (Linux)"
-    yield check_support("NCCL", has_nccl, ("available", "missing"), advice)
+    yield finding("NCCL", has_nccl, "available" if has_nccl else "missing", "available", advice)
 
 
 def check_bitsandbytes() -> Finding:
@@ -299,7 +294,7 @@ def examine(options: argparse.Namespace) -> Iterator[Finding]:
     python, requirements, glus = read_requirements(importlib.metadata.version)
     yield check_python(platform.python_version(), python)
     yield glus
-    lock = options.lock or CONFIGS.parent / "requirements-py{}{}.lock".format(*sys.version_info)
+    lock = options.lock or PROJECT / "requirements-py{}{}.lock".format(*sys.version_info)
     yield from check_versions(requirements, read_lock(lock), importlib.metadata.version)
     (torch_requirement,) = (text for text in requirements if Requirement(text).name == "torch")
     yield from check_gpu(read_driver(), torch_requirement)

@@ -95,7 +95,6 @@ def make_llm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     tower = LlmTower(mllm, tokenizer, layouts(config.frames), scenes, config.llm_batch_size)
     _train("llm", tower, config.llm_steps, config, folder)
     projector = {f"{PROJECTOR_PREFIX}{name}": tensor for name, tensor in mllm.projector.state_dict().items()}
-    (folder / "llm").mkdir(exist_ok=True)
     write_tensors(folder / "llm" / "model.safetensors", {**mllm.llama.state_dict(), **projector}, {})
 
 
