@@ -39,7 +39,7 @@ FAMILIES = {
         "glus/models/build.py",  # puts the network together
         "glus/models/release_layout.py",  # the names of its tensors in other people's checkpoints
         "glus/shapes/pretrain.py",  # trains the small towers of the shipped model
-        *("tools/pretrain_towers.py", "tools/benchmark_training.py"),
+        "tools/pretrain_towers.py",
         *("tools/benchmarks/plain.py", "tools/parity/network.py"),  # measure and compare its insides
     },
     INTERNVL: {"glus/models/build.py"},

@@ -34,7 +34,6 @@ from glus.config.jobs import user_errors
 from glus.inference.video_run import StageClock
 from glus.losses.objective import GlusObjective
 from glus.models.glus import Glus
-from glus.models.mllm.llava import clip_crop
 from glus.shapes.scene import Scene, generate_scene
 from glus.train.engine import build_adamw
 from tools.benchmarks.measuring import (
@@ -160,7 +159,7 @@ class Training:
 def build(options: argparse.Namespace, scenes: Sequence[Scene], device: torch.device) -> Training:
     """The model that is asked for, and its micro-batch in both forms."""
     glus, tokenizer = build_training(options.model, device)
-    whole, alone = make_inputs(scenes, options.context, tokenizer, glus.mllm.prepare, device)
+    whole, alone = make_inputs(scenes, options.context, tokenizer, glus.mllm, device)
     if options.compile:
         glus.mllm.decoder.compile_layers()
     trained = [parameter for parameter in glus.parameters() if parameter.requires_grad]
@@ -188,8 +187,8 @@ def benchmark(options: argparse.Namespace) -> Report:
         result["tokens_per_second"] = result["llm_tokens"] / median
         if needed:  # else every procedure computes something twice
             result["mfu"] = min(needed) / median / peak / 1e12
-    tokenizer, prepare = stand_in_tokenizer(FULL_SIZE_TOKENS), lambda frame, _: clip_crop(frame, size=32)
-    whole, alone = make_inputs(scenes, options.context, tokenizer, prepare, torch.device("cpu"))
+    tokenizer = stand_in_tokenizer(FULL_SIZE_TOKENS)
+    whole, alone = make_inputs(scenes, options.context, tokenizer, training.glus.mllm, torch.device("cpu"))
     full, fewer = count_tokens(alone), count_tokens([whole])
     values = {
         "llm_token_ratio": count_tokens(training.alone) / count_tokens([training.whole]),

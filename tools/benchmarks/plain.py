@@ -32,14 +32,12 @@ from glus.inference.predictor import VideoPredictor, load_predictor
 from glus.inference.video_run import StageClock
 from glus.models.build import build_random
 from glus.models.glus import Glus, segment_step, upsample_masks
+from glus.models.mllm import Mllm
 from glus.models.mllm.llava import llava_of
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.shapes.scene import Scene, generate_scene
 from glus.tokens import Vocabulary
-from glus.types import Role
 
-Prepare = Callable[[np.ndarray, Role], np.ndarray]
-"""``Mllm.prepare``."""
 SHIPPED_MODEL = PROJECT / "assets" / "glus_shapes"
 
 
@@ -193,7 +191,7 @@ class Inputs:
     """Conversations in rows of their own."""
 
 
-def scene_sample(scene: Scene, num_context: int, tokenizer: LlavaChat, prepare: Prepare) -> TrainSample:
+def scene_sample(scene: Scene, num_context: int, tokenizer: LlavaChat, mllm: Mllm) -> TrainSample:
     """All sentences of a scene, whose first frames are context."""
     context, query = scene.frames_THW3[:num_context], scene.frames_THW3[num_context:]
     rng, conversations, masks = np.random.default_rng(0), [], []
@@ -201,7 +199,7 @@ def scene_sample(scene: Scene, num_context: int, tokenizer: LlavaChat, prepare: 
         turns = draw_turns(sentence.text, len(query), rng)
         conversations.append(tokenizer.train(turns, num_context, sentence.text))
         masks.append(np.any(scene.masks_OTHW[[*sentence.object_ids], num_context:], 0).view(np.uint8))
-    return make_sample(prepare, list(context), list(query), conversations, masks)
+    return make_sample(mllm.prepare, list(context), list(query), conversations, masks)
 
 
 def split_sample(sample: TrainSample) -> list[TrainSample]:
@@ -211,7 +209,7 @@ def split_sample(sample: TrainSample) -> list[TrainSample]:
 
 
 def make_inputs(
-    scenes: Sequence[Scene], num_context: int, tokenizer: LlavaChat, prepare: Prepare, device: torch.device
+    scenes: Sequence[Scene], num_context: int, tokenizer: LlavaChat, mllm: Mllm, device: torch.device
 ) -> tuple[Inputs, list[Inputs]]:
     """All sentences of some scenes as one micro-batch, and each sentence as one of its own."""
     pad_id = tokenizer.vocabulary.pad_id
@@ -221,7 +219,7 @@ def make_inputs(
         frames = [torch.from_numpy(scene.frames_THW3) for scene, _ in chosen]
         return Inputs(collate([sample for _, sample in chosen], pad_id).to(device), frames, rows.to(device))
 
-    everything = [(scene, scene_sample(scene, num_context, tokenizer, prepare)) for scene in scenes]
+    everything = [(scene, scene_sample(scene, num_context, tokenizer, mllm)) for scene in scenes]
     return make(everything), [make([(scene, one)]) for scene, sample in everything for one in split_sample(sample)]
 
 
