@@ -130,16 +130,18 @@ def test_shared_memory_holds_what_all_loaders_keep_ready() -> None:
     assert doctor.shared_memory_gib("shapes", 1) < 1
 
 
-@pytest.mark.parametrize("usable", [True, False])
-def test_a_gpu_is_named_and_must_know_bfloat16_and_nccl(monkeypatch: pytest.MonkeyPatch, usable: bool) -> None:
-    gpu = SimpleNamespace(name="Card", total_memory=24 * doctor.GIB)
+@pytest.mark.parametrize(("usable", "gib", "verdict"), [(True, 24, "ok"), (False, 24, "ok"), (True, 8, "note")])
+def test_a_gpu_is_named_and_must_know_bfloat16_and_nccl(
+    monkeypatch: pytest.MonkeyPatch, usable: bool, gib: int, verdict: str
+) -> None:
+    gpu = SimpleNamespace(name="Card", total_memory=gib * doctor.GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: usable)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: usable)
     card, bfloat16, nccl = doctor.check_gpu("570.1", REQUIREMENTS[0])
-    assert (card.found, card.verdict) == ("Card, 24 GiB", "ok")
+    assert (card.found, card.verdict) == (f"Card, {gib} GiB", verdict)
     assert bfloat16.verdict == nccl.verdict == ("ok" if usable else "FAIL")
     assert usable or "model.precision=fp32" in bfloat16.advice
 

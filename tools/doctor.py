@@ -54,6 +54,8 @@ DISK_GIB = 20.0
 """A few checkpoints of the full size (3.6 GB each) and predictions."""
 FRAME_PIXELS = 1080 * 1920
 """Of the largest frames of the benchmarks."""
+GPU_GIB = 22.0
+"""Memory of a GPU for the full size, of those that are sold as of 24."""
 PROCESS_GIB, CPU_GIB = 4.0, 22.0
 """Memory for the full size: of each process that has a GPU, its weights' share being mapped from their files; or of a
 process without one (machines that are sold as of 24 GB; scripts/test.sh --full measures it)."""
@@ -172,7 +174,8 @@ def check_gpu(driver: str | None, requirement: str) -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         found = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
-        yield finding(f"GPU {index}", True, found, "24 GiB or more for the full size")
+        is_enough, advice = gpu.total_memory >= GPU_GIB * GIB, "the small model fits; tools/plan.py says what else does"
+        yield finding(f"GPU {index}", is_enough, found, "24 GiB or more for the full size", advice, is_needed=False)
     advice = "train with model.precision=fp32, or on a GPU of the Ampere generation or later"
     has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     yield finding("bfloat16", has_bfloat16, "usable" if has_bfloat16 else "not in hardware", "usable", advice)
