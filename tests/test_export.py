@@ -111,6 +111,19 @@ def test_scores_of_a_part_of_a_split_are_refused(checkpoint: Path, tmp_path: Pat
         export(checkpoint, tmp_path / "export", torch.float32, [tmp_path])
 
 
+def test_what_made_a_run_goes_with_an_export_of_one_of_its_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
+    """And from there with an export of that."""
+    step = tmp_path / "made" / "checkpoints" / "step_3"
+    step.parent.mkdir(parents=True)
+    checkpoint.rename(step)
+    (tmp_path / "made" / "run.json").write_text('{"command": ["train.py"]}')
+    export(step, tmp_path / "export", torch.float32)
+    export(tmp_path / "export", tmp_path / "again", torch.float32)
+    for folder in ("export", "again"):
+        assert json.loads((tmp_path / folder / "run.json").read_text()) == {"command": ["train.py"]}
+        assert "train.py" in (tmp_path / folder / "README.md").read_text()
+
+
 def test_an_existing_folder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     with pytest.raises(FileExistsError, match="--output"):

@@ -53,9 +53,14 @@ def export(weights: Path, output: Path, dtype: torch.dtype, scores: Sequence[Pat
         save_merged(temporary, loaded, dtype, source.name)
         settings = (temporary / CONFIG_FILE).read_text()
         (temporary / "README.md").write_text(card(loaded, source, dtype, settings, scores, licence))
-        for name in RUN_FILES:
-            if (weights / name).is_file():
-                shutil.copyfile(weights / name, temporary / name)
+        for file in (run_of(source) / name for name in RUN_FILES):
+            if file.is_file():
+                shutil.copyfile(file, temporary / file.name)
+
+
+def run_of(source: Path) -> Path:
+    """The run that a checkpoint lies in; any other model folder is its own."""
+    return source.parents[1] if source.parent.name == "checkpoints" else source
 
 
 def card(
@@ -73,10 +78,10 @@ def card(
     """
     merged = (".lora_", ".new_rows")
     parameters = sum(p.numel() for n, p in loaded.glus.named_parameters() if not any(part in n for part in merged))
-    run = source.parents[1] if source.parent.name == "checkpoints" else source
-    origin = read_object(run / "run.json") if (run / "run.json").is_file() else {"command": "unknown"}
+    record = run_of(source) / "run.json"
+    origin = read_object(record) if record.is_file() else {"command": "unknown"}
     reports = [_whole_report(folder) for folder in scores]
-    starts, datasets = origins(run / "config.yaml")
+    starts, datasets = origins(run_of(source) / "config.yaml")
     data = ModelCardData(
         license=licence or "other",
         license_name=None if licence else "as-the-models-it-started-from",
