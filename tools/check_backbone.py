@@ -32,7 +32,7 @@ if not __package__:  # run by its path: Python looks beside this file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from glus import distributed
-from glus.batch import Batch, Conversation
+from glus.batch import Conversation
 from glus.config import FramesConfig, InferenceConfig, ModelConfig, TrainConfig, load_config
 from glus.config.jobs import user_errors
 from glus.console import tables
@@ -62,7 +62,8 @@ WEIGHT_NOISE = 0.03
 class MadeVideo:
     """Frames of a made-up video, and its conversations in training."""
 
-    size: tuple[int, int]
+    chat: Chat
+    """For frames of its size."""
     context: list[np.ndarray]
     query: list[np.ndarray]
     turns: list[list[Turn]]
@@ -80,13 +81,13 @@ def compare_backbone(
     """All comparisons of a model with random weights.
 
     Args:
-        config: of the model.
+        config: of the model, whose adapters and files are left out.
         frames: how many context and query frames a conversation shows.
         sizes: height and width of each video's frames.
         folder: for the vocabulary.
         seed: of weights, frames and words.
     """
-    model = _plain(config, folder)
+    model = replace(config, llm=replace(config.llm, lora_rank=0, weights=None, tokenizer=str(folder)))
     make_vocabulary_folder(model, folder)
     glus = _build(model)
     chat = chat_of(glus, open_vocabulary(folder))
@@ -97,14 +98,8 @@ def compare_backbone(
     _compare_ids(case, videos, reference)
     _compare_frames(case, videos, glus, reference)
     _compare_training(case, videos, glus, chat, reference)
-    _compare_inference(case, videos, glus, chat, reference)
+    _compare_inference(case, videos, glus, reference)
     return case.rows
-
-
-def _plain(config: ModelConfig, folder: Path) -> ModelConfig:
-    """Without adapters and files; in float32."""
-    llm = replace(config.llm, lora_rank=0, weights=None, tokenizer=str(folder))
-    return replace(config, llm=llm)
 
 
 def _build(config: ModelConfig) -> Glus:
@@ -123,7 +118,7 @@ def _video(want: FramesConfig, chat: Chat, size: tuple[int, int], rng: np.random
     frames = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(num_context + num_query)]
     turns = [draw_turns(text, num_query, rng) for text in SENTENCES[:3]]
     conversations = [chat.train(own, num_context, "check") for own in turns]
-    return MadeVideo(size, frames[:num_context], frames[num_context:], turns, conversations)
+    return MadeVideo(chat, frames[:num_context], frames[num_context:], turns, conversations)
 
 
 def _compare_ids(case: Case, videos: Sequence[MadeVideo], reference: Reference) -> None:
@@ -140,17 +135,12 @@ def _compare_frames(case: Case, videos: Sequence[MadeVideo], glus: Glus, referen
         row.compare_each(pairs, VISUAL_GATE, f"{len(shown)} frames")
 
 
-def _batch(videos: Sequence[MadeVideo], glus: Glus, pad_id: int) -> Batch:
-    """The training path: conversations of a video in one row, what they share once."""
+def _compare_training(case: Case, videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> None:
     samples = []
     for video in videos:
         masks = [np.zeros((len(video.query), 1, 1), np.uint8)] * len(video.conversations)
         samples.append(make_sample(glus.mllm.prepare, video.context, video.query, video.conversations, masks))
-    return collate(samples, pad_id)
-
-
-def _compare_training(case: Case, videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> None:
-    batch = _batch(videos, glus, chat.vocabulary.pad_id)
+    batch = collate(samples, chat.vocabulary.pad_id)  # conversations of a video in one row, what they share once
     ours, _ = glus.mllm.states(batch.rows, glus.see(batch))
     theirs = torch.cat([
         reference.states(conversation.input_ids, video.shown)[conversation.reads]
@@ -177,40 +167,36 @@ def _compare_training(case: Case, videos: Sequence[MadeVideo], glus: Glus, chat:
 
 
 def _head(reference: Reference) -> torch.Tensor:
-    names = reference.parameters()
-    head = next((value for name, value in names.items() if name.endswith("lm_head.weight")), None)
-    return head if head is not None else next(v for n, v in names.items() if n.endswith("embed_tokens.weight"))
+    weights, ends = reference.parameters(), ("lm_head.weight", "embed_tokens.weight")  # the second where it is tied
+    return next(weights[name] for end in ends for name in weights if name.endswith(end))
 
 
-def _compare_inference(case: Case, videos: Sequence[MadeVideo], glus: Glus, chat: Chat, reference: Reference) -> None:
+def _compare_inference(case: Case, videos: Sequence[MadeVideo], glus: Glus, reference: Reference) -> None:
     pairs, read = [], 0
     with torch.inference_mode():
         for video in videos:
-            sized = chat.sized(video.size)
             tokens = {role: [_seen(glus, frame, role) for frame, own in video.shown if own is role] for role in Role}
-            settings = InferenceConfig(trailing_space=False)
-            args = (tokens[Role.context], settings, torch.device("cpu"))
-            prompter = Prompter(glus, sized, SENTENCES[:3], *args)
+            args = (tokens[Role.context], InferenceConfig(trailing_space=False), torch.device("cpu"))
+            prompter = Prompter(glus, video.chat, SENTENCES[:3], *args)
             frames = tuple(range(len(video.query)))
             asked = tuple(frame for frame in frames if frame % 2 == 0 or frame == frames[-1])
             prompts = [Prompt(row, frames, asked) for row in range(3)]
             answers = prompter.ask(prompts, dict(enumerate(tokens[Role.query])))
             for row, turn in product(range(3), asked):
-                window = sized.window(SENTENCES[row], len(video.context), turn + 1, trailing_space=False)
+                window = video.chat.window(SENTENCES[row], len(video.context), turn + 1, trailing_space=False)
                 shown = video.shown[: len(video.context) + turn + 1]
                 theirs = reference.states(window.input_ids, shown)[-1]
                 pairs.append((answers.embeds_RC[answers.places[row, turn]].numpy(), theirs.numpy()))
                 read += len(window.input_ids)
     with case.row("states, inference path") as compared:
         compared.compare_each(pairs, STATES_GATE, f"{len(pairs)} prompts, {read} tokens")
-    wrong = sum(_begins_otherwise(chat, *one, reference) for one in product(videos, SENTENCES))
+    wrong = sum(_begins_otherwise(*one, reference) for one in product(videos, SENTENCES))
     case.count("prompts that the family begins otherwise", wrong, len(videos) * len(SENTENCES))
 
 
-def _begins_otherwise(chat: Chat, video: MadeVideo, text: str, reference: Reference) -> bool:
+def _begins_otherwise(video: MadeVideo, text: str, reference: Reference) -> bool:
     """Whether the longest prompt of a sentence is not how the family writes the conversation up to the answer."""
-    sized = chat.sized(video.size)
-    ours = sized.window(text, len(video.context), len(video.query), trailing_space=False).input_ids.tolist()
+    ours = video.chat.window(text, len(video.context), len(video.query), trailing_space=False).input_ids.tolist()
     with torch.inference_mode():
         whole = reference.input_ids([inference_turn(text)] * len(video.query), video.shown)
     return whole[: len(ours)] != ours
