@@ -87,6 +87,7 @@ def compare_backbone(
         folder: for the vocabulary.
         seed: of weights, frames and words.
     """
+    torch.manual_seed(seed)
     model = replace(config, llm=replace(config.llm, lora_rank=0, weights=None, tokenizer=str(folder)))
     make_vocabulary_folder(model, folder)
     glus = _build(model)
@@ -230,7 +231,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     with user_errors(), TemporaryDirectory() as folder:
         config = compose_config(options.overrides)
-        torch.manual_seed(options.seed)
         rows = compare_backbone(config.model, config.frames, options.frames, Path(folder), options.seed)
     print_table(rows, config.model.family, tables())
     if options.json:
