@@ -25,14 +25,17 @@ from typing import Any
 
 import torch
 
-from glus.config import FramesConfig, PretrainConfig, QuerySampling
+from glus.config import ModelConfig, PretrainConfig, QuerySampling, SegState
 from glus.config.jobs import Jobs
+from glus.data.chat import Chat
 from glus.data.chat.chatml import train_json_vocabulary
-from glus.data.chat.llava import LlavaChat, train_vocabulary
+from glus.data.chat.llava import train_vocabulary
 from glus.files import write_text
 from glus.inference.predictor import chat_of
 from glus.log import run_info, setup_logging
 from glus.models.build import build_segmenter
+from glus.models.glus import Glus
+from glus.models.mllm import Mllm
 from glus.models.mllm.adapters import second_names
 from glus.models.mllm.llava import ClipEncoder, build_vision_tower, llava_of
 from glus.models.pretrained import build_glus
@@ -87,37 +90,41 @@ def make_clip(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None
 
 def make_llm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     """An LLM and its projector; the model's config says where the CLIP and the tokenizer lie."""
-    model = copy.deepcopy(config.model)
-    model.segmenter.weights = model.llm.weights = None
-    model.llm.lora_rank, model.trainable = 0, ["projector", "llm"]  # LoRA comes on top of what is made here
-    mllm = llava_of(build_glus(model))
-    tokenizer = LlavaChat(Vocabulary(model.llm.tokenizer), mllm.tokens_per_frame)
-    tower = LlmTower(mllm, tokenizer, layouts(config.frames), scenes, config.llm_batch_size)
-    _train("llm", tower, config.llm_steps, config, folder)
+    glus = build_to_learn(config.model, ["projector", "llm"])
+    mllm, chat = llava_of(glus), chat_of(glus, Vocabulary(config.model.llm.tokenizer))
+    _train_llm(mllm, chat, config, scenes, folder)
     projector = {f"{PROJECTOR_PREFIX}{name}": tensor for name, tensor in mllm.projector.state_dict().items()}
     write_tensors(folder / "llm" / "model.safetensors", {**mllm.llama.state_dict(), **projector}, {})
 
 
-def layouts(frames: FramesConfig) -> list[FramesConfig]:
-    """Of the method's variants: both kinds of frames, no context, and no consecutive query frames."""
-    return [frames, replace(frames, num_context=0), replace(frames, query_sampling=QuerySampling.uniform)]
+def build_to_learn(config: ModelConfig, trainable: list[str]) -> Glus:
+    """A network whose LLM is at random and learns to be asked by the state before [SEG], whichever the model reads."""
+    model = copy.deepcopy(config)
+    model.segmenter.weights = model.llm.weights = None
+    model.llm.lora_rank, model.trainable = 0, trainable  # LoRA comes on top of what is made here
+    model.seg_state = SegState.predicting
+    return build_glus(model)
+
+
+def _train_llm(mllm: Mllm, chat: Chat, config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
+    """On the method's variants: both kinds of frames, no context, and no consecutive query frames."""
+    frames = config.frames
+    layouts = [frames, replace(frames, num_context=0), replace(frames, query_sampling=QuerySampling.uniform)]
+    tower = LlmTower(mllm, chat, layouts, scenes, config.llm_batch_size)
+    _train("llm", tower, config.llm_steps, config, folder)
 
 
 def make_mllm(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:
     """An MLLM of a family that comes in one folder; the model's config says where the tokenizer lies."""
-    model = copy.deepcopy(config.model)
-    model.segmenter.weights = model.llm.weights = None
-    model.llm.lora_rank, model.trainable = 0, ["llm"]
-    glus, vocabulary = build_glus(model), JsonVocabulary(model.llm.tokenizer)
+    glus, vocabulary = build_to_learn(config.model, ["llm"]), JsonVocabulary(config.model.llm.tokenizer)
     mllm, output = glus.mllm, folder / "mllm"
     _train("vision", VisionTower(mllm, scenes, config.clip_batch_size), config.clip_steps, config, folder)
-    tower = LlmTower(mllm, chat_of(glus, vocabulary), layouts(config.frames), scenes, config.llm_batch_size)
-    _train("llm", tower, config.llm_steps, config, folder)
+    _train_llm(mllm, chat_of(glus, vocabulary), config, scenes, folder)
     if output.exists():
         shutil.rmtree(output)
     again = second_names(glus)
     tensors = {name: value for name, value in glus.state_dict().items() if name not in again}
-    save_published(output, mllm, tensors, vocabulary, model.llm.tied, sys.maxsize)
+    save_published(output, mllm, tensors, vocabulary, config.model.llm.tied, sys.maxsize)
 
 
 def make_sam2(config: PretrainConfig, scenes: list[Scene], folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from glus.config import FramesConfig, QuerySampling
+from glus.config import FramesConfig, QuerySampling, SegState
 from glus.data.chat.llava import LlavaChat
 from glus.inference.predictor import chat_of, load_predictor
 from glus.losses.objective import mask_iou
@@ -35,6 +35,7 @@ from glus.shapes.scene import Scene, draw_scenes, generate_scene
 from glus.tokens import JsonVocabulary
 from tests.backbones import FAMILY_NAMES, backbone_config, write_vocabulary
 from tests.programs import ROOT
+from tools.pretrain_towers import build_to_learn
 
 GRID = 8
 
@@ -121,6 +122,15 @@ def test_towers_of_an_mllm_in_one_piece_learn_one_after_the_other(
     list(pretrain(tower, steps=2, learning_rate=1e-3, seed=0))
     assert not any(_changed(weights, module) for weights, module in zip(towers, vision, strict=True))
     assert _changed(before[len(vision)], llm[0])
+
+
+def test_an_llm_learns_in_the_same_way_whichever_state_the_model_reads(scenes: list[Scene], tmp_path: Path) -> None:
+    vocabulary = JsonVocabulary(write_vocabulary(tmp_path))
+    config = backbone_config("qwen3_vl", vocabulary.folder, seg_state=SegState.at)
+    glus = build_to_learn(config, ["llm"])
+    tower = LlmTower(glus.mllm, chat_of(glus, vocabulary), [FramesConfig(1, 2)], scenes, batch_size=2)
+    assert len(list(pretrain(tower, steps=2, learning_rate=1e-3, seed=0))) == 2
+    assert (config.seg_state, config.llm.lora_rank) == (SegState.at, 2)
 
 
 def test_the_patches_of_a_visual_token_stand_together() -> None:
