@@ -9,7 +9,6 @@ absent.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ if not __package__:  # run as a program: what lies beside it is not installed
 
 from glus.config.jobs import user_errors
 from glus.log import setup_logging
+from tools.benchmarks.measuring import command_line
 from tools.parity.comparison import Case, Row, is_met, print_table, write_rows
 from tools.parity.network import read_fixture
 from tools.parity.replay_inference import replay_checkpoint, replay_inference, replay_metrics, replay_preprocess
@@ -62,9 +62,8 @@ def replay(folder: Path) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("folder", type=Path, help="the recorded numbers, with fixture.json")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as data")
     options = parser.parse_args(arguments)
     setup_logging()
     with user_errors():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from glus.batch import Batch, GlusOutput
-from glus.config import FramesConfig, FuserGamma, InferenceConfig, LlmConfig, ModelConfig, SegmenterConfig
+from glus.config import FramesConfig, FuserGamma, InferenceConfig, ModelConfig, SegmenterConfig
 from glus.data.chat.llava import LlavaChat
 from glus.data.frames import VideoSource
 from glus.inference.predictor import VideoPredictor, chat_of
@@ -24,6 +24,7 @@ from glus.models.pretrained import LoadedModel
 from glus.models.release import ReleaseCheckpoint, build_release, read_release
 from glus.models.release_layout import GLUS_KEYS
 from glus.models.segmenter.sam2 import Sam2Segmenter
+from glus.models.weight_files import Tensors
 from glus.models.weights import IN_MEMORY, LoadReport, load_into, read_tensors
 from glus.types import FrameResult
 from tools.benchmarks.plain import silence_dropout
@@ -111,10 +112,7 @@ def load_trainable(fixture: Fixture, lora: Path, detach: bool) -> LoadedModel:
     adapters = GLUS_KEYS.source(lora, read_tensors(lora))
     checkpoint = _read_checkpoint(fixture)
     config = checkpoint.config
-    config.llm.lora_rank, config.llm.lora_targets = _lora_shape(
-        {name: value.shape for name, value in adapters.tensors.items()}, lora
-    )
-    config.llm.lora_alpha = LlmConfig().lora_alpha
+    config.llm.lora_rank, config.llm.lora_targets = _lora_shape(adapters.tensors, lora)
     config.trainable = ModelConfig().trainable
     config.memory.detach = detach
     model, _ = build_release(checkpoint)
@@ -128,10 +126,10 @@ def _read_checkpoint(fixture: Fixture) -> ReleaseCheckpoint:
     return read_release(fixture.path("checkpoint"), fixture.segmenter, str(fixture.path("clip")))
 
 
-def _lora_shape(adapters: Mapping[str, torch.Size], path: Path) -> tuple[int, list[str]]:
+def _lora_shape(adapters: Tensors, path: Path) -> tuple[int, list[str]]:
     """Rank of adapters, and the projections they adapt."""
     matches = {name: re.search(r"\.(\w+)\.lora_A\.", name) for name in adapters}
-    ranks = {adapters[name][0] for name, match in matches.items() if match}
+    ranks = {adapters[name].shape[0] for name, match in matches.items() if match}
     if len(ranks) != 1:
         raise ValueError(f"{path}: expected LoRA matrices of one rank, found ranks {sorted(ranks)}")
     return ranks.pop(), sorted({match[1] for match in matches.values() if match})
