@@ -329,7 +329,8 @@ def _open_folder(folder: Path) -> VideoSource:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"folder {folder} holds several pictures called {twice[0]!r}; expected one per name")
-    others = [entry.name for entry in entries if entry not in set(files)]
+    known = {file.name for file in files}
+    others = [entry.name for entry in entries if entry.name not in known]
     if others:
         named = ", ".join(others[:_LISTED]) + (", ..." if len(others) > _LISTED else "")
         message = "%s: %d pictures are read; %d other entries are left out: %s"
