@@ -129,8 +129,8 @@ class FrameStore:
     def _as_written(self, folder: Path, frame: str) -> Path | None:
         """The file whose suffix is in capitals, rare, or whose name or folder's name has its accents composed otherwise
         (as files have that were packed on a Mac)."""
-        if not folder.is_dir() and self.folder.is_dir():
-            alike = (f for f in self.folder.iterdir() if _composed(f.name) == _composed(folder.name))
+        if not folder.is_dir() and folder.parent.is_dir():
+            alike = (f for f in folder.parent.iterdir() if _composed(f.name) == _composed(folder.name))
             folder = next(alike, folder)
         files = folder.iterdir() if folder.is_dir() else ()
         wanted = (f for f in files if f.suffix.lower() in SUFFIXES and _composed(f.stem) == _composed(frame))

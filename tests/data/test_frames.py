@@ -160,6 +160,15 @@ def test_names_are_found_however_they_are_written(store):
         store.read("caf\u00e9", "na")
 
 
+def test_a_missing_video_in_a_folder_of_others_is_not_another_of_its_name(store):
+    """As ids of ReVOS have folders in front."""
+    with pytest.raises(FileNotFoundError, match=r"d/TAO/v/00000 is missing"):
+        store.read("TAO/v", "00000")
+    (store.folder / "TAO" / "cafe\u0301").mkdir(parents=True)
+    Image.fromarray(picture(3)).save(store.folder / "TAO" / "cafe\u0301" / "0.png")
+    np.testing.assert_array_equal(store.read("TAO/caf\u00e9", "0"), picture(3))
+
+
 def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
     Image.fromarray(picture(0)).save(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
