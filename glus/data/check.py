@@ -353,18 +353,25 @@ def _check_masks(
 
 
 def _check_mask_files(files: Sequence[Path], named: set[int], video: str, findings: VideoFindings) -> None:
-    """Warn where the files, which can be read, are not as a program that keeps numbers would write them."""
+    """Warn where the files are not as a program that keeps numbers would write them.
+
+    Nobody has read those of frames that no sentence is about (GroundMoRe): they may be damaged, or of any size.
+    """
     odd: dict[str, list[str]] = {}
     before: np.ndarray | None = None
     for path in files:
-        with Image.open(path) as image:
-            background = (image.getpalette() or [0, 0, 0])[:3] if image.mode == "P" else [0, 0, 0]
-            values_HW = np.array(image).astype(np.uint8) * (FOREGROUND if image.mode == "1" else 1)
-            unnamed = sorted(set(np.flatnonzero(np.bincount(values_HW.ravel())).tolist()) - named)
-            if image.format != "PNG":
-                odd.setdefault(f"are no PNG but {image.format}, which may change numbers", []).append(str(path))
-            if orientation(image) != 1:
-                odd.setdefault("have an EXIF orientation, which does not turn masks", []).append(str(path))
+        try:
+            with Image.open(path) as image:
+                background = (image.getpalette() or [0, 0, 0])[:3] if image.mode == "P" else [0, 0, 0]
+                values_HW = np.array(image).astype(np.uint8) * (FOREGROUND if image.mode == "1" else 1)
+                unnamed = sorted(set(np.flatnonzero(np.bincount(values_HW.ravel())).tolist()) - named)
+                if image.format != "PNG":
+                    odd.setdefault(f"are no PNG but {image.format}, which may change numbers", []).append(str(path))
+                if orientation(image) != 1:
+                    odd.setdefault("have an EXIF orientation, which does not turn masks", []).append(str(path))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            odd.setdefault("do not decode, in frames that no sentence is about", []).append(f"{path}: {error}")
+            continue
         if unnamed:
             found = ", ".join(map(str, unnamed[:5])) + (", ..." if len(unnamed) > 5 else "")
             what = "hold values that no sentence and no meta.json names (of another program, resized smoothly?)"
@@ -372,7 +379,7 @@ def _check_mask_files(files: Sequence[Path], named: set[int], video: str, findin
         if any(background):
             what = "give 0, the background, another colour than black (are its numbers those of the dataset?)"
             odd.setdefault(what, []).append(f"{path}: {tuple(background)}")
-        if before is not None and _is_exchanged(before, values_HW):
+        if before is not None and before.shape == values_HW.shape and _is_exchanged(before, values_HW):
             odd.setdefault("have 0 where another number was in the frame before", []).append(str(path))
         before = values_HW
     for what, places in odd.items():

@@ -133,6 +133,8 @@ def remove(path: str) -> Plant:
 
 MEVIS, YOUTUBE, LONG, REASON = Layout.mevis, Layout.ref_youtube_vos, Layout.long_rvos, Layout.reason_vos
 JPEG, PNG, MOSE = "train/JPEGImages/train0", "train/Annotations/train0", "Annotations/MOSE_reason0_1"
+LATE_MASK = "annotations/clip0_0100_0104/masks/frame_000020.png"
+"""Of GroundMoRe, behind what its questions are about."""
 META, YOUTUBE_META = "train/meta_expressions.json", "meta_expressions/train/meta_expressions.json"
 NAME, ODD = "mevis/train0/1, frame 00002, annotation 9", {"size": [SIZE[0], SIZE[1] + 1], "counts": "0"}
 SHORT = {"size": list(SIZE), "counts": encode_rle(np.ones((2, 2)))}
@@ -487,6 +489,10 @@ def test_misaligned_masks_are_found(tmp_path: Path, frame_of: Callable[[int], in
             ), Check.visible, "clip0_0100_0104/0: object 1@6:-1 is in none of the 24 masks",
         ),
         (
+            Layout.groundmore, cut(LATE_MASK, 60), Check.codes,
+            "1 of 23 mask files do not decode, in frames that no sentence is about; the first: .*frame_000020.png: ",
+        ),
+        (
             Layout.ref_davis17, lambda root: edit_json(
                 root / YOUTUBE_META, lambda c: c["videos"]["train-0"]["expressions"]["0"].update(obj_id="9")
             ), Check.visible, "train-0/0: object 9 is in none of the 5 masks",
@@ -504,6 +510,14 @@ def test_what_may_be_right_is_a_warning(copy, layout: Layout, plant: Plant, chec
     assert problems(report) == {}
     assert report.num_warnings == len(report.rows[check].warnings) == 1
     assert re.search(message, report.rows[check].warnings[0])
+
+
+def test_a_mask_of_another_size_ends_no_check_where_no_sentence_asks_for_it(copy) -> None:
+    dataset = copy(Layout.groundmore)
+    resize(LATE_MASK)(Path(dataset.root))
+    report = check_dataset(dataset)
+    assert problems(report) == {}
+    assert report.rows[Check.codes].examined == "144 masks"
 
 
 def test_empty_masks_are_counted(clean) -> None:
