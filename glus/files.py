@@ -347,9 +347,9 @@ def field(mapping: Any, key: str, kind: type, where: str) -> Any:
     return mapping[key]
 
 
-def whole_number(mapping: dict[str, Any], key: str, where: str) -> int:
+def whole_number(mapping: Any, key: str, where: str) -> int:
     """``mapping[key]`` as an int from 0; the file may have it as a number or as text."""
-    value = mapping.get(key)
+    value = mapping.get(key) if isinstance(mapping, dict) else None
     if isinstance(value, bool) or not str(value).isdecimal():
         raise ValueError(f"{where}: expected a whole number under {key!r}, found {value!r}")
     return int(str(value))

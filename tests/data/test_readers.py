@@ -311,6 +311,7 @@ def test_a_pickle_of_python_2_is_read(tmp_path: Path) -> None:
         (lambda r: r[4].update(ann_id="x"), r"\[4\]: expected a whole number under 'ann_id', found 'x'"),
         (lambda r: r[4].update(image_id=99), r"image_id 99 is not in .*instances.json"),
         (lambda r: r[4]["sentences"][0].pop("sent"), r"annotation 6: expected a str under 'sent'"),
+        (lambda r: r[4].update(sentences=["a cat"]), r"annotation 6: expected a whole number under 'sent_id'"),
         (lambda r: r.__delitem__(slice(4, 8)), r"has no split 'val'; it has test, testA, testB, train"),
     ],
 )
@@ -321,6 +322,17 @@ def test_a_malformed_refcoco_file_says_where(tmp_path: Path, edit: Callable[[Any
     edit(refs)
     file.write_bytes(pickle.dumps(refs, protocol=2))
     with pytest.raises(ValueError, match=message):
+        read_expressions(written.dataset)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [({}, "expected a list under 'images', found dict"), ([7], "images: expected a whole number under 'id'")],
+)
+def test_malformed_pictures_of_refcoco_are_named(tmp_path: Path, images: Any, message: str) -> None:
+    written = WRITERS[Layout.refcoco](tmp_path / "refcoco", "val")
+    edit_json(tmp_path / "refcoco/instances.json", lambda content: content.update(images=images))
+    with pytest.raises(ValueError, match=rf"instances\.json: .*{message}"):
         read_expressions(written.dataset)
 
 

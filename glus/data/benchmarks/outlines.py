@@ -79,12 +79,8 @@ def _picture_names(path: Path) -> dict[int, str]:
     """File names without suffix, by image id; those in the pickle have another ending."""
     if not path.is_file():
         raise FileNotFoundError(f"the file that names the pictures is missing; expected {path}")
-    images = read_object(path).get("images")
-    if not isinstance(images, list):
-        raise ValueError(f"{path}: expected a list under 'images'")
-    return {
-        whole_number(image, "id", str(path)): Path(field(image, "file_name", str, str(path))).stem for image in images
-    }
+    images, where = field(read_json(path), "images", list, str(path)), f"{path}: an entry of images"
+    return {whole_number(image, "id", where): Path(field(image, "file_name", str, where)).stem for image in images}
 
 
 def _held_out_images(dataset: DatasetConfig, path: Path) -> set[int]:
