@@ -3,8 +3,8 @@
 What is written lies under a hidden name beside its own until it is complete; then it is renamed. If an error ends the
 writing, the hidden file or folder is deleted, and so are the folders that were made for it. If the process is killed,
 it stays until the next attempt at the same name replaces it: so two processes must not write the same name at once.
-Only ``write_text`` allows that, with one hidden name per process, of which a killed one's stays. All this holds against
-a killed process, not against a power cut: nothing is forced to disk.
+Only ``write_text`` and whoever says ``is_contested`` may do that, with one hidden name per process, of which a killed
+one's stays. All this holds against a killed process, not against a power cut: nothing is forced to disk.
 """
 
 from __future__ import annotations
@@ -168,22 +168,19 @@ def _delete(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, is_contested: bool = False) -> Iterator[Path]:
     """Where to write a file, which takes the name ``path`` at the end, and is deleted on an error.
 
+    Args:
+        path: of the file; its folder is made if need be.
+        is_contested: several processes of a machine may write it at once, each under a hidden name of its own.
+
     Raises:
-        OSError: its folder, which is made if need be, cannot be written.
+        OSError: its folder cannot be written.
     """
-    temporary = hidden_sibling(path)
-    with _renamed(temporary, path):
-        yield temporary
-
-
-@contextmanager
-def _renamed(temporary: Path, path: Path) -> Iterator[None]:
-    """Give what is prepared in the block its name, or delete it on an error."""
+    temporary = hidden_sibling(path.with_name(f"{path.name}.{os.getpid()}") if is_contested else path)
     with _with_parents(path), _deleted_on_error(temporary):
-        yield
+        yield temporary
         with naming_write_errors(path):
             os.replace(temporary, path)
 
@@ -196,8 +193,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; the message says where and how much room is left.
     """
-    temporary = hidden_sibling(path.with_name(f"{path.name}.{os.getpid()}"))
-    with naming_write_errors(path), _renamed(temporary, path):
+    with naming_write_errors(path), atomic_file(path, is_contested=True) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # halves of characters in sentences
 
 
