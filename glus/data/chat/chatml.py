@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ class ChatmlChat(Chat):
     def _user(self) -> list[int]:
         return [self._id(START), *self._text("user\n")]
 
-    def _question(self, turn: Turn) -> list[int]:
+    def _question(self, turn: Turn, trailing_space: bool = False) -> list[int]:
         lead = turn.answer.partition(SEG)[0]
         lead = lead.rstrip() if self.vocabulary.strips_before_seg else lead
         asked = self._image(Role.query) + self._text(f"{self.style.after_image}{turn.question}")
@@ -90,9 +91,7 @@ class ChatmlChat(Chat):
         if not self.style.has_axes:
             return super()._positions(input_ids, num_context)
         context, query = (self.grid(self.size, role) for role in Role)
-        is_image = input_ids == IMAGE_ID
-        count = int((is_image & ~np.r_[False, is_image[:-1]]).sum())
-        return axis_positions(input_ids, [context if number < num_context else query for number in range(count)])
+        return axis_positions(input_ids, chain(repeat(context, num_context), repeat(query)))
 
 
 def axis_positions(input_ids: np.ndarray, grids: Iterable[tuple[int, int]]) -> np.ndarray:
@@ -101,7 +100,7 @@ def axis_positions(input_ids: np.ndarray, grids: Iterable[tuple[int, int]]) -> n
 
     Args:
         input_ids: (L,); each frame's placeholders stand together, with other tokens before and after.
-        grids: rows and columns of each frame.
+        grids: rows and columns of each frame, of as many as there are or more.
 
     Returns:
         (L, 3) int64.

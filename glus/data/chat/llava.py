@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
@@ -31,23 +32,15 @@ USER = "USER:"
 ASSISTANT = "ASSISTANT:"
 
 
+@dataclass(frozen=True)
 class LlavaChat(Chat):
-    """Turns of a conversation -> token ids in which every image is ``tokens_per_frame`` placeholders.
-
-    Args:
-        vocabulary: the model's own.
-        tokens_per_frame: P, the visual tokens of a frame (``Llava.tokens_per_frame``).
-        reads_at_seg: see ``Conversation.is_read_at_seg``.
-    """
+    """Turns of a conversation -> token ids in which every image is ``tokens_per_frame`` placeholders."""
 
     vocabulary: Vocabulary
-
-    def __init__(self, vocabulary: Vocabulary, tokens_per_frame: int, reads_at_seg: bool = False):
-        if tokens_per_frame < 1:
-            raise ValueError(f"tokens_per_frame={tokens_per_frame}: expected at least 1")
-        self.vocabulary = vocabulary
-        self.tokens_per_frame = tokens_per_frame
-        self.reads_at_seg = reads_at_seg
+    tokens_per_frame: int
+    """P, the visual tokens of a frame (``Llava.tokens_per_frame``)."""
+    reads_at_seg: bool = False
+    """See ``Conversation.is_read_at_seg``."""
 
     def _image(self) -> list[int]:
         return [self.vocabulary.image_start_id, *[IMAGE_ID] * self.tokens_per_frame, self.vocabulary.image_end_id]
@@ -61,11 +54,9 @@ class LlavaChat(Chat):
     def _user(self) -> list[int]:
         return self.vocabulary.encode(USER)
 
-    def _prompt(self, turn: Turn, trailing_space: bool) -> list[int]:
-        return self._question(turn, " " if trailing_space else "")
-
-    def _question(self, turn: Turn, ending: str = "") -> list[int]:
+    def _question(self, turn: Turn, trailing_space: bool = False) -> list[int]:
         lead = f" {turn.lead}" if turn.lead else ""
+        ending = " " if trailing_space else ""
         return self._image() + self.vocabulary.encode(f"{turn.question} {ASSISTANT}{lead}{ending}")
 
     def _turn(self, turn: Turn) -> list[int]:

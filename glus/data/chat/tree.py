@@ -152,7 +152,7 @@ class Chat(ABC):
         """
         turn = inference_turn(text)
         earlier = [*self._turn(turn), *self._user()] * (num_query - 1)
-        ids = [*self._opening(num_context), *earlier, *self._prompt(turn, trailing_space)]
+        ids = [*self._opening(num_context), *earlier, *self._question(turn, trailing_space)]
         last = np.array([len(ids) - 1], np.int64)
         return self._conversation([*ids, *self._seg_if_read()], last, num_context)
 
@@ -177,7 +177,7 @@ class Chat(ABC):
         """
         turn = inference_turn(text)
         whole_turn, question = [*self._turn(turn), *self._user()], self._question(turn)
-        prompt = [*self._prompt(turn, trailing_space), *self._seg_if_read()]
+        prompt = [*self._question(turn, trailing_space), *self._seg_if_read()]
         shared = common_prefix([question, prompt])
         ids, ending = [*whole_turn * (num_query - 1), *question[:shared]], prompt[shared:]
         positions, paths = [self._positions(np.array(ids, np.int64), 0)], []
@@ -204,16 +204,12 @@ class Chat(ABC):
         """What stands between two turns."""
 
     @abstractmethod
-    def _question(self, turn: Turn) -> list[int]:
-        """A query frame, its question, and the answer up to [SEG]."""
+    def _question(self, turn: Turn, trailing_space: bool = False) -> list[int]:
+        """A query frame, its question, and the answer up to [SEG]; of a prompt perhaps with the space of ``window``."""
 
     @abstractmethod
     def _turn(self, turn: Turn) -> list[int]:
         """The question and the whole answer."""
-
-    def _prompt(self, turn: Turn, trailing_space: bool) -> list[int]:
-        """The question as a prompt ends; by default as training has it."""
-        return self._question(turn)
 
     def _positions(self, input_ids: np.ndarray, num_context: int) -> np.ndarray:
         """Of tokens whose first ``num_context`` frames are context frames: (L,), or (L, 3) where a token has three."""
