@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,9 @@ REF_SAV_GROUPS = ("long", "short")
 LONG_RVOS_TYPES = ("static", "dynamic", "hybrid")
 NUM_VIDEOS_OF_VALID_AND_TEST = 507
 """Videos in the official valid file of Ref-YouTube-VOS: 202 of valid and 305 of test."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One expression of a file in which videos hold frames and expressions by id."""
-
-    expression: Expression
-    """What all such files say about it: neither objects nor group."""
-    value: dict[str, Any]
-    """All that the file says about it."""
-    where: str
-    """File and place, for messages."""
+Entry = tuple[Expression, dict[str, Any], str]
+"""One expression of a file in which videos hold frames and expressions by id: what all such files say about it (neither
+objects nor group), all that this one says, and its place, for messages."""
 
 
 def iterate_videos(path: Path) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any], str]]:
@@ -72,14 +63,14 @@ def read_entries(dataset: str, path: Path, all_or_none: str = "exp") -> list[Ent
     Raises:
         ValueError: a field is missing or of another type, or some expressions have that key and others have not.
     """
-    entries = []
+    entries: list[Entry] = []
     for video, frames, content, where in iterate_videos(path):
         expressions = field(content, "expressions", dict, where)
         for exp_id in sorted(expressions, key=int) if all(map(str.isdecimal, expressions)) else expressions:
-            inside = f"{where}.expressions[{exp_id!r}]"
-            text = field(expressions[exp_id], "exp", str, inside)
-            entries.append(Entry(Expression(dataset, video, exp_id, text, frames, (), ()), expressions[exp_id], inside))
-    without = [entry.expression for entry in entries if all_or_none not in entry.value]
+            value, inside = expressions[exp_id], f"{where}.expressions[{exp_id!r}]"
+            text = field(value, "exp", str, inside)
+            entries.append((Expression(dataset, video, exp_id, text, frames, (), ()), value, inside))
+    without = [found for found, value, _ in entries if all_or_none not in value]
     if 0 < len(without) < len(entries):
         first = f"{without[0].video}/{without[0].exp_id}"
         raise ValueError(f"{path}: {len(without)} expressions have no {all_or_none!r} though others do; first: {first}")
@@ -88,7 +79,7 @@ def read_entries(dataset: str, path: Path, all_or_none: str = "exp") -> list[Ent
 
 def read_mevis(dataset: DatasetConfig, path: Path, _masks: Path) -> list[Expression]:
     """MeViS 1 and 2."""
-    return [_with_lists(entry) for entry in read_entries(dataset.name, path, "obj_id")]
+    return [_with_lists(*entry) for entry in read_entries(dataset.name, path, "obj_id")]
 
 
 def read_lvvis(dataset: DatasetConfig, path: Path, masks: Path) -> list[Expression]:
@@ -104,27 +95,27 @@ def read_typed(dataset: DatasetConfig, path: Path, _masks: Path, groups: Sequenc
     PolyU-ChenLab/UniPixel as well.
     """
     expressions = []
-    for entry in read_entries(dataset.name, path, "obj_id"):
-        number = whole_number(entry.value, "type_id", entry.where)
+    for found, value, where in read_entries(dataset.name, path, "obj_id"):
+        number = whole_number(value, "type_id", where)
         if number >= len(groups):
-            raise ValueError(f"{entry.where}: type_id {number}; expected 0 to {len(groups) - 1} ({', '.join(groups)})")
-        expressions.append(replace(_with_lists(entry), group=groups[number]))
+            raise ValueError(f"{where}: type_id {number}; expected 0 to {len(groups) - 1} ({', '.join(groups)})")
+        expressions.append(replace(_with_lists(found, value, where), group=groups[number]))
     return expressions
 
 
 def read_ref_youtube_vos(dataset: DatasetConfig, path: Path, _masks: Path) -> list[Expression]:
     """Ref-YouTube-VOS train and Ref-DAVIS17: the object's id is also the value of its pixels, hence its annotation."""
     expressions = []
-    for entry in read_entries(dataset.name, path):
-        if "obj_id" not in entry.value:
+    for found, value, where in read_entries(dataset.name, path):
+        if "obj_id" not in value:
             raise ValueError(
-                f"{entry.where}: expected an 'obj_id'; Ref-YouTube-VOS names no objects in valid and test, "
+                f"{where}: expected an 'obj_id'; Ref-YouTube-VOS names no objects in valid and test, "
                 "which are read with layout=ref_youtube_vos_valid"
             )
-        number = whole_number(entry.value, "obj_id", entry.where)
+        number = whole_number(value, "obj_id", where)
         if number == 0:
-            raise ValueError(f"{entry.where}: obj_id 0 is the background of the masks; objects are counted from 1")
-        expressions.append(replace(entry.expression, object_ids=(number,), annotation_ids=(str(number),)))
+            raise ValueError(f"{where}: obj_id 0 is the background of the masks; objects are counted from 1")
+        expressions.append(replace(found, object_ids=(number,), annotation_ids=(str(number),)))
     return expressions
 
 
@@ -137,7 +128,7 @@ def read_ref_youtube_vos_valid(dataset: DatasetConfig, path: Path, masks: Path) 
     Raises:
         ValueError: the official valid file without a way to tell valid from test videos.
     """
-    expressions = [entry.expression for entry in read_entries(dataset.name, path)]
+    expressions = [found for found, *_ in read_entries(dataset.name, path)]
     if dataset.split == "valid":
         expressions = _without_test_videos(dataset, path, expressions)
     if not masks.is_dir():
@@ -152,14 +143,14 @@ def read_long_rvos(dataset: DatasetConfig, path: Path, _masks: Path) -> list[Exp
     """
     allowed = (*LONG_RVOS_TYPES, "") if dataset.split == "train" else LONG_RVOS_TYPES
     expressions = []
-    for entry in read_entries(dataset.name, path, "obj_id"):
-        group = entry.value.get("type", "")
+    for found, value, where in read_entries(dataset.name, path, "obj_id"):
+        group = value.get("type", "")
         if group not in allowed:
-            raise ValueError(f"{entry.where}: expected {' or '.join(LONG_RVOS_TYPES)} under 'type', found {group!r}")
-        found = replace(entry.expression, group=group)
-        if "obj_id" in entry.value:
-            number = whole_number(entry.value, "obj_id", entry.where)
-            annotation = f"{found.video}/{entry.value['obj_id']}"  # as spelled: it is the name of a folder
+            raise ValueError(f"{where}: expected {' or '.join(LONG_RVOS_TYPES)} under 'type', found {group!r}")
+        found = replace(found, group=group)
+        if "obj_id" in value:
+            number = whole_number(value, "obj_id", where)
+            annotation = f"{found.video}/{value['obj_id']}"  # as spelled: it is the name of a folder
             found = replace(found, object_ids=(number,), annotation_ids=(annotation,))
         expressions.append(found)
     return expressions
@@ -188,20 +179,18 @@ def read_reason_vos(dataset: DatasetConfig, path: Path, _masks: Path) -> list[Ex
     return list(expressions.values())
 
 
-def _with_lists(entry: Entry) -> Expression:
-    objects, annotations = _ids(entry, "obj_id"), _ids(entry, "anno_id")
+def _with_lists(found: Expression, value: dict[str, Any], where: str) -> Expression:
+    objects, annotations = (_ids(value, key, where) for key in ("obj_id", "anno_id"))
     if len(objects) != len(annotations):
-        raise ValueError(
-            f"{entry.where}: {len(objects)} obj_id but {len(annotations)} anno_id; expected as many of both"
-        )
-    return replace(entry.expression, object_ids=tuple(map(int, objects)), annotation_ids=annotations)
+        raise ValueError(f"{where}: {len(objects)} obj_id but {len(annotations)} anno_id; expected as many of both")
+    return replace(found, object_ids=tuple(map(int, objects)), annotation_ids=annotations)
 
 
-def _ids(entry: Entry, key: str) -> tuple[str, ...]:
+def _ids(value: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     """As spelled: they are keys of ``mask_dict.json``."""
-    ids: Any = entry.value.get(key, [])
+    ids = value.get(key, [])
     if not isinstance(ids, list) or not all(str(i).isdecimal() for i in ids):
-        raise ValueError(f"{entry.where}: expected a list of whole numbers under {key!r}, found {ids!r:.80}")
+        raise ValueError(f"{where}: expected a list of whole numbers under {key!r}, found {ids!r:.80}")
     return tuple(map(str, ids))
 
 
