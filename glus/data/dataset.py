@@ -18,7 +18,7 @@ from glus.data.benchmarks.index import by_video
 from glus.data.chat import Chat
 from glus.data.chat.tree import pack_conversations
 from glus.data.frames import FrameStore
-from glus.data.masks import MaskStore
+from glus.data.masks import MaskStore, by
 from glus.types import Expression, ObjectKey, Role
 
 
@@ -94,14 +94,12 @@ class RefVOSDataset:
     def _read_frames(self, expression: Expression, indices: Sequence[int]) -> dict[int, np.ndarray]:
         """Each frame decoded once, (H, W, 3) uint8; all of one size."""
         pixels = {i: self._frames.read(expression.video, expression.frames[i]) for i in indices}
-        first = min(indices, default=0)
-        for i, frame in pixels.items():
-            if frame.shape != pixels[first].shape:
-                (height, width), (first_height, first_width) = frame.shape[:2], pixels[first].shape[:2]
+        (first, size), *others = ((i, frame.shape[:2]) for i, frame in pixels.items())
+        for i, other in others:
+            if other != size:
                 raise ValueError(
-                    f"{self.name}/{expression.video}: frame {expression.frames[i]} is {height}x{width}, but frame "
-                    f"{expression.frames[first]} is {first_height}x{first_width} (height x width); "
-                    "expected one size per video"
+                    f"{self.name}/{expression.video}: frame {expression.frames[i]} is {by(other)}, but frame "
+                    f"{expression.frames[first]} is {by(size)} (height x width); expected one size per video"
                 )
         return pixels
 
