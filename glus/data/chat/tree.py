@@ -253,12 +253,7 @@ def token_rows(trees: Sequence[TokenTree], pad_id: int, multiple: int = 1) -> To
 
 def separate_rows(conversations: Sequence[Conversation], pad_id: int) -> TokenRows:
     """Each conversation in a row and with visual tokens of its own, in their order; read before each [SEG]."""
-    trees, shown = [], 0
-    for conversation in conversations:
-        tree = shared_tree([conversation])
-        trees.append(replace(tree, visual=tree.visual + shown))
-        shown += len(tree.visual)
-    return token_rows(trees, pad_id)
+    return token_rows(_trees_of([[conversation] for conversation in conversations]), pad_id)
 
 
 def pack_conversations(videos: Sequence[Sequence[Conversation]], pad_id: int) -> TokenRows:
@@ -268,18 +263,21 @@ def pack_conversations(videos: Sequence[Sequence[Conversation]], pad_id: int) ->
         videos: the conversations of each of B videos, which show the same frames.
         pad_id: token on padding.
     """
-    shown = np.cumsum([0, *(len(placeholders(conversations[0].input_ids)) for conversations in videos)])
-    trees = [shared_tree(conversations) for conversations in videos]
-    causal = [
-        replace(tree, visual=tree.visual + shown[number], paths=(np.arange(len(tree)),))
-        for number, tree in enumerate(trees)
-    ]
+    trees = _trees_of(videos)
+    causal = [replace(tree, paths=(np.arange(len(tree)),)) for tree in trees]
     rows = token_rows(causal, pad_id, LENGTH_MULTIPLE)
     length = rows.input_ids_BL.shape[1]
     paths = _padded([number * length + path for number, tree in enumerate(trees) for path in tree.paths], None)
     slots = np.zeros(rows.input_ids_BL.numel(), np.int64)
     slots[paths.ravel()[::-1]] = np.arange(paths.size)[::-1]  # of several slots the first is written last, and counts
     return replace(rows, paths_NC=torch.from_numpy(paths), slots_BL=torch.from_numpy(slots.reshape(-1, length)))
+
+
+def _trees_of(videos: Sequence[Sequence[Conversation]]) -> list[TokenTree]:
+    """A tree for each video; its visual tokens follow those of the videos before it."""
+    counts = [len(placeholders(conversations[0].input_ids)) for conversations in videos]
+    begins = np.cumsum([0, *counts[:-1]])
+    return [replace(tree, visual=tree.visual + n) for tree, n in zip(map(shared_tree, videos), begins, strict=True)]
 
 
 def unpack_conversations(rows: TokenRows) -> list[Conversation]:
