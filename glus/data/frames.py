@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -404,7 +404,7 @@ class FrameStream:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="frames")
         self._coming: deque[Future[Frame]] = deque()
         self._ahead = ahead
-        self._order_next()  # one, whose size tells how many more
+        self._order(1)  # whose size tells how many more
 
     def take(self, index: int) -> Frame:
         """The next frame of the schedule, which must be ``index``.
@@ -414,8 +414,7 @@ class FrameStream:
         """
         frame = self._coming.popleft().result()
         room = max(1, MAX_AHEAD_BYTES // frame.pixels_HW3.nbytes)
-        while len(self._coming) < min(self._ahead, room) and self._order_next():
-            pass
+        self._order(max(0, min(self._ahead, room) - len(self._coming)))
         assert frame.index == index, f"frame {index} was asked for, but frame {frame.index} was scheduled"
         return frame
 
@@ -423,12 +422,10 @@ class FrameStream:
         """Stop reading."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _order_next(self) -> bool:
-        """Whether there was another frame to order."""
-        wanted = next(self._schedule, None)
-        if wanted is not None:
+    def _order(self, count: int) -> None:
+        """Have the next frames of the schedule read, if there are as many."""
+        for wanted in islice(self._schedule, count):
             self._coming.append(self._pool.submit(self._read, *wanted))
-        return wanted is not None
 
     def _read(self, index: int, roles: Sequence[Role]) -> Frame:
         pixels = self._video.read(index)
