@@ -80,6 +80,18 @@ class MaskStore(ABC):
                 "a split without public masks cannot be trained on or scored"
             )
 
+    def existing_folder(self, name: str, expression: Expression) -> Path:
+        """One below that of all masks.
+
+        Raises:
+            FileNotFoundError: as ``open``; or this one is missing, which should hold masks of the expression.
+        """
+        self.open()
+        folder = self.path / name
+        if not folder.is_dir():
+            raise FileNotFoundError(f"masks of {expression.name} are missing; expected the folder {folder}")
+        return folder
+
     def read(self, expression: Expression, frames: Sequence[int], size: Size) -> np.ndarray:
         """The union of the expression's objects.
 

@@ -86,7 +86,7 @@ class FolderMasks(MaskStore):
 
     def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
         """See ``MaskStore.objects``."""
-        folders = [self._folder(expression, annotation_id) for annotation_id in expression.annotation_ids]
+        folders = [self.existing_folder(annotation_id, expression) for annotation_id in expression.annotation_ids]
         paths = [folder / f"{expression.frames[frame]}.png" for folder in folders]
         there = [path for path in paths if path.is_file() or not self.absent_is_empty]
         return [_read_foreground(path, frame_name(expression, frame), size) for path in there]
@@ -95,7 +95,7 @@ class FolderMasks(MaskStore):
         """See ``MaskStore.annotated``: frames for which every object has a file, unless no file means no object."""
         is_annotated_T = super().annotated(expression)
         for annotation_id in expression.annotation_ids:
-            folder = self._folder(expression, annotation_id)
+            folder = self.existing_folder(annotation_id, expression)
             if not self.absent_is_empty:
                 there = {path.stem for path in folder.glob("*.png")}
                 is_annotated_T &= [frame in there for frame in expression.frames]
@@ -111,17 +111,6 @@ class FolderMasks(MaskStore):
         ids = dict.fromkeys(annotation_id for one in video for annotation_id in one.annotation_ids)
         paths = [[self.path / annotation_id / f"{frame}.png" for frame in video[0].frames] for annotation_id in ids]
         return [[path for path in of_one if path.is_file()] for of_one in paths]
-
-    def _folder(self, expression: Expression, annotation_id: str) -> Path:
-        self.open()
-        return existing_folder(self.path / annotation_id, expression)
-
-
-def existing_folder(folder: Path, expression: Expression) -> Path:
-    """The folder; FileNotFoundError says whose masks should be there."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"masks of {expression.name} are missing; expected the folder {folder}")
-    return folder
 
 
 def _read_png(path: Path, name: str, size: Size, modes: Sequence[str] = ("P", "L")) -> np.ndarray:

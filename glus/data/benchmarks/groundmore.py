@@ -19,7 +19,7 @@ import numpy as np
 
 from glus.config import DatasetConfig
 from glus.data.masks import Size
-from glus.data.png_masks import PaletteMasks, existing_folder
+from glus.data.png_masks import PaletteMasks
 from glus.files import field, read_json
 from glus.types import Expression, Video
 
@@ -61,7 +61,7 @@ class GroundMoreMasks(PaletteMasks):
     def objects(self, expression: Expression, frame: int, size: Size) -> list[np.ndarray]:
         """See ``MaskStore.objects``."""
         if expression.annotation_ids:
-            self._folder(expression)
+            self.existing_folder(f"{expression.video}/{MASK_FOLDER}", expression)
         number = _number(expression.frames[frame])
         answers = (annotation.partition("@") for annotation in expression.annotation_ids)
         values = [int(value) for value, _, interval in answers if _is_within(number, interval)]
@@ -72,7 +72,7 @@ class GroundMoreMasks(PaletteMasks):
     def annotated(self, expression: Expression) -> np.ndarray:
         """See ``MaskStore.annotated``: a single absent file means an empty mask, an absent folder does not."""
         if expression.annotation_ids:
-            self._folder(expression)
+            self.existing_folder(f"{expression.video}/{MASK_FOLDER}", expression)
         return super().annotated(expression)
 
     def ignore(self, expression: Expression, frames: Sequence[int], size: Size) -> None:
@@ -81,10 +81,6 @@ class GroundMoreMasks(PaletteMasks):
     def values(self, video: Video) -> set[int]:
         """See ``MaskStore.values``; objects that no question of the split is about are annotated, too."""
         return set(range(256))
-
-    def _folder(self, expression: Expression) -> Path:
-        self.open()
-        return existing_folder(self.path / expression.video / MASK_FOLDER, expression)
 
     def _file(self, expression: Expression, frame: int) -> Path:
         return self.path / expression.video / MASK_FOLDER / f"{expression.frames[frame]}.png"
