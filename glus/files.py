@@ -3,8 +3,8 @@
 What is written lies under a hidden name beside its own until it is complete; then it is renamed. If an error ends the
 writing, the hidden file or folder is deleted, and so are the folders that were made for it. If the process is killed,
 it stays until the next attempt at the same name replaces it: so two processes must not write the same name at once.
-Only ``write_text`` and whoever says ``is_contested`` may do that, with one hidden name per process, of which a killed
-one's stays. All this holds against a killed process, not against a power cut: nothing is forced to disk.
+Only ``write_text`` and whoever says ``is_contested`` may do that, each under a hidden name of its own, which stays if
+its process is killed. All this holds against a killed process, not against a power cut: nothing is forced to disk.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -173,12 +174,12 @@ def atomic_file(path: Path, is_contested: bool = False) -> Iterator[Path]:
 
     Args:
         path: of the file; its folder is made if need be.
-        is_contested: several processes of a machine may write it at once, each under a hidden name of its own.
+        is_contested: several processes, also of several machines, may write it at once.
 
     Raises:
         OSError: its folder cannot be written.
     """
-    temporary = hidden_sibling(path.with_name(f"{path.name}.{os.getpid()}") if is_contested else path)
+    temporary = hidden_sibling(path.with_name(f"{path.name}.{secrets.token_hex(4)}") if is_contested else path)
     with _with_parents(path), _deleted_on_error(temporary):
         yield temporary
         with naming_write_errors(path):
@@ -188,7 +189,7 @@ def atomic_file(path: Path, is_contested: bool = False) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, in UTF-8; its folder is made if need be.
 
-    Of several processes of a machine that do so at once, the last one's text stays.
+    Of several processes that do so at once, also on several machines, the last one's text stays.
 
     Raises:
         OSError: it cannot be written; the message says where and how much room is left.

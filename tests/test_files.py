@@ -67,13 +67,12 @@ def test_text_replaces_text(tmp_path: Path) -> None:
 def test_processes_that_write_the_same_text_at_once_do_not_meet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one begins and ends while this one has written, but not renamed."""
+    """The other one, of the same number on another machine, begins and ends while this one has written, not renamed."""
     path, replace = tmp_path / "text", os.replace
 
     def late(source: Path, target: Path) -> None:
         with monkeypatch.context() as other:
             other.setattr(os, "replace", replace)
-            other.setattr(os, "getpid", lambda: 0)
             write_text(path, "the other's")
         assert path.read_text() == "the other's"
         replace(source, target)

@@ -12,7 +12,6 @@ import json
 import logging
 import mmap
 import os
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from glus.data.parallel import njit
-from glus.files import cache_folder, read_object
+from glus.files import atomic_file, cache_folder, read_object
 from glus.types import Expression, Video
 
 log = logging.getLogger(__name__)
@@ -345,7 +344,7 @@ class MaskPack(Mapping[str, list[Any]]):
 
     It appears whole, by a rename, and nothing is locked, as some network file systems cannot: of several processes that
     build it at once, each with that memory, the last one's stays, and all are equal. So programs open it before they
-    start processes. A killed one may leave a hidden folder ``.mask_dict.json.packed.*``, which nobody needs.
+    start processes. A killed one may leave a hidden file ``.mask_dict.json.packed.*``, which nobody needs.
 
     Args:
         source: the JSON file.
@@ -447,7 +446,11 @@ def _build(source: Path, read: ReadAnnotations) -> tuple[Path, mmap.mmap, Header
     failures = []
     for path in pack_paths(source):
         try:
-            _write_lines(path, [json.dumps(header).encode() + b"\n", *lines], source.stat().st_mode & 0o666)
+            with atomic_file(path, is_contested=True) as temporary, temporary.open("wb") as file:
+                file.writelines([json.dumps(header).encode() + b"\n", *lines])
+                os.fchmod(file.fileno(), source.stat().st_mode & 0o666)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:  # no permission, no space
             failures.append(f"{path}: {error.strerror or error}")
             log.info("cannot pack %s there: %s", source, failures[-1])
@@ -470,15 +473,3 @@ def _packed(source: Path, read: ReadAnnotations) -> tuple[list[str], list[bytes]
             raise ValueError(f"{source}: annotation {annotation_id!r} is no list of one mask per frame")
         lines.append(json.dumps(entries).encode() + b"\n")
     return ids, lines
-
-
-def _write_lines(path: Path, lines: list[bytes], mode: int) -> None:
-    """A file that appears whole and on the disk, prepared in a hidden folder that no other process has."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        with Path(folder, path.name).open("wb") as file:
-            file.writelines(lines)
-            os.fchmod(file.fileno(), mode)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)

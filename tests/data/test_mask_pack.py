@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +146,14 @@ def test_without_permission_beside_the_source_it_goes_to_the_users_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     beside, user = pack_paths(source)
     assert user.parent == tmp_path / "cache" / "glus"
-    prepare = tempfile.mkdtemp
+    open_any = Path.open
 
-    def refuse_beside(suffix: str | None, prefix: str, folder: Path) -> str:
-        if folder == beside.parent:
+    def refuse_beside(path: Path, mode: str = "r", **settings: Any) -> Any:
+        if path.parent == beside.parent and mode == "wb":
             raise PermissionError(13, "Permission denied")
-        return prepare(suffix, prefix, folder)
+        return open_any(path, mode, **settings)
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse_beside)
+    monkeypatch.setattr(Path, "open", refuse_beside)
     for _ in range(2):
         assert dict(MaskPack(source)) == MASKS
         assert names(user.parent) == [user.name]
