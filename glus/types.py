@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -67,6 +67,10 @@ class Role(Enum):
 
     context = "context"
     query = "query"
+
+
+PrepareFrame = Callable[[np.ndarray, Role], np.ndarray]
+"""From a frame, (H, W, 3) uint8, to what the MLLM sees of it in a role: ``Mllm.prepare``."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ in which rows of expressions point at rows of videos."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from glus.data.chat import Chat
 from glus.data.chat.tree import pack_conversations
 from glus.data.frames import FrameStore
 from glus.data.masks import MaskStore, by
-from glus.types import Expression, ObjectKey, Role
+from glus.types import Expression, ObjectKey, PrepareFrame, Role
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class SampleSettings:
     """Numbers of context and query frames, and where query frames come from."""
     expressions_per_video: int
     """Sentences per sample at most."""
-    prepare: Callable[[np.ndarray, Role], np.ndarray]
-    """Makes of a frame what the MLLM sees: ``Mllm.prepare``."""
+    prepare: PrepareFrame
     chat: Chat
 
 
@@ -150,7 +149,7 @@ class Mixture(Dataset[TrainSample]):
 
 
 def make_sample(
-    prepare: Callable[[np.ndarray, Role], np.ndarray],
+    prepare: PrepareFrame,
     context: Sequence[np.ndarray],
     query: Sequence[np.ndarray],
     conversations: list[Conversation],

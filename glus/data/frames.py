@@ -23,7 +23,7 @@ from glus.config import DatasetConfig
 from glus.data.benchmarks.index import LAYOUTS, image_folder
 from glus.data.video_file import FileVideo
 from glus.files import expanded
-from glus.types import Role
+from glus.types import PrepareFrame, Role
 
 log = logging.getLogger(__name__)
 
@@ -391,11 +391,7 @@ class FrameStream:
     """
 
     def __init__(
-        self,
-        video: VideoSource,
-        schedule: Iterable[tuple[int, Sequence[Role]]],
-        prepare: Callable[[np.ndarray, Role], np.ndarray],
-        ahead: int,
+        self, video: VideoSource, schedule: Iterable[tuple[int, Sequence[Role]]], prepare: PrepareFrame, ahead: int
     ):
         self._video = video
         self._schedule = iter(schedule)

@@ -1,4 +1,4 @@
-"""From configs to a stream of batches: the only place of the data layer that takes configs apart."""
+"""From a run's config to a stream of batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from functools import partial
 from multiprocessing.queues import Queue, SimpleQueue
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -24,7 +23,7 @@ from glus.data.benchmarks.index import open_masks, read_expressions, require_ann
 from glus.data.chat import Chat
 from glus.data.dataset import Mixture, RefVOSDataset, SampleSettings, collate
 from glus.data.frames import FrameStore
-from glus.types import Expression, Role
+from glus.types import Expression, PrepareFrame
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where loader processes put what they pass on (Linux)."""
@@ -59,13 +58,7 @@ def build_dataset(dataset: DatasetConfig, num_query: int) -> RefVOSDataset:
     return RefVOSDataset(expressions, FrameStore(dataset), masks)
 
 
-def build_mixture(
-    data: DataConfig,
-    frames: FramesConfig,
-    chat: Chat,
-    prepare: Callable[[np.ndarray, Role], np.ndarray],
-    seed: int,
-) -> Mixture:
+def build_mixture(data: DataConfig, frames: FramesConfig, chat: Chat, prepare: PrepareFrame, seed: int) -> Mixture:
     """The stream of training samples that ``data.mixture`` describes.
 
     Args:
