@@ -50,11 +50,8 @@ def context_indices_eval(num_frames: int, num_context: int) -> list[int]:
     Returns:
         K indices in 0..T-1, ascending.
     """
-    if num_context == 0:
-        return []
-    edges = _edges(num_frames, num_context)
-    half = math.ceil(num_frames / num_context) // 2
-    return [max(left, min(left + half, right - 1)) for left, right in pairwise(edges)]
+    half = math.ceil(num_frames / max(num_context, 1)) // 2
+    return [max(left, min(left + half, right - 1)) for left, right in pairwise(_edges(num_frames, num_context))]
 
 
 def context_indices_train(num_frames: int, num_context: int, rng: np.random.Generator) -> list[int]:
@@ -63,8 +60,6 @@ def context_indices_train(num_frames: int, num_context: int, rng: np.random.Gene
     Returns:
         K indices in 0..T-1, ascending.
     """
-    if num_context == 0:
-        return []
     edges = _edges(num_frames, num_context)
     return [int(rng.integers(left, max(right, left + 1))) for left, right in pairwise(edges)]
 
@@ -118,7 +113,7 @@ def clip_window(order: Sequence[int], step: int, num_query: int) -> list[int]:
 
 
 def _edges(num_frames: int, num_bins: int) -> list[int]:
-    """The ``num_bins + 1`` edges of equal bins of 0..T; every left edge is a frame of the video."""
+    """The ``num_bins + 1`` edges of equal bins of 0..T, of none or more; every left edge is a frame of the video."""
     assert num_frames >= 1, "a video has at least one frame"
     return [int(edge) for edge in np.linspace(0, num_frames, num_bins + 1, dtype=int)]
 
