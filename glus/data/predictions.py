@@ -329,11 +329,14 @@ def read_answers(folder: Path, expression: Expression) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: another program made the predictions.
-        ValueError: a frame has no answer.
+        ValueError: a frame has no answer, or the file is damaged.
     """
     file = folder / expression.prediction_file
     if file.is_file():
-        answers = dict(_answers_of_codes(file, expression.exp_id))
+        try:
+            answers = dict(_answers_of_codes(file, expression.exp_id))
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
     else:
         answers = {answer["frame"]: answer for answer in read_json(folder / expression.prediction_dir / "answers.json")}
     missing = [frame for frame in expression.frames if frame not in answers]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from glus.config import Layout, Missing
-from glus.data.predictions import open_predictions
+from glus.data.predictions import open_predictions, read_answers
 from glus.evaluation.packed import read_complete
 from glus.evaluation.score import read_scored_videos, score_predictions
 from tests.evaluation.predicted import true_masks, write_png, write_rle
@@ -172,6 +172,15 @@ def test_a_frame_may_come_in_several_lines_and_in_one(written: Written, tmp_path
     path.write_text("\n".join(json.dumps(entry) for entry in frames.values()))  # no line feed at the end either
     report = score_predictions(written.dataset, folder)
     assert (report.mean_over_sentences.jf, report.problems) == (1, ())
+
+
+def test_answers_of_a_damaged_file_are_an_error_that_names_it(written: Written, tmp_path: Path) -> None:
+    folder = write_rle(tmp_path / "predictions", written.dataset, true_masks(written))
+    first = read_scored_videos(written.dataset)[0][0]
+    assert len(read_answers(folder, first)) == 5
+    change_lines(cut_line)(folder)
+    with pytest.raises(ValueError, match=r"valid_u0\.jsonl is damaged: "):
+        read_answers(folder, first)
 
 
 def test_read_complete(written: Written, tmp_path: Path) -> None:
