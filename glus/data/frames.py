@@ -35,7 +35,7 @@ _LISTED = 5
 """Files that a message lists."""
 MAX_THREADS = 4
 MAX_AHEAD_BYTES = 256 * 2**20
-"""Of decoded frames that wait: 10 of 4K, 41 of 1080p."""
+"""Of decoded frames that wait: 10 of 4K, 43 of 1080p."""
 
 
 @contextmanager
