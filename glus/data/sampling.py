@@ -35,10 +35,7 @@ ANSWERS = (
     f"Sure, the segmentation result is {SEG}.",
     f"{SEG}.",
 )
-"""Training draws one per turn."""
-
-INFERENCE_QUESTION = QUESTIONS[0]
-INFERENCE_ANSWER = ANSWERS[3]
+"""Training draws one per turn; inference always begins the last but one."""
 
 
 def context_indices_eval(num_frames: int, num_context: int) -> list[int]:
@@ -162,5 +159,4 @@ def draw_turns(text: str, num_turns: int, rng: np.random.Generator) -> list[Turn
 
 def inference_turn(text: str) -> Turn:
     """The turn that every query frame gets at inference."""
-    question = INFERENCE_QUESTION.format(expression=clean_expression(text, strip=False))
-    return Turn(question, INFERENCE_ANSWER)
+    return Turn(QUESTIONS[0].format(expression=clean_expression(text, strip=False)), ANSWERS[3])
