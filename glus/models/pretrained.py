@@ -106,7 +106,7 @@ def load_parts(glus: Glus, config: ModelConfig, target: Target = IN_MEMORY) -> d
 
     Raises:
         FileNotFoundError: a weights file is missing.
-        ValueError: weights do not fit, or ``model.seg_head_init`` asks for a head without ``model.llm.weights``.
+        ValueError: weights do not fit, or ``model.seg_head_init`` asks for a head that they do not hold.
     """
     reports = {}
     layouts = {"clip": CLIP_KEYS, "segmenter": SAM2_KEYS, "llm": lisa(config.seg_head_init)}
@@ -119,7 +119,7 @@ def load_parts(glus: Glus, config: ModelConfig, target: Target = IN_MEMORY) -> d
             read = partial(_part_source, glus, config, part, place, layout)
             read = partial(_whole_source, glus, config, place) if is_whole else read
             reports[f"model.{part}.weights"] = load_into(glus, read, target)
-    if config.seg_head_init is SegHeadInit.lisa and not config.llm.weights:
+    if config.seg_head_init is SegHeadInit.lisa and (glus.mllm.PUBLISHED or not config.llm.weights):
         raise ValueError("model.seg_head_init=lisa: set model.llm.weights to the folder of LISA-7B-v1, which holds it")
     return reports
 

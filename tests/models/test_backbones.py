@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glus.batch import Batch, TrainSample
-from glus.config import FramesConfig, InferenceConfig, ModelConfig, ModelFolderConfig, SegState, Window
+from glus.config import FramesConfig, InferenceConfig, ModelConfig, ModelFolderConfig, SegHeadInit, SegState, Window
 from glus.data.chat import ChatmlChat
 from glus.data.chat.chatml import axis_positions
 from glus.data.chat.tree import separate_rows, unpack_conversations
@@ -225,6 +225,14 @@ def test_a_folder_that_is_otherwise_is_refused(published: tuple[Path, ModelConfi
     shard = next(iter(json.loads(index.read_text())["weight_map"].values()))
     (place / shard).unlink()
     with pytest.raises(FileNotFoundError, match=f"names the shard '{shard}'"):
+        build_glus(config)
+
+
+@pytest.mark.parametrize("published", [("internvl", False)], indirect=True)
+def test_a_lisa_head_is_not_looked_for_in_it(published: tuple[Path, ModelConfig, Any]) -> None:
+    _, config, _ = published
+    config.seg_head_init = SegHeadInit.lisa
+    with pytest.raises(ValueError, match=r"model\.seg_head_init=lisa: set model\.llm\.weights to the folder of LISA"):
         build_glus(config)
 
 
