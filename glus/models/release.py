@@ -62,7 +62,7 @@ class ReleaseCheckpoint:
     """A published checkpoint that is read but not built; ``config`` may be changed before ``build_release``."""
 
     config: ModelConfig
-    """As the checkpoint is: no LoRA; float32 unless every tensor is bfloat16."""
+    """As the checkpoint is: no LoRA; bfloat16 if its LLM is, else float32."""
     vocabulary: Vocabulary
     """Of the checkpoint's own tokenizer files."""
     source: Source | None
