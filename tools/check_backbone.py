@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -109,7 +108,7 @@ def _build(config: ModelConfig) -> Glus:
     with torch.no_grad():
         for parameter in mllm.parameters():
             parameter.add_(WEIGHT_NOISE * torch.randn_like(parameter))
-    segmenter: Any = SimpleNamespace(note_trained=lambda: None)
+    segmenter: Any = None
     head: Any = nn.Identity()  # so that an answer's embedding is its state
     return Glus(mllm, head, segmenter, seg_state=config.seg_state).eval()
 

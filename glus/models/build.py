@@ -220,7 +220,7 @@ def mark_trainable(glus: Glus, parts: list[str]) -> None:
     keys = [key for part in parts for key in known[part]]
     for name, parameter in names.items():
         parameter.requires_grad_(any(key in name for key in keys))
-    glus.note_trained()
+    glus.segmenter.note_trained()
 
 
 def trainable_names(glus: nn.Module) -> list[str]:

@@ -209,12 +209,6 @@ class Glus(nn.Module):
         self.seg_state = seg_state
         self.iou_head: IouHead | None = None
         """[SEG] state -> expected IoU, if it is wanted."""
-        self.note_trained()
-
-    def note_trained(self) -> None:
-        """To be called when ``requires_grad`` of parameters has changed: what is frozen runs under no_grad."""
-        self.mllm.note_trained()
-        self.segmenter.note_trained()
 
     def memory_bank(self, stride: int | None = None) -> MemoryBank:
         """An empty bank for one pass; ``stride`` defaults to training's."""

@@ -227,7 +227,7 @@ def test_memory_modules_get_gradients_when_they_are_trained(glus: Glus, make_bat
     sam = glus.segmenter.sam
     for module in (sam.memory_attention, sam.memory_encoder):
         module.requires_grad_(True)
-    glus.note_trained()
+    glus.segmenter.note_trained()
     glus.segmenter.memory_gradient = not detach
     glus(make_batch((2,), 1, 2)).mask_logits_NQmm[:, 1].square().mean().backward()
     norms = {
@@ -243,7 +243,7 @@ def test_a_trained_image_encoder_gets_gradients_and_a_frozen_one_none(glus: Glus
     encoder = glus.segmenter.sam.image_encoder
     for trained in (False, True):
         encoder.requires_grad_(trained)
-        glus.note_trained()
+        glus.segmenter.note_trained()
         glus(batch).mask_logits_NQmm.square().mean().backward()
         assert (encoder.trunk.patch_embed.proj.weight.grad is not None) is trained
 

@@ -140,6 +140,13 @@ def test_rotary_frequencies_survive_the_meta_device(mllm: Llava) -> None:
     assert torch.equal(llama(input_ids=ids).logits, mllm.llama(input_ids=ids).logits)
 
 
+def test_autograd_keeps_nothing_of_a_frozen_tower(mllm: Llava) -> None:
+    mllm.clip.requires_grad_(False)
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert not mllm.clip(pixels).requires_grad
+    assert mllm.see(pixels).requires_grad
+
+
 def test_lora_goes_into_its_targets_and_starts_without_effect(mllm: Llava) -> None:
     ids = torch.arange(1, 30)[None]
     before = mllm.llama(input_ids=ids).logits

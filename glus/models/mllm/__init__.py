@@ -57,7 +57,8 @@ class Mllm(Protocol):
         """The parts that costs are told apart by."""
 
     def see(self, pixels_F3hw: torch.Tensor) -> torch.Tensor:
-        """Visual tokens (F, P, *visual_shape) of prepared frames, channels first; under no_grad what is frozen."""
+        """Visual tokens (F, P, *visual_shape) of prepared frames, channels first; autograd keeps nothing
+        of what is frozen, as pixels have no gradient."""
 
     def states(
         self, rows: TokenRows, visual: torch.Tensor, past: Sequence[Prefix] = (), keep: bool = False
@@ -73,9 +74,6 @@ class Mllm(Protocol):
         Returns:
             (R, D) states; keys and values of the rows if they are kept.
         """
-
-    def note_trained(self) -> None:
-        """To be called when ``requires_grad`` of parameters has changed."""
 
     def complete(self, device: torch.device) -> None:
         """Give the last tensors their values, which come from no file but follow from what was loaded."""

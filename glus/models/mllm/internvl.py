@@ -105,7 +105,6 @@ class InternVL(nn.Module):
                 raise ValueError(
                     f"model.vision.{role.value}_size={side}: expected a multiple of {step}, the side of a visual token"
                 )
-        self.note_trained()
 
     def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:
         """See ``Mllm``."""
@@ -121,9 +120,6 @@ class InternVL(nn.Module):
     def stages(self) -> Mapping[str, nn.Module]:
         """See ``Mllm``."""
         return {"vision tower": self.net.model.vision_tower, "LLM": self.decoder.text}
-
-    def note_trained(self) -> None:
-        """See ``Mllm``: autograd follows what takes gradients, and keeps nothing of a frozen tower."""
 
     def see(self, pixels_F3ss: torch.Tensor) -> torch.Tensor:
         """See ``Mllm``."""

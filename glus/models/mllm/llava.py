@@ -203,7 +203,6 @@ class Llava(nn.Module):
         self.visual_shape: tuple[int, ...] = (self.width,)
         self.prepare = partial(_prepared, size=clip.image_size)
         self.decoder = Decoder(llama.model, llama, *self.PREFIXES)
-        self.note_trained()
 
     def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:
         """See ``Mllm``: pooled runs of patches have no rows."""
@@ -214,15 +213,9 @@ class Llava(nn.Module):
         """Of visual tokens and states."""
         return self.projector.weight.dtype
 
-    def note_trained(self) -> None:
-        """See ``Mllm``."""
-        self._clip_is_trained = any(parameter.requires_grad for parameter in self.clip.parameters())
-
     def see(self, pixels_F3ss: torch.Tensor) -> torch.Tensor:
         """See ``Mllm``."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._clip_is_trained):
-            features = self.clip(pixels_F3ss)
-        return self.projector(features)
+        return self.projector(self.clip(pixels_F3ss))
 
     def states(
         self, rows: TokenRows, visual_TD: torch.Tensor, past: Sequence[Prefix] = (), keep: bool = False

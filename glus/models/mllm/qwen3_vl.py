@@ -128,9 +128,6 @@ class Qwen3Vl(nn.Module):
         """See ``Mllm``."""
         return {"vision tower": self.net.model.visual, "LLM": self.decoder.text}
 
-    def note_trained(self) -> None:
-        """See ``Mllm``: autograd follows what takes gradients, and keeps nothing of a frozen tower."""
-
     def see(self, pixels_F3hw: torch.Tensor) -> torch.Tensor:
         """See ``Mllm``."""
         visual, device = self.net.model.visual, pixels_F3hw.device
