@@ -101,7 +101,7 @@ def build_random(config: ModelConfig, device: torch.device) -> Glus:
                 is_norm = parameter.dim() == 1 and name in ("weight", "bias")
                 nn.init.constant_(value, name == "weight") if is_norm else nn.init.normal_(value, std=RANDOM_STD)
                 setattr(module, name, nn.Parameter(value, parameter.requires_grad))
-    complete(glus, Target(device))
+    complete(glus)
     return glus.to(device)
 
 
@@ -144,9 +144,9 @@ def assemble(config: ModelConfig, is_clip_empty: bool = False, is_llm_empty: boo
     return glus.to(DTYPES[config.precision])
 
 
-def complete(glus: Glus, target: Target) -> None:
+def complete(glus: Glus) -> None:
     """Give the last tensors their values, which come from no file but follow from what was loaded."""
-    glus.mllm.complete(target.device)
+    glus.mllm.decoder.complete()
     glus.segmenter.complete()
     empty = [name for name, tensor in (*glus.named_parameters(), *glus.named_buffers()) if tensor.is_meta]
     assert not empty, f"without values: {empty[:5]}"

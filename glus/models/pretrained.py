@@ -91,7 +91,7 @@ def build_glus(config: ModelConfig, load_weights: bool = True, target: Target = 
         load_start(glus, config.weights, target)
     else:
         load_parts(glus, config, target)
-    complete(glus, target)
+    complete(glus)
     if not target.stays_on_disk:
         for tensor in random:  # those that are random still, though each rank drew them with the same seed
             distributed.broadcast(tensor)
@@ -370,7 +370,7 @@ def load_model(
     else:
         glus, file = build_glus(model, target=target), folder / TRAINED_FILE
         load_into(glus, lambda: Source(file, current_names(read_tensors(file)), trainable_names(glus)), target)
-    complete(glus, target)
+    complete(glus)
     return LoadedModel(glus.eval().to(target.device), open_vocabulary(folder), config)
 
 

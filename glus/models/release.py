@@ -137,7 +137,7 @@ def build_release(
         whole = replace(source, only=names)
         reports["checkpoint"] = load_into(glus, lambda: under_adapters(glus, whole), target)
     reports |= load_parts(glus, config, target)
-    complete(glus, target)
+    complete(glus)
     return LoadedModel(glus.eval().to(target.device), checkpoint.vocabulary, ModelFolderConfig(config)), reports
 
 

@@ -74,6 +74,3 @@ class Mllm(Protocol):
         Returns:
             (R, D) states; keys and values of the rows if they are kept.
         """
-
-    def complete(self, device: torch.device) -> None:
-        """Give the last tensors their values, which come from no file but follow from what was loaded."""

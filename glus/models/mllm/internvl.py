@@ -139,10 +139,6 @@ class InternVL(nn.Module):
         """See ``Mllm``."""
         return self.decoder.states(rows, self.decoder.splice(rows, visual), past, keep)
 
-    def complete(self, device: torch.device) -> None:
-        """See ``Mllm``."""
-        self.decoder.complete()
-
 
 def square(frame_HW3: np.ndarray, role: Role = Role.query, *, sides: Mapping[Role, int]) -> np.ndarray:
     """What the tower sees of a frame, squeezed to a square: (side, side, 3) uint8 RGB."""

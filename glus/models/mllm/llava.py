@@ -202,6 +202,9 @@ class Llava(nn.Module):
         self.max_length: int = llama.config.max_position_embeddings
         self.visual_shape: tuple[int, ...] = (self.width,)
         self.prepare = partial(_prepared, size=clip.image_size)
+        # No weights, so no file will bring them to a tower that is still without memory.
+        embeddings = clip.vision_model.embeddings
+        embeddings.register_buffer("position_ids", torch.arange(embeddings.num_positions)[None], persistent=False)
         self.decoder = Decoder(llama.model, llama, *self.PREFIXES)
 
     def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:
@@ -227,14 +230,6 @@ class Llava(nn.Module):
     def stages(self) -> Mapping[str, nn.Module]:
         """See ``Mllm``."""
         return {"vision tower": self.clip, "LLM": self.llama.model}
-
-    def complete(self, device: torch.device) -> None:
-        """See ``Mllm``: CLIP's position ids."""
-        embeddings = self.clip.vision_model.embeddings
-        if embeddings.position_ids.is_meta:
-            positions = torch.arange(embeddings.num_positions, device=device).expand_as(embeddings.position_ids)
-            embeddings.register_buffer("position_ids", positions, persistent=False)
-        self.decoder.complete()
 
 
 def llava_of(glus: nn.Module) -> Llava:

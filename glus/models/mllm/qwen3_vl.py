@@ -167,10 +167,6 @@ class Qwen3Vl(nn.Module):
         positions = rows.position_ids_BL.permute(2, 0, 1)
         return self.decoder.states(rows, embeds_BLD, past, keep, positions, **deepstack)
 
-    def complete(self, device: torch.device) -> None:
-        """See ``Mllm``."""
-        self.decoder.complete()
-
     def _patches(self, pixels_F3hw: torch.Tensor) -> torch.Tensor:
         """(F h w / p^2, 3 t p p), a frame repeated t times; the patches of one token stand together."""
         merge, patch = self._merge, self._patch
