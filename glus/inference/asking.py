@@ -146,8 +146,7 @@ class Prompter:
         self._shared = firsts[0].before(shared if len(texts) > 1 else 0)
         opening = chat.opening(len(context))
         self._start, self._num_opening = opening.end, len(opening)
-        nothing = torch.empty((0, *glus.mllm.visual_shape), dtype=glus.mllm.dtype, device=device)
-        shown = torch.cat([*context, nothing])
+        shown = torch.cat(list(context)) if context else torch.empty((0, *glus.mllm.visual_shape), device=device)
         self._opening = self._prefill([opening], shown, [])
 
     def ask(self, prompts: Sequence[Prompt], tokens: Mapping[int, torch.Tensor]) -> Answers:

@@ -475,7 +475,7 @@ def check_lengths(predictor: VideoPredictor, texts: Iterable[tuple[str, str]]) -
     Raises:
         ValueError: a prompt is too long; the message gives its length and the limit in tokens.
     """
-    limit = predictor.glus.mllm.max_length
+    limit = predictor.glus.mllm.decoder.max_length
     num_context, num_query = predictor.frames.num_context, predictor.frames.num_query
     has_space = predictor.inference.trailing_space
 

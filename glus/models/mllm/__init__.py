@@ -35,8 +35,6 @@ class Mllm(Protocol):
     visual_shape: tuple[int, ...]
     """Of one visual token: (D,), or (G, D) where more than its embedding goes into the LLM. One tensor, so that nothing
     of it can be left behind."""
-    max_length: int
-    """Tokens of a conversation that it can read."""
     decoder: Decoder
     """The LLM."""
 
@@ -47,10 +45,6 @@ class Mllm(Protocol):
 
     def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:
         """Rows and columns of the visual tokens of a frame of this size; P is their product."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of visual tokens and states."""
 
     @property
     def stages(self) -> Mapping[str, nn.Module]:

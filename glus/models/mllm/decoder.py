@@ -278,6 +278,8 @@ class Decoder:
         self.owner: Any = owner
         self.prefix, self.owner_prefix = prefix, owner_prefix
         self.is_tied = is_tied
+        self.max_length: int = self.text.config.max_position_embeddings
+        """Tokens of a conversation that it can read."""
         self._is_compiled = False
         self.tie()
 

@@ -93,7 +93,6 @@ class InternVL(nn.Module):
         text.rotary_emb = plain_rotary(text.rotary_emb)
         self.width: int = config.text_config.hidden_size
         self.visual_shape: tuple[int, ...] = (self.width,)
-        self.max_length: int = config.text_config.max_position_embeddings
         self._sides = dict(zip(Role, sides, strict=True))
         self._merge = round(1 / config.downsample_ratio)
         self.roles = (Role.query,) if sides[0] == sides[1] else tuple(Role)
@@ -112,11 +111,6 @@ class InternVL(nn.Module):
         return side, side
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of visual tokens and states."""
-        return self.net.dtype
-
-    @property
     def stages(self) -> Mapping[str, nn.Module]:
         """See ``Mllm``."""
         return {"vision tower": self.net.model.vision_tower, "LLM": self.decoder.text}
@@ -124,7 +118,7 @@ class InternVL(nn.Module):
     def see(self, pixels_F3ss: torch.Tensor) -> torch.Tensor:
         """See ``Mllm``."""
         model = self.net.model
-        pixels = normalized(pixels_F3ss, IMAGENET_MEAN, IMAGENET_STD).to(self.dtype)
+        pixels = normalized(pixels_F3ss, IMAGENET_MEAN, IMAGENET_STD).to(self.net.dtype)
         patches = model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]  # without CLS
         side = math.isqrt(patches.shape[1])
         shuffled = model.pixel_shuffle(patches.unflatten(1, (side, side)), model.config.downsample_ratio)

@@ -199,7 +199,6 @@ class Llava(nn.Module):
         self.clip, self.projector, self.llama = clip, projector, llama
         self.width: int = llama.config.hidden_size
         self.tokens_per_frame = clip.tokens_per_frame
-        self.max_length: int = llama.config.max_position_embeddings
         self.visual_shape: tuple[int, ...] = (self.width,)
         self.prepare = partial(_prepared, size=clip.image_size)
         # No weights, so no file will bring them to a tower that is still without memory.
@@ -210,11 +209,6 @@ class Llava(nn.Module):
     def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:
         """See ``Mllm``: pooled runs of patches have no rows."""
         return 1, self.tokens_per_frame
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of visual tokens and states."""
-        return self.projector.weight.dtype
 
     def see(self, pixels_F3ss: torch.Tensor) -> torch.Tensor:
         """See ``Mllm``."""

@@ -101,7 +101,6 @@ class Qwen3Vl(nn.Module):
                 f"{config.text_config.num_hidden_layers} layers, each of which takes one"
             )
         self.visual_shape: tuple[int, ...] = (1 + levels, self.width)
-        self.max_length: int = config.text_config.max_position_embeddings
         self.roles = (Role.query,) if sides[0] == sides[1] else tuple(Role)
         self._patch: int = config.vision_config.patch_size
         self._merge: int = config.vision_config.spatial_merge_size
@@ -119,11 +118,6 @@ class Qwen3Vl(nn.Module):
         return height // self._factor, width // self._factor
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of visual tokens and states."""
-        return self.net.dtype
-
-    @property
     def stages(self) -> Mapping[str, nn.Module]:
         """See ``Mllm``."""
         return {"vision tower": self.net.model.visual, "LLM": self.decoder.text}
@@ -136,7 +130,7 @@ class Qwen3Vl(nn.Module):
         grids, places = self._places(len(pixels), rows, columns)
         move_rotary(visual.rotary_pos_emb, device)
         places = {name: place if "seqlens" in name else to_device(place, device) for name, place in places.items()}
-        seen = visual(self._patches(pixels).to(self.dtype), grid_thw=grids, **places)
+        seen = visual(self._patches(pixels).to(self.net.dtype), grid_thw=grids, **places)
         tokens_GTD = torch.stack([seen.pooler_output, *getattr(seen, "deepstack_features", ())], dim=1)
         return tokens_GTD.unflatten(0, (len(pixels), -1))
 
