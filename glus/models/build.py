@@ -55,31 +55,28 @@ def _llava(config: ModelConfig, connector: Any, is_tower_empty: bool, is_llm_emp
     return Llava(ClipEncoder(tower, clip.select_layer, clip.pool), connector, llama)
 
 
-def _internvl(config: ModelConfig, connector: None, is_tower_empty: bool, is_llm_empty: bool) -> Mllm:
-    vision, llm = config.vision, config.llm
-    sides = (vision.context_size, vision.query_size)
-    with torch.device("meta") if is_llm_empty else nullcontext():
-        return build_internvl(vision.architecture, llm.architecture, llm.vocab_size, llm.tied, sides, vision.pool)
-
-
-def _qwen_vl(
+def _whole(
     build: Callable[..., Mllm], config: ModelConfig, connector: None, is_tower_empty: bool, is_llm_empty: bool
 ) -> Mllm:
+    """A family that comes in one folder, and is empty as a whole where its LLM is."""
     vision, llm = config.vision, config.llm
     sides = (vision.context_size, vision.query_size)
     with torch.device("meta") if is_llm_empty else nullcontext():
         return build(vision.architecture, llm.architecture, llm.vocab_size, llm.tied, sides)
 
 
+def _internvl(config: ModelConfig, *others: Any) -> Mllm:
+    return _whole(partial(build_internvl, pool=config.vision.pool), config, *others)
+
+
 FAMILIES: Mapping[str, tuple[Callable[[ModelConfig], Any], Callable[..., Mllm]]] = {
     "llava": (_llava_connector, _llava),
     "internvl": (_no_connector, _internvl),
-    "qwen3_vl": (_no_connector, partial(_qwen_vl, build_qwen3_vl)),
-    "qwen2_5_vl": (_no_connector, partial(_qwen_vl, build_qwen2_5_vl)),
+    "qwen3_vl": (_no_connector, partial(_whole, build_qwen3_vl)),
+    "qwen2_5_vl": (_no_connector, partial(_whole, build_qwen2_5_vl)),
 }
 """``model.family`` -> what draws the small part between tower and LLM, if it is a part of its own, and what builds the
-MLLM around it; is_tower_empty, is_llm_empty: see ``assemble``. A family that comes in one folder is empty as a whole
-where its LLM is."""
+MLLM around it; is_tower_empty, is_llm_empty: see ``assemble``."""
 OF_ANY_SIZE = ("qwen3_vl", "qwen2_5_vl")
 """Families whose tower runs once for each size that frames have: not equally often on all ranks, as ZeRO-3, which
 gathers its parameters each time, must have it."""

@@ -208,6 +208,32 @@ def llm_parts(prefix: str, owner_prefix: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+def join_configs(
+    config_class: Any, net_class: Any, vision: dict[str, Any], text: dict[str, Any], vocab_size: int, is_tied: bool
+) -> Any:
+    """A network of transformers, tower and LLM, with random weights, whose LLM attends by ``attend``.
+
+    Args:
+        config_class: of the whole network, made of ``vision_config`` and ``text_config``.
+        net_class: what it configures.
+        vision: fields of the tower's config.
+        text: fields of the text model's config, but for the following.
+        vocab_size: rows of the embedding table and of the head.
+        is_tied: the head is the table.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
+    config = config_class(
+        vision_config=dict(vision),
+        text_config={**text, "vocab_size": vocab_size, "tie_word_embeddings": is_tied, "use_cache": False},
+        tie_word_embeddings=is_tied,
+    )
+    net = net_class(config)
+    net.set_attn_implementation({"text_config": NAME, "vision_config": "sdpa"})
+    return net
+
+
 def plain_rotary(rotary: nn.Module) -> nn.Module:
     """The same rotary embedding, its frequencies plain float32 tensors on the CPU, which move when they are used.
 

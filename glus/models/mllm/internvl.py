@@ -18,7 +18,7 @@ from torch import nn
 
 from glus import compat
 from glus.batch import TokenRows
-from glus.models.mllm.decoder import NAME, Decoder, Prefix, attend, llm_parts, plain_rotary
+from glus.models.mllm.decoder import Decoder, Prefix, join_configs, llm_parts, plain_rotary
 from glus.models.mllm.pixels import normalized, resized
 from glus.tokens import ChatStyle
 from glus.types import Role
@@ -41,19 +41,9 @@ def build_internvl(
         pool: see ``InternVL``.
     """
     compat.prepare_torchvision()
-    from transformers import AttentionInterface, AutoConfig, InternVLConfig, InternVLForConditionalGeneration
-    from transformers import InternVLVisionConfig as Vision
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-    AttentionInterface.register(NAME, attend)
-    kind, fields = text.get("model_type", "qwen2"), {key: value for key, value in text.items() if key != "model_type"}
-    tables: dict[str, Any] = dict(vocab_size=vocab_size, tie_word_embeddings=is_tied, use_cache=False)
-    config = InternVLConfig(
-        vision_config=Vision(**vision),
-        text_config=AutoConfig.for_model(kind, **fields, **tables),
-        tie_word_embeddings=is_tied,
-    )
-    net = InternVLForConditionalGeneration(config)
-    net.set_attn_implementation({"text_config": NAME, "vision_config": "sdpa"})
+    net = join_configs(InternVLConfig, InternVLForConditionalGeneration, vision, text, vocab_size, is_tied)
     return InternVL(net, sides, pool)
 
 
@@ -94,11 +84,10 @@ class InternVL(nn.Module):
         self.width: int = config.text_config.hidden_size
         self.visual_shape: tuple[int, ...] = (self.width,)
         self._sides = dict(zip(Role, sides, strict=True))
-        self._merge = round(1 / config.downsample_ratio)
         self.roles = (Role.query,) if sides[0] == sides[1] else tuple(Role)
         self.prepare = partial(square, sides=self._sides)
         self.decoder = Decoder(text, net, *self.PREFIXES, config.tie_word_embeddings)
-        step = config.vision_config.patch_size[0] * self._merge * pool
+        step = self._step = config.vision_config.patch_size[0] * round(1 / config.downsample_ratio) * pool
         for role, side in self._sides.items():
             if side % step:
                 raise ValueError(
@@ -107,7 +96,7 @@ class InternVL(nn.Module):
 
     def grid(self, size_HW: tuple[int, int], role: Role) -> tuple[int, int]:
         """See ``Mllm``."""
-        side = self._sides[role] // (self.net.config.vision_config.patch_size[0] * self._merge * self.pool)
+        side = self._sides[role] // self._step
         return side, side
 
     @property

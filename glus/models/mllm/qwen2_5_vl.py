@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 
 from glus import compat
+from glus.models.mllm.decoder import join_configs
 from glus.models.mllm.pixels import CLIP_MEAN, CLIP_STD
-from glus.models.mllm.qwen3_vl import Qwen3Vl, join_configs
+from glus.models.mllm.qwen3_vl import Qwen3Vl
 
 
 def build_qwen2_5_vl(
@@ -29,6 +30,7 @@ def build_qwen2_5_vl(
     compat.prepare_torchvision()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+    vision = {"out_hidden_size": text["hidden_size"], **vision}
     net = join_configs(Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, vision, text, vocab_size, is_tied)
     return Qwen25Vl(net, sides)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from glus import compat
 from glus.batch import TokenRows, to_device
-from glus.models.mllm.decoder import NAME, Decoder, Prefix, attend, llm_parts, move_rotary, plain_rotary
+from glus.models.mllm.decoder import Decoder, Prefix, join_configs, llm_parts, move_rotary, plain_rotary
 from glus.models.mllm.pixels import normalized, resized
 from glus.tokens import ChatStyle
 from glus.types import Role
@@ -37,31 +37,9 @@ def build_qwen3_vl(
     compat.prepare_torchvision()
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+    vision = {"out_hidden_size": text["hidden_size"], **vision}
     net = join_configs(Qwen3VLConfig, Qwen3VLForConditionalGeneration, vision, text, vocab_size, is_tied)
     return Qwen3Vl(net, sides)
-
-
-def join_configs(
-    config_class: Any, net_class: Any, vision: dict[str, Any], text: dict[str, Any], vocab_size: int, is_tied: bool
-) -> Any:
-    """A network of transformers whose LLM attends by ``decoder.attend``; see ``build_qwen3_vl``.
-
-    Args:
-        config_class: of the whole network, made of ``vision_config`` and ``text_config``.
-        net_class: what it configures.
-        vision, text, vocab_size, is_tied: see ``build_qwen3_vl``.
-    """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, attend)
-    config = config_class(
-        vision_config={"out_hidden_size": text["hidden_size"], **vision},
-        text_config={**text, "vocab_size": vocab_size, "tie_word_embeddings": is_tied, "use_cache": False},
-        tie_word_embeddings=is_tied,
-    )
-    net = net_class(config)
-    net.set_attn_implementation({"text_config": NAME, "vision_config": "sdpa"})
-    return net
 
 
 class Qwen3Vl(nn.Module):
@@ -168,9 +146,8 @@ class Qwen3Vl(nn.Module):
         blocks = (height // patch // merge, merge, patch, width // patch // merge, merge, patch)
         patches = pixels_F3hw.reshape(frames, channels, *blocks).permute(0, 2, 5, 3, 6, 1, 4, 7)
         times = self.net.config.vision_config.temporal_patch_size
-        return (
-            patches.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, times, -1, -1).reshape(-1, channels * times * patch**2)
-        )
+        repeated = patches.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, times, -1, -1)
+        return repeated.reshape(-1, channels * times * patch**2)
 
     def _places(self, num_frames: int, rows: int, columns: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Frames' grids of patches, and what the tower would compute of them while a GPU waits; all on the CPU."""
