@@ -133,6 +133,12 @@ def additive_mask(sees_BLL: torch.Tensor, num_seen: int, dtype: torch.dtype) -> 
     return torch.zeros_like(hidden_BLA, dtype=dtype).masked_fill_(hidden_BLA, -torch.inf)[:, None]
 
 
+def with_visual(states_BLD: torch.Tensor, rows: TokenRows, visual_TD: torch.Tensor) -> torch.Tensor:
+    """A copy that holds visual tokens at their placeholders."""
+    visual_MD = visual_TD[rows.visual_index_M].to(states_BLD.dtype)
+    return states_BLD.flatten(0, 1).index_copy(0, rows.placeholders_M, visual_MD).unflatten(0, states_BLD.shape[:2])
+
+
 @dataclass(frozen=True)
 class Prefix:
     """Keys and values of tokens that later tokens continue, one pair per layer.
@@ -322,9 +328,7 @@ class Decoder:
     def splice(self, rows: TokenRows, visual_TD: torch.Tensor) -> torch.Tensor:
         """Token embeddings with visual tokens at their placeholders: (B, L, D)."""
         ids_BL = rows.input_ids_BL
-        embeds_BLD = self.text.embed_tokens(ids_BL.masked_fill(ids_BL == IMAGE_ID, 0))
-        visual_MD = visual_TD[rows.visual_index_M].to(embeds_BLD.dtype)
-        return embeds_BLD.flatten(0, 1).index_copy(0, rows.placeholders_M, visual_MD).unflatten(0, ids_BL.shape)
+        return with_visual(self.text.embed_tokens(ids_BL.masked_fill(ids_BL == IMAGE_ID, 0)), rows, visual_TD)
 
     def states(
         self,

@@ -16,7 +16,7 @@ from torch import nn
 
 from glus import compat
 from glus.batch import TokenRows, to_device
-from glus.models.mllm.decoder import Decoder, Prefix, join_configs, llm_parts, move_rotary, plain_rotary
+from glus.models.mllm.decoder import Decoder, Prefix, join_configs, llm_parts, move_rotary, plain_rotary, with_visual
 from glus.models.mllm.pixels import normalized, resized
 from glus.tokens import ChatStyle
 from glus.types import Role
@@ -126,15 +126,11 @@ class Qwen3Vl(nn.Module):
                 f"expected {self.visual_shape}, deepstack levels included, and three positions a token"
             )
         embeds_BLD = self.decoder.splice(rows, visual[:, 0])
-        size = embeds_BLD.shape[:2]
-        levels = []
-        for level in range(1, visual.shape[1]):
-            shown_MD = visual[:, level][rows.visual_index_M].to(embeds_BLD.dtype)
-            nothing = torch.zeros_like(embeds_BLD).flatten(0, 1)
-            levels.append(nothing.index_copy(0, rows.placeholders_M, shown_MD).unflatten(0, size))
+        nothing_BLD = torch.zeros_like(embeds_BLD)
+        levels = [with_visual(nothing_BLD, rows, visual[:, level]) for level in range(1, visual.shape[1])]
         # The text model adds levels[i] to hidden[mask] after layer i. A mask of the visual positions would make a GPU
         # wait for their number, so the levels are as long as the rows, zero elsewhere, and the mask is all rows.
-        every_row = torch.arange(size[0], device=embeds_BLD.device)
+        every_row = torch.arange(len(embeds_BLD), device=embeds_BLD.device)
         deepstack = {"visual_pos_masks": every_row, "deepstack_visual_embeds": levels} if levels else {}
         positions = rows.position_ids_BL.permute(2, 0, 1)
         return self.decoder.states(rows, embeds_BLD, past, keep, positions, **deepstack)
