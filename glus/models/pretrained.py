@@ -111,13 +111,11 @@ def load_parts(glus: Glus, config: ModelConfig, target: Target = IN_MEMORY) -> d
     reports = {}
     layouts = {"clip": CLIP_KEYS, "segmenter": SAM2_KEYS, "llm": lisa(config.seg_head_init)}
     if glus.mllm.PUBLISHED:  # the whole MLLM lies in one folder
-        del layouts["clip"]
+        layouts = {"segmenter": SAM2_KEYS, "llm": KeyMap(glus.mllm.PUBLISHED)}
     for part, layout in layouts.items():
         place = getattr(config, part).weights
         if place:
-            is_whole = part == "llm" and glus.mllm.PUBLISHED
             read = partial(_part_source, glus, config, part, place, layout)
-            read = partial(_whole_source, glus, config, place) if is_whole else read
             reports[f"model.{part}.weights"] = load_into(glus, read, target)
     if config.seg_head_init is SegHeadInit.lisa and (glus.mllm.PUBLISHED or not config.llm.weights):
         raise ValueError("model.seg_head_init=lisa: set model.llm.weights to the folder of LISA-7B-v1, which holds it")
@@ -127,32 +125,30 @@ def load_parts(glus: Glus, config: ModelConfig, target: Target = IN_MEMORY) -> d
 def _part_source(glus: Glus, config: ModelConfig, part: str, place: str, layout: KeyMap) -> Source:
     """All that ``layout`` may hold, but for LLaVA's projector, which comes with some LLMs only.
 
-    LISA-7B-v1 is an LLM: all rows of GLUS's tokens are in it, so none is added; its SAM-1 is left aside.
-
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is of another LLM.
     """
-    if part == "llm":
-        check_llm_config(Path(place) if Path(place).is_dir() else Path(place).parent, config)
     try:
-        tensors = read_tensors(place)
+        if part == "llm" and glus.mllm.PUBLISHED:
+            source = published_source(config, glus.mllm, place)
+        else:
+            source = _single_source(config, part, place, layout)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"model.{part}.weights={place}: {error}") from error
-    if part == "llm":
-        check_inv_freq(tensors, config.llm.architecture, place)
-    source = layout.source(place, tensors)
     has_projector = any(name.startswith("mllm.projector.") for name in source.tensors)
     held = tuple(ours for _, ours in layout.renamed if has_projector or ours != "mllm.projector.")
     return under_adapters(glus, replace(source, only=[name for name in loaded_names(glus) if name.startswith(held)]))
 
 
-def _whole_source(glus: Glus, config: ModelConfig, place: str) -> Source:
-    try:
-        source = published_source(config, glus.mllm, place)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"model.llm.weights={place}: {error}") from error
-    return under_adapters(glus, replace(source, only=[n for n in loaded_names(glus) if n.startswith("mllm.")]))
+def _single_source(config: ModelConfig, part: str, place: str, layout: KeyMap) -> Source:
+    """LISA-7B-v1 is an LLM: all rows of GLUS's tokens are in it, so none is added; its SAM-1 is left aside."""
+    if part == "llm":
+        check_llm_config(Path(place) if Path(place).is_dir() else Path(place).parent, config)
+    tensors = read_tensors(place)
+    if part == "llm":
+        check_inv_freq(tensors, config.llm.architecture, place)
+    return layout.source(place, tensors)
 
 
 def load_start(glus: Glus, folder: str, target: Target) -> None:
