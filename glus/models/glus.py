@@ -259,12 +259,9 @@ class Glus(nn.Module):
         states_NQD = states_RD.unflatten(0, (len(batch.video_index), -1))
         embeds_NQC, logits_NQV = self.answer(states_NQD)
         decoded = self.decode_clip(batch.query_frames, batch.video_index, embeds_NQC)
-        masks_NQmm, mask_iou_NQ, object_logits_NQ = (
-            torch.stack(values, dim=1)
-            for values in zip(
-                *((one.logits_Nmm, one.predicted_iou_N, one.object_logits_N) for one in decoded), strict=True
-            )
-        )
+        masks_NQmm = torch.stack([one.logits_Nmm for one in decoded], dim=1)
+        mask_iou_NQ = torch.stack([one.predicted_iou_N for one in decoded], dim=1)
+        object_logits_NQ = torch.stack([one.object_logits_N for one in decoded], dim=1)
         iou_logits_NQ = self.expect_iou(states_NQD)
         return GlusOutput(logits_NQV, embeds_NQC, masks_NQmm, iou_logits_NQ, mask_iou_NQ, object_logits_NQ)
 

@@ -59,16 +59,15 @@ class FrameFeatures:
 
     def rows(self, index: torch.Tensor | Sequence[int]) -> FrameFeatures:
         """The features of some frames, repeated as often as ``index`` names them."""
-        where = index if isinstance(index, torch.Tensor) else row_index(index, self.image_NChw.device)
-        high = (self.high_NChw[0][where], self.high_NChw[1][where])
-        return replace(self, high_NChw=high, image_NChw=self.image_NChw[where])
+        return self._chosen(index if isinstance(index, torch.Tensor) else row_index(index, self.image_NChw.device))
 
     def frame(self, index: int) -> FrameFeatures:
         """The features of one frame, without a copy."""
-        one = slice(index, index + 1)
-        return replace(
-            self, high_NChw=(self.high_NChw[0][one], self.high_NChw[1][one]), image_NChw=self.image_NChw[one]
-        )
+        return self._chosen(slice(index, index + 1))
+
+    def _chosen(self, where: torch.Tensor | slice) -> FrameFeatures:
+        high = (self.high_NChw[0][where], self.high_NChw[1][where])
+        return replace(self, high_NChw=high, image_NChw=self.image_NChw[where])
 
     def with_image(self, image_NChw: torch.Tensor) -> FrameFeatures:
         """The same frames with another lowest level."""
