@@ -125,12 +125,10 @@ class JsonVocabulary:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         file = self.folder / "tokenizer.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"tokenizer folder {self.folder} has no tokenizer.json")
         try:
-            added = {row["content"]: row for row in json.loads(file.read_text())["added_tokens"]}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is no tokenizer of the tokenizers library (cut short?): {error}") from error
+            added = {row["content"]: row for row in read_object(file)["added_tokens"]}
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no tokenizer of the tokenizers library: {error!r}") from error
         self._tokenizer = Tokenizer.from_file(str(file))
         self._tokenizer.encode_special_tokens = True  # as text, where a sentence spells one
         known = self._tokenizer.get_vocab(with_added_tokens=True)

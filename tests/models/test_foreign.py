@@ -22,6 +22,7 @@ from glus.models.hub import find_model
 from glus.models.pretrained import LoadedModel, find_model_folder, load_model, save_model
 from glus.models.release import read_release
 from glus.models.weights import MisfitError, read_tensors
+from glus.tokens import open_vocabulary
 from tests.conftest import load_release, tiny_segmenter
 from tests.released_layout import glus_tensors, rewrite_weights, write_settings, write_weights
 
@@ -96,6 +97,19 @@ def test_what_stands_in_place_of_weights_is_named(tmp_path: Path, ending: str, t
     with pytest.raises(ValueError, match=rf"w\.{ending} do not decode") as error:
         read_tensors(tmp_path / f"w.{ending}")
     assert_named(MESSAGES[text].format(folder=tmp_path), error)
+
+
+@pytest.mark.parametrize("text", [*MESSAGES, "[]", '{"added_tokens": 1}'], ids=lambda text: text.strip("\ufeff\n")[:9])
+def test_what_stands_in_place_of_a_tokenizer_json_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(file))) as error:
+        open_vocabulary(tmp_path)
+    if text in (POINTER, PAGE, ""):
+        assert_named(MESSAGES[text].format(folder=tmp_path), error)
+    file.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=f"{file} is not text in utf-8"):
+        open_vocabulary(tmp_path)
 
 
 def test_torchs_advice_to_run_what_a_file_holds_is_not_passed_on(tmp_path: Path) -> None:
