@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_rotary_encodings_fit_the_image_size_from_the_start(overrides: dict[str,
         segmenter.condition(_features(segmenter), _memories(segmenter, 1))
     image = _features(segmenter)
     leaf = image.image_NChw.detach().requires_grad_()
-    segmenter.condition(image.with_image(leaf), _memories(segmenter, 2)).image_NChw.sum().backward()
+    segmenter.condition(replace(image, image_NChw=leaf), _memories(segmenter, 2)).image_NChw.sum().backward()
     assert leaf.grad is not None
 
 
@@ -153,8 +154,8 @@ def test_a_plain_colour_keeps_its_value(segmenter: Sam2Segmenter) -> None:
 
 def test_dense_position_is_sam2s_own(segmenter: Sam2Segmenter) -> None:
     expected = segmenter.sam.sam_prompt_encoder.get_dense_pe()
-    torch.testing.assert_close(segmenter.dense_position(), expected, rtol=0, atol=1e-6)
-    low = segmenter.to(torch.bfloat16).dense_position()
+    torch.testing.assert_close(_features(segmenter).dense_position_1Chw, expected, rtol=0, atol=1e-6)
+    low = _features(segmenter.to(torch.bfloat16)).dense_position_1Chw
     assert low.dtype is torch.bfloat16
     assert low.shape == expected.shape
     assert torch.isfinite(low).all()
@@ -276,7 +277,7 @@ def test_memory_is_soft_and_made_of_the_conditioned_feature(segmenter: Sam2Segme
     )["vision_features"]
     assert torch.equal(base, expected)
     assert (segmenter.memorize(conditioned, 3 * logits) - base).abs().max() > 1e-4  # same signs
-    raw = conditioned.with_image(conditioned.image_NChw + 1)
+    raw = replace(conditioned, image_NChw=conditioned.image_NChw + 1)
     assert (segmenter.memorize(raw, logits) - base).abs().max() > 1e-4
 
 

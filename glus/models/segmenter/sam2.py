@@ -69,10 +69,6 @@ class FrameFeatures:
         high = (self.high_NChw[0][where], self.high_NChw[1][where])
         return replace(self, high_NChw=high, image_NChw=self.image_NChw[where])
 
-    def with_image(self, image_NChw: torch.Tensor) -> FrameFeatures:
-        """The same frames with another lowest level."""
-        return replace(self, image_NChw=image_NChw)
-
 
 @dataclass(frozen=True)
 class DecodedMasks:
@@ -264,7 +260,7 @@ class Sam2Segmenter(nn.Module):
             torch.cat(levels) if len(levels) > 1 else levels[0] for levels in zip(*parts, strict=True)
         )
         position_1Chw = self.sam.image_encoder.neck.position_encoding(image).to(self.dtype)
-        return FrameFeatures((high_4, high_8), image, position_1Chw, self.dense_position())
+        return FrameFeatures((high_4, high_8), image, position_1Chw, self.dense_position(*image.shape[2:]))
 
     def _encode(self, image_F3SS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._encoder_is_trained):
@@ -281,7 +277,7 @@ class Sam2Segmenter(nn.Module):
         """
         with self._memory_grad():
             if memories_NTChw is None:
-                return frame.with_image(frame.image_NChw + self.sam.no_mem_embed.view(1, -1, 1, 1))
+                return replace(frame, image_NChw=frame.image_NChw + self.sam.no_mem_embed.view(1, -1, 1, 1))
             n, t = memories_NTChw.shape[:2]
             self._move_rotary(memories_NTChw.device)
             position_1Chw = self.memory_position(memories_NTChw[:, 0])
@@ -291,7 +287,7 @@ class Sam2Segmenter(nn.Module):
                 memory=memories_NTChw.flatten(3).permute(1, 3, 0, 2).flatten(0, 1),
                 memory_pos=_cells(position_1Chw).repeat(t, n, 1),
             )
-        return frame.with_image(conditioned.permute(1, 2, 0).unflatten(2, frame.image_NChw.shape[2:]))
+        return replace(frame, image_NChw=conditioned.permute(1, 2, 0).unflatten(2, frame.image_NChw.shape[2:]))
 
     def memory_position(self, memory_NChw: torch.Tensor) -> torch.Tensor:
         """(1, C_mem, h, w): 2-D sine encoding, the same for every memory."""
@@ -362,14 +358,11 @@ class Sam2Segmenter(nn.Module):
         maps = 16 * cells * width * each + 12 * self.image_size**2
         return max(attention + 8 * cells * width * each, maps) + 5 * size[0] * size[1]
 
-    def dense_position(self) -> torch.Tensor:
-        """(1, C, h, w): random-frequency encoding of the feature grid, in the dtype of its Gaussian matrix.
+    def dense_position(self, h: int, w: int) -> torch.Tensor:
+        """(1, C, h, w): random-frequency encoding of a grid, in the dtype of its Gaussian matrix.
 
         sam2 1.1.0 computes the grid in float32 and fails on a bfloat16 matrix; the released GLUS computed in bfloat16.
         """
-        return self._grid_position(*self.sam.sam_prompt_encoder.image_embedding_size)
-
-    def _grid_position(self, h: int, w: int) -> torch.Tensor:
         gaussian = self.sam.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
         ones = torch.ones((h, w), device=gaussian.device, dtype=gaussian.dtype)
         grid = torch.stack([(ones.cumsum(1) - 0.5) / w, (ones.cumsum(0) - 0.5) / h], dim=-1)
@@ -392,7 +385,7 @@ class Sam2Segmenter(nn.Module):
         side = self.image_size // 4
         share = F.interpolate(masks_RHW[:, None].to(self.dtype), (side, side), mode="area").flatten(1)
         area = share.sum(1, keepdim=True)
-        mean = F.normalize(share @ self._grid_position(side, side)[0].flatten(1).T, dim=1)
+        mean = F.normalize(share @ self.dense_position(side, side)[0].flatten(1).T, dim=1)
         click = mean * math.sqrt(self.width / 2) + encoder.point_embeddings[1].weight  # |(sin, cos)|^2 sums to C / 2
         return torch.where(area > 0, click, encoder.not_a_point_embed.weight)
 
