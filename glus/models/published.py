@@ -21,7 +21,6 @@ from glus.models.weight_files import LazyTensor, Tensors, write_shards
 from glus.models.weights import Source, read_tensors
 from glus.tokens import SEG, JsonVocabulary
 
-_PARTS = (("text_config", "llm"), ("vision_config", "vision"))
 _PLAIN_ROTARY = {"rope_type": "default", "partial_rotary_factor": 1}
 
 
@@ -65,20 +64,19 @@ def check_published_config(folder: Path, config: ModelConfig, mllm: Mllm) -> Non
         return
     content = read_object(file)
     stated = {"model.llm.tied": (config.llm.tied, content.get("tie_word_embeddings", config.llm.tied))}
-    for part, ours in _PARTS:
-        architecture = getattr(config, ours).architecture
-        theirs = content.get(part, content if ours == "llm" else {})  # Qwen2.5-VL has the LLM's fields beside the tower
+    # Qwen2.5-VL has the LLM's fields beside the tower.
+    theirs = {"llm": content.get("text_config", content), "vision": content.get("vision_config", {})}
+    for part, fields in theirs.items():
         stated |= {
-            f"model.{ours}.architecture.{key}": (value, theirs[key])
-            for key, value in architecture.items()
-            if key in theirs and key != "rope_parameters"
+            f"model.{part}.architecture.{key}": (value, fields[key])
+            for key, value in getattr(config, part).architecture.items()
+            if key in fields and key != "rope_parameters"
         }
-        if ours == "llm":
-            rotary = _PLAIN_ROTARY | mllm.decoder.text.config.rope_parameters
-            stated |= {
-                f"model.llm.architecture.rope_parameters.{key}": (rotary.get(key), value)
-                for key, value in _rotary_settings(theirs).items()
-            }
+    rotary = _PLAIN_ROTARY | mllm.decoder.text.config.rope_parameters
+    stated |= {
+        f"model.llm.architecture.rope_parameters.{key}": (rotary.get(key), value)
+        for key, value in _rotary_settings(theirs["llm"]).items()
+    }
     for key, (value, published) in stated.items():
         if _as_list(value) != _as_list(published):
             raise ValueError(
