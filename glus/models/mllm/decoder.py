@@ -78,18 +78,13 @@ def attend(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if packed is not None:
         query, key, value = (_gathered(heads, packed.paths_NC) for heads in (query, key, value))
-    if attention_mask is None and query.shape[2] < key.shape[2]:
+    is_causal = attention_mask is None
+    if is_causal and query.shape[2] < key.shape[2]:
         continued = causal_by_mask if query.device.type == "cpu" else causal_by_padding
         attended = continued(query, key, value, dropout, scaling)
     else:
         attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            dropout_p=dropout,
-            is_causal=attention_mask is None,
-            scale=scaling,
+            query, key, value, attn_mask=attention_mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
         )
     attended = attended.transpose(1, 2)
     if packed is not None:
