@@ -214,8 +214,7 @@ class GlusObjective:
 
         Known before any forward pass, so that the sum over ranks can divide each micro-batch's loss.
         """
-        num_masks = sum(batch.num_masks for batch in batches)
-        counts: dict[str, float] = {name: num_masks for name in self.weights if name in TERMS}
+        counts: dict[str, float] = dict.fromkeys(self.weights, sum(batch.num_masks for batch in batches))
         if "contrastive" in self.weights and self.queue is not None:
             counts["contrastive"] = self.queue.count_terms([_flat_keys(batch) for batch in batches])
         return counts
@@ -259,11 +258,9 @@ def _flat_keys(batch: Batch) -> list[ObjectKey]:
 def _inputs(output: GlusOutput, batch: Batch, seg_id: int) -> LossInputs:
     by_size = _rows_by_size(batch)
     masks = [_resized_masks(output, batch, rows) for rows in by_size]
+    order = [row for rows in by_size for row in rows]
     expected = (output.iou_logits_NQ, output.mask_iou_NQ, output.object_logits_NQ)
-    in_order = (
-        None if values is None else torch.cat([_of_rows(values, rows) for rows in by_size]).flatten()
-        for values in expected
-    )
+    in_order = (None if values is None else _of_rows(values, order).flatten() for values in expected)
     return LossInputs(output.seg_logits_NQV.flatten(0, 1), seg_id, masks, *in_order)
 
 
