@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,8 +21,8 @@ from glus.losses.objective import (
     dice_loss,
     seg_cross_entropy,
 )
+from tests.losses.conftest import CaseMaker
 
-CaseMaker = Callable[..., tuple[Batch, GlusOutput]]
 WEIGHTS = {"seg": 1.0, "bce": 2.0, "dice": 0.5}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,9 +31,8 @@ from glus.models.pretrained import (
 )
 from glus.models.segmenter.sam2 import Sam2Segmenter
 from glus.train.plan import CostCounter
-from tests.models.conftest import save_trained
+from tests.models.conftest import BatchMaker, save_trained
 
-BatchMaker = Callable[..., Batch]
 PARTS = parts_of(SimpleNamespace(mllm=Llava, segmenter=Sam2Segmenter))  # type: ignore[arg-type]
 BUILT_PARTS = [part for part in PARTS if not part.endswith("_new_rows") and part != "iou_head"]
 """The others are there only if the config asks for them (test_new_rows, test_iou_head)."""

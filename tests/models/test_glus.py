@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +14,8 @@ from glus.batch import Batch, GlusOutput
 from glus.data.chat.tree import pack_conversations, unpack_conversations
 from glus.models.glus import Glus, MemoryBank, SegHead, segment_step
 from glus.models.segmenter.sam2 import FrameFeatures
+from tests.models.conftest import BatchMaker
 from tests.models.test_packing import clip_masks, separate_states
-
-BatchMaker = Callable[..., Batch]
 
 
 def _row(batch: Batch, row: int) -> Batch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from glus.models.build import trainable_names
 from glus.models.glus import Glus
 from glus.models.pretrained import LoadedModel, build_glus, load_model, save_model
 from glus.models.weights import read_tensors
+from tests.models.conftest import BatchMaker
 from tools.convert_weights import convert_to_release
 from tools.export import export
 
@@ -53,9 +53,7 @@ def test_all_else_starts_as_it_would_without(tiny_model: LoadedModel) -> None:
     assert set(trainable_names(with_head)) - set(trainable_names(without)) == HEAD
 
 
-def test_its_training_leaves_all_other_gradients_alone(
-    tiny_model: LoadedModel, make_batch: Callable[..., Batch]
-) -> None:
+def test_its_training_leaves_all_other_gradients_alone(tiny_model: LoadedModel, make_batch: BatchMaker) -> None:
     batch = make_batch((3, 2))
     without = gradients(build(tiny_model, False), batch, {})
     with_head = gradients(build(tiny_model, True), batch, {"iou": 0.1})
@@ -65,7 +63,7 @@ def test_its_training_leaves_all_other_gradients_alone(
         assert torch.equal(with_head[name], gradient), name
 
 
-def test_in_bfloat16_its_answer_is_float32(tiny_model: LoadedModel, make_batch: Callable[..., Batch]) -> None:
+def test_in_bfloat16_its_answer_is_float32(tiny_model: LoadedModel, make_batch: BatchMaker) -> None:
     glus = build(tiny_model, True).bfloat16()
     with torch.no_grad():
         logits_NQ = glus(make_batch((2, 1))).iou_logits_NQ

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,9 @@ from glus.models.build import mark_trainable, trainable_names
 from glus.models.glus import Glus
 from glus.models.pretrained import TRAINED_FILE, LoadedModel, build_glus, load_model, save_model
 from tests.merging import merge_new_rows
-from tests.models.conftest import save_trained
+from tests.models.conftest import BatchMaker, save_trained
 from tools.export import export
 
-BatchMaker = Callable[..., Batch]
 EMBEDDINGS, HEAD = "mllm.llama.model.embed_tokens", "mllm.llama.lm_head"
 PARTS = ["embeddings_new_rows", "lm_head_new_rows"]
 

@@ -14,8 +14,7 @@ from glus.config import LossConfig
 from glus.data.chat.tree import separate_rows, unpack_conversations
 from glus.losses.objective import build_objective
 from glus.models.glus import Glus
-
-BatchMaker = Callable[..., Batch]
+from tests.models.conftest import BatchMaker
 
 
 def separate_states(glus: Glus, batch: Batch, visual_TD: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,8 @@ from glus.models.release import build_release, read_release, to_release
 from glus.models.weights import MisfitError, read_tensors
 from tests.conftest import SAM2_OVERRIDES, load_release, tiny_segmenter
 from tests.edits import edit_json
+from tests.models.conftest import BatchMaker
 from tests.released_layout import glus_tensors, rewrite_weights, write_checkpoint
-
-BatchMaker = Callable[..., Batch]
 
 
 def assert_same_outputs(a: Glus, b: Glus, batch: Batch) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
-from glus.batch import Batch
 from glus.config import ContrastiveConfig, LossConfig
 from glus.losses.objective import build_objective
 from glus.models.glus import Glus, IouHead
 from glus.train.plan import run_backward
 from tests.by_shapes import MetaGpu
+from tests.models.conftest import BatchMaker
 from tests.waits import Waits
 
 
-def test_forward_losses_and_backward_never_wait(glus: Glus, make_batch: Callable[..., Batch]) -> None:
+def test_forward_losses_and_backward_never_wait(glus: Glus, make_batch: BatchMaker) -> None:
     glus.iou_head = IouHead(glus.mllm.width, glus.segmenter.width)
     glus.train()
     weights = {**LossConfig().weights, "iou": 0.1}
@@ -31,7 +29,7 @@ def test_forward_losses_and_backward_never_wait(glus: Glus, make_batch: Callable
 
 
 def test_nothing_is_copied_to_another_device_unless_it_travels_beside_the_work(
-    glus: Glus, make_batch: Callable[..., Batch]
+    glus: Glus, make_batch: BatchMaker
 ) -> None:
     """As the meta device sees it, to which constants went in an earlier micro-step, as they would to a GPU."""
     objective = build_objective(LossConfig(contrastive=ContrastiveConfig(num_negatives=2)), seg_id=3)
