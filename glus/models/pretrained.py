@@ -179,13 +179,13 @@ def loaded_names(glus: Glus) -> list[str]:
 
 def under_adapters(glus: Glus, source: Source) -> Source:
     """Weights of a model without adapters for one that may have them."""
-    actual = plain_names(glus)
+    actual, label = plain_names(glus), source.label  # of a source whose own tensors nothing here may hold
     plain = {now: before for before, now in actual.items()}
     return replace(
         source,
         tensors={actual.get(name, name): tensor for name, tensor in source.tensors.items()},
         only=[actual[name] for name in source.only or loaded_names(glus)],
-        label=lambda name: source.label(plain.get(name, name)),
+        label=lambda name: label(plain.get(name, name)),
     )
 
 

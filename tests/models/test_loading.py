@@ -7,6 +7,7 @@ import io
 import pickle
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,18 @@ import torch
 from glus.config import ModelConfig, Precision
 from glus.models.build import trainable_names
 from glus.models.glus import Glus
-from glus.models.pretrained import LoadedModel, build_glus, load_model, merged_tensors, save_model
+from glus.models.pretrained import (
+    LoadedModel,
+    build_glus,
+    load_model,
+    loaded_names,
+    merged_tensors,
+    save_model,
+    under_adapters,
+)
 from glus.models.release import build_release, read_release
 from glus.models.weight_files import GB, LoadProgress
-from glus.models.weights import ON_DISK, LoadReport, MisfitError
+from glus.models.weights import ON_DISK, LoadReport, MisfitError, Source
 from tests.conftest import tiny_segmenter
 from tests.merging import merge_lora, merge_new_rows
 from tests.models.conftest import save_trained
@@ -182,6 +191,16 @@ def test_a_start_is_merged_in_its_own_precision(folder: Path, tiny_model: Loaded
     glus = build_glus(config)
     for name, value in start.state_dict().items():
         assert torch.equal(glus.state_dict()[name], value.bfloat16()), name
+
+
+def test_renaming_weights_for_adapters_keeps_none_that_is_taken(tiny_model: LoadedModel) -> None:
+    source = Source("x", {name: torch.zeros(1) for name in loaded_names(tiny_model.glus)}, (), "the file's {}".format)
+    before = weakref.ref(source)
+    renamed = under_adapters(tiny_model.glus, source)
+    del source
+    assert before() is None
+    name = next(name for name in renamed.tensors if ".base_layer." in name)
+    assert renamed.label(name) == f"the file's {name.replace('.base_layer', '')}"
 
 
 def test_an_error_can_travel_to_other_processes() -> None:
