@@ -33,7 +33,15 @@ from glus.models.foreign import instead_of_weights, is_hub_id
 from glus.models.glus import Glus
 from glus.models.mllm.adapters import NewRows, merged_weight, plain_names, second_names
 from glus.models.published import published_source
-from glus.models.release_layout import CLIP_KEYS, SAM2_KEYS, KeyMap, check_inv_freq, check_llm_config, lisa
+from glus.models.release_layout import (
+    CLIP_KEYS,
+    SAM2_KEYS,
+    KeyMap,
+    check_inv_freq,
+    check_llm_config,
+    lisa,
+    replace_start,
+)
 from glus.models.weight_files import LazyTensor, Tensors, write_shards
 from glus.models.weights import IN_MEMORY, ON_DISK, LoadReport, Source, Target, find_forms, load_into, read_tensors
 from glus.tokens import AnyVocabulary, open_vocabulary
@@ -372,7 +380,4 @@ def load_model(
 
 def current_names(tensors: Mapping[str, Value]) -> dict[str, Value]:
     """Tensors of a model folder of ours, however old, under today's names."""
-    return {
-        next((new + name.removeprefix(old) for old, new in _FORMER if name.startswith(old)), name): value
-        for name, value in tensors.items()
-    }
+    return {replace_start(name, _FORMER) or name: value for name, value in tensors.items()}

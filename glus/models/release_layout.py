@@ -78,7 +78,7 @@ class KeyMap:
         hint = ""
         for name, value in tensors.items():
             reason = next((what for what, pattern in self.dropped if re.fullmatch(pattern, name)), None)
-            new = _replace_start(name, self.renamed)
+            new = replace_start(name, self.renamed)
             if reason:
                 dropped[reason] += 1
                 continue
@@ -92,14 +92,15 @@ class KeyMap:
 
     def in_file(self, name: str) -> str | None:
         """The file's name of one of our tensors; None where this layout does not hold it."""
-        return _replace_start(name, [(ours, theirs) for theirs, ours in self.renamed])
+        return replace_start(name, [(ours, theirs) for theirs, ours in self.renamed])
 
     def label(self, name: str) -> str:
         """What messages call one of our tensors: its name in the file, or else here."""
         return self.in_file(name) or name
 
 
-def _replace_start(name: str, table: Iterable[tuple[str, str]]) -> str | None:
+def replace_start(name: str, table: Iterable[tuple[str, str]]) -> str | None:
+    """A name that begins otherwise, by the first line of (how it begins, how it is to begin) that fits; or None."""
     return next((new + name.removeprefix(old) for old, new in table if name.startswith(old)), None)
 
 
