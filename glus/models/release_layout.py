@@ -72,23 +72,19 @@ class KeyMap:
             place: of the file, for messages.
             tensors: under the file's names.
         """
+        aside = {name: what for name in tensors for what, pattern in self.dropped if re.fullmatch(pattern, name)}
+        kept = [name for name in tensors if name not in aside]
         ours: dict[str, torch.Tensor | LazyTensor] = {}
-        dropped: Counter[str] = Counter()
         unknown: list[str] = []
-        hint = ""
-        for name, value in tensors.items():
-            reason = next((what for what, pattern in self.dropped if re.fullmatch(pattern, name)), None)
+        for name in kept:
             new = replace_start(name, self.renamed)
-            if reason:
-                dropped[reason] += 1
-                continue
             if new is None or new in ours:
                 unknown.append(name)
             else:
-                ours[new] = value
-            if re.fullmatch(self.strangers[0], name):
-                hint = self.strangers[1]
-        return Source(place, ours, None, self.label, dict(dropped), unknown, hint)
+                ours[new] = tensors[name]
+        pattern, what = self.strangers
+        hint = what if any(re.fullmatch(pattern, name) for name in kept) else ""
+        return Source(place, ours, None, self.label, dict(Counter(aside.values())), unknown, hint)
 
     def in_file(self, name: str) -> str | None:
         """The file's name of one of our tensors; None where this layout does not hold it."""
