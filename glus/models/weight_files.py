@@ -200,11 +200,8 @@ class LoadProgress:
         """One more tensor is read."""
         self._tensors, self._bytes = self._tensors + 1, self._bytes + num_bytes
         is_last, now = self._tensors == self._num_tensors, time.monotonic()
-        if (
-            distributed.rank()
-            or self._num_bytes < QUIET_BYTES
-            or not (is_last or now - self._shown >= SECONDS[self._is_terminal])
-        ):
+        is_due = is_last or now - self._shown >= SECONDS[self._is_terminal]
+        if distributed.rank() or self._num_bytes < QUIET_BYTES or not is_due:
             return
         self._shown = now
         text = (
