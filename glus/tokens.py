@@ -46,8 +46,6 @@ class ChatStyle:
     """Special tokens around the visual tokens of a frame."""
     after_image: str = ""
     """Text that follows each frame."""
-    system: str = ""
-    """What the system says; "": the grammar's own."""
     has_axes: bool = False
     """A token has three positions (time, row, column), and a frame advances them by its longer side; else one."""
 

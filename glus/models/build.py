@@ -15,6 +15,7 @@ from glus import distributed
 from glus.config import FuserGamma, ModelConfig, Precision, Quantization, SegmenterConfig
 from glus.models.glus import Glus, IouHead, SegHead
 from glus.models.mllm import Mllm
+from glus.models.mllm.adapters import add_lora
 from glus.models.mllm.decoder import Decoder
 from glus.models.mllm.internvl import build_internvl
 from glus.models.mllm.llava import ClipEncoder, Llava, build_llama, build_projector, build_vision_tower
@@ -135,7 +136,7 @@ def assemble(config: ModelConfig, is_clip_empty: bool = False, is_llm_empty: boo
             glus.iou_head = IouHead(glus.mllm.width, glus.segmenter.width)
     decoder = glus.mllm.decoder
     if llm.lora_rank:
-        decoder.add_lora(llm.lora_rank, llm.lora_alpha, llm.lora_dropout, llm.lora_targets)
+        add_lora(decoder.text, llm.lora_rank, llm.lora_alpha, llm.lora_dropout, llm.lora_targets)
     _split_new_rows(decoder, config)
     mark_trainable(glus, [*config.trainable, *(["iou_head"] if config.iou_head else [])])
     return glus.to(DTYPES[config.precision])

@@ -57,7 +57,7 @@ class ChatmlChat(Chat):
         return replace(self, size=size)
 
     def _opening(self, num_context: int) -> list[int]:
-        system = self._text(f"system\n{self.style.system or SYSTEM_LINE}")
+        system = self._text(f"system\n{SYSTEM_LINE}")
         ids = [self._id(START), *system, self._id(END), *self._text("\n"), *self._user()]
         for number in range(num_context):
             is_last = number + 1 == num_context

@@ -24,14 +24,7 @@ from transformers.cache_utils import Cache
 from glus import compat, distributed
 from glus.batch import TokenRows
 from glus.config import Quantization
-from glus.models.mllm.adapters import (
-    NewRows,
-    NewRowsEmbedding,
-    NewRowsHead,
-    Quantizer,
-    add_lora,
-    check_quantization,
-)
+from glus.models.mllm.adapters import NewRows, NewRowsEmbedding, NewRowsHead, Quantizer, check_quantization
 from glus.tokens import IMAGE_ID
 
 NAME = "glus"
@@ -372,10 +365,6 @@ class Decoder:
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Vocabulary logits (..., V) of states (..., D)."""
         return self.owner.lm_head(states)
-
-    def add_lora(self, rank: int, alpha: int, dropout: float, targets: list[str]) -> None:
-        """See ``adapters.add_lora``."""
-        add_lora(self.text, rank, alpha, dropout, targets)
 
     def split_embeddings(self, ids: Sequence[int]) -> None:
         """Make the rows ``ids`` of the embedding table parameters of their own, in place."""
