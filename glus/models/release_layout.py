@@ -84,7 +84,9 @@ class KeyMap:
                 ours[new] = tensors[name]
         pattern, what = self.strangers
         hint = what if any(re.fullmatch(pattern, name) for name in kept) else ""
-        return Source(place, ours, None, self.label, dict(Counter(aside.values())), unknown, hint)
+        present = [line for line in self.renamed if any(name.startswith(line[0]) for name in kept)]
+        label = KeyMap((*present, *self.renamed)).label  # some names have begun in several ways
+        return Source(place, ours, None, label, dict(Counter(aside.values())), unknown, hint)
 
     def in_file(self, name: str) -> str | None:
         """The file's name of one of our tensors; None where this layout does not hold it."""

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from glus.models.release_layout import CLIP_KEYS
+from glus.models.release_layout import CLIP_KEYS, KeyMap
 from glus.models.weight_files import LazyTensor, write_pickle, write_shards, write_tensors
 from glus.models.weights import IN_MEMORY, LoadReport, MisfitError, Source, load_into, read_tensors
 
@@ -236,6 +236,15 @@ def test_clip_folders_of_every_form_give_the_vision_tower(tmp_path: Path, form: 
     assert source.tensors.keys() == {f"mllm.clip.vision_model.{name}" for name in TOWER}
     assert not source.unknown
     assert list(source.dropped.values()) == {"transformers 5": [], "transformers 4": [1], "whole CLIP": [1, 4]}[form]
+
+
+def test_tensors_are_called_as_the_file_spells_them() -> None:
+    renamed = (("visual.", "net.visual."), ("model.visual.", "net.visual."), ("head.", "net.head."))
+    for start in ("visual.", "model.visual."):
+        source = KeyMap(renamed).source("x", {f"{start}a": torch.zeros(1)})
+        assert source.label("net.visual.b") == f"{start}b"
+        assert source.label("net.head.weight") == "head.weight"
+        assert source.label("other") == "other"
 
 
 @pytest.mark.parametrize(
