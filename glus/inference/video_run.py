@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -133,8 +132,7 @@ class VideoRun:
                 features = self._encode(frames)
             for number, frame in enumerate(frames):
                 with torch.inference_mode():
-                    step = _FrameStep(frame, one.steps(frame.index), features, number)
-                    result = self._segment(step, answers, bank, keeps_mask, memorize=frame.index != one.order[-1])
+                    result = self._segment(one, frame, features.frame(number), answers, bank, keeps_mask)
                 pending += [result] if result.rows else []  # a key frame itself is the other pass's
                 if len(pending) > travelling:
                     yield self._checked(pending.pop(0))
@@ -206,11 +204,7 @@ class VideoRun:
         """The LLM's answers for all sentences in a chunk of frames."""
         self._tokens |= self._see([frame for frame in frames if frame.index not in self._tokens], Role.query)
         with self._clock.stage("llm"):
-            windows = (
-                (row, one.window(row, step, self._frames, self._inference.window))
-                for frame in frames
-                for row, step in one.steps(frame.index).items()
-            )
+            windows = [window for frame in frames for window in self._windows(one, frame.index)]
             return self._prompter.ask(merge_prefixes(windows), self._tokens)
 
     def _see(self, frames: Sequence[Frame], role: Role) -> dict[int, torch.Tensor]:
@@ -241,10 +235,13 @@ class VideoRun:
             return segmenter.encode_frames(torch.cat(images))
 
     def _segment(
-        self, step: _FrameStep, answers: Answers, bank: MemoryBank, keeps_mask: KeepsMask, memorize: bool
+        self, one: Pass, frame: Frame, features: Any, answers: Answers, bank: MemoryBank, keeps_mask: KeepsMask
     ) -> _PendingMasks:
-        """Masks of a frame for every sentence that answered with [SEG]; the others get an empty mask and a gap."""
-        frame, steps = step.frame, step.steps
+        """Masks of a frame for every sentence that answered with [SEG]; the others get an empty mask and a gap.
+
+        ``features`` are the frame's own.
+        """
+        steps, memorize = one.steps(frame.index), frame.index != one.order[-1]
         places = {row: answers.places[row, frame.index] for row in steps}
         has_seg = {row: bool(answers.has_seg_R[place]) for row, place in places.items()}
         rows = [row for row in steps if has_seg[row] or self._inference.force_seg]
@@ -254,7 +251,7 @@ class VideoRun:
         masks_RHW = torch.zeros((len(kept), *size), dtype=torch.bool, device=self._device)
         object_scores_R = torch.zeros(len(kept), device=self._device)
         is_finite = [torch.ones(0, dtype=torch.bool, device=self._device)]
-        features, segmenter = step.features.frame(step.number), self._glus.segmenter
+        segmenter = self._glus.segmenter
         segmented: list[int] = []
         for group in self._groups(bank, {row: steps[row] for row in rows}, frame):
             with self._clock.stage("segmenter"):
@@ -276,8 +273,9 @@ class VideoRun:
                     object_scores_R.index_copy_(0, targets, objects.float().sigmoid())
         scores = np.array([answers.scores_R[places[row]] for row in kept], np.float32)
         seg = np.array([has_seg[row] for row in kept], bool)
-        told = frame.index, tuple(kept), scores, seg
-        return _PendingMasks(*told, masks_RHW, object_scores_R, segmented, torch.cat(is_finite))
+        masks, object_scores, finite = map(to_host, (masks_RHW, object_scores_R, torch.cat(is_finite)))
+        result = FrameResult(frame.index, tuple(kept), masks.numpy(), scores, seg, object_scores.numpy())
+        return _PendingMasks(result, segmented, finite, self._device)
 
     def _groups(self, bank: MemoryBank, steps: Mapping[int, int], frame: Frame) -> Iterator[list[int]]:
         """Rows that can be segmented together: they have equally many memories, and room."""
@@ -294,9 +292,14 @@ class VideoRun:
         """Frame -> number of the last visit of a pass whose prompts show it, or one behind the pass if it waits."""
         last: dict[int, int] = {}
         for visit, frame in enumerate(one.order):
-            for row, step in one.steps(frame).items():
-                last |= dict.fromkeys(one.window(row, step, self._frames, self._inference.window), visit)
+            for _, window in self._windows(one, frame):
+                last |= dict.fromkeys(window, visit)
         return last | dict.fromkeys(self._waiting if one is self._first else (), len(one.order))
+
+    def _windows(self, one: Pass, frame: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Row and query frames of each prompt that asks about a frame."""
+        for row, step in one.steps(frame).items():
+            yield row, one.window(row, step, self._frames, self._inference.window)
 
     def _forget_tokens(self, last_shown: Mapping[int, int], num_visits: int) -> None:
         """Drop the tokens that no prompt to come shows."""
@@ -306,49 +309,29 @@ class VideoRun:
         return row_index(numbers, self._device)
 
 
-@dataclass(frozen=True)
-class _FrameStep:
-    """A frame to be segmented."""
-
-    frame: Frame
-    steps: Mapping[int, int]
-    """Row -> number of the frame in the row's own pass."""
-    features: Any
-    """Of its chunk."""
-    number: int
-    """Its place there."""
-
-
 class _PendingMasks:
-    """The result of a frame whose masks may still be on their way from the device."""
+    """The result of a frame whose arrays may still be on their way from the device.
 
-    def __init__(
-        self,
-        frame: int,
-        rows: tuple[int, ...],
-        scores_R: np.ndarray,
-        has_seg_R: np.ndarray,
-        masks_RHW: torch.Tensor,
-        object_scores_R: torch.Tensor,
-        segmented: Sequence[int],
-        is_finite_S: torch.Tensor,
-    ):
-        self.rows = rows
-        self._parts = frame, scores_R, has_seg_R
-        self._segmented = segmented
-        self._masks, self._is_finite = to_host(masks_RHW), to_host(is_finite_S)
-        self._object_scores = to_host(object_scores_R)
+    Args:
+        result: complete once the device has done what it was given to do until now, as is ``is_finite_S``.
+        segmented: rows whose mask may not be finite.
+        is_finite_S: whether it is.
+        device: of the model, maybe not the current one.
+    """
+
+    def __init__(self, result: FrameResult, segmented: Sequence[int], is_finite_S: torch.Tensor, device: torch.device):
+        self.rows, self._result = result.rows, result
+        self._segmented, self._is_finite = segmented, is_finite_S
         self._arrived: torch.cuda.Event | None = None
-        if masks_RHW.device.type == "cuda":
+        if device.type == "cuda":
             self._arrived = torch.cuda.Event()
-            self._arrived.record(torch.cuda.current_stream(masks_RHW.device))  # not the current device's, maybe another
+            self._arrived.record(torch.cuda.current_stream(device))
 
     def result(self) -> FrameResult:
         """Wait for the masks alone, not for what the device was given to do since."""
         if self._arrived:
             self._arrived.synchronize()
-        frame, scores_R, has_seg_R = self._parts
-        return FrameResult(frame, self.rows, self._masks.numpy(), scores_R, has_seg_R, self._object_scores.numpy())
+        return self._result
 
     def rows_not_finite(self) -> list[int]:
         """Segmented rows whose mask is not finite; after ``result``."""
