@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 
 import torch
@@ -120,6 +121,7 @@ def step_line(step: int, steps: int, values: Mapping[str, float]) -> str:
     return line + end
 
 
+@dataclass(eq=False)
 class Trainer:
     """Runs optimizer steps, measures them, evaluates and saves in between.
 
@@ -137,35 +139,23 @@ class Trainer:
         peak: videos per second that all devices could train on at most (``plan.peak_videos_per_second``), if known.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        objective: GlusObjective,
-        batches: Batches,
-        *,
-        settings: TrainerConfig,
-        state: RunState,
-        accumulation: int,
-        asked_shares: dict[str, float],
-        metrics: MetricsLog,
-        checkpoints: Checkpoints,
-        evaluate: Callable[[], dict[str, float]] | None,
-        peak: float | None = None,
-    ):
-        self.engine = engine
-        self.objective = objective
-        self.batches = batches
-        self.settings = settings
-        self.state = state
-        self.accumulation = accumulation
-        self.asked_shares = asked_shares
-        self.metrics = metrics
-        self.checkpoints = checkpoints
-        self.evaluate = evaluate
-        self.peak = peak
+    engine: Engine
+    objective: GlusObjective
+    batches: Batches
+    _: KW_ONLY
+    settings: TrainerConfig
+    state: RunState
+    accumulation: int
+    asked_shares: dict[str, float]
+    metrics: MetricsLog
+    checkpoints: Checkpoints
+    evaluate: Callable[[], dict[str, float]] | None
+    peak: float | None = None
+
+    def __post_init__(self) -> None:
         self._preemption = Preemption()
-        self._watch = HangWatch(settings.hang_timeout_minutes, distributed.rank())
-        self._saved_at, self._saved_step = time.monotonic(), state.step
+        self._watch = HangWatch(self.settings.hang_timeout_minutes, distributed.rank())
+        self._saved_at, self._saved_step = time.monotonic(), self.state.step
         self._is_stopping = self._is_saving = False
         self._durations: list[float] = []
         """Seconds of the steps since the last record."""
