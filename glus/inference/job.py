@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from omegaconf import OmegaConf
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 
 from glus import distributed
 from glus.config import DatasetConfig, ModelFolderConfig, PredictConfig, PredictionForm, ScoreFramesConfig, leaves
@@ -51,13 +51,8 @@ SECONDS_BETWEEN_LOOKS = 5.0
 
 COST_FILE = "cost.json"
 OWN_NAMES = {
-    "predict.json",
-    COST_FILE,
-    "summary.json",
-    ".records",
-    "report.json",
-    "per_expression.csv",
-    "per_object.csv",
+    *("predict.json", COST_FILE, "summary.json", ".records"),
+    *("report.json", "per_expression.csv", "per_object.csv"),
 }
 """What predicting and scoring write into the folder of predictions, where videos have folders, too, and
 ``summary.json``, as the cost was called before 2026-12."""
@@ -233,7 +228,7 @@ class JobProgress:
         self._start = self._last_look = self._last_line = time.perf_counter()
         is_shown = distributed.rank() == 0
         self._is_logged = is_shown and not console().is_terminal
-        columns = BarColumn(), TextColumn("{task.description}")
+        columns = BarColumn(), "{task.description}"
         self.bar = Progress(*columns, console=console(), disable=not is_shown or self._is_logged)
         self._task = self.bar.add_task("", total=self._num_masks)
 

@@ -12,7 +12,7 @@ from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from glus import distributed
 from glus.batch import Batch
@@ -336,17 +336,10 @@ class Trainer:
 
 def _progress() -> Progress:
     """A bar on rank 0's terminal, if it has one."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    done = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[text]}")
+    times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
     is_shown = distributed.rank() == 0 and console().is_terminal
-    return Progress(*columns, console=console(), disable=not is_shown)
+    return Progress(*done, *times, console=console(), disable=not is_shown)
 
 
 def _names(batches: Sequence[Batch]) -> str:
