@@ -278,16 +278,18 @@ def _read_queues(path: Path, world_size: int, device: torch.device) -> list[list
 
 STATE_FILE = "training.json"
 SAME_RESULT = (
-    *("hardware", "hardware.*", "allow_cpu"),
-    *("output", "paths.*", "valid", "valid.*", "inference.*", "data.num_workers", "data.mixture.*.dataset.root"),
+    *("hardware", "hardware.*", "recipe", "recipe.*", "allow_cpu"),
+    *("output", "paths.*", "valid", "valid.*", "inference.*", "data.num_workers"),
     *("trainer.micro_batch_size", "trainer.zero_stage", "trainer.gradient_checkpointing", "trainer.offload"),
     "trainer.compile",
     *("trainer.log_every", "trainer.eval_every", "trainer.eval_max_videos", "trainer.wandb.*"),
     *("trainer.save_every", "trainer.save_every_minutes", "trainer.keep_*", "trainer.resume"),
     *("trainer.on_nonfinite", "trainer.max_skips_in_row", "trainer.spike_ratio", "trainer.hang_timeout_minutes"),
+    *(f"data.mixture.*.dataset.{name}" for name in ("root", "expected.*", "sha256.*", "protocol", "official_missing")),
 )
-"""Config keys that may change between two parts of a run: where things lie, and how the same steps are computed (the
-third and fourth line change rounding, and what depends on the rank: dropout and the contrastive queue)."""
+"""Config keys that may change between two parts of a run: where things lie, what is published and how masks are scored,
+and how the same steps are computed (the third and fourth line change rounding, and what depends on the rank: dropout
+and the contrastive queue)."""
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:

@@ -12,7 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glus.config import LlmConfig, ModelConfig, TrainConfig, TrainerConfig
+from glus.config import (
+    DatasetConfig,
+    Layout,
+    LlmConfig,
+    MixtureItem,
+    ModelConfig,
+    Protocol,
+    RecipeConfig,
+    TrainConfig,
+    TrainerConfig,
+)
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
 from glus.models.pretrained import CONFIG_FILE, TRAINED_FILE, find_model_folder
 from glus.models.weight_files import SafetensorsFile
@@ -204,6 +214,20 @@ def test_only_what_leaves_the_result_alone_may_change(
             find_start(make_config(**changes))
     else:
         assert find_start(make_config(**changes)) == folder
+
+
+def test_what_is_published_may_be_told_otherwise(make_config: Callable, tmp_path: Path) -> None:
+    """As a later version of configs/ does."""
+    config = make_config()
+    dataset = DatasetConfig("d", Layout.mevis, "here", "train")
+    config.data.mixture["d"] = MixtureItem(dataset)
+    folder = write_checkpoint(tmp_path / "run", 4, config)
+    dataset.expected.videos, dataset.sha256, dataset.protocol = 3, {"a.json": 64 * "0"}, Protocol.revos
+    config.recipe = RecipeConfig("GLUS-S", "the paper", gpu_hours=1.0, gpu_hours_source="the paper")
+    assert find_start(config) == folder
+    dataset.split = "valid"
+    with pytest.raises(ValueError, match=r"data.mixture.d.dataset.split='valid' \(was 'train'\)\. Restore"):
+        find_start(config)
 
 
 def test_a_damaged_state_is_named(make_config: Callable, tmp_path: Path) -> None:
