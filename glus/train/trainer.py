@@ -319,7 +319,8 @@ class Trainer:
         log.info("step %d/%d  saved %s", step, steps, self.checkpoints.save(self.state))
         self._saved_at, self._saved_step = time.monotonic(), step
         if self._is_stopping and step < steps:
-            log.warning("stopped by %s after step %d, saved; the same command goes on", self._preemption.name, step)
+            signal = self._preemption.name or "a signal to another process"
+            log.warning("stopped by %s after step %d, saved; the same command goes on", signal, step)
 
     def _evaluate(self, evaluate: Callable[[], dict[str, float]]) -> None:
         step, best = self.state.step, self.settings.keep_best

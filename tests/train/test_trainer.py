@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from unittest.mock import Mock
 
 import pytest
 
+from glus.config import TrainerConfig
+from glus.train.checkpoint import RunState
 from glus.train.engine import warmup_decay
-from glus.train.trainer import accumulation_steps, micro_batches, speed, step_line
+from glus.train.trainer import Trainer, accumulation_steps, micro_batches, speed, step_line
 
 
 def test_accumulation_is_derived() -> None:
@@ -58,3 +61,14 @@ def test_a_step_is_a_line_that_fits() -> None:
     assert line.endswith("  12.35 s/step  9:52:34 left")
     assert len("12:34:56 " + line) <= 110
     assert step_line(1, 2, {"skipped": 1, "seconds": 1.0}) == "step 1/2  skipped  1.00 s/step  0:00:01 left"
+
+
+@pytest.mark.parametrize(("name", "said"), [("SIGTERM", "SIGTERM"), ("", "a signal to another process")])
+def test_who_was_told_to_stop_is_said(name: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    settings, state = TrainerConfig(steps=9), RunState(step=4)
+    parts = {"settings": settings, "state": state, "metrics": Mock(), "checkpoints": Mock(), "evaluate": None}
+    trainer = Trainer(Mock(), Mock(), Mock(), **parts, accumulation=1, asked_shares={})
+    trainer._preemption.name, trainer._is_stopping = name, True
+    with trainer._watch:
+        trainer._save()
+    assert f"stopped by {said} after step 4, saved; the same command goes on" in caplog.text
