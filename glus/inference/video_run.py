@@ -148,13 +148,13 @@ class VideoRun:
         result = pending.result()
         wrong = pending.rows_not_finite()
         if wrong:
-            raise self._mask_not_finite(result.frame, wrong[0])
+            raise self._not_finite("the segmenter's mask", result.frame, wrong[0])
         if self._inference.existence_threshold is not None:
             result.masks_RHW[result.existence_R < self._inference.existence_threshold] = False
         return result
 
-    def _mask_not_finite(self, frame: int, row: int) -> ValueError:
-        return not_finite("the segmenter's mask", frame, self._texts[row], self._glus.segmenter.dtype)
+    def _not_finite(self, what: str, frame: int, row: int) -> ValueError:
+        return not_finite(what, frame, self._texts[row], self._glus.segmenter.dtype)
 
     def score(self, one: Pass) -> np.ndarray:
         """See ``VideoPredictor.score_frames``; ``one`` visits all frames for all sentences."""
@@ -169,7 +169,8 @@ class VideoRun:
             columns.append(np.where(is_drawn_FE, scores_FE, 0))
             wrong = np.argwhere(np.isnan(columns[-1]))
             if len(wrong):
-                raise self._mask_not_finite(frames[wrong[0, 0]].index, list(one.starts)[wrong[0, 1]])
+                what = "the segmenter's mask" if answers.iou_R is None else "the IoU head's answer"
+                raise self._not_finite(what, frames[wrong[0, 0]].index, list(one.starts)[wrong[0, 1]])
         return np.concatenate(columns).T.astype(np.float32)
 
     @torch.inference_mode()

@@ -120,3 +120,11 @@ def test_a_mask_that_is_not_finite_gets_no_score(tiny_model: LoadedModel) -> Non
         model.glus.segmenter.sam.sam_mask_decoder.output_hypernetworks_mlps[0].layers[2].bias[0] = torch.inf
     with pytest.raises(ValueError, match=rf"frame number 0, sentence '{TEXTS[0]}': the segmenter's mask is not finite"):
         score(model)
+
+
+def test_what_a_head_answers_that_is_not_finite_is_not_called_a_mask(head_model: LoadedModel) -> None:
+    model = replace(head_model, glus=copy.deepcopy(head_model.glus))
+    with torch.no_grad():
+        model.glus.iou_head.fc2.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match=rf"number 0, sentence '{TEXTS[0]}': the IoU head's answer is not finite"):
+        score(model)
