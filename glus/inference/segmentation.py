@@ -79,8 +79,9 @@ class Segmentation:
         return f"Segmentation({len(self.texts)} sentences, {len(self.frames)} frames of {width}x{height})"
 
     def _repr_html_(self) -> str:
-        """A strip of a few frames, for notebooks."""
-        chosen = sorted(set(context_indices_eval(len(self.frames), _PREVIEW_FRAMES)))
+        """A strip of a few frames, of the first one's size, for notebooks."""
+        alike = [index for index, frame in enumerate(self.frames) if frame.size == self.frames[0].size]
+        chosen = [alike[index] for index in sorted(set(context_indices_eval(len(alike), _PREVIEW_FRAMES)))]
         pictures = [titled(self.overlay(index, _PREVIEW_SIDE), self.frames[index].name) for index in chosen]
         strip = side_by_side(pictures)
         below = legend(self.texts, palette(len(self.texts)), strip.shape[1])

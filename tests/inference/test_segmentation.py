@@ -399,3 +399,11 @@ def test_a_segmentation_is_looked_at_and_converted(predictor: VideoPredictor, tm
         assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "same" / path).read_bytes()
     with pytest.raises(ValueError, match="holds the result of an earlier run"):
         found.save(tmp_path / "out")
+
+
+def test_frames_of_several_sizes_are_looked_at(predictor: VideoPredictor):
+    frames = [Noise().read(0), Noise().read(1).transpose(1, 0, 2), Noise().read(2)]
+    found = glus.segment(frames, TEXTS, predictor)
+    assert found._repr_html_().startswith('<img src="data:image/png;base64,')
+    with pytest.raises(ValueError, match="frames of 2 sizes have no common array"):
+        found.masks(0)
