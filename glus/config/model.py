@@ -69,9 +69,9 @@ class VisionConfig:
     """How the other families see frames; LLaVA has ``clip``."""
 
     architecture: dict[str, Any] = field(default_factory=dict)
-    """Fields of the family's vision config in transformers (``InternVLVisionConfig``, ``Qwen3VLVisionConfig``)."""
+    """Fields of the family's vision config in transformers (``InternVLVisionConfig``, ``Qwen3VLVisionConfig``, ...)."""
     context_size: int = at_least(1, default=448)
-    """InternVL: side of the square that a context frame is seen as. Qwen3-VL: it is seen with its own aspect ratio and
+    """InternVL: side of the square that a context frame is seen as. The Qwens: it is seen with its own aspect ratio and
     at most so many pixels squared."""
     query_size: int = at_least(1, default=448)
     """Likewise of a query frame."""
@@ -185,5 +185,5 @@ class ModelConfig:
     precision: Precision = Precision.fp32
     """Weights and activations; bf16 on a GPU as released, fp32 on a CPU."""
     family: str = "llava"
-    """Of the MLLM, a key of ``models.build.FAMILIES``: llava, internvl, qwen3_vl."""
+    """Of the MLLM, a key of ``models.build.FAMILIES``: llava, internvl, qwen3_vl, qwen2_5_vl."""
     vision: VisionConfig = field(default_factory=VisionConfig)
