@@ -158,6 +158,13 @@ def test_splits_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch, over
         Jobs("score", ScoreConfig).run(lambda: None, lambda config: None)
 
 
+def test_several_splits_are_the_only_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``dataset=[a,b] num_workers=1,2`` would make four jobs, which two names cannot tell apart."""
+    monkeypatch.setattr(sys, "argv", ["program", "dataset=[mevis_valid_u,revos_valid]", "num_workers=1,2"])
+    message = status_of(Jobs("score", ScoreConfig, "output"), [Config() for _ in range(4)], pytest.fail)
+    assert message == "error: dataset=[mevis_valid_u,revos_valid]: expected no other sweep beside it"
+
+
 def test_what_cannot_be_written_ends_a_job_before_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").touch()
     done: list[str] = []

@@ -157,6 +157,8 @@ class Jobs:
         log_to_console()
         if not is_kept:
             record.unlink(missing_ok=True)
+        if self._datasets and self._told > len(self._datasets):
+            sys.exit(f"error: dataset=[{','.join(self._datasets)}]: expected no other sweep beside it")
         self._part(self._output, self._is_file)
         if self._datasets:
             self._part(self._reads, is_file=False)
@@ -238,7 +240,7 @@ class Jobs:
                     self._finished.append(self._name(job))
             except Exception as error:  # whatever it is: the other jobs are run, then it goes on unchanged
                 if jobs[position + 1 :]:
-                    log.exception("job %d has failed; the others follow", job.number)
+                    log.exception("job %s has failed; the others follow", self._name(job))
                     traceback.clear_frames(error.__traceback__)  # which hold the model of the job, perhaps on a GPU
                     self._run(jobs[position + 1 :], task)
                 raise
