@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from glus import __version__, distributed
-from glus.config import TrainConfig, to_yaml
+from glus.config import TrainConfig, plain_config, to_yaml
 from glus.console import ConsoleHandler
 from glus.files import write_text
 from glus.pictures import write_movie
@@ -208,14 +207,13 @@ def _start_wandb(folder: Path, config: TrainConfig) -> wandb.Run:
     if not id_file.is_file():
         write_text(id_file, uuid.uuid4().hex[:8])
     options, recipe = config.trainer.wandb, config.recipe
-    settings = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     run = wandb.init(
         project=options.project,
         entity=options.entity,
         group=options.group,
         tags=options.tags,
         notes=options.notes or (recipe.row if recipe else None),
-        config=cast("dict[str, Any]", settings),
+        config=plain_config(config),
         mode=cast('Literal["online", "offline"]', options.mode),  # checked by WandbConfig
         dir=str(folder),
         name=folder.name,

@@ -23,7 +23,7 @@ from glus.config.inference import (
     Window,
     override_settings,
 )
-from glus.config.loading import leaves, load_config, read_config, to_yaml
+from glus.config.loading import leaves, load_config, plain_config, read_config, to_yaml
 from glus.config.model import (
     ClipConfig,
     FuserGamma,

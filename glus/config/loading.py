@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -156,3 +156,8 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def to_yaml(config: object) -> str:
     """A typed config as YAML that ``load_config`` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def plain_config(config: object) -> dict[str, Any]:
+    """A typed config as JSON knows it."""
+    return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True))

@@ -25,11 +25,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from omegaconf import OmegaConf
 from rich.progress import BarColumn, Progress
 
 from glus import distributed
-from glus.config import DatasetConfig, ModelFolderConfig, PredictConfig, PredictionForm, ScoreFramesConfig, leaves
+from glus.config import (
+    DatasetConfig,
+    ModelFolderConfig,
+    PredictConfig,
+    PredictionForm,
+    ScoreFramesConfig,
+    leaves,
+    plain_config,
+)
 from glus.console import console
 from glus.data.benchmarks.index import require_texts
 from glus.data.predictions import is_predicted, write_predictions
@@ -434,7 +441,7 @@ def prediction_identity(
             so that a run that needed too much memory can be continued with less.
         key_frames: the file of key frames, whose contents count.
     """
-    values: Any = OmegaConf.to_container(OmegaConf.structured(settings), enum_to_str=True)
+    values = plain_config(settings)
     for irrelevant in ("tokenizer", "lora_dropout"):
         del values["model"]["llm"][irrelevant]
     for irrelevant in ("chunk_frames", "token_budget", "memory_gb"):

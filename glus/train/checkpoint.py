@@ -23,7 +23,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -35,7 +36,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from glus import distributed
-from glus.config import TrainConfig, leaves, load_config
+from glus.config import TrainConfig, leaves, load_config, plain_config
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
 from glus.models.pretrained import BEST_LINK, TRAINED_FILE, current_names, list_steps
 from glus.models.weight_files import SafetensorsFile
@@ -109,7 +110,8 @@ class Checkpoints:
             distributed.on_main(lambda: self._start(temporary))
             for kind, name in FILES.items():
                 self._write_tensors(temporary / name, kind)
-            queues = distributed.gather(_on_cpu(self._queue.entries) if self._queue else [])
+            entries = self._queue.entries if self._queue else ()
+            queues = distributed.gather([replace(entry, embed=entry.embed.cpu()) for entry in entries])
             distributed.on_main(lambda: self._finish(temporary, folder, state, queues))
         except OSError as error:
             if distributed.rank() == 0:
@@ -204,21 +206,32 @@ class Checkpoints:
 
     def _read_tensors(self, path: Path, kind: OptimizerTensor) -> None:
         shapes = self._engine.shapes()
-        try:
-            with safe_open(path, framework="pt") as file:
-                stored = current_names({name: name for name in file.keys()})  # noqa: SIM118
-                found = {name: tuple(file.get_slice(own).get_shape()) for name, own in stored.items()}
-                wrong = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name))
-                if wrong:
-                    raise ValueError(
-                        f"{path} does not fit: {len(wrong)} tensors are missing, unexpected or of another shape, "
-                        f"first {wrong[0]}: {found.get(wrong[0])} in the file, the model has {shapes.get(wrong[0])}"
-                    )
-                self._engine.write_tensors(kind, lambda name: file.get_tensor(stored[name]))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}): remove {path.parent} to go on from an earlier checkpoint"
-            ) from error
+        with _opened(path) as file:
+            stored = current_names({name: name for name in file.keys()})  # noqa: SIM118
+            found = {name: tuple(file.get_slice(own).get_shape()) for name, own in stored.items()}
+            wrong = sorted(name for name in {*found, *shapes} if found.get(name) != shapes.get(name))
+            if wrong:
+                raise ValueError(
+                    f"{path} does not fit: {len(wrong)} tensors are missing, unexpected or of another shape, "
+                    f"first {wrong[0]}: {found.get(wrong[0])} in the file, the model has {shapes.get(wrong[0])}"
+                )
+            self._engine.write_tensors(kind, lambda name: file.get_tensor(stored[name]))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of a checkpoint, to read tensors of.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove {path.parent} to go on from an earlier checkpoint"
+        ) from error
 
 
 def float32_layout(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -242,10 +255,6 @@ def _sync(path: Path) -> None:
         os.close(number)
 
 
-def _on_cpu(entries: Iterable[QueueEntry]) -> list[QueueEntry]:
-    return [replace(entry, embed=entry.embed.cpu()) for entry in entries]
-
-
 def _write_queues(path: Path, queues: list[list[QueueEntry]]) -> None:
     entries = [(rank, entry) for rank, queue in enumerate(queues) for entry in queue]
     keys = [[k.dataset, k.video, k.exp_id, k.frame, sorted(k.object_ids)] for k in (entry.key for _, entry in entries)]
@@ -259,15 +268,10 @@ def _write_queues(path: Path, queues: list[list[QueueEntry]]) -> None:
 
 def _read_queues(path: Path, world_size: int, device: torch.device) -> list[list[QueueEntry]]:
     """Entries of each of the ``world_size`` ranks that wrote them, the oldest first."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = json.loads(file.metadata()["keys"])
-            ranks, positions = file.get_tensor("rank").tolist(), file.get_tensor("position").tolist()
-            embeds = file.get_tensor("embed").to(device)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): remove {path.parent} to go on from an earlier checkpoint"
-        ) from error
+    with _opened(path) as file:
+        keys = json.loads(file.metadata()["keys"])
+        ranks, positions = file.get_tensor("rank").tolist(), file.get_tensor("position").tolist()
+        embeds = file.get_tensor("embed").to(device)
     queues: list[list[QueueEntry]] = [[] for _ in range(world_size)]
     rows = zip(ranks, positions, keys, embeds, strict=True)
     for rank, position, (dataset, video, exp_id, frame, objects), embed in rows:
@@ -290,13 +294,6 @@ SAME_RESULT = (
 """Config keys that may change between two parts of a run: where things lie, what is published and how masks are scored,
 and how the same steps are computed (the third and fourth line change rounding, and what depends on the rank: dropout
 and the contrastive queue)."""
-
-
-def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """The config as JSON knows it."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(plain, dict)
-    return plain  # type: ignore[return-value]  # its keys are names
 
 
 def list_checkpoints(run: Path) -> list[Path]:

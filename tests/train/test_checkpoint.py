@@ -22,6 +22,7 @@ from glus.config import (
     RecipeConfig,
     TrainConfig,
     TrainerConfig,
+    plain_config,
 )
 from glus.losses.contrastive import ContrastiveQueue, QueueEntry, merge_entries
 from glus.models.pretrained import CONFIG_FILE, TRAINED_FILE, find_model_folder
@@ -33,7 +34,6 @@ from glus.train.checkpoint import (
     find_start,
     float32_layout,
     list_checkpoints,
-    plain_config,
     superfluous,
 )
 from glus.types import ObjectKey
