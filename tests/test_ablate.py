@@ -69,6 +69,11 @@ def test_rows_differ_by_what_they_say(name: str, tmp_path: Path) -> None:
             assert set(settings.predict) <= set(tasks[folder].commands[-1])
 
 
+def test_an_ablation_has_rows() -> None:
+    with pytest.raises(ValueError, match=r"ablation\.rows=\{\}: expected at least one row"):
+        config_of("output=out", "ablation=null")
+
+
 def test_missing_shapes_are_made_first_and_the_shipped_towers_are_found(tmp_path: Path) -> None:
     data, tower, own_start, start, training, *_ = ablate.plan_tasks(config_of("output=out", f"dataset.root={tmp_path}"))
     assert data.commands == (("tools/make_shapes.py", str(tmp_path)),)

@@ -280,8 +280,9 @@ class AblationConfig:
     """Overrides of ``scripts/train.py`` that train the model which rows start from, where none is given."""
     train: list[str] = field(default_factory=list)
     """Overrides of all trainings, the start's included."""
-    rows: dict[str, AblationRow] = checked(lambda rows: len(rows) > 0, "at least one row", default=dict)
-    """By name, in the order of the table; a row that others are ``of`` or ``against`` stands before them."""
+    rows: dict[str, AblationRow] = field(default_factory=dict)
+    """By name, in the order of the table: at least one. A row that others are ``of`` or ``against`` stands before
+    them."""
     claims: list[AblationClaim] = field(default_factory=list)
     """What the table is to show."""
 
@@ -330,3 +331,6 @@ class AblateConfig:
     """GPUs that they take in turn; 0: what each finds."""
     num_sentences: int = at_least(1, default=2)
     """Shown of each sort on the page: best, worst, most changed."""
+
+    def __post_init__(self) -> None:
+        require(len(self.ablation.rows) > 0, "ablation.rows", "at least one row", self.ablation.rows)
