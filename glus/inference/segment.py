@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -46,8 +45,7 @@ def segment(
 ) -> Segmentation:
     """Segment what sentences describe in a video.
 
-    Frames are decoded, segmented and forgotten one after another, so that memory does not grow with the video but by
-    the codes of its masks.
+    Frames are decoded, segmented and forgotten one after another: memory grows by the codes of their masks alone.
 
     Args:
         video: folder of frames with any names, video file, picture, frames in memory (see ``open_video``), or any
@@ -74,17 +72,19 @@ def segment(
             if it is the movie that cannot be written.
     """
     texts = _checked(texts)
-    if settings is not None and isinstance(weights, VideoPredictor):
-        raise ValueError("settings would not be used: the predictor has its own; give them to glus.load")
-    find_predictor = partial(_load_for, texts, weights, settings, allow_cpu)
+
+    def answers(source: VideoSource) -> Segmentation:
+        starts = _places(source, texts, key_frames)  # before the minutes that loading a model may take
+        return _segmented(source, texts, _load_for(texts, weights, settings, allow_cpu), starts, show_progress)
+
     if output is None:
-        return _segmented(_opened(video, frames), texts, find_predictor, key_frames, show_progress)
+        return answers(_opened(video, frames))
     path = check_output(output, overwrite)
     with atomic_folder(path, replace=overwrite) as folder:
         source = _opened(video, frames)
         rate = movie_rate(source, frames_per_second)
         require_room(folder, len(source) * len(texts))
-        segmentation = _segmented(source, texts, find_predictor, key_frames, show_progress)
+        segmentation = answers(source)
         named = str(video) if isinstance(video, str | Path) else type(video).__name__
         segmentation.write(folder, {"video": named, "weights": str(weights), "num_frames": len(source)})
     segmentation.write_movie(path / MOVIE_FILE, rate)
@@ -161,15 +161,9 @@ def _load_for(
 
 
 def _segmented(
-    source: VideoSource,
-    texts: tuple[str, ...],
-    find_predictor: Callable[[], VideoPredictor],
-    key_frames: Starts | None,
-    show_progress: bool,
+    source: VideoSource, texts: Sequence[str], predictor: VideoPredictor, starts: Starts, show_progress: bool
 ) -> Segmentation:
-    """The answers; the log gets what they cost, once the model is loaded."""
-    starts = _places(source, texts, key_frames)
-    predictor = find_predictor()
+    """The answers; the log gets what they cost."""
     began = time.perf_counter()
     if starts == "auto":
         starts = [int(place) for place in predictor.score_frames(source, texts).argmax(axis=1)]
@@ -177,7 +171,7 @@ def _segmented(
     results: Iterable[FrameResult] = predictor.segment(source, texts, starts)
     if show_progress:  # a frame that lies above some starts and below others is visited on the way up and down
         results = bar(results, len(source) - min(starts) + max(starts), "frames")
-    found = Segmentation(texts, list(_in_order(source, results, len(texts))), source)
+    found = Segmentation(tuple(texts), list(_in_order(source, results, len(texts))), source)
     seconds = time.perf_counter() - began
     size = f"frames: {len(source)}, sentences: {len(texts)}, device: {distributed.device_name()}"
     rate, memory = len(source) / seconds, distributed.peak_memory_gib()
