@@ -136,7 +136,7 @@ def _is_known(of: Any, parts: Sequence[str]) -> bool:
 
 def unknown_key(program: str, schema: type, key: str) -> str:
     """A message about a key that a config does not have."""
-    keys = [*groups(program), *(setting.key for setting in settings(schema))] if program else []
+    keys = [*groups(program), *(setting.key for setting in settings(schema))]
     group, dot, last = key.rpartition(".")
     last = RENAMED.get(last, last)
     if f"{group}{dot}{last}" in keys:

@@ -31,10 +31,7 @@ class ContrastiveConfig:
     """Never take the same objects at other frames as negatives (release: False)."""
 
 
-_RELEASED_WEIGHTS = {
-    **{"seg": 1.0, "bce": 2.0, "dice": 0.5, "contrastive": 0.1},
-    **{"iou": 0.0, "mask_iou": 0.0, "object_score": 0.0},
-}
+_RELEASED_WEIGHTS = dict(seg=1.0, bce=2.0, dice=0.5, contrastive=0.1, iou=0.0, mask_iou=0.0, object_score=0.0)
 
 
 @dataclass

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from glus.data.masks import decode_rle
 from glus.data.predictions import write_answers, write_mask
 from glus.data.sampling import context_indices_eval
 from glus.data.video_file import FileVideo
-from glus.files import atomic_folder, expanded, is_empty, naming_write_errors, read_object, write_text
-from glus.files import field as require_field
+from glus.files import atomic_folder, expanded, field, is_empty, naming_write_errors, read_object, write_text
 from glus.painter import Painter, numbers, palette
 from glus.pictures import annotate, check_movies, fit, legend, side_by_side, titled, write_movie
 
@@ -43,15 +42,15 @@ class FrameMasks:
     """Of the frame: its file's, or its number in a video file (``00000``, ...)."""
     size: tuple[int, int]
     """Height and width in pixels."""
-    codes: list[str] = field(default_factory=list)
+    codes: list[str]
     """COCO's compressed run-length code per sentence."""
-    areas: list[float] = field(default_factory=list)
+    areas: list[float]
     """Share of the frame that each mask covers."""
-    scores: list[float] = field(default_factory=list)
+    scores: list[float]
     """Probability of [SEG] per sentence."""
-    has_seg: list[bool] = field(default_factory=list)
+    has_seg: list[bool]
     """Whether [SEG] was the likeliest answer; where not, the mask is empty unless ``force_seg``."""
-    object_scores: list[float] = field(default_factory=list)
+    object_scores: list[float]
     """Of the segmenter per sentence; 0 where it was not asked."""
 
     def masks(self) -> np.ndarray:
@@ -258,8 +257,8 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
         if not overwrite:
             raise ValueError(f"output {path} holds the result of an earlier run; choose another, or add --overwrite")
         file = path / SEGMENTATION_FILE
-        sentences = require_field(read_object(file), "sentences", list, str(file))
-        folders = [require_field(sentence, "folder", str, str(file)) for sentence in sentences]
+        sentences = field(read_object(file), "sentences", list, str(file))
+        folders = [field(sentence, "folder", str, str(file)) for sentence in sentences]
         result = {SEGMENTATION_FILE, MOVIE_FILE, *folders}
         others = sorted(entry.name for entry in path.iterdir() if entry.name not in result and entry.name[0] != ".")
         if others:
