@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -22,7 +21,7 @@ from PIL import Image
 from glus.data.frames import open_video
 from glus.inference.demo import SAMPLE_SENTENCES, SAMPLE_VIDEO, build_demo, draw_timeline
 from glus.inference.segment import load, segment
-from tests.programs import ROOT, environment
+from tests.programs import ROOT, environment, free_port
 
 WAIT = 300
 """Seconds that a busy machine may take to start the server, or to answer."""
@@ -80,10 +79,7 @@ def test_the_page_answers_about_a_video_or_a_picture(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a server with the shipped model."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("demo") / "log"
+    port, log = free_port(), tmp_path_factory.mktemp("demo") / "log"
     command = [sys.executable, ROOT / "scripts" / "demo.py", "--port", str(port)]
     with log.open("w") as file:
         server = subprocess.Popen([str(w) for w in command], env=environment(), stdout=file, stderr=subprocess.STDOUT)

@@ -1,4 +1,4 @@
-"""Which windows a pass shows, and which prompts are read merge_prefixes."""
+"""Which windows a pass shows, and which prompts are read in one."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,8 +25,8 @@ from glus.config import (
 from glus.shapes.write import write_shapes
 from glus.tokens import Vocabulary
 from tests.conftest import tiny_model_config
+from tests.programs import ROOT, environment
 
-ROOT = Path(__file__).parents[2]
 SERVER = Path(__file__).with_name("training_server.py")
 
 
@@ -68,6 +67,17 @@ def tiny_train_config(shapes_folder: Path, tiny_vocabulary: Vocabulary) -> Calla
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_overrides(shapes_folder: Path, tiny_vocabulary: Vocabulary) -> list[str]:
+    """Of ``scripts/train.py``: the tiny model on the tiny benchmark, each step recorded."""
+    return [
+        *("experiment=shapes", "valid=null", "trainer.log_every=1"),
+        *(f"model.{part}.weights=null" for part in ("clip", "llm", "segmenter")),
+        f"model.llm.tokenizer={tiny_vocabulary.folder}",
+        f"data.mixture.shapes.dataset.root={shapes_folder}",
+    ]
+
+
 COST = {"seconds", "samples_per_second", "peak_memory_gib"}
 """What two equal runs differ in."""
 
@@ -98,9 +108,8 @@ class Finished:
 @pytest.fixture(scope="session")
 def run_training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Finished]]:
     """Trains with a typed config on some processes, with a fault of ``training_server.py`` if named."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(SERVER)]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = subprocess.Popen([sys.executable, str(SERVER)], **pipes, env=environment(), cwd=ROOT)
     assert server.stdin is not None
     assert server.stdout is not None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from glus.models.pretrained import load_model
-from glus.tokens import Vocabulary
+from tests.programs import ROOT, free_port
 
-ROOT = Path(__file__).parents[2]
 TRAIN = ["scripts/train.py", "experiment=glus_s", "hardware=nodes4", "output=a folder"]
 
 
@@ -73,26 +71,10 @@ def test_what_is_missing_is_named(script: str, settings: dict[str, str], named: 
 
 
 @pytest.mark.slow
-def test_two_nodes_of_two_processes_train(shapes_folder: Path, tiny_vocabulary: Vocabulary, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    overrides = [
-        "experiment=shapes",
-        "valid=null",
-        "model.clip.weights=null",
-        "model.llm.weights=null",
-        "model.segmenter.weights=null",
-        f"model.llm.tokenizer={tiny_vocabulary.folder}",
-        f"data.mixture.shapes.dataset.root={shapes_folder}",
-        "data.num_workers=0",
-        "trainer.steps=3",
-        "trainer.log_every=1",
-        "trainer.micro_batch_size=1",
-        f"output={tmp_path / 'run'}",
-    ]
-    command = ["bash", str(ROOT / "scripts/launch_multinode.sh"), str(ROOT / "scripts/train.py"), *overrides]
-    settings = {"NODES": "2", "GPUS": "2", "MASTER": "127.0.0.1", "PORT": str(port), "PYTHON": sys.executable}
+def test_two_nodes_of_two_processes_train(tiny_overrides: list[str], tmp_path: Path) -> None:
+    run = ("data.num_workers=0", "trainer.steps=3", "trainer.micro_batch_size=1", f"output={tmp_path / 'run'}")
+    command = ["bash", str(ROOT / "scripts/launch_multinode.sh"), str(ROOT / "scripts/train.py"), *tiny_overrides, *run]
+    settings = {"NODES": "2", "GPUS": "2", "MASTER": "127.0.0.1", "PORT": str(free_port()), "PYTHON": sys.executable}
     nodes = []
     for rank in range(2):
         env = {**os.environ, **settings, "NODE_RANK": str(rank), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from glus.tokens import Vocabulary
 from glus.train.checkpoint import list_checkpoints
 from glus.train.guards import EXIT_PREEMPTED
+from tests.programs import ROOT, free_port
 
-ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 300
 SRUN = """#!/usr/bin/env bash
 # Starts two tasks with SLURM's variables, passes SIGUSR1 on, and ends with the highest exit status.
@@ -41,29 +39,12 @@ exit "$status"
 Start = Callable[[list[str], dict[str, str]], subprocess.Popen]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
-def training(shapes_folder: Path, tiny_vocabulary: Vocabulary, tmp_path: Path) -> list[str]:
+def training(tiny_overrides: list[str], tmp_path: Path) -> list[str]:
     """A program and its arguments: a long run of the tiny model into ``run``."""
-    overrides = [
-        "experiment=shapes",
-        "valid=null",
-        *(f"model.{part}.weights=null" for part in ("clip", "llm", "segmenter")),
-        f"model.llm.tokenizer={tiny_vocabulary.folder}",
-        f"data.mixture.shapes.dataset.root={shapes_folder}",
-        "data.num_workers=1",
-        "trainer.steps=1000",
-        "trainer.global_batch_size=2",
-        "trainer.micro_batch_size=1",
-        "trainer.log_every=1",
-        f"output={tmp_path / 'run'}",
-    ]
-    return [str(ROOT / "scripts/train.py"), *overrides]
+    run = ("data.num_workers=1", "trainer.steps=1000", f"output={tmp_path / 'run'}")
+    sizes = ("trainer.global_batch_size=2", "trainer.micro_batch_size=1")
+    return [str(ROOT / "scripts/train.py"), *tiny_overrides, *run, *sizes]
 
 
 @pytest.fixture

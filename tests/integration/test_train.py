@@ -14,7 +14,6 @@ from glus.config import Offload
 from glus.models.build import trainable_names
 from glus.models.pretrained import build_glus, load_model
 from glus.models.segmenter.sam2 import Sam2Segmenter
-from glus.tokens import Vocabulary
 from glus.train.checkpoint import list_checkpoints, read_state
 from tests.integration.conftest import read_metrics
 from tests.programs import load_script, run_program
@@ -37,18 +36,12 @@ def test_ranks_that_would_wait_for_each_other_are_refused(
     check(config)
 
 
-def test_every_job_of_a_sweep_trains_as_it_would_alone(
-    shapes_folder: Path, tiny_vocabulary: Vocabulary, tmp_path: Path
-) -> None:
+def test_every_job_of_a_sweep_trains_as_it_would_alone(tiny_overrides: list[str], tmp_path: Path) -> None:
     """B1, B2. One after the other in one process, each in a folder of its own; the last as the first."""
     overrides = [
-        "experiment=shapes",
-        "valid=null",
-        *(f"model.{part}.weights=null" for part in ("clip", "llm", "segmenter")),
-        f"model.llm.tokenizer={tiny_vocabulary.folder}",
-        f"data.mixture.shapes.dataset.root={shapes_folder}",
+        *tiny_overrides,
         *("data.num_workers=0", "trainer.steps=2", "trainer.global_batch_size=1", "trainer.micro_batch_size=1"),
-        *("trainer.warmup_steps=1", "trainer.log_every=1", "output=run"),
+        *("trainer.warmup_steps=1", "output=run"),
     ]
     done = run_program("scripts/train.py", "-m", *overrides, "trainer.seed=0,1,0", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -37,6 +36,7 @@ from glus.train import engine as engine_module
 from glus.train.checkpoint import Checkpoints
 from glus.train.engine import Engine
 from glus.train.trainer import Trainer
+from tests.programs import free_port
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import train
@@ -172,10 +172,7 @@ def main() -> None:
     """Answer each request (a line of JSON) with the exit codes of its ranks; a signal's is negative."""
     for line in sys.stdin:
         request = json.loads(line)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        ranks = []
+        ranks, port = [], free_port()
         for rank in range(request["processes"]):
             ranks.append(os.fork())
             if not ranks[-1]:
