@@ -147,7 +147,7 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         for leftover in self._folder.glob("step_*.tmp"):  # of a run that was killed while it wrote or removed
             if _LEFTOVER.fullmatch(leftover.name):
-                shutil.rmtree(leftover)
+                shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir()
         self._write_model_config(temporary)
 
@@ -201,8 +201,11 @@ class Checkpoints:
             if folder.is_symlink():  # somebody moved it
                 continue
             removed = folder.with_name(folder.name + ".removed.tmp")
-            os.replace(folder, removed)  # so that what is half removed is never taken for complete
-            shutil.rmtree(removed)
+            try:
+                os.replace(folder, removed)  # so that what is half removed is never taken for complete
+                shutil.rmtree(removed)
+            except OSError as error:  # NFS keeps what another process reads; the next save removes what is left
+                log.warning("%s cannot be removed yet: %s", folder, error)
 
     def _read_tensors(self, path: Path, kind: OptimizerTensor) -> None:
         shapes = self._engine.shapes()

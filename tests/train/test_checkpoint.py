@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -274,3 +275,26 @@ def test_only_what_the_run_left_itself_is_removed(make_config: Callable, tmp_pat
     left = {path.name for path in (run / "checkpoints").iterdir()}
     assert left == {"step_1", "step_3", "step_4.tmp", "step_2_backup.tmp", "notes.tmp"}
     assert (moved / STATE_FILE).is_file()
+
+
+def test_what_cannot_be_removed_yet_ends_no_training(
+    make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on NFS, where another process predicts with an older checkpoint; the new one is complete."""
+    config, run = make_config(keep_last=1), tmp_path / "run"
+    for step in (1, 2):
+        write_checkpoint(run, step, config)
+
+    def busy(folder: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+
+    checkpoints = Checkpoints(run, None, None, config, lambda folder: None)  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        checkpoints._prune()
+        checkpoints._start(run / "checkpoints" / "step_3.tmp")
+    assert "checkpoints/step_1 cannot be removed yet: [Errno 39] Directory not empty" in caplog.text
+    assert [folder.name for folder in list_checkpoints(run)] == ["step_2"]
+    checkpoints._start(run / "checkpoints" / "step_4.tmp")
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step_2", "step_4.tmp"}
