@@ -158,6 +158,14 @@ def test_splits_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch, over
         Jobs("score", ScoreConfig).run(lambda: None, lambda config: None)
 
 
+def test_a_split_has_its_own_place_also_where_the_others_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "dataset=[mevis_valid_u,revos_valid]"])
+    found: list[str] = []
+    configs = [ValueError("no root"), Config("p")]
+    assert status_of(Jobs("score", ScoreConfig, "output"), configs, lambda config: found.append(config.output)) == 1
+    assert found == ["p/revos_valid"]
+
+
 def test_several_splits_are_the_only_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     """``dataset=[a,b] num_workers=1,2`` would make four jobs, which two names cannot tell apart."""
     monkeypatch.setattr(sys, "argv", ["program", "dataset=[mevis_valid_u,revos_valid]", "num_workers=1,2"])

@@ -220,7 +220,7 @@ class Jobs:
         places = [os.path.realpath(os.path.join(job.folder, paths[job.number])) for job in having]
         counts = Counter(places)
         for job, place in zip(having, places, strict=True):
-            if counts[place] > 1 or (self._datasets and len(self._jobs) > 1):
+            if counts[place] > 1 or len(self._datasets) > 1:
                 path, name = Path(paths[job.number]), self._name(job)
                 own = path.parent / name / path.name if is_file else path / name
                 setattr(job.config, key, str(own))
