@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 """What a user can mend, by the message."""
+_Task = Callable[..., int | None]
+_Conclude = Callable[[dict[str, Any], Collection[str]], None]
+"""See ``Jobs.run``."""
 
 
 def escape_output() -> None:
@@ -121,12 +124,7 @@ class Jobs:
         """Take a job, within ``telling``; the task of ``run`` will be called with these."""
         self._jobs.append(_Job(self._told, config, beside, os.getcwd(), dict(os.environ)))
 
-    def run(
-        self,
-        compose: Callable[[], object],
-        task: Callable[..., int | None],
-        conclude: Callable[[dict[str, Any], Collection[str]], None] | None = None,
-    ) -> None:
+    def run(self, compose: Callable[[], object], task: _Task, conclude: _Conclude | None = None) -> None:
         """Run a task for every job, then leave the program.
 
         Args:
@@ -167,12 +165,7 @@ class Jobs:
             conclude({self._name(job): job.config for job in self._jobs}, self._finished)
         sys.exit(self._status)
 
-    def start(
-        self,
-        task: Callable[..., int | None],
-        conclude: Callable[[dict[str, Any], Collection[str]], None] | None = None,
-        take: Callable[[Any], None] | None = None,
-    ) -> None:
+    def start(self, task: _Task, conclude: _Conclude | None = None, take: Callable[[Any], None] | None = None) -> None:
         """``run``, with configs that Hydra composes of the program's file, its schema and the command line.
 
         Args:
@@ -209,10 +202,6 @@ class Jobs:
     def _name(self, job: _Job) -> str:
         return self._datasets[job.number] if self._datasets else str(job.number)
 
-    def _place(self, job: _Job) -> str:
-        """Where a job writes; "" if nowhere."""
-        return getattr(job.config, self._output, None) or ""
-
     def _part(self, key: str, is_file: bool) -> None:
         """Give jobs that have the same path in ``key`` paths of their own."""
         paths = {job.number: str(getattr(job.config, key, None) or "") for job in self._jobs}
@@ -225,17 +214,18 @@ class Jobs:
                 own = path.parent / name / path.name if is_file else path / name
                 setattr(job.config, key, str(own))
 
-    def _run(self, jobs: Sequence[_Job], task: Callable[..., int | None]) -> None:
+    def _run(self, jobs: Sequence[_Job], task: _Task) -> None:
         for position, job in enumerate(jobs):
             gc.collect()  # a model of the job before may hang in a circle of references
             os.environ |= job.variables
             os.chdir(job.folder)
             try:
                 with self.telling():
-                    if self._place(job):
-                        check_target(Path(self._place(job)), self._is_file)
+                    place = getattr(job.config, self._output, None) or ""  # "" where it writes nothing
+                    if place:
+                        check_target(Path(place), self._is_file)
                     if len(self._jobs) > 1:
-                        log.info("job %s: %s", self._name(job), self._place(job))
+                        log.info("job %s: %s", self._name(job), place)
                     self._status = max(self._status, task(job.config, *job.beside) or 0)
                     self._finished.append(self._name(job))
             except Exception as error:  # whatever it is: the other jobs are run, then it goes on unchanged
