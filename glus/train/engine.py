@@ -119,7 +119,6 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, trainer: TrainerConfig, accumulation: int):
-        self.model = model
         self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         settings = (trainer.learning_rate, trainer.betas, trainer.weight_decay)
         self._adamw = build_adamw(self.trained.values(), *settings, fused=trainer.offload is not Offload.none)

@@ -30,8 +30,8 @@ class RecordingEngine(Engine):
     def step(self) -> None:
         self.gradients = {
             name: deepspeed.utils.safe_get_full_grad(parameter).detach().cpu().clone()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and self._engine.is_gradient_accumulation_boundary()
+            for name, parameter in self.trained.items()
+            if self._engine.is_gradient_accumulation_boundary()
         }
         super().step()
 
