@@ -287,19 +287,15 @@ class AblationConfig:
     """What the table is to show."""
 
     def __post_init__(self) -> None:
-        known: set[str] = set()
+        known = list[str]()
         for name, row in self.rows.items():
-            for other in (row.of, row.against):
-                if other is not None and other not in known:
-                    raise ValueError(
-                        f"ablation.rows.{name}: no row {other!r} before it, only {', '.join(known) or '-'}"
-                    )
-            changes = [*row.pretrain, *row.train]
+            where, changes = f"ablation.rows.{name}", [*row.pretrain, *row.train]
+            unknown = [other for other in (row.of, row.against) if other not in (None, *known)]
+            if unknown:
+                raise ValueError(f"{where}: no row {unknown[0]!r} before it, only {', '.join(known) or '-'}")
             if row.of is not None and changes:
-                raise ValueError(
-                    f"ablation.rows.{name}: has models of {row.of}, so {', '.join(changes)} changes nothing"
-                )
-            known.add(name)
+                raise ValueError(f"{where}: has models of {row.of}, so {', '.join(changes)} changes nothing")
+            known.append(name)
         for claim in self.claims:
             for other in (claim.worse, claim.better):
                 if other not in known:
