@@ -293,6 +293,9 @@ class AblationConfig:
             unknown = [other for other in (row.of, row.against) if other not in (None, *known)]
             if unknown:
                 raise ValueError(f"{where}: no row {unknown[0]!r} before it, only {', '.join(known) or '-'}")
+            trained = self.rows[row.of].of if row.of is not None else None
+            if trained is not None:
+                raise ValueError(f"{where}: {row.of} has none of its own but the models of {trained}: of={trained}")
             if row.of is not None and changes:
                 raise ValueError(f"{where}: has models of {row.of}, so {', '.join(changes)} changes nothing")
             known.append(name)

@@ -130,6 +130,11 @@ def test_a_claim_about_no_kind_is_refused() -> None:
         ({"a": AblationRow(against="b"), "b": AblationRow()}, [], r"rows\.a: no row 'b' before it"),
         ({"a": AblationRow(), "b": AblationRow(of="a", train=["x=1"])}, [], r"rows\.b: has models of a, so x=1"),
         ({"a": AblationRow(), "b": AblationRow(of="a", pretrain=["y=1"])}, [], r"models of a, so y=1 changes"),
+        (
+            {"a": AblationRow(), "b": AblationRow(of="a"), "c": AblationRow(of="b")},
+            [],
+            r"rows\.c: b has none of its own but the models of a: of=a",
+        ),
         ({"a": AblationRow()}, [AblationClaim("a", "z", "hard")], r"claims: no row 'z', only a"),
     ],
 )
