@@ -71,7 +71,7 @@ def test_rows_differ_by_what_they_say(name: str, tmp_path: Path) -> None:
 
 def test_an_ablation_has_rows() -> None:
     with pytest.raises(ValueError, match=r"ablation\.rows=\{\}: expected at least one row"):
-        config_of("output=out", "ablation=null")
+        config_of("output=out", "ablation=[]")
 
 
 def test_missing_shapes_are_made_first_and_the_shipped_towers_are_found(tmp_path: Path) -> None:
