@@ -298,8 +298,6 @@ class Decoder:
         self.owner: Any = owner
         self.prefix, self.owner_prefix = prefix, owner_prefix
         self.is_tied = is_tied
-        self.max_length: int = self.text.config.max_position_embeddings
-        """Tokens of a conversation that it can read."""
         self._is_compiled = False
         self.tie()
 
@@ -307,6 +305,11 @@ class Decoder:
     def vocab_size(self) -> int:
         """Rows of the tables."""
         return len(self.text.embed_tokens.weight)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a conversation that it can read."""
+        return int(self.text.config.max_position_embeddings)
 
     def tie(self) -> None:
         """Make the head the embedding table again, where it is to be, after either has got new tensors."""
