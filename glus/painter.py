@@ -99,19 +99,17 @@ def restack(stack: Sequence[int], masks_EHW: np.ndarray) -> list[int]:
 
 
 def topmost(masks_EHW: np.ndarray, stack: Sequence[int]) -> np.ndarray:
-    """(H, W) uint8: 1 + the number of the uppermost mask, or 0."""
-    top_HW = np.zeros(masks_EHW.shape[1:], np.uint8)
+    """(H, W) uint16: 1 + the number of the uppermost mask, or 0."""
+    top_HW = np.zeros(masks_EHW.shape[1:], np.uint16)
     for number in stack:
         top_HW[masks_EHW[number]] = number + 1
     return top_HW
 
 
 def _filled(frame_HW3: np.ndarray, top_HW: np.ndarray, colours: Sequence[Colour], fill: float) -> np.ndarray:
-    table = np.zeros((256, 1, 3), np.uint8)
-    table[1 : len(colours) + 1, 0] = np.reshape(colours, (-1, 3))
-    colours_HW3 = cv2.LUT(cv2.merge([top_HW] * 3), table)
-    mixed = cv2.addWeighted(frame_HW3, 1 - fill, colours_HW3, fill, 0)
-    return cv2.copyTo(mixed, top_HW, frame_HW3.copy())
+    table = np.array([PAPER, *colours], np.uint8)
+    mixed = cv2.addWeighted(frame_HW3, 1 - fill, table.take(top_HW, axis=0), fill, 0)
+    return cv2.copyTo(mixed, (top_HW > 0).view(np.uint8), frame_HW3.copy())
 
 
 def _visible_paths(

@@ -138,6 +138,14 @@ def test_the_smallest_mask_is_on_top_and_its_colour_alone_fills_it() -> None:
         np.testing.assert_allclose(picture[135, x], mixed, atol=1)
 
 
+def test_more_masks_than_a_byte_counts_are_drawn() -> None:
+    masks = np.zeros((300, 12, 30), bool)
+    masks[range(300), np.arange(300) // 30, np.arange(300) % 30] = True
+    colours = palette(300)
+    picture = overlay(np.zeros((12, 30, 3), np.uint8), masks, colours, fill=1.0)
+    np.testing.assert_array_equal(picture[9, 20:], colours[290:])
+
+
 def test_masks_of_about_one_size_do_not_swap() -> None:
     painter, seen = Painter(["", ""], palette(2)), set()
     for step in range(20):

@@ -35,13 +35,17 @@ def variant_of(folder: Path) -> Variant | None:
     Raises:
         ValueError: that file is damaged.
     """
-    if not (folder / "predict.json").is_file():
+    file = folder / "predict.json"
+    if not file.is_file():
         return None
-    identity = read_object(folder / "predict.json")["identity"]
-    if identity["inference"]["window"] != Window.sliding.value:
-        return None
-    frames = load_config(FramesConfig, identity["frames"])
-    return Variant(frames, identity["model"]["memory"]["enabled"], identity["key_frames"] is not None)
+    try:
+        identity = read_object(file)["identity"]
+        if identity["inference"]["window"] != Window.sliding.value:
+            return None
+        frames = load_config(FramesConfig, identity["frames"])
+        return Variant(frames, identity["model"]["memory"]["enabled"], identity["key_frames"] is not None)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: it does not say what predicted ({error!r})") from error
 
 
 def decided_frames(

@@ -290,7 +290,7 @@ def calibrate(
 
     Raises:
         FileNotFoundError, ValueError, OSError: as ``score_predictions`` with ``missing=error``; or a video cannot be
-            read, or the predictions hold no object scores, or were made with a threshold.
+            read, or none has a ground truth, or the predictions hold no object scores, or were made with a threshold.
     """
     check_predictions_dir(predictions_dir)
     all_videos = read_scored_videos(dataset)
@@ -299,7 +299,10 @@ def calibrate(
     unscorable = [line for video in videos for line in video.unscorable]
     if unscorable:
         raise ValueError(unscorable[0])
-    return Thresholds([one for video in videos for one in video.undecided])
+    undecided = [one for video in videos for one in video.undecided]
+    if not undecided:
+        raise ValueError(f"{dataset.name}: no expression of {len(videos)} videos has a ground truth in any frame")
+    return Thresholds(undecided)
 
 
 @dataclass(frozen=True)

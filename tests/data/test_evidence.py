@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glus.config import DatasetConfig, FramesConfig, Layout, QuerySampling
-from glus.data.evidence import Variant, decided_frames, read_evidence
+from glus.data.evidence import Variant, decided_frames, read_evidence, variant_of
 from glus.shapes.scene import STRUCTURES, marked_frames, scene_of
 from glus.shapes.write import write_shapes
 
@@ -54,6 +54,13 @@ def test_undecided_frames_lie_where_they_must() -> None:
     assert frames("late", "+ key frames", 8) == [11, 12, 13, 14, 15]
     assert frames("memory", "+ key frames", 8) == [0, 1]
     assert frames("late", "+ key frames", 12) == [*range(16)]
+
+
+def test_a_record_of_predictions_that_is_not_whole_is_named(tmp_path: Path) -> None:
+    assert variant_of(tmp_path) is None
+    (tmp_path / "predict.json").write_text('{"identity": {"inference": {"window": "sliding"}}}')
+    with pytest.raises(ValueError, match=r"predict\.json is damaged: it does not say what predicted .*'frames'"):
+        variant_of(tmp_path)
 
 
 def test_a_written_split_says_what_the_plan_says(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def test_sentences_that_all_have_objects_have_no_n_acc():
 
 def test_predictions_that_do_not_tell_are_refused(written, tmp_path):
     folder = predict(tmp_path, written)
+    with pytest.raises(ValueError, match="no expression of 0 videos has a ground truth"):
+        calibrate(written.dataset, folder, max_videos=0)
     first = read_expressions(written.dataset)[0]
     answers = folder / first.prediction_dir / "answers.json"
     answers.write_text(answers.read_text().replace("object_score", "another"))
