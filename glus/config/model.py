@@ -179,9 +179,8 @@ class ModelConfig:
         default_factory=lambda: ["lora", "embeddings", "lm_head", "seg_head", "projector", "mask_decoder"]
     )
     """Names of ``PARTS`` (of the MLLM and the segmenter, ``seg_head``, ``iou_head``) that are trained; all else is
-    frozen and runs under no_grad. In place of ``embeddings`` and ``lm_head``, ``embeddings_new_rows`` and
-    ``lm_head_new_rows`` train the added tokens' rows alone (32 k parameters for 262 M at full size); the release trains
-    whole tables."""
+    frozen. In place of ``embeddings`` and ``lm_head``, ``embeddings_new_rows`` and ``lm_head_new_rows`` train the added
+    tokens' rows alone (32 k parameters for 262 M at full size); the release trains whole tables."""
     precision: Precision = Precision.fp32
     """Weights and activations; bf16 on a GPU as released, fp32 on a CPU."""
     family: str = "llava"

@@ -1,1 +1,1 @@
-"""The network: CLIP encoder, language model, SAM2 segmenter, memory bank, and Glus, which joins them."""
+"""The network: an MLLM, a segmenter, the memory bank, and Glus, which joins them."""
