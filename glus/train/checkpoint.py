@@ -147,7 +147,10 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         for leftover in self._folder.glob("step_*.tmp"):  # of a run that was killed while it wrote or removed
             if _LEFTOVER.fullmatch(leftover.name):
-                shutil.rmtree(leftover, ignore_errors=True)
+                try:
+                    shutil.rmtree(leftover)
+                except OSError as error:  # as in removing an old one; where this name is wanted itself, mkdir fails
+                    log.warning("%s cannot be removed yet: %s", leftover, error)
         temporary.mkdir()
         self._write_model_config(temporary)
 

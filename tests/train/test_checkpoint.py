@@ -285,16 +285,16 @@ def test_what_cannot_be_removed_yet_ends_no_training(
     for step in (1, 2):
         write_checkpoint(run, step, config)
 
-    def busy(folder: Path, ignore_errors: bool = False) -> None:
-        if not ignore_errors:
-            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+    def busy(folder: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
 
     checkpoints = Checkpoints(run, None, None, config, lambda folder: None)  # type: ignore[arg-type]
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", busy)
         checkpoints._prune()
         checkpoints._start(run / "checkpoints" / "step_3.tmp")
-    assert "checkpoints/step_1 cannot be removed yet: [Errno 39] Directory not empty" in caplog.text
+    for name in ("step_1", "step_1.removed.tmp"):
+        assert f"checkpoints/{name} cannot be removed yet: [Errno 39] Directory not empty" in caplog.text
     assert [folder.name for folder in list_checkpoints(run)] == ["step_2"]
     checkpoints._start(run / "checkpoints" / "step_4.tmp")
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step_2", "step_4.tmp"}
